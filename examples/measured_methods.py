@@ -1,0 +1,235 @@
+"""
+Measuring the methods, and keeping what was measured
+====================================================
+
+What the pages about the methods share: each method runs under the meter, its arrays are
+compared with those of NiftiMasker, and a row for it goes into the folder ``measured``, from
+which the chapter takes its table, its figures and the numbers in its text:
+
+``summary.csv``
+    a row for each method: peaks and the level before the call in MiB, seconds, and whether
+    the arrays are identical to NiftiMasker's;
+``traces/``
+    a file for each method, in mprof's format;
+``experiment.json``
+    the image, the masks, the machine and the versions of what was used.
+"""
+
+import csv
+import datetime
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+from nilearn.maskers import NiftiMasker
+
+from options import read_options
+from peak_memory import MIB, measure
+from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from whole_experiment import METHODS, run
+
+COLUMNS = (
+    "method,function,mode,n_jobs,image_mib,n_masks,"
+    "before_mib,peak_pss_mib,peak_rss_mib,seconds,identical"
+).split(",")
+
+
+def prepare_all():
+    """Prepare image and masks, the reference arrays, and the folder for measurements.
+
+    Returns
+    -------
+    fmri_path : pathlib.Path
+    mask_paths : list of pathlib.Path
+    reference : list of arrays of shape (n_timepoints, n_voxels)
+        What NiftiMasker gives for each mask.
+    image_mib : float
+        Size of the image's data in memory.
+    """
+    options = read_options()
+    fmri_img, fmri_path = get_fmri_path(options.n_images)
+    mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
+    _describe(options, fmri_img, fmri_path, mask_imgs)
+    image_mib = fmri_img.dataobj.nbytes / MIB
+    del fmri_img
+
+    def fill(folder):
+        for i, series in enumerate(measure(reference_series, fmri_path, mask_paths).result()):
+            np.save(folder / f"{i:03d}.npy", series)
+
+    stamp = [str(fmri_path), fmri_path.stat().st_size, fmri_path.stat().st_mtime_ns]
+    used = [version(package) for package in ("nilearn", "nibabel", "numpy")]
+    folder = prepare("reference", [stamp, [str(path) for path in mask_paths], used], fill)
+    return fmri_path, mask_paths, [np.load(path) for path in sorted(folder.iterdir())], image_mib
+
+
+def reference_series(fmri_path, mask_paths):
+    """Extract each mask with NiftiMasker itself, one after the other.
+
+    Parameters
+    ----------
+    fmri_path : path
+    mask_paths : list of paths
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+    """
+    return [
+        NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
+        for mask_path in mask_paths
+    ]
+
+
+def identical(series, reference):
+    """Tell whether all arrays are the same, in shape, type and every value.
+
+    Parameters
+    ----------
+    series, reference : lists of arrays
+        `series` may be shorter: a single run has one mask.
+
+    Returns
+    -------
+    bool
+    """
+    return len(series) > 0 and all(
+        a.dtype == b.dtype.newbyteorder("=") and np.array_equal(a, b, equal_nan=True)
+        for a, b in zip(series, reference, strict=False)
+    )
+
+
+def measure_methods(*functions):
+    """Measure every method of the experiment that uses one of some functions.
+
+    Parameters
+    ----------
+    *functions : callable
+        Functions that are named in `whole_experiment.METHODS`.
+
+    Returns
+    -------
+    dict of str to peak_memory.Trace
+        In the order of `METHODS`; also written to the folder ``measured``.
+    """
+    fmri_path, mask_paths, reference, image_mib = prepare_all()
+    names = {function.__name__ for function in functions}
+    traces = {}
+    for number, method in enumerate(METHODS, start=1):
+        if method.function.__name__ not in names:
+            continue
+        title = f"{method.name}, {method.mode}"
+        trace = traces[title] = measure(run, method, fmri_path, mask_paths)
+        series = trace.result()
+        n_masks = len(mask_paths) if method.mode == "parallel" else 1
+        row = {
+            "method": method.name,
+            "function": method.function.__name__,
+            "mode": method.mode,
+            "n_jobs": n_masks,
+            "image_mib": f"{image_mib:.1f}",
+            "n_masks": n_masks,
+            "before_mib": f"{trace.before_mib:.1f}",
+            "peak_pss_mib": f"{trace.peak_pss_mib:.1f}",
+            "peak_rss_mib": f"{trace.peak_rss_mib:.1f}",
+            "seconds": f"{trace.seconds:.2f}",
+            "identical": str(len(series) == n_masks and identical(series, reference)).lower(),
+        }
+        _keep(row, trace)
+        print(f"{title}\n    {trace}\n    identical to NiftiMasker: {row['identical']}")
+        print(f"[{number} of {len(METHODS)}] {title}: {trace}", file=sys.__stderr__, flush=True)
+    return traces
+
+
+def plot_traces(traces, image_mib=None):
+    """Draw several traces, one below the other, on the same scales.
+
+    Parameters
+    ----------
+    traces : dict of str to peak_memory.Trace
+    image_mib : float, optional
+        Size of the image in memory, drawn as a line.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(traces), 1, figsize=(8, 0.8 + 2.2 * len(traces)), squeeze=False, layout="constrained"
+    )
+    for ax, (title, trace) in zip(axes.flat, traces.items(), strict=True):
+        trace.plot(ax, image_mib, title)
+        if ax is not axes[0, 0]:
+            ax.get_legend().remove()
+    peaks = ", ".join(f"{title} {t.peak_pss_mib:,.0f} MiB" for title, t in traces.items())
+    figure.suptitle("Memory over time", fontsize="large")
+    figure.set_label(f"Memory over time; peaks: {peaks}")
+    return figure
+
+
+def _keep(row, trace):
+    """Put a method's row, in the order of METHODS, and its trace into the folder."""
+    folder = Path(read_options().measured)
+    rows = {}
+    if (folder / "summary.csv").exists():
+        with open(folder / "summary.csv", newline="") as file:
+            rows = {(r["method"], r["mode"]): r for r in csv.DictReader(file)}
+    rows[row["method"], row["mode"]] = row
+    ordered = [rows[m.name, m.mode] for m in METHODS if (m.name, m.mode) in rows]
+    unfinished = folder / "summary.csv.unfinished"
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(ordered)
+    unfinished.replace(folder / "summary.csv")
+    name = f"{row['method']}-{row['mode']}".lower().replace(", ", "-").replace(" ", "-")
+    trace.save(folder / "traces" / f"{name}.dat")
+
+
+def _describe(options, fmri_img, fmri_path, mask_imgs):
+    """Write experiment.json; empty the folder first if it is about something else."""
+    folder = Path(options.measured)
+    data = fmri_img.dataobj
+    subject = {
+        "name": fmri_path.name,
+        "source": "own" if options.fmri else options.data,
+        "path": str(fmri_path),
+        "changed": fmri_path.stat().st_mtime,
+        "shape": list(fmri_img.shape),
+        "dtype": str(data.dtype),
+        "stored_dtype": str(fmri_img.get_data_dtype()),
+        "on_disk_mib": fmri_path.stat().st_size / MIB,
+        "in_memory_mib": data.nbytes / MIB,
+        "n_images": None if options.fmri else options.n_images,
+        "n_masks": len(mask_imgs),
+        "mask_voxels": [int(np.count_nonzero(img.dataobj)) for img in mask_imgs],
+    }
+    path = folder / "experiment.json"
+    if path.exists() and json.loads(path.read_text())["image"] == subject:
+        return
+    for pattern in ("*.csv", "*.dat", "*.svg", "*.json", "traces/*.dat"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
+    (folder / "traces").mkdir(parents=True, exist_ok=True)
+    packages = ("nilearn", "nibabel", "numpy", "joblib", "memory_profiler", "psutil")
+    description = {
+        "image": subject,
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "memory_gib": psutil.virtual_memory().total / 2**30,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "date": datetime.date.today().isoformat(),
+    }
+    unfinished = folder / "experiment.json.unfinished"
+    unfinished.write_text(json.dumps(description, indent=1))
+    unfinished.replace(path)

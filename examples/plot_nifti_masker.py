@@ -1,0 +1,126 @@
+"""
+NiftiMasker: the usual way
+==========================
+
+:class:`~nilearn.maskers.NiftiMasker` is what most people reach for: it takes an image and a
+mask, and gives the time series of the voxels in the mask. It can also smooth, detrend,
+filter and standardise. On this page you will
+
+1. extract one region, and then all regions in parallel,
+2. give the masker a path, and then an image whose data are in memory, and
+3. see what both cost with all workers counted.
+"""
+
+# %%
+# One mask
+# --------
+# The masker would resample an image to a mask of another grid, and would take a 3D image
+# for a single volume. Here both are mistakes, so they are refused first. Opening an image
+# reads its header only.
+
+import zlib
+
+import numpy as np
+from nilearn.image import load_img
+from nilearn.maskers import NiftiMasker
+
+
+def nifti_masker_single(fmri, mask):
+    """Extract the voxel time series of one mask with NiftiMasker.
+
+    Parameters
+    ----------
+    fmri : path or nibabel.Nifti1Image
+        4D image.
+    mask : path or nibabel.Nifti1Image
+        3D mask on the grid of the image: non-zero in the region.
+
+    Returns
+    -------
+    array of shape (n_timepoints, n_voxels)
+        float32 or float64, as the image; integers become float32. Voxels are in C order
+        of the mask. Values that are not finite are replaced by zero.
+
+    Raises
+    ------
+    ValueError
+        A file is missing; the image is not 4D or the mask not 3D; their grids or affines
+        differ; the mask is empty.
+    OSError
+        The image's file is incomplete or damaged.
+    """
+    fmri_img, mask_img = load_img(fmri), load_img(mask)
+    if (
+        fmri_img.ndim != 4
+        or mask_img.shape != fmri_img.shape[:3]
+        or not np.allclose(mask_img.affine, fmri_img.affine)
+    ):
+        raise ValueError(
+            "A 4D image and a 3D mask on its grid are needed; the image has shape "
+            f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+            f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+        )
+    if not np.any(mask_img.dataobj):
+        raise ValueError("The mask is empty: none of its voxels differs from zero.")
+    try:
+        return NiftiMasker(mask_img=mask, standardize=None).fit_transform(fmri)
+    except (EOFError, OSError, zlib.error) as error:
+        raise OSError(
+            f"{fmri} is incomplete or damaged ({error}). Copy or download it again."
+        ) from error
+
+
+# %%
+# All masks in parallel
+# ---------------------
+# One worker for each mask, and the same function in each. A path travels to the workers as
+# a few bytes, and each worker then reads the whole file. An image in memory is written by
+# joblib to a file in shared memory, once, and the workers map that file.
+
+from joblib import Parallel, delayed
+
+
+def nifti_masker_parallel(fmri, masks, n_regions):
+    """Extract the voxel time series of several masks, each in a worker of its own.
+
+    Parameters
+    ----------
+    fmri : path or nibabel.Nifti1Image
+        4D image.
+    masks : list of paths or of nibabel.Nifti1Image
+        3D masks on the grid of the image.
+    n_regions : int
+        Number of workers.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `nifti_masker_single`, also for the errors.
+    """
+    return Parallel(n_jobs=n_regions)(delayed(nifti_masker_single)(fmri, mask) for mask in masks)
+
+
+# %%
+# What it costs
+# -------------
+# Each of the four runs starts from the files, in a fresh process: to read the image into
+# memory is a part of the in-memory runs. The array that comes back is compared with the
+# output of NiftiMasker, value for value.
+
+if __name__ == "__main__":
+    from measured_methods import measure_methods, plot_traces
+
+    traces = measure_methods(nifti_masker_single, nifti_masker_parallel)
+    plot_traces(traces)
+
+# %%
+# What to conclude
+# ----------------
+# Look at the workers in the two parallel runs. With a path, each holds the image as it came
+# from the file and the copy that the masker makes of it before it takes out the region: the
+# memory grows with the number of masks. With an image in memory the file is read once, but
+# each worker still makes the masker's own full copy. What the masker can do beyond taking
+# out voxels is not asked for here, yet its copies are paid for.
+#
+# Taking out voxels is all that we need: :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`.

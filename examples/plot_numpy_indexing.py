@@ -1,0 +1,202 @@
+"""
+NumPy indexing: take the voxels, nothing else
+=============================================
+
+To get the time series of the voxels in a mask, a masker is not needed: index the image's
+array with the mask's. On this page you will
+
+1. write the function that gives the very values that NiftiMasker gives,
+2. run it in parallel, from a path and from an image in memory, and
+3. see which of the masker's copies are gone, and which copy each worker still makes.
+"""
+
+# %%
+# One mask, image in memory
+# -------------------------
+# NumPy indexing takes a mask of another space without a word, as long as its shape fits.
+# So the function compares shapes and affines before it touches the data.
+
+import nibabel as nib
+import numpy as np
+
+
+def numpy_masker_single_inmemory(fmri_img, mask_img):
+    """Extract the voxel time series of one mask by indexing.
+
+    Parameters
+    ----------
+    fmri_img : nibabel.Nifti1Image
+        4D image. If its data are not in memory yet, they are read here.
+    mask_img : nibabel.Nifti1Image
+        3D mask on the grid of the image: non-zero in the region.
+
+    Returns
+    -------
+    array of shape (n_timepoints, n_voxels)
+        float32 or float64, as the image; integers become float32. Voxels are in C order
+        of the mask. Values that are not finite are replaced by zero, as NiftiMasker does.
+
+    Raises
+    ------
+    ValueError
+        The image is not 4D or the mask not 3D; their grids or affines differ; the mask is
+        empty.
+    """
+    if (
+        fmri_img.ndim != 4
+        or mask_img.shape != fmri_img.shape[:3]
+        or not np.allclose(mask_img.affine, fmri_img.affine)
+    ):
+        raise ValueError(
+            "A 4D image and a 3D mask on its grid are needed; the image has shape "
+            f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+            f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+        )
+    mask = np.asarray(mask_img.dataobj) != 0
+    if not mask.any():
+        raise ValueError("The mask is empty: none of its voxels differs from zero.")
+    series = np.asanyarray(fmri_img.dataobj)[mask].T
+    dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
+    series = np.ascontiguousarray(series, dtype=dtype)
+    return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+
+
+# %%
+# One mask, from a path
+# ---------------------
+# The same, with the files opened here. A file that ends too early is found out when its
+# data are read.
+
+import zlib
+
+
+def numpy_masker_single_path(fmri_path, mask_path):
+    """Extract the voxel time series of one mask by indexing, from files.
+
+    Parameters
+    ----------
+    fmri_path : str or pathlib.Path
+        4D image.
+    mask_path : str or pathlib.Path
+        3D mask on the grid of the image: non-zero in the region.
+
+    Returns
+    -------
+    array of shape (n_timepoints, n_voxels)
+        As `numpy_masker_single_inmemory` gives it.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing.
+    ValueError
+        As for `numpy_masker_single_inmemory`.
+    OSError
+        The image's file is incomplete or damaged.
+    """
+    fmri_img, mask_img = nib.load(fmri_path), nib.load(mask_path)
+    if (
+        fmri_img.ndim != 4
+        or mask_img.shape != fmri_img.shape[:3]
+        or not np.allclose(mask_img.affine, fmri_img.affine)
+    ):
+        raise ValueError(
+            "A 4D image and a 3D mask on its grid are needed; the image has shape "
+            f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+            f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+        )
+    mask = np.asarray(mask_img.dataobj) != 0
+    if not mask.any():
+        raise ValueError("The mask is empty: none of its voxels differs from zero.")
+    try:
+        data = np.asanyarray(fmri_img.dataobj)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise OSError(
+            f"{fmri_path} is incomplete or damaged ({error}). Copy or download it again."
+        ) from error
+    series = data[mask].T
+    dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
+    series = np.ascontiguousarray(series, dtype=dtype)
+    return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+
+
+# %%
+# All masks in parallel
+# ---------------------
+# A path is a few bytes, and each worker reads the file for itself. An array of more than
+# 1 MB is not sent at all: joblib writes it to a file in shared memory, once, and the
+# workers map that file.
+
+from joblib import Parallel, delayed
+
+
+def numpy_masker_parallel_path(fmri_path, mask_paths, n_regions):
+    """Extract several masks by indexing, each in a worker that reads the image's file.
+
+    Parameters
+    ----------
+    fmri_path : str or pathlib.Path
+        4D image.
+    mask_paths : list of str or pathlib.Path
+        3D masks on the grid of the image.
+    n_regions : int
+        Number of workers.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `numpy_masker_single_path`, also for the errors.
+    """
+    return Parallel(n_jobs=n_regions)(
+        delayed(numpy_masker_single_path)(fmri_path, mask_path) for mask_path in mask_paths
+    )
+
+
+def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_regions):
+    """Extract several masks by indexing one image in memory, each in a worker of its own.
+
+    Parameters
+    ----------
+    fmri_img : nibabel.Nifti1Image
+        4D image, its data in memory. (A lazily loaded one makes each worker read the file.)
+    mask_imgs : list of nibabel.Nifti1Image
+        3D masks on the grid of the image.
+    n_regions : int
+        Number of workers.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `numpy_masker_single_inmemory`, also for the errors.
+    """
+    return Parallel(n_jobs=n_regions)(
+        delayed(numpy_masker_single_inmemory)(fmri_img, mask_img) for mask_img in mask_imgs
+    )
+
+
+# %%
+# What it costs
+# -------------
+# The runs are those of :ref:`sphx_glr_auto_examples_plot_nifti_masker.py`, with the other
+# functions.
+
+if __name__ == "__main__":
+    from measured_methods import measure_methods, plot_traces
+
+    traces = measure_methods(
+        numpy_masker_single_path,
+        numpy_masker_single_inmemory,
+        numpy_masker_parallel_path,
+        numpy_masker_parallel_inmemory,
+    )
+    plot_traces(traces)
+
+# %%
+# What to conclude
+# ----------------
+# From a path, each worker holds the image once, and no longer a second time: what is left
+# is one copy for each worker. From memory, the workers share one copy, but the process that
+# calls them has its own, and joblib's file is a second one. One copy would be enough:
+# :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.

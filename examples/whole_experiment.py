@@ -1,0 +1,136 @@
+"""
+The whole experiment, in one script
+===================================
+
+Nine ways to extract the time series of regions, one after the other in one process. Run it
+under mprof, which draws the memory of the process and of its workers over time:
+
+.. code-block:: bash
+
+    mprof run --include-children --multiprocess examples/whole_experiment.py
+    mprof plot
+
+Before each method the script rests for a moment, so that one can be told from the next.
+With ``--pause 30`` mprof's own plot is easy to read. The workers of one method are shut
+down before the next begins: joblib keeps them for five minutes otherwise, and they would
+lie under the next method's peak.
+
+When each method began and ended is written to a table, on the same clock as mprof's file.
+:ref:`sphx_glr_auto_examples_plot_memory_over_time.py` labels the curve with it.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from joblib.externals.loky import get_reusable_executor
+
+from options import read_options
+from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, load_in_memory
+from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
+from plot_numpy_indexing import (
+    numpy_masker_parallel_inmemory,
+    numpy_masker_parallel_path,
+    numpy_masker_single_inmemory,
+    numpy_masker_single_path,
+)
+from plot_shared_memory import numpy_masker_shared_parallel
+
+
+class Method(NamedTuple):
+    """One of the ways: a function, how it is called, and its name in figures and tables."""
+
+    name: str
+    function: Callable
+    mode: str  # "single": the first mask; "parallel": all masks
+    in_memory: bool = False  # images whose data are in memory, instead of paths
+
+
+METHODS = [
+    Method("NiftiMasker, path", nifti_masker_single, "single"),
+    Method("NiftiMasker, in-memory image", nifti_masker_single, "single", in_memory=True),
+    Method("NiftiMasker, path", nifti_masker_parallel, "parallel"),
+    Method("NiftiMasker, in-memory image", nifti_masker_parallel, "parallel", in_memory=True),
+    Method("NumPy indexing, path", numpy_masker_single_path, "single"),
+    Method("NumPy indexing, in-memory image", numpy_masker_single_inmemory, "single", True),
+    Method("NumPy indexing, path", numpy_masker_parallel_path, "parallel"),
+    Method("NumPy indexing, in-memory image", numpy_masker_parallel_inmemory, "parallel", True),
+    Method("NumPy indexing, shared memory", numpy_masker_shared_parallel, "parallel"),
+]
+
+
+def run(method, fmri_path, mask_paths):
+    """Do the whole work of one method, from the files to the arrays.
+
+    Parameters
+    ----------
+    method : Method
+    fmri_path : path
+        4D image.
+    mask_paths : list of paths
+        3D masks on its grid.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for the first mask, or one for each mask in parallel.
+    """
+    load = load_in_memory if method.in_memory else Path
+    fmri = load(fmri_path)
+    if method.mode == "single":
+        return [method.function(fmri, load(mask_paths[0]))]
+    masks = [load(mask_path) for mask_path in mask_paths]
+    return method.function(fmri, masks, len(masks))
+
+
+def main(n_images, n_regions, pause=2, phases_path="whole_experiment_phases.csv"):
+    """Run the nine methods in sequence.
+
+    Parameters
+    ----------
+    n_images : int
+        Subjects in the image.
+    n_regions : int
+        Masks, and workers of the parallel methods.
+    pause : float
+        Seconds to rest before each method.
+    phases_path : str or pathlib.Path
+        Where to write when each method began and ended, in seconds as `time.time` has them.
+    """
+    _, fmri_path = get_fmri_path(n_images)
+    _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, n_regions)
+    phases = []
+    for number, method in enumerate(METHODS, start=1):
+        time.sleep(pause)
+        print(f"{number} of {len(METHODS)}: {method.name}, {method.mode} ...", flush=True)
+        began = time.time()
+        run(method, fmri_path, mask_paths)
+        ended = time.time()
+        get_reusable_executor().shutdown(wait=True)
+        phases.append((method.name, method.mode, f"{began:.3f}", f"{ended:.3f}"))
+        print(f"    done in {ended - began:.1f} s", flush=True)
+    time.sleep(pause)
+    with open(phases_path, "w", newline="") as file:
+        csv.writer(file).writerows([("method", "mode", "began", "ended"), *phases])
+    print(f"The times of all methods are in {phases_path}.")
+
+
+if __name__ == "__main__":
+    try:
+        options = read_options()
+    except ValueError as error:
+        sys.exit(str(error))
+    parser = argparse.ArgumentParser(
+        description="Run nine ways to extract regions, one after the other.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--n-images", type=int, default=options.n_images)
+    parser.add_argument("--n-regions", type=int, default=options.n_regions)
+    parser.add_argument("--pause", type=float, default=options.pause, help="seconds of rest")
+    parser.add_argument("--phases", default="whole_experiment_phases.csv", help="output file")
+    arguments = parser.parse_args()
+    main(arguments.n_images, arguments.n_regions, arguments.pause, arguments.phases)
