@@ -17,6 +17,7 @@ which the chapter takes its table, its figures and the numbers in its text:
 
 import csv
 import datetime
+import functools
 import json
 import os
 import platform
@@ -124,7 +125,9 @@ def measure_methods(*functions):
         if method.function.__name__ not in names:
             continue
         title = f"{method.name}, {method.mode}"
-        trace = traces[title] = measure(run, method, fmri_path, mask_paths)
+        call = functools.partial(run, method, fmri_path, mask_paths)
+        call.__name__ = title
+        trace = traces[title] = measure(call)
         series = trace.result()
         n_masks = len(mask_paths) if method.mode == "parallel" else 1
         row = {
@@ -141,8 +144,8 @@ def measure_methods(*functions):
             "identical": str(len(series) == n_masks and identical(series, reference)).lower(),
         }
         _keep(row, trace)
-        print(f"{title}\n    {trace}\n    identical to NiftiMasker: {row['identical']}")
-        print(f"[{number} of {len(METHODS)}] {title}: {trace}", file=sys.__stderr__, flush=True)
+        print(f"{trace}\n    identical to NiftiMasker: {row['identical']}")
+        print(f"[{number} of {len(METHODS)}] {trace}", file=sys.__stderr__, flush=True)
     return traces
 
 
@@ -223,7 +226,9 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
         "image": subject,
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
             "memory_gib": psutil.virtual_memory().total / 2**30,
             "python": platform.python_version(),
             **{package: version(package) for package in packages},

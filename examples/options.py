@@ -54,12 +54,16 @@ class Options:
         """Give the same options as environment variables, with absolute paths."""
         own = {"FMRI": self.fmri, "ATLAS": shlex.join(self.atlas)} if self.fmri else {}
         scale = {} if self.fmri else {"N_IMAGES": str(self.n_images), "DATA": self.data}
-        return own | scale | {
-            "N_REGIONS": str(self.n_regions),
-            "PAUSE": f"{self.pause:g}",
-            "MASKER_CACHE": self.cache,
-            "MEASURED": self.measured,
-        }
+        return (
+            own
+            | scale
+            | {
+                "N_REGIONS": str(self.n_regions),
+                "PAUSE": f"{self.pause:g}",
+                "MASKER_CACHE": self.cache,
+                "MEASURED": self.measured,
+            }
+        )
 
 
 def read_options(environ=None):

@@ -225,7 +225,9 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
             mask_img = new_img_like(fmri_img, data.astype("uint8"))
             mask_img.to_filename(folder / file_name)
 
-    stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stamps = [
+        (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files
+    ]
     grid = (fmri_img.shape[:3], fmri_img.affine.tolist())
     code = [_code_of(function) for function in (fill, _regions)]
     folder = prepare(f"{n_regions}-masks", [stamps, grid, code], fill)
