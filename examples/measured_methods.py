@@ -35,9 +35,9 @@ from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prep
 from whole_experiment import METHODS, run
 
 COLUMNS = (
-    "method,function,mode,n_jobs,image_mib,n_masks,"
-    "before_mib,peak_pss_mib,peak_rss_mib,seconds,identical"
-).split(",")
+    *("method", "function", "mode", "n_jobs", "image_mib", "n_masks"),
+    *("before_mib", "peak_pss_mib", "peak_rss_mib", "seconds", "identical"),
+)
 
 
 def prepare_all():
@@ -149,6 +149,31 @@ def measure_methods(*functions):
     return traces
 
 
+def complete_summary():
+    """Give the rows of all methods; measure those that were not measured yet.
+
+    Returns
+    -------
+    list of dict of str to str
+        The rows of ``summary.csv``.
+    """
+    prepare_all()
+    there = {(row["method"], row["mode"]) for row in read_summary()}
+    missing = [m.function for m in METHODS if (m.name, m.mode) not in there]
+    if missing:
+        measure_methods(*missing)
+    return read_summary()
+
+
+def read_summary():
+    """Read ``summary.csv``: a list with a dict for each row, empty if there is none."""
+    path = Path(read_options().measured) / "summary.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def plot_traces(traces, image_mib=None):
     """Draw several traces, one below the other, on the same scales.
 
@@ -171,19 +196,14 @@ def plot_traces(traces, image_mib=None):
         trace.plot(ax, image_mib, title)
         if ax is not axes[0, 0]:
             ax.get_legend().remove()
-    peaks = ", ".join(f"{title} {t.peak_pss_mib:,.0f} MiB" for title, t in traces.items())
-    figure.suptitle("Memory over time", fontsize="large")
-    figure.set_label(f"Memory over time; peaks: {peaks}")
+    figure.suptitle("Memory over time")
     return figure
 
 
 def _keep(row, trace):
     """Put a method's row, in the order of METHODS, and its trace into the folder."""
     folder = Path(read_options().measured)
-    rows = {}
-    if (folder / "summary.csv").exists():
-        with open(folder / "summary.csv", newline="") as file:
-            rows = {(r["method"], r["mode"]): r for r in csv.DictReader(file)}
+    rows = {(r["method"], r["mode"]): r for r in read_summary()}
     rows[row["method"], row["mode"]] = row
     ordered = [rows[m.name, m.mode] for m in METHODS if (m.name, m.mode) in rows]
     unfinished = folder / "summary.csv.unfinished"
@@ -238,3 +258,10 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
     unfinished = folder / "experiment.json.unfinished"
     unfinished.write_text(json.dumps(description, indent=1))
     unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    try:
+        prepare_all()
+    except (ValueError, ConnectionError) as error:
+        sys.exit(str(error))

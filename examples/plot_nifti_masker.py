@@ -109,10 +109,11 @@ def nifti_masker_parallel(fmri, masks, n_regions):
 # output of NiftiMasker, value for value.
 
 if __name__ == "__main__":
-    from measured_methods import measure_methods, plot_traces
+    from measured_methods import measure_methods, plot_traces, prepare_all
 
+    *_, image_mib = prepare_all()
     traces = measure_methods(nifti_masker_single, nifti_masker_parallel)
-    plot_traces(traces)
+    plot_traces(traces, image_mib)
 
 # %%
 # What to conclude

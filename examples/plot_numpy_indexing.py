@@ -183,15 +183,16 @@ def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_regions):
 # functions.
 
 if __name__ == "__main__":
-    from measured_methods import measure_methods, plot_traces
+    from measured_methods import measure_methods, plot_traces, prepare_all
 
+    *_, image_mib = prepare_all()
     traces = measure_methods(
         numpy_masker_single_path,
         numpy_masker_single_inmemory,
         numpy_masker_parallel_path,
         numpy_masker_parallel_inmemory,
     )
-    plot_traces(traces)
+    plot_traces(traces, image_mib)
 
 # %%
 # What to conclude

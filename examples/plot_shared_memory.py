@@ -161,7 +161,83 @@ def numpy_masker_shared_parallel(fmri, masks, n_regions):
 # -------------
 
 if __name__ == "__main__":
-    from measured_methods import measure_methods, plot_traces
+    from measured_methods import measure_methods, plot_traces, prepare_all
 
+    fmri_path, mask_paths, _, image_mib = prepare_all()
     traces = measure_methods(numpy_masker_shared_parallel)
-    plot_traces(traces)
+    plot_traces(traces, image_mib)
+
+# %%
+# Is it one copy?
+# ---------------
+# The workers' imports take memory too. What they take shows when the same call works on the
+# first volume alone. What is left above that is the image, and it should be there once.
+
+if __name__ == "__main__":
+    import tempfile
+    from peak_memory import measure
+    from whole_experiment import METHODS, run
+
+    shared = METHODS[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        one_volume = Path(folder) / "one_volume.nii.gz"
+        nib.load(fmri_path).slicer[..., :1].to_filename(one_volume)
+        imports = measure(run, shared, one_volume, mask_paths)
+    imports.result()
+    imports_mib = imports.peak_pss_mib - imports.before_mib
+
+    def print_copies(title, trace):
+        """Print how often the image is in memory, without the workers' imports."""
+        above = trace.peak_pss_mib - trace.before_mib
+        print(f"{title}: {above:,.0f} MiB above the start, {imports_mib:,.0f} MiB of it imports")
+        print(f"    leaves {(above - imports_mib) / image_mib:.2f} times the image")
+
+    print_copies("the block's name is sent", *traces.values())
+
+# %%
+# What goes wrong when the array is sent
+# --------------------------------------
+# An array over shared memory looks like any other array. When it is an argument of a task,
+# joblib does with it what it does with every array of more than 1 MB: it writes it to a file
+# in shared memory. That is a second full copy, and the workers never see the block.
+
+
+def take(data, mask):
+    """Take the voxels of a mask out of an array."""
+    return data[mask].T
+
+
+def shared_array_as_argument(fmri_path, mask_paths, n_regions):
+    """Not to be copied: give joblib the array over the block instead of its name."""
+    volumes = nib.load(fmri_path, keep_file_open=True).dataobj
+    dtype = np.asanyarray(volumes[..., :1]).dtype
+    block = SharedMemory(create=True, size=dtype.itemsize * int(np.prod(volumes.shape)))
+    try:
+        data = np.ndarray(volumes.shape, dtype, buffer=block.buf, order="F")
+        for i in range(volumes.shape[3]):
+            data[..., i] = volumes[..., i]
+        masks = [np.asarray(nib.load(mask_path).dataobj) != 0 for mask_path in mask_paths]
+        return Parallel(n_jobs=n_regions)(delayed(take)(data, mask) for mask in masks)
+    finally:
+        data = None
+        block.close()
+        block.unlink()
+
+
+if __name__ == "__main__":
+    # As a function of the module: workers then import the same as above.
+    from plot_shared_memory import shared_array_as_argument
+
+    sent = measure(shared_array_as_argument, fmri_path, mask_paths, len(mask_paths))
+    sent.result()
+    print_copies("the array is sent", sent)
+    ax = sent.plot(image_mib=image_mib, title="The array is sent to the workers")
+
+# %%
+# What to conclude
+# ----------------
+# Shared memory holds the image once, for any number of workers, as long as they get the
+# block's name. What else is paid for is the workers themselves: each is a Python process
+# that imports what it needs. It takes more care than the other methods: the room in
+# ``/dev/shm`` is limited (64 MB in a container, unless one asks for more), and somebody has
+# to remove the block.

@@ -1,0 +1,76 @@
+# Beyond the masker. `make` alone lists what there is.
+#
+# Options are variables here and in the environment; examples/options.py says what they mean:
+#   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=2
+#   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz
+OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS PAUSE
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED
+
+PYTHON ?= python3
+VENV ?= .venv
+SPHINXOPTS ?= -W --keep-going
+PORT ?= 8000
+MASKER_CACHE ?= $(CURDIR)/masker_cache
+MEASURED ?= $(CURDIR)/doc/measured
+HTML := doc/_build/html
+BUILD := $(VENV)/bin/python -m sphinx -c . -b html -d doc/_build/doctrees $(SPHINXOPTS)
+
+export $(OPTIONS) MASKER_CACHE MEASURED
+export MPLBACKEND := agg
+
+given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+unknown := $(filter-out $(OPTIONS) $(SETTINGS),$(given))
+ifneq ($(strip $(unknown)),)
+$(error Unknown option $(unknown); there are: $(OPTIONS))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help html html-noplot test mprof serve linkcheck lint clean check-options
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+html: check-options $(VENV)/.built ## prepare the data, run and measure every example, build the site
+	@$(VENV)/bin/python examples/measured_methods.py
+	$(BUILD) doc $(HTML)
+	@echo "The site is in $(HTML): open $(HTML)/index.html in a browser, or run 'make serve'."
+
+html-noplot: $(VENV)/.built ## build the prose only; run nothing
+	$(BUILD) -D plot_gallery=0 doc $(HTML)
+	@echo "The site is in $(HTML), without new measurements."
+
+test: $(VENV)/.tested ## run the tests
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: make mprof N_IMAGES=10 N_REGIONS=20
+	PAUSE=$${PAUSE:-30} $(VENV)/bin/mprof run --include-children --multiprocess examples/whole_experiment.py
+	@echo "Draw it with: $(VENV)/bin/mprof plot"
+
+serve: ## show the built site at http://localhost:8000
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
+
+linkcheck: $(VENV)/.built ## follow every link of the site (needs a network)
+	$(VENV)/bin/python -m sphinx -c . -b linkcheck -D plot_gallery=0 doc doc/_build/linkcheck
+
+lint: $(VENV)/.tested ## check style and spelling
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+	$(VENV)/bin/sphinx-lint doc README.md CONTRIBUTING.md
+
+clean: ## remove what was built, measured and prepared, and the environment
+	rm -rf doc/_build doc/auto_examples doc/measured masker_cache $(VENV)
+	rm -f mprofile_*.dat whole_experiment_phases.csv
+
+check-options:
+	@$(PYTHON) examples/options.py > /dev/null
+
+# A stamp is written when the installation is complete.
+$(VENV)/.built: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.tested: requirements-test.txt $(VENV)/.built
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@

@@ -1,0 +1,227 @@
+"""Put what was measured into the text: numbers, tables and figures of the run.
+
+The role ``measured`` writes one value of the files in the folder of measurements::
+
+    :measured:`image / shape`
+    :measured:`NiftiMasker, path / parallel / peak_pss_mib`
+    :measured:`highest / parallel / method`
+    :measured:`ratio / highest / lowest`
+
+The first three name a value: of ``experiment.json``, or of a row of ``summary.csv`` by its
+method and mode. ``highest`` and ``lowest`` stand for the method with that peak PSS. A ratio
+divides the peak PSS of two methods in parallel. Where nothing has been measured, a
+placeholder stands, so that the prose can be built alone.
+
+The directive ``measured-table`` shows ``summary.csv``, and ``measured-figure`` a figure of
+the folder, with an alternative text in which values stand in braces.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+PLACEHOLDER = "[not measured yet]"
+
+
+class Measurements:
+    """The content of the folder of measurements.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.rows = []
+        self.values = {}
+        if (self.folder / "summary.csv").exists():
+            with open(self.folder / "summary.csv", newline="") as file:
+                self.rows = list(csv.DictReader(file))
+        for name in ("experiment.json", "mprof.json"):
+            if (self.folder / name).exists():
+                self.values |= json.loads((self.folder / name).read_text())
+
+    def row(self, method, mode):
+        """Give a row by method, ``highest`` or ``lowest``, and mode; None if not measured."""
+        rows = [row for row in self.rows if row["mode"] == mode]
+        if method in ("highest", "lowest") and rows:
+            choose = max if method == "highest" else min
+            return choose(rows, key=lambda row: float(row["peak_pss_mib"]))
+        return next((row for row in rows if row["method"] == method), None)
+
+    def text(self, key):
+        """Give a value as text, with its unit.
+
+        Parameters
+        ----------
+        key : str
+            As in the role.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        KeyError
+            Something was measured, and it does not have this value.
+        """
+        words = key.split(" / ")
+        if len(words) == 3 and words[0] != "ratio":
+            if not self.rows:
+                return PLACEHOLDER
+            row = self.row(*words[:2])
+            if row is None:
+                raise KeyError(key)
+            return written(words[2], row[words[2]])
+        if words[0] == "ratio":
+            if not self.rows:
+                return PLACEHOLDER
+            above, below = (
+                float(self.row(method, "parallel")["peak_pss_mib"]) for method in words[1:]
+            )
+            return f"{above / below:.1f}"
+        value = self.values
+        if not value:
+            return PLACEHOLDER
+        for word in words:
+            value = value[word]
+        return written(words[-1], value)
+
+
+def written(name, value):
+    """Write a value as it reads well: the unit follows from its name."""
+    if name.endswith("_mib"):
+        return f"{float(value):,.0f} MiB"
+    if name.endswith("_gib"):
+        return f"{float(value):,.0f} GiB"
+    if name in ("seconds", "pause"):
+        return f"{float(value):.3g} s"
+    if name == "shape":
+        return " × ".join(str(number) for number in value)
+    if name == "identical":
+        return "yes" if value == "true" else "no"
+    return str(value)
+
+
+def note_files(env):
+    """Tell Sphinx to read the current document again when a measurement changes."""
+    for path in sorted(Path(env.config.measured_folder).glob("*.*")):
+        env.note_dependency(str(path))
+
+
+class Measured(SphinxRole):
+    """The role ``measured``."""
+
+    def run(self):
+        """Put the value into the text."""
+        note_files(self.env)
+        try:
+            text = Measurements(self.config.measured_folder).text(self.text)
+        except (KeyError, TypeError):
+            message = self.inliner.reporter.error(f"nothing measured is called {self.text!r}")
+            return [], [message]
+        return [nodes.inline(text, text, classes=["measured"])], []
+
+
+class MeasuredTable(SphinxDirective):
+    """The directive ``measured-table``: ``summary.csv`` for people."""
+
+    HEADINGS = {  # noqa: RUF012
+        "method": "Method",
+        "mode": "Mode",
+        "n_jobs": "Workers",
+        "before_mib": "Before the call",
+        "peak_pss_mib": "Peak PSS",
+        "peak_rss_mib": "Peak RSS",
+        "seconds": "Time",
+        "identical": "Identical",
+    }
+
+    def run(self):
+        """Build the table."""
+        note_files(self.env)
+        rows = Measurements(self.config.measured_folder).rows
+        if not rows:
+            return [nodes.paragraph(PLACEHOLDER, PLACEHOLDER)]
+        table = nodes.table(classes=["measured-table"])
+        group = nodes.tgroup(cols=len(self.HEADINGS))
+        table += group
+        group += [nodes.colspec(colwidth=1) for _ in self.HEADINGS]
+        cells = [[written(name, row[name]) for name in self.HEADINGS] for row in rows]
+        head, body = nodes.thead(), nodes.tbody()
+        group += [head, body]
+        for target, lines in ((head, [list(self.HEADINGS.values())]), (body, cells)):
+            for line in lines:
+                row = nodes.row()
+                row += [nodes.entry("", nodes.paragraph(text, text)) for text in line]
+                target += row
+        return [table]
+
+
+class MeasuredFigure(SphinxDirective):
+    """The directive ``measured-figure``: a figure of the folder of measurements.
+
+    Its argument is the file's name. With the option ``tall``, the figure of that name takes
+    its place on a narrow screen. The content is the caption.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {  # noqa: RUF012
+        "alt": directives.unchanged_required,
+        "tall": directives.unchanged_required,
+    }
+
+    def run(self):
+        """Build the figure."""
+        note_files(self.env)
+        measurements = Measurements(self.config.measured_folder)
+        layouts = [(self.arguments[0], "measured-figure")]
+        if "tall" in self.options:
+            layouts = [
+                (self.arguments[0], "measured-figure only-wide"),
+                (self.options["tall"], "measured-figure only-narrow"),
+            ]
+        if not all((measurements.folder / name).exists() for name, _ in layouts):
+            return [nodes.paragraph(PLACEHOLDER, PLACEHOLDER)]
+        alt = re.sub(r"\{(.+?)\}", lambda m: measurements.text(m[1]), self.options["alt"])
+        figure = nodes.figure(classes=["measured-figure"])
+        for name, classes in layouts:
+            # Relative to the document, as image() would have it.
+            path = Path(measurements.folder, name)
+            uri = Path(*[".."] * self.env.docname.count("/"), _relative(path, self.env.srcdir))
+            figure += nodes.image(uri=uri.as_posix(), alt=alt, classes=classes.split())
+        if self.content:
+            caption = nodes.caption()
+            children, messages = self.parse_inline(" ".join(self.content))
+            caption += children
+            figure += caption
+            figure += messages
+        return [figure]
+
+
+def _relative(path, source_folder):
+    """Path of a file below the documents' folder, for Sphinx to copy it from."""
+    try:
+        return path.resolve().relative_to(Path(source_folder).resolve())
+    except ValueError:
+        raise ExtensionError(
+            f"MEASURED is {path.parent}; it must lie in {source_folder}."
+        ) from None
+
+
+def setup(app):
+    """Register the role and the directives."""
+    app.add_config_value("measured_folder", "measured", "env")
+    app.add_role("measured", Measured())
+    app.add_directive("measured-table", MeasuredTable)
+    app.add_directive("measured-figure", MeasuredFigure)
+    return {"parallel_read_safe": True}

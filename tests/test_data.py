@@ -1,0 +1,524 @@
+"""If these fail, the pages work on other data than they say, or trust files that are not whole."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nilearn.image import resample_to_img
+
+import plot_large_image
+import synthetic_data
+from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+
+GRID = (9, 10, 8)
+AFFINE = np.array([[4.0, 0, 0, -10], [0, 4, 0, 5], [0, 0, 4, -3], [0, 0, 0, 1]])
+ATLAS_GRID = (30, 32, 28)
+TILT = np.deg2rad(7)
+ATLAS_AFFINE = np.array(
+    [
+        [2 * np.cos(TILT), -2 * np.sin(TILT), 0, -13.3],
+        [2 * np.sin(TILT), 2 * np.cos(TILT), 0, 0.7],
+        [0, 0, 2, -6.1],
+        [0, 0, 0, 1],
+    ]
+)
+KINDS = ["maps", "labels", "masks"]
+LABELS = (2, 5, 11)
+INSIDE = (np.s_[3:12, 4:11, 4:11], np.s_[8:15, 6:14, 5:12], np.s_[5:9, 12:18, 10:16])
+OUTSIDE = (INSIDE[0], np.s_[27:, 29:, 25:], INSIDE[2])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Prepare files in a folder of this test."""
+    monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "prepared"))
+    return tmp_path / "prepared"
+
+
+def write(path, data, affine=AFFINE):
+    """Write an image."""
+    nib.Nifti1Image(data, affine).to_filename(path)
+    return path
+
+
+def read(path):
+    """Read an image's data."""
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture
+def fmri_path(tmp_path):
+    """A tiny 4D image."""
+    data = np.random.default_rng(0).standard_normal((*GRID, 3)).astype("float32")
+    return write(tmp_path / "own fmri.nii.gz", data)
+
+
+def write_atlas(kind, folder, boxes=INSIDE):
+    """Write boxes as an atlas of some kind; also give the regions that it has."""
+    weights = np.zeros((*ATLAS_GRID, len(boxes)), dtype="float32")
+    labels = np.zeros(ATLAS_GRID, dtype="int16")
+    for i, (box, weight, label) in enumerate(zip(boxes, (0.5, 1e-4, -1), LABELS, strict=False)):
+        weights[(*box, i)] = weight
+        labels[box] = label
+    if kind == "labels":
+        return write(folder / "labels.nii", labels, ATLAS_AFFINE), [labels == v for v in LABELS]
+    regions = np.moveaxis(weights != 0, 3, 0)
+    if kind == "maps":
+        return write(folder / "maps.nii.gz", weights, ATLAS_AFFINE), regions
+    names = [folder / f"roi {i}.nii.gz" for i in (3, 1, 2)]
+    return [
+        write(name, region.astype("uint8"), ATLAS_AFFINE)
+        for name, region in zip(names, regions, strict=True)
+    ], regions
+
+
+def on_grid(region, fmri_path):
+    """Resample a region with nilearn."""
+    img = nib.Nifti1Image(region.astype("uint8"), ATLAS_AFFINE)
+    fmri_img = nib.load(fmri_path)
+    img = resample_to_img(img, fmri_img, "nearest", copy_header=True, force_resample=True)
+    return np.asarray(img.dataobj) != 0
+
+
+# --- The stand-in for the development fMRI data set
+
+
+def test_two_synthetic_subjects_in_one_image():
+    """The default image is not the large image that the pages describe."""
+    img, path = get_fmri_path(2)
+    assert img.shape == (50, 59, 50, 2 * 168)
+    assert img.get_data_dtype() == img.dataobj.dtype == np.float32
+    np.testing.assert_array_equal(img.affine, synthetic_data.FMRI_AFFINE)
+    assert type(img.dataobj) is np.ndarray, "the data are not in memory"
+
+    stored = nib.load(path)
+    np.testing.assert_array_equal(stored.affine, img.affine)
+    assert stored.header.get_zooms() == (4, 4, 4, 2)
+    np.testing.assert_array_equal(np.asarray(stored.dataobj), img.dataobj)
+
+    first, second = np.split(img.dataobj, 2, axis=3)
+    again = np.asarray(synthetic_data.synthetic_fmri(1).dataobj)
+    np.testing.assert_array_equal(second, again, err_msg="a subject is not the same each time")
+
+    inside = first.any(axis=3)
+    assert not np.array_equal(first[inside], second[inside]), "all subjects are the same"
+    assert np.isfinite(img.dataobj).all()
+    assert 0.1 < inside.mean() < 0.5, "not the share of the volume that a brain has"
+    borders = [inside[face] for face in (np.s_[[0, -1]], np.s_[:, [0, -1]], np.s_[:, :, -1])]
+    assert not any(border.any() for border in borders), "the brain is cut off"
+    np.testing.assert_array_equal(inside, second.any(axis=3))
+    assert first[inside].std(axis=1).min() > 0.5, "voxels that do not change over time"
+
+    weights = synthetic_data.region_maps(inside, img.affine)
+    courses = np.array([first[inside][w > 0.5].mean(axis=0) for w in weights.T])
+    assert courses.std(axis=1).min() > 1, "a region has no signal of its own"
+    correlations = np.corrcoef(courses)[np.triu_indices(len(courses), 1)]
+    assert np.abs(correlations).max() < 0.9, "two regions have the same signal"
+
+
+def test_synthetic_atlas():
+    """The default atlas is not the set of overlapping maps that the pages describe."""
+    img = nib.load(get_atlas_path())
+    maps = np.asarray(img.dataobj)
+    assert maps.shape == (63, 76, 63, 64)
+    assert maps.dtype == np.float32
+    assert np.isfinite(maps).all()
+    assert not np.allclose(img.affine, synthetic_data.FMRI_AFFINE)
+    assert np.count_nonzero(maps, axis=(0, 1, 2)).min() > 100, "a map is empty, or nearly so"
+    assert (np.count_nonzero(maps, axis=3) > 1).any(), "no two maps overlap"
+    corners = maps[np.ix_([0, -1], [0, -1], [0, -1])]
+    assert not corners.any(), "regions outside the brain"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Make tiny data in place of the synthetic ones, and keep a list of what was made."""
+    made = []
+
+    def synthetic_fmri(subject):
+        made.append(f"subject {subject}")
+        return nib.Nifti1Image(np.full((3, 4, 5, 2), subject, dtype="float32"), AFFINE)
+
+    def synthetic_atlas():
+        made.append("atlas")
+        return nib.Nifti1Image(np.ones((3, 4, 5, 6), dtype="float32"), AFFINE)
+
+    monkeypatch.setattr(synthetic_data, "synthetic_fmri", synthetic_fmri)
+    monkeypatch.setattr(synthetic_data, "synthetic_atlas", synthetic_atlas)
+    return made
+
+
+def test_prepared_data_are_reused(made, tmp_path, monkeypatch):
+    """Each page makes its data anew; or another option, or other code, gets the old data."""
+    img, path = get_fmri_path(2)
+    atlas_path = get_atlas_path()
+    assert made == ["subject 0", "subject 1", "atlas"]
+    np.testing.assert_array_equal(img.dataobj[0, 0, 0], [0, 0, 1, 1])
+    img, again = get_fmri_path(2)
+    assert (again, get_atlas_path()) == (path, atlas_path)
+    np.testing.assert_array_equal(img.dataobj[0, 0, 0], [0, 0, 1, 1])
+    assert len(made) == 3
+
+    assert get_fmri_path(1)[0].shape == (3, 4, 5, 2)
+    assert made[3:] == ["subject 0"]
+    changed = tmp_path / "synthetic_data.py"
+    changed.write_text(Path(synthetic_data.__file__).read_text() + "# changed\n")
+    monkeypatch.setattr(synthetic_data, "__file__", str(changed))
+    assert get_fmri_path(2)[1] != path
+    assert get_atlas_path() != atlas_path
+    assert made[4:] == ["subject 0", "subject 1", "atlas"]
+
+
+# --- Data of one's own
+
+
+def use_own(monkeypatch, fmri, *atlas):
+    """Set the options FMRI and ATLAS."""
+    monkeypatch.setenv("FMRI", str(fmri))
+    monkeypatch.setenv("ATLAS", " ".join(f"'{path}'" for path in atlas))
+
+
+@pytest.mark.parametrize("name", ["fmri.nii.gz", "fmri.nii"])
+def test_own_image_is_read_into_memory(name, tmp_path, monkeypatch):
+    """Somebody's own image is copied, changed, or left on disk behind a lazy image."""
+    img = nib.Nifti1Image(np.arange(120, dtype="int16").reshape(2, 3, 4, 5), AFFINE)
+    if name == "fmri.nii.gz":
+        img.header.set_slope_inter(0.5, 10)
+    img.to_filename(tmp_path / name)
+    use_own(monkeypatch, tmp_path / name, *write_atlas("masks", tmp_path)[0])
+    loaded, path = get_fmri_path(2)
+    assert path == tmp_path / name
+    assert type(loaded.dataobj) is np.ndarray
+    np.testing.assert_array_equal(loaded.dataobj, read(path))
+    assert loaded.dataobj.dtype == read(path).dtype
+    np.testing.assert_array_equal(loaded.affine, AFFINE)
+
+
+def test_own_atlas_is_used(tmp_path, fmri_path, monkeypatch):
+    """The pages mask somebody's own image with other regions than asked for."""
+    masks, _ = write_atlas("masks", tmp_path)
+    use_own(monkeypatch, fmri_path, masks[0])
+    assert get_atlas_path() == masks[0]
+    use_own(monkeypatch, fmri_path, *masks)
+    assert get_atlas_path() == masks
+
+
+# --- Masks
+
+
+@pytest.mark.parametrize("n_regions", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_the_regions_on_the_grid_of_the_image(kind, n_regions, tmp_path, fmri_path):
+    """A mask is not the atlas' region, or not on the image's grid, or not binary."""
+    atlas_path, regions = write_atlas(kind, tmp_path)
+    mask_imgs, mask_paths = atlas_to_masks(atlas_path, str(fmri_path), n_regions)
+    assert len(mask_imgs) == len(set(mask_paths)) == n_regions
+    for mask_img, mask_path, region in zip(mask_imgs, mask_paths, regions, strict=False):
+        stored = nib.load(mask_path)
+        for img in (mask_img, stored):
+            assert img.get_data_dtype() == np.uint8
+            np.testing.assert_array_equal(img.affine, AFFINE)
+        assert type(mask_img.dataobj) is np.ndarray
+        assert mask_img.dataobj.dtype == np.uint8
+        assert set(np.unique(mask_img.dataobj)) == {0, 1}
+        np.testing.assert_array_equal(mask_img.dataobj, on_grid(region, fmri_path))
+        np.testing.assert_array_equal(np.asarray(stored.dataobj), mask_img.dataobj)
+
+
+def test_neighbouring_maps_overlap(tmp_path, fmri_path):
+    """A voxel of two maps is given to one of them only."""
+    mask_imgs, _ = atlas_to_masks(write_atlas("maps", tmp_path)[0], fmri_path, 2)
+    assert np.logical_and(*(img.dataobj for img in mask_imgs)).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_regions_than_the_atlas_has(kind, tmp_path, fmri_path, cache):
+    """The reader gets fewer masks than asked for, or is not told how many there are."""
+    atlas_path, _ = write_atlas(kind, tmp_path)
+    with pytest.raises(ValueError, match=r"4 regions were asked for.* 3\b.*N_REGIONS to 3"):
+        atlas_to_masks(atlas_path, fmri_path, 4)
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("maps", "map 2 of .*maps.nii.gz"), ("labels", "label 5 of .*labels.nii"), ("masks", "roi 1")],
+)
+def test_region_that_is_empty_on_the_grid(kind, name, tmp_path, fmri_path, cache):
+    """A mask without voxels gets through, or the reader is not told which region it is."""
+    atlas_path, _ = write_atlas(kind, tmp_path, OUTSIDE)
+    with pytest.raises(ValueError, match=rf"{name}.* is empty on the grid of .*{fmri_path.name}"):
+        atlas_to_masks(atlas_path, fmri_path, 3)
+    assert not list(cache.iterdir())
+    assert len(atlas_to_masks(atlas_path, fmri_path, 1)[0]) == 1
+
+
+def test_image_must_be_4d(tmp_path):
+    """A 3D image gets through, and fails later in a method with another message."""
+    path = write(tmp_path / "one volume.nii", np.ones(GRID, dtype="float32"))
+    with pytest.raises(ValueError, match=r"one volume.nii has shape \(9, 10, 8\); a 4D image"):
+        atlas_to_masks(write_atlas("maps", tmp_path)[0], path, 1)
+
+
+@pytest.mark.parametrize("missing", ["fmri", "maps", "masks"])
+def test_missing_file_is_named(missing, tmp_path, fmri_path):
+    """The reader is not told which file is missing."""
+    atlas_path, _ = write_atlas("masks", tmp_path)
+    gone = {"fmri": fmri_path, "maps": tmp_path / "none.nii", "masks": atlas_path[1]}[missing]
+    gone.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=gone.name):
+        atlas_to_masks(gone if missing == "maps" else atlas_path, fmri_path, 2)
+
+
+@pytest.fixture
+def resampled(monkeypatch):
+    """Keep a list of the regions that are resampled."""
+    resampled = []
+
+    def resample(img, *args, **kwargs):
+        resampled.append(img)
+        return resample_to_img(img, *args, **kwargs)
+
+    monkeypatch.setattr(plot_large_image, "resample_to_img", resample)
+    return resampled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_reused(kind, tmp_path, fmri_path, resampled):
+    """Each page resamples the atlas anew."""
+    atlas_path, _ = write_atlas(kind, tmp_path)
+    first, paths = atlas_to_masks(atlas_path, fmri_path, 2)
+    second, again = atlas_to_masks(atlas_path, fmri_path, 2)
+    assert (again, len(resampled)) == (paths, 2)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.dataobj, b.dataobj)
+
+
+def other_regions(atlas_path, fmri_path):
+    """The same file name and change time, another size."""
+    stat = atlas_path.stat()
+    write(atlas_path, read(atlas_path)[..., ::-1][..., :2], ATLAS_AFFINE)
+    os.utime(atlas_path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert atlas_path.stat().st_size != stat.st_size
+
+
+def later_regions(atlas_path, fmri_path):
+    """The same file name and size, another change time."""
+    stat = atlas_path.stat()
+    write(atlas_path, read(atlas_path)[..., ::-1], ATLAS_AFFINE)
+    os.utime(atlas_path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert atlas_path.stat().st_size == stat.st_size
+
+
+def other_grid(atlas_path, fmri_path):
+    """The same names, and an image with fewer slices."""
+    write(fmri_path, read(fmri_path)[:, :, :-1])
+
+
+def moved_grid(atlas_path, fmri_path):
+    """The same names and shapes, and an image that lies elsewhere."""
+    affine = AFFINE.copy()
+    affine[0, 3] += 8
+    write(fmri_path, read(fmri_path), affine)
+
+
+@pytest.mark.parametrize("change", [other_regions, later_regions, other_grid, moved_grid])
+def test_changed_files_are_noticed(change, tmp_path, fmri_path):
+    """The masks of an earlier atlas or grid are taken for those of this one."""
+    atlas_path = tmp_path / "maps.nii"
+    write(atlas_path, read(write_atlas("maps", tmp_path)[0]), ATLAS_AFFINE)
+    _, before = atlas_to_masks(atlas_path, fmri_path, 2)
+    change(atlas_path, fmri_path)
+    mask_imgs, after = atlas_to_masks(atlas_path, fmri_path, 2)
+    assert set(before).isdisjoint(after)
+    for i, mask_img in enumerate(mask_imgs):
+        expected = on_grid(read(atlas_path)[..., i] != 0, fmri_path)
+        np.testing.assert_array_equal(mask_img.dataobj, expected)
+
+
+def test_changed_code_is_noticed(tmp_path, fmri_path, monkeypatch):
+    """Masks that an earlier version of the code made are kept for ever."""
+    atlas_path, regions = write_atlas("maps", tmp_path)
+    atlas_to_masks(atlas_path, fmri_path, 1)
+    monkeypatch.setattr(
+        plot_large_image,
+        "_regions",
+        lambda files, n: [("third", nib.Nifti1Image(regions[2].astype("uint8"), ATLAS_AFFINE))],
+    )
+    (mask_img,), _ = atlas_to_masks(atlas_path, fmri_path, 1)
+    np.testing.assert_array_equal(mask_img.dataobj, on_grid(regions[2], fmri_path))
+
+
+# --- Interrupted preparation
+
+
+def fill(folder):
+    """Write two files."""
+    (folder / "first").touch()
+    (folder / "second").touch()
+
+
+def names(folder):
+    """The names of the files in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
+def test_failed_preparation_leaves_nothing(error, cache):
+    """A half-filled folder is trusted by the next call, or stays behind."""
+
+    def fail(folder):
+        (folder / "first").touch()
+        raise error
+
+    with pytest.raises(type(error)):
+        prepare("thing", [1], fail)
+    assert not list(cache.iterdir())
+    assert names(prepare("thing", [1], fill)) == ["first", "second"]
+
+
+def test_two_builds_at_once(cache):
+    """Of two processes that prepare the same files, the slower one fails."""
+
+    def fill_after_the_other(folder):
+        prepare("thing", [1], fill)
+        fill(folder)
+
+    folder = prepare("thing", [1], fill_after_the_other)
+    assert names(folder) == ["first", "second"]
+    assert list(cache.iterdir()) == [folder]
+
+
+STOP_IN_THE_MIDDLE = """
+import signal, sys
+import plot_large_image
+from nilearn.image import resample_to_img
+
+def resample(img, *args, calls=[], **kwargs):
+    calls.append(img)
+    if len(calls) == 2:
+        print("in the middle", flush=True)
+        sys.stdin.read()
+    return resample_to_img(img, *args, **kwargs)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+plot_large_image.resample_to_img = resample
+plot_large_image.atlas_to_masks(sys.argv[1], sys.argv[2], 3)
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_killed_preparation_is_not_trusted(kill, tmp_path, fmri_path, cache):
+    """After an interrupt the next run takes a folder with some of the masks for all of them."""
+    atlas_path, regions = write_atlas("maps", tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", STOP_IN_THE_MIDDLE, atlas_path, fmri_path],
+        env=os.environ | {"PYTHONPATH": str(Path(plot_large_image.__file__).parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout.readline() == b"in the middle\n"
+        assert list(cache.glob("*/*.nii.gz")), "not in the middle"
+        process.send_signal(kill)
+        assert process.wait(60) == -kill
+    if kill == signal.SIGINT:
+        assert not list(cache.iterdir())
+    mask_imgs, _ = atlas_to_masks(atlas_path, fmri_path, 3)
+    for mask_img, region in zip(mask_imgs, regions, strict=True):
+        np.testing.assert_array_equal(mask_img.dataobj, on_grid(region, fmri_path))
+
+
+# --- nilearn's fetchers, without a network
+
+
+@pytest.fixture
+def nilearn_data(tmp_path, monkeypatch):
+    """Choose nilearn's data in an empty folder, and block the network."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("this test has no network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("DATA", "development_fmri")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NILEARN_SHARED_DATA", raising=False)
+    monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn_data"))
+    return tmp_path / "nilearn_data"
+
+
+# Columns of fMRIPrep's table that nilearn's fetcher keeps.
+CONFOUNDS = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+CONFOUNDS += ["framewise_displacement", *(f"a_comp_cor_{i:02d}" for i in range(6))]
+CONFOUNDS += ["csf", "white_matter"]
+
+
+def test_development_fmri_that_is_there_already(nilearn_data):
+    """With data that nilearn has downloaded before, the build downloads, or takes others."""
+    folder = nilearn_data / "development_fmri"
+    folder.mkdir(parents=True)
+    participants = pd.DataFrame(
+        {
+            "participant_id": ["sub-pixar001", "sub-pixar002", "sub-pixar123"],
+            "Age": [4.77, 4.86, 27.06],
+            "AgeGroup": ["4yo", "4yo", "Adult"],
+            "Child_Adult": ["child", "child", "adult"],
+            "Gender": ["M", "F", "F"],
+            "Handedness": ["R", "R", "R"],
+        }
+    )
+    participants.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    series = {}
+    rng = np.random.default_rng(0)
+    for subject in ("sub-pixar001", "sub-pixar123"):
+        stem = f"{subject}_task-pixar"
+        data = rng.standard_normal((*GRID, 3)).astype("float32")
+        image = f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+        series[subject] = read(write(folder / image, data))
+        table = pd.DataFrame(rng.standard_normal((3, len(CONFOUNDS))), columns=CONFOUNDS)
+        table.to_csv(folder / f"{stem}_desc-confounds_regressors.tsv", sep="\t", index=False)
+
+    img, path = get_fmri_path(2)
+    expected = np.concatenate([series["sub-pixar123"], series["sub-pixar001"]], axis=3)
+    np.testing.assert_array_equal(img.dataobj, expected)
+    np.testing.assert_array_equal(read(path), expected)
+    np.testing.assert_array_equal(img.affine, AFFINE)
+
+
+def test_difumo_that_is_there_already(nilearn_data, fmri_path):
+    """With an atlas that nilearn has downloaded before, the build downloads, or takes another."""
+    folder = nilearn_data / "difumo_atlases"
+    (folder / "64" / "2mm").mkdir(parents=True)
+    (folder / "README.md").touch()
+    labels = pd.DataFrame({"Component": [1, 2, 3], "Difumo_names": ["one", "two", "three"]})
+    labels.to_csv(folder / "64" / "labels_64_dictionary.csv", index=False)
+    maps, regions = write_atlas("maps", folder / "64" / "2mm")
+
+    assert get_atlas_path() == maps
+    (mask_img,), _ = atlas_to_masks(get_atlas_path(), fmri_path, 1)
+    np.testing.assert_array_equal(mask_img.dataobj, on_grid(regions[0], fmri_path))
+
+
+@pytest.mark.parametrize(
+    ("get", "fetcher"),
+    [(lambda: get_fmri_path(2), "fetch_development_fmri"), (get_atlas_path, "fetch_atlas_difumo")],
+    ids=["image", "atlas"],
+)
+def test_download_without_a_network(get, fetcher, nilearn_data, cache):
+    """Without a network the reader gets a traceback, not a sentence that says what to do."""
+    with pytest.raises(ConnectionError) as error:
+        get()
+    message = str(error.value)
+    for part in (f"{fetcher} could not", "osf.io", "NILEARN_DATA", "DATA=synthetic"):
+        assert part in message
+    assert "\n" not in message
+    assert not cache.exists() or not list(cache.iterdir())

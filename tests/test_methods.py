@@ -1,0 +1,459 @@
+"""The methods: NiftiMasker's values, bad input refused, shared memory left as it was found."""
+
+import ast
+import contextlib
+import inspect
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
+from nibabel.testing import data_path
+from nilearn.maskers import NiftiMasker
+
+import plot_shared_memory
+from plot_large_image import load_in_memory
+from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
+from plot_numpy_indexing import (
+    numpy_masker_parallel_inmemory,
+    numpy_masker_parallel_path,
+    numpy_masker_single_inmemory,
+    numpy_masker_single_path,
+)
+from plot_shared_memory import numpy_masker_shared_parallel, numpy_masker_shared_single
+
+SHAPE = (5, 6, 4, 7)
+STRAIGHT = np.array([[3.0, 0, 0, -7], [0, 3, 0, -9], [0, 0, 4, -6], [0, 0, 0, 1]])
+FLIPPED = STRAIGHT * [[-1], [1], [-1], [1]]
+OBLIQUE = np.array([[2.9, 0.4, 0.1, 3], [-0.4, 2.8, 0.7, 5], [0, -0.7, 3.9, 8], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers():
+    """Leave no worker behind for the tests of other files."""
+    yield
+    get_reusable_executor().shutdown(wait=True)
+
+
+# Images, masks and the ways to extract one from the other
+# --------------------------------------------------------
+
+
+def make_image(shape=SHAPE, dtype="<f4", affine=STRAIGHT, scaling=None, data=None):
+    """Random values, or `data`, that a file will hold as `dtype` with these scale factors."""
+    if data is None:
+        data = np.random.default_rng(0).normal(100, 30, shape)
+    dtype = np.dtype(dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype.byteorder == ">" else "<")
+    header.set_data_dtype(dtype)
+    img = nib.Nifti1Image(data.astype(dtype), affine, header)
+    if scaling:
+        img.header.set_slope_inter(*scaling)
+    return img
+
+
+def make_masks(fmri_img):
+    """Masks that overlap, one of a single voxel, one of all voxels, and their types differ."""
+    shape = fmri_img.shape[:3]
+    chance = np.random.default_rng(1).random(shape)
+    one_voxel = np.zeros(shape)
+    one_voxel[tuple(n // 2 for n in shape)] = 1
+    masks = [(chance < 0.5, "u1"), (2.5 * (chance > 0.3), ">f4"), (one_voxel, "i2")]
+    masks.append((np.ones(shape), "u1"))
+    return [make_image(data=data, dtype=t, affine=fmri_img.affine) for data, t in masks]
+
+
+def save_all(folder, fmri_img, mask_imgs, suffix=".nii.gz"):
+    """Write an image and its masks; give their paths."""
+    fmri_path = folder / f"fmri{suffix}"
+    fmri_img.to_filename(fmri_path)
+    mask_paths = [folder / f"mask_{i}{suffix}" for i in range(len(mask_imgs))]
+    for path, img in zip(mask_paths, mask_imgs, strict=True):
+        img.to_filename(path)
+    return fmri_path, mask_paths
+
+
+def shared_single(fmri_img, mask_img):
+    """Call numpy_masker_shared_single on a block that is made here."""
+    data = np.asanyarray(fmri_img.dataobj)
+    block = SharedMemory(create=True, size=data.nbytes)
+    try:
+        np.ndarray(data.shape, data.dtype, block.buf, order="F")[...] = data
+        mask = np.asarray(mask_img.dataobj) != 0
+        return numpy_masker_shared_single(block.name, data.shape, data.dtype, mask)
+    finally:
+        block.close()
+        block.unlink()
+
+
+def extract(way, fmri_path, mask_paths):
+    """Call a way's function once for all masks, or for each; give a list of arrays."""
+    function, load = way
+    fmri, masks = load(fmri_path), [load(path) for path in mask_paths]
+    if "parallel" in function.__name__:
+        return function(fmri, masks, 2)
+    return [function(fmri, mask) for mask in masks]
+
+
+def nifti_masker(fmri_path, mask_paths):
+    """What nilearn gives, which every way is compared with."""
+    return [
+        NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
+        for mask_path in mask_paths
+    ]
+
+
+def assert_same(series, reference):
+    """Compare shapes, types up to the byte order, and every value."""
+    assert [a.shape for a in series] == [a.shape for a in reference]
+    assert [a.dtype for a in series] == [a.dtype.newbyteorder("=") for a in reference]
+    for a, b in zip(series, reference, strict=True):
+        np.testing.assert_array_equal(a, b, strict=False)
+
+
+SINGLE_WAYS = {
+    "NiftiMasker, path": (nifti_masker_single, str),
+    "NiftiMasker, in-memory": (nifti_masker_single, load_in_memory),
+    "indexing, path": (numpy_masker_single_path, Path),
+    "indexing, in-memory": (numpy_masker_single_inmemory, load_in_memory),
+    "indexing, lazy image": (numpy_masker_single_inmemory, nib.load),
+}
+SHARED_WAYS = {
+    "shared, path": (numpy_masker_shared_parallel, Path),
+    "shared, in-memory": (numpy_masker_shared_parallel, load_in_memory),
+    "shared, lazy image": (numpy_masker_shared_parallel, nib.load),
+}
+WAYS = {
+    **SINGLE_WAYS,
+    "NiftiMasker, path, parallel": (nifti_masker_parallel, Path),
+    "NiftiMasker, in-memory, parallel": (nifti_masker_parallel, load_in_memory),
+    "indexing, path, parallel": (numpy_masker_parallel_path, str),
+    "indexing, in-memory, parallel": (numpy_masker_parallel_inmemory, load_in_memory),
+    **SHARED_WAYS,
+}
+
+
+def by_name(names, ways):
+    """Parametrise with the values of a dict, its keys being the names of the tests."""
+    return pytest.mark.parametrize(names, ways.values(), ids=ways.keys())
+
+
+# The same values as NiftiMasker
+# ------------------------------
+
+NOT_FINITE = np.random.default_rng(2).normal(size=SHAPE)
+NOT_FINITE.flat[::3], NOT_FINITE.flat[1::7], NOT_FINITE.flat[2::7] = np.nan, np.inf, -np.inf
+
+IMAGES = {
+    "float32": {},
+    "float32 .nii": {"suffix": ".nii"},
+    "float64 oblique": {"dtype": "<f8", "affine": OBLIQUE},
+    "float64 .nii flipped": {"dtype": "<f8", "affine": FLIPPED, "suffix": ".nii"},
+    "int16": {"dtype": "<i2"},
+    "int16 scaled": {"dtype": "<i2", "scaling": (0.37, -5)},
+    "int16 scaled .nii oblique": {
+        "dtype": "<i2",
+        "scaling": (1.5, 0),
+        "affine": OBLIQUE,
+        "suffix": ".nii",
+    },
+    "uint8 .nii": {"dtype": "u1", "suffix": ".nii"},
+    "big-endian int16": {"dtype": ">i2", "affine": FLIPPED},
+    "big-endian int16 scaled .nii": {"dtype": ">i2", "scaling": (0.1, 3), "suffix": ".nii"},
+    "big-endian float32": {"dtype": ">f4"},
+    "big-endian float32 .nii": {"dtype": ">f4", "suffix": ".nii"},
+    "one volume": {"shape": (5, 6, 4, 1)},
+    "one volume int16 .nii": {"shape": (5, 6, 4, 1), "dtype": "<i2", "suffix": ".nii"},
+    "NaN and inf": {"data": NOT_FINITE},
+    "NaN and inf big-endian float64 .nii": {
+        "data": NOT_FINITE,
+        "dtype": ">f8",
+        "suffix": ".nii",
+    },
+    "more than 1 MB, which joblib maps": {"shape": (30, 31, 29, 10), "suffix": ".nii"},
+    "functional.nii": Path(data_path) / "functional.nii",
+    "example4d.nii.gz": Path(data_path) / "example4d.nii.gz",
+    "example_nifti2.nii.gz": Path(data_path) / "example_nifti2.nii.gz",
+}
+
+
+@pytest.fixture(scope="module", params=IMAGES.values(), ids=IMAGES.keys())
+def case(request, tmp_path_factory):
+    """An image, its masks, and NiftiMasker's arrays."""
+    folder = tmp_path_factory.mktemp("case")
+    if isinstance(request.param, Path):
+        fmri_path = request.param
+        _, mask_paths = save_all(folder, nib.load(fmri_path), make_masks(nib.load(fmri_path)))
+    else:
+        options = dict(request.param)
+        suffix = options.pop("suffix", ".nii.gz")
+        img = make_image(**options)
+        fmri_path, mask_paths = save_all(folder, img, make_masks(img), suffix)
+    return fmri_path, mask_paths, nifti_masker(fmri_path, mask_paths)
+
+
+@by_name("way", {**WAYS, "shared, single": (shared_single, nib.load)})
+def test_values_are_those_of_nifti_masker(case, way):
+    """A way gives other values, another type or another shape than NiftiMasker."""
+    fmri_path, mask_paths, reference = case
+    assert reference[0].ndim == 2
+    assert_same(extract(way, fmri_path, mask_paths), reference)
+
+
+@by_name("way", WAYS)
+@pytest.mark.filterwarnings("ignore:Non-finite values detected:UserWarning")
+def test_voxels_of_a_mask_that_are_not_finite_are_outside(tmp_path, way):
+    """A mask with NaN around its region, as SPM writes it, selects other voxels."""
+    img = make_image()
+    region = np.full(SHAPE[:3], np.nan)
+    region[1:3], region[3], region[1, 1, 1] = 1, 0, np.inf
+    fmri_path, mask_paths = save_all(tmp_path, img, [make_image(data=region)])
+    reference = nifti_masker(fmri_path, mask_paths)
+    assert reference[0].shape == (7, 47)
+    assert_same(extract(way, fmri_path, mask_paths), reference)
+
+
+@st.composite
+def images_and_masks(draw):
+    """Any values of any type in any small shape, scaled or not, and masks on its grid."""
+    shape = draw(st.tuples(*[st.integers(1, 4)] * 4))
+    kind = draw(st.sampled_from(["u1", "i2", "i4", "f4", "f8"]))
+    data = draw(arrays(kind, shape))
+    scaling = st.tuples(st.floats(-100, 100).filter(lambda x: abs(x) > 0.01), st.floats(-99, 99))
+    img = make_image(
+        data=data,
+        dtype=draw(st.sampled_from("<>")) + kind,
+        affine=draw(st.sampled_from([STRAIGHT, FLIPPED, OBLIQUE])),
+        scaling=draw(st.none() | scaling) if kind in ("u1", "i2", "i4") else None,
+    )
+    masks = draw(st.lists(arrays("u1", shape[:3]).filter(np.any), min_size=1, max_size=3))
+    mask_imgs = [make_image(data=mask, dtype="u1", affine=img.affine) for mask in masks]
+    return img, mask_imgs, draw(st.sampled_from([".nii", ".nii.gz"]))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(images_and_masks())
+def test_any_image_gives_the_values_of_nifti_masker(example):
+    """Some shape, type, value, scaling or mask is treated in another way than by NiftiMasker."""
+    with tempfile.TemporaryDirectory() as folder, parallel_config(backend="threading"):
+        paths = save_all(Path(folder), *example)
+        reference = nifti_masker(*paths)
+        for way in (*SINGLE_WAYS.values(), *SHARED_WAYS.values()):
+            assert_same(extract(way, *paths), reference)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@by_name("options", {"float32": {}, "int16": {"dtype": ">i2"}, "scaled": {"scaling": (0.5, 1)}})
+def test_image_in_memory_holds_an_array(tmp_path, suffix, options):
+    """An "in-memory" image still reads its file, or changes when it is sent to a worker."""
+    path, _ = save_all(tmp_path, make_image(**options), [], suffix)
+    expected = np.array(nib.load(path).dataobj)
+    img = load_in_memory(path)
+    path.unlink()
+    assert type(img.dataobj) is np.ndarray
+    base = img.dataobj
+    while base is not None:
+        assert not isinstance(base, np.memmap)
+        base = getattr(base, "base", None)
+    for same in (img, pickle.loads(pickle.dumps(img))):
+        np.testing.assert_array_equal(same.dataobj, expected, strict=True)
+        np.testing.assert_array_equal(same.affine, STRAIGHT)
+
+
+# Bad input
+# ---------
+
+MOVED = STRAIGHT + [[0, 0, 0, 1], [0] * 4, [0] * 4, [0] * 4]
+GRID = ["4D image", "3D mask", "{fmri.shape} and the mask {mask.shape}", "resample_to_img"]
+DAMAGED = ["{fmri_path}", "incomplete or damaged", "Copy or download it again"]
+BAD = {  # name: image, mask, exception, what its message says
+    "3D image": ("3d.nii", "mask.nii", ValueError, GRID),
+    "4D mask": ("fmri.nii", "mask_4d.nii", ValueError, GRID),
+    "mask on another grid": ("fmri.nii", "mask_other_grid.nii", ValueError, GRID),
+    "mask with another affine": (
+        "fmri.nii",
+        "mask_moved.nii",
+        ValueError,
+        [*GRID, "{fmri.affine}", "{mask.affine}"],
+    ),
+    "empty mask": ("fmri.nii", "mask_empty.nii", ValueError, ["empty", "differs from zero"]),
+    "missing image": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri_path}"]),
+    "missing mask": ("fmri.nii", "none.nii", FileNotFoundError, ["{mask_path}"]),
+    "cut in the first volume": ("cut_1.nii", "mask.nii", OSError, DAMAGED),
+    "cut in the last volume": ("cut_9.nii", "mask.nii", OSError, DAMAGED),
+    "compressed, cut in the first volume": ("cut_1.nii.gz", "mask.nii", OSError, DAMAGED),
+    "compressed, cut in the last volume": ("cut_9.nii.gz", "mask.nii", OSError, DAMAGED),
+    "compressed, damaged": ("damaged.nii.gz", "mask.nii", OSError, DAMAGED),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    """A good image, a good mask, and a bad one of every kind."""
+    folder = tmp_path_factory.mktemp("bad")
+    shape = (20, 20, 20, 4)
+    mask = make_masks(make_image(shape))[0]
+    make_image(shape).to_filename(folder / "fmri.nii")
+    make_image(shape).to_filename(folder / "fmri.nii.gz")
+    make_image(shape[:3]).to_filename(folder / "3d.nii")
+    mask.to_filename(folder / "mask.nii")
+    for name, options in {
+        "4d": {"data": mask.dataobj[..., None]},
+        "other_grid": {"data": mask.dataobj[:, :10]},
+        "moved": {"data": mask.dataobj, "affine": MOVED},
+        "empty": {"data": np.zeros(shape[:3])},
+    }.items():
+        make_image(**{"dtype": "u1", **options}).to_filename(folder / f"mask_{name}.nii")
+    for suffix in (".nii", ".nii.gz"):
+        content = (folder / f"fmri{suffix}").read_bytes()
+        for tenths in (1, 9):
+            (folder / f"cut_{tenths}{suffix}").write_bytes(content[: len(content) * tenths // 10])
+    middle = len(content) // 2
+    damaged = content[:middle] + b"\xff" * 50 + content[middle + 50 :]
+    (folder / "damaged.nii.gz").write_bytes(damaged)
+    return folder
+
+
+def lazy(path):
+    """Open an image without reading its data; give the path of one that is not there."""
+    return nib.load(path) if path.exists() else path
+
+
+def bad_calls():
+    """Every way with every bad input that can reach it."""
+    ways = {**WAYS, "NiftiMasker, lazy image": (nifti_masker_single, lazy)}
+    for way_name, (function, load) in ways.items():
+        for bad_name, bad in BAD.items():
+            unreadable = bad[2] is not ValueError
+            if unreadable and (load is load_in_memory or "inmemory" in function.__name__):
+                continue  # the caller could not have loaded it
+            load = lazy if load is nib.load else load
+            yield pytest.param((function, load), bad, id=f"{bad_name}-{way_name}")
+
+
+@pytest.mark.parametrize(("way", "bad"), bad_calls())
+def test_bad_input_is_refused(bad_files, way, bad):
+    """Bad input gives numbers, or an error that does not say what was found and what to do."""
+    fmri_name, mask_name, exception, texts = bad
+    fmri_path, mask_path = bad_files / fmri_name, bad_files / mask_name
+    if exception is FileNotFoundError and way[0].__name__.startswith("nifti_masker"):
+        exception = ValueError  # nilearn's choice
+    with pytest.raises(exception) as raised:
+        extract(way, fmri_path, [bad_files / "mask.nii", mask_path])
+    assert raised.type is exception
+    found = {"fmri_path": fmri_path, "mask_path": mask_path}
+    found |= {"fmri": lazy(fmri_path), "mask": lazy(mask_path)}
+    for text in texts:
+        assert text.format(**found) in str(raised.value)
+
+
+# Shared memory
+# -------------
+
+needs_dev_shm = pytest.mark.skipif(
+    not Path("/dev/shm").is_dir(), reason="shared memory is looked at in /dev/shm"
+)
+
+
+def is_there(block_name):
+    """Tell whether a block exists, without attaching to it."""
+    return Path("/dev/shm", block_name).exists()
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """The blocks that the module makes or attaches to; `track` is what it asked for."""
+    recorded = []
+
+    class Recorded(SharedMemory):
+        def __init__(self, *args, track=True, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.track = track
+            recorded.append(self)
+
+    monkeypatch.setattr(plot_shared_memory, "SharedMemory", Recorded)
+    with parallel_config(backend="threading"):  # so that what workers attach to is here, too
+        yield recorded
+
+
+def fail(*arguments):
+    raise ArithmeticError("a region failed")
+
+
+@needs_dev_shm
+@pytest.mark.parametrize(
+    ("fmri_name", "worker", "exception"),
+    [
+        pytest.param("fmri.nii", numpy_masker_shared_single, None, id="success"),
+        pytest.param("fmri.nii", fail, ArithmeticError, id="worker fails"),
+        pytest.param("cut_9.nii", numpy_masker_shared_single, OSError, id="file is cut"),
+        pytest.param("cut_9.nii.gz", numpy_masker_shared_single, OSError, id="gz is cut"),
+    ],
+)
+def test_block_is_closed_and_removed(
+    blocks, bad_files, monkeypatch, fmri_name, worker, exception
+):
+    """The image stays in memory after the call, in this process or in /dev/shm."""
+    monkeypatch.setattr(plot_shared_memory, "numpy_masker_shared_single", worker)
+    expected = pytest.raises(exception) if exception else contextlib.nullcontext()
+    with expected as raised:  # holds the traceback: nothing is closed by being forgotten
+        numpy_masker_shared_parallel(bad_files / fmri_name, [bad_files / "mask.nii"], 2)
+    assert raised is None or raised.type is exception
+    assert blocks
+    assert all(block.buf is None for block in blocks)
+    assert not any(is_there(block.name) for block in blocks)
+
+
+def test_worker_closes_the_block_when_it_fails(blocks):
+    """A worker that failed keeps the image mapped."""
+    block = SharedMemory(create=True, size=2**10)
+    try:
+        wrong_mask = np.ones((9, 9, 9), bool)
+        with pytest.raises(IndexError) as raised:
+            numpy_masker_shared_single(block.name, (2, 2, 2, 2), np.dtype("f4"), wrong_mask)
+        assert raised  # holds the traceback
+        assert [attached.buf for attached in blocks] == [None]
+    finally:
+        block.close()
+        block.unlink()
+
+
+def test_worker_names_a_block_that_is_not_there():
+    """A wrong name gives anything else than the documented error."""
+    with pytest.raises(FileNotFoundError, match="no_such_block"):
+        numpy_masker_shared_single("no_such_block", (1,) * 4, "f4", np.ones((1,) * 3, bool))
+
+
+def test_only_the_maker_tracks_the_block(blocks, monkeypatch):
+    """From Python 3.13 on, a process that attaches removes the block when it ends."""
+    monkeypatch.setattr(plot_shared_memory, "sys", SimpleNamespace(version_info=(3, 13)))
+    numpy_masker_shared_parallel(make_image(), make_masks(make_image()), 1)
+    assert [block.track for block in blocks] == [True] + [False] * 4
+
+
+@needs_dev_shm
+@pytest.mark.parametrize(("free", "enough"), [(48 * 2**20, True), (48 * 2**20 - 1, False)])
+def test_room_is_looked_at_before_the_block_is_made(blocks, monkeypatch, free, enough):
+    """Too little room for shared memory ends the process, or enough room is refused."""
+    shape = (64, 64, 64, 48)
+    img = nib.Nifti1Image(np.broadcast_to(np.float32(1), shape), STRAIGHT)
+    mask_img = make_image(data=np.ones(shape[:3]), dtype="u1")
+    looked_at = []
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: looked_at.append(path) or SimpleNamespace(free=free)
+    )
