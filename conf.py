@@ -100,6 +100,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 

@@ -15,7 +15,7 @@ FMRI          (none)                         a 4D image of your own
 ATLAS         (none)                         its regions: a 4D probabilistic atlas, a
                                              3D label image, or several binary masks
                                              (names, or a pattern with ``*``)
-PAUSE         2                              seconds of rest before each method in the
+PAUSE         1                              seconds of rest before each method in the
                                              whole experiment
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
 MEASURED      ``measured``                   folder that receives measurements
@@ -46,7 +46,7 @@ class Options:
     data: str = "synthetic"
     fmri: str = ""
     atlas: tuple = ()
-    pause: float = 2.0
+    pause: float = 1.0
     cache: str = "masker_cache"
     measured: str = "measured"
 
@@ -126,7 +126,7 @@ def read_options(environ=None):
         data=data,
         fmri=fmri and str(Path(fmri).absolute()),
         atlas=tuple(str(Path(path).absolute()) for path in atlas),
-        pause=number("PAUSE", 2, float, 0, 3600),
+        pause=number("PAUSE", 1, float, 0, 3600),
         cache=str(Path(given.get("MASKER_CACHE", "masker_cache")).absolute()),
         measured=str(Path(given.get("MEASURED", "measured")).absolute()),
     )

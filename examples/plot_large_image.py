@@ -10,8 +10,8 @@ binary masks, one for each region of interest. On this page you will
 3. see how large the image is on disk, and how large in memory.
 
 Unless you ask for something else, the data are a stand-in that is made on your machine, of
-the same shape and type as the development fMRI data set [1]_ and with as many regions as
-the DiFuMo atlas [2]_ of 64. With ``DATA=development_fmri`` nilearn downloads the real ones;
+the same shape and type as the development fMRI data set and with as many regions as
+the DiFuMo atlas of 64. With ``DATA=development_fmri`` nilearn downloads the real ones;
 with ``FMRI=`` and ``ATLAS=`` every page uses files of your own.
 
 .. note::

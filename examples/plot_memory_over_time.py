@@ -143,7 +143,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     -------
     matplotlib.figure.Figure
     """
-    figure = plt.figure(figsize=(4, 7.6) if tall else (12, 6.4))
+    figure = plt.figure(figsize=(4, 7.6) if tall else (10, 6))
     ax = figure.add_axes((0.14, 0.075, 0.40, 0.855) if tall else (0.065, 0.085, 0.81, 0.57))
     fill, span = (ax.fill_betweenx, ax.axhspan) if tall else (ax.fill_between, ax.axvspan)
     end = phases[-1]["ended"] + 1
@@ -162,7 +162,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     ax.spines[["top", "right"]].set_visible(False)
 
     middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    places = spread(middles, end * (0.098 if tall else 0.055), 0, end)
+    places = spread(middles, end * (0.098 if tall else 0.06), 0, end)
     for phase, middle, place in zip(phases, middles, places, strict=True):
         color = color_of(phase["method"])
         name = f"{phase['method'].replace(' image', '')}, {phase['mode']}"
@@ -220,15 +220,16 @@ def plot_peaks(rows):
         color = color_of(row["method"])
         ax.barh(i, rss, height=0.42, color="white", edgecolor=color, hatch="////", lw=1)
         ax.barh(i, pss, height=0.42, color=color)
-        ax.text(0, i - 0.3, f" {row['method']}: {pss:,.0f} MiB", fontsize=9, va="bottom")
+        label = ax.text(0, i - 0.29, f"{row['method']}: {pss:,.0f} MiB", fontsize=9, va="bottom")
+        label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     image_mib = float(rows[0]["image_mib"])
-    ax.axvline(image_mib, color="black", ls="--", lw=1)
+    ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=1.5)
     ax.text(image_mib, len(rows) - 0.55, f" the image: {image_mib:,.0f} MiB", fontsize=9)
     ax.set(xlabel="MiB; solid PSS, hatched RSS", yticks=[], ylim=(len(rows) - 0.35, -0.75))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_title("Peak memory in parallel", fontsize=11)
+    ax.set_title(f"Peak memory in parallel, {rows[0]['n_jobs']} workers", fontsize=11)
     return figure
 
 
@@ -265,7 +266,7 @@ if __name__ == "__main__":
 
 if __name__ == "__main__":
     run_and_draw("pss", "psutil_pss")
-    (measured / "mprof.json").write_text(json.dumps({"pause": options.pause}))
+    (measured / "mprof.json").write_text(json.dumps({"mprof": {"pause": options.pause}}))
 
 # %%
 # The peaks, method by method:

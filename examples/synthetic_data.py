@@ -6,7 +6,7 @@ The memory that a masking method needs depends on the size and the type of the i
 on whose brain it shows. So the default build makes its own data, without a network: images
 on the grid of the development fMRI data set as nilearn offers it (50 x 59 x 50 voxels of
 4 mm, 168 volumes for each subject, float32) and a probabilistic atlas of 64 overlapping
-maps, as DiFuMo [1]_ has, on a finer grid.
+maps, as DiFuMo has, on a finer grid.
 
 The brain is the MNI152 template that nilearn ships. Each map is a Gaussian around a centre
 in the brain. Each region has a slow time course of its own, and a subject's image is the
@@ -15,11 +15,11 @@ image each time.
 
 References
 ----------
-.. [1] Dadi K. et al. (2020). Fine-grain atlases of functional modes for fMRI analysis.
-       NeuroImage 221, 117126. https://doi.org/10.1016/j.neuroimage.2020.117126
-.. [2] Richardson H. et al. (2018). Development of the social brain from age three to
-       twelve years. Nature Communications 9, 1027.
-       https://doi.org/10.1038/s41467-018-03399-2
+* Dadi K. et al. (2020). Fine-grain atlases of functional modes for fMRI analysis.
+  NeuroImage 221, 117126. https://doi.org/10.1016/j.neuroimage.2020.117126
+* Richardson H. et al. (2018). Development of the social brain from age three to
+  twelve years. Nature Communications 9, 1027.
+  https://doi.org/10.1038/s41467-018-03399-2
 """
 
 import nibabel as nib

@@ -87,7 +87,7 @@ def run(method, fmri_path, mask_paths):
     return method.function(fmri, masks, len(masks))
 
 
-def main(n_images, n_regions, pause=2, phases_path="whole_experiment_phases.csv"):
+def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"):
     """Run the nine methods in sequence.
 
     Parameters

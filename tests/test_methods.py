@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,9 +122,10 @@ def nifti_masker(fmri_path, mask_paths):
 def assert_same(series, reference):
     """Compare shapes, types up to the byte order, and every value."""
     assert [a.shape for a in series] == [a.shape for a in reference]
-    assert [a.dtype for a in series] == [a.dtype.newbyteorder("=") for a in reference]
+    kinds = [[a.dtype.newbyteorder("=") for a in arrays] for arrays in (series, reference)]
+    assert kinds[0] == kinds[1]
     for a, b in zip(series, reference, strict=True):
-        np.testing.assert_array_equal(a, b, strict=False)
+        np.testing.assert_array_equal(a, b)
 
 
 SINGLE_WAYS = {
@@ -212,7 +214,10 @@ def test_values_are_those_of_nifti_masker(case, way):
     """A way gives other values, another type or another shape than NiftiMasker."""
     fmri_path, mask_paths, reference = case
     assert reference[0].ndim == 2
-    assert_same(extract(way, fmri_path, mask_paths), reference)
+    series = extract(way, fmri_path, mask_paths)
+    assert_same(series, reference)
+    if "nifti_masker" not in way[0].__name__:  # NiftiMasker keeps the file's byte order
+        assert all(a.dtype.isnative for a in series)
 
 
 @by_name("way", WAYS)
@@ -246,6 +251,7 @@ def images_and_masks(draw):
     return img, mask_imgs, draw(st.sampled_from([".nii", ".nii.gz"]))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # nilearn's report
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(images_and_masks())
 def test_any_image_gives_the_values_of_nifti_masker(example):
@@ -262,7 +268,7 @@ def test_any_image_gives_the_values_of_nifti_masker(example):
 def test_image_in_memory_holds_an_array(tmp_path, suffix, options):
     """An "in-memory" image still reads its file, or changes when it is sent to a worker."""
     path, _ = save_all(tmp_path, make_image(**options), [], suffix)
-    expected = np.array(nib.load(path).dataobj)
+    expected = np.asarray(nib.load(path).dataobj).copy()
     img = load_in_memory(path)
     path.unlink()
     assert type(img.dataobj) is np.ndarray
@@ -271,14 +277,14 @@ def test_image_in_memory_holds_an_array(tmp_path, suffix, options):
         assert not isinstance(base, np.memmap)
         base = getattr(base, "base", None)
     for same in (img, pickle.loads(pickle.dumps(img))):
-        np.testing.assert_array_equal(same.dataobj, expected, strict=True)
+        assert_same([same.dataobj], [expected])
         np.testing.assert_array_equal(same.affine, STRAIGHT)
 
 
 # Bad input
 # ---------
 
-MOVED = STRAIGHT + [[0, 0, 0, 1], [0] * 4, [0] * 4, [0] * 4]
+MOVED = nib.affines.from_matvec(STRAIGHT[:3, :3], [-6, -9, -6])
 GRID = ["4D image", "3D mask", "{fmri.shape} and the mask {mask.shape}", "resample_to_img"]
 DAMAGED = ["{fmri_path}", "incomplete or damaged", "Copy or download it again"]
 BAD = {  # name: image, mask, exception, what its message says
@@ -292,6 +298,7 @@ BAD = {  # name: image, mask, exception, what its message says
         [*GRID, "{fmri.affine}", "{mask.affine}"],
     ),
     "empty mask": ("fmri.nii", "mask_empty.nii", ValueError, ["empty", "differs from zero"]),
+    "mask of NaN alone": ("fmri.nii", "mask_nan.nii", ValueError, ["empty", "differs from zero"]),
     "missing image": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri_path}"]),
     "missing mask": ("fmri.nii", "none.nii", FileNotFoundError, ["{mask_path}"]),
     "cut in the first volume": ("cut_1.nii", "mask.nii", OSError, DAMAGED),
@@ -317,15 +324,17 @@ def bad_files(tmp_path_factory):
         "other_grid": {"data": mask.dataobj[:, :10]},
         "moved": {"data": mask.dataobj, "affine": MOVED},
         "empty": {"data": np.zeros(shape[:3])},
+        "nan": {"data": np.full(shape[:3], np.nan), "dtype": "f4"},
     }.items():
         make_image(**{"dtype": "u1", **options}).to_filename(folder / f"mask_{name}.nii")
     for suffix in (".nii", ".nii.gz"):
         content = (folder / f"fmri{suffix}").read_bytes()
         for tenths in (1, 9):
             (folder / f"cut_{tenths}{suffix}").write_bytes(content[: len(content) * tenths // 10])
-    middle = len(content) // 2
-    damaged = content[:middle] + b"\xff" * 50 + content[middle + 50 :]
-    (folder / "damaged.nii.gz").write_bytes(damaged)
+    content = (folder / "fmri.nii").read_bytes()
+    deflate = zlib.compressobj(wbits=31)  # as gzip does
+    half = deflate.compress(content[: len(content) // 2]) + deflate.flush(zlib.Z_FULL_FLUSH)
+    (folder / "damaged.nii.gz").write_bytes(half + b"\xff" * 1000)
     return folder
 
 
@@ -346,20 +355,41 @@ def bad_calls():
             yield pytest.param((function, load), bad, id=f"{bad_name}-{way_name}")
 
 
-@pytest.mark.parametrize(("way", "bad"), bad_calls())
-def test_bad_input_is_refused(bad_files, way, bad):
-    """Bad input gives numbers, or an error that does not say what was found and what to do."""
+def assert_refused(files, way, bad):
+    """See that the right exception is raised, and that it says the right things."""
     fmri_name, mask_name, exception, texts = bad
-    fmri_path, mask_path = bad_files / fmri_name, bad_files / mask_name
-    if exception is FileNotFoundError and way[0].__name__.startswith("nifti_masker"):
+    fmri_path, mask_path = files / fmri_name, files / mask_name
+    if exception is FileNotFoundError and "nifti_masker" in way[0].__name__:
         exception = ValueError  # nilearn's choice
     with pytest.raises(exception) as raised:
-        extract(way, fmri_path, [bad_files / "mask.nii", mask_path])
+        extract(way, fmri_path, [files / "mask.nii", mask_path])
     assert raised.type is exception
     found = {"fmri_path": fmri_path, "mask_path": mask_path}
     found |= {"fmri": lazy(fmri_path), "mask": lazy(mask_path)}
     for text in texts:
         assert text.format(**found) in str(raised.value)
+
+
+@pytest.mark.parametrize(("way", "bad"), list(bad_calls()))
+def test_bad_input_is_refused(bad_files, way, bad):
+    """Bad input gives numbers, or an error that does not say what was found and what to do."""
+    with parallel_config(backend="threading"):  # joblib ends its processes at an error
+        assert_refused(bad_files, way, bad)
+
+
+@pytest.mark.parametrize(
+    ("way", "bad"),
+    [
+        ("NiftiMasker, path, parallel", "missing mask"),
+        ("NiftiMasker, path, parallel", "compressed, damaged"),
+        ("indexing, path, parallel", "missing mask"),
+        ("indexing, path, parallel", "compressed, cut in the last volume"),
+        ("indexing, in-memory, parallel", "mask with another affine"),
+    ],
+)
+def test_error_comes_through_worker_processes(bad_files, way, bad):
+    """The error of a worker is another one when it reaches the caller."""
+    assert_refused(bad_files, WAYS[way], BAD[bad])
 
 
 # Shared memory
@@ -405,9 +435,7 @@ def fail(*arguments):
         pytest.param("cut_9.nii.gz", numpy_masker_shared_single, OSError, id="gz is cut"),
     ],
 )
-def test_block_is_closed_and_removed(
-    blocks, bad_files, monkeypatch, fmri_name, worker, exception
-):
+def test_block_is_closed_and_removed(blocks, bad_files, monkeypatch, fmri_name, worker, exception):
     """The image stays in memory after the call, in this process or in /dev/shm."""
     monkeypatch.setattr(plot_shared_memory, "numpy_masker_shared_single", worker)
     expected = pytest.raises(exception) if exception else contextlib.nullcontext()
@@ -447,13 +475,196 @@ def test_only_the_maker_tracks_the_block(blocks, monkeypatch):
 
 
 @needs_dev_shm
-@pytest.mark.parametrize(("free", "enough"), [(48 * 2**20, True), (48 * 2**20 - 1, False)])
-def test_room_is_looked_at_before_the_block_is_made(blocks, monkeypatch, free, enough):
-    """Too little room for shared memory ends the process, or enough room is refused."""
-    shape = (64, 64, 64, 48)
+@pytest.mark.parametrize(
+    ("shape", "free", "message"),
+    [
+        pytest.param((8, 8, 8, 2), 4096, None, id="just enough"),
+        pytest.param((8, 8, 8, 2), 4095, "/dev/shm", id="one byte too little"),
+        pytest.param(
+            (64, 64, 64, 48),
+            30 * 2**20,
+            "48 MiB of shared memory, and /dev/shm has 30 MiB left.*--shm-size.*another|method",
+            id="too little",
+        ),
+    ],
+)
+def test_room_is_looked_at_first(blocks, monkeypatch, shape, free, message):
+    """Too little shared memory ends the process with a bus error, or enough is refused."""
     img = nib.Nifti1Image(np.broadcast_to(np.float32(1), shape), STRAIGHT)
-    mask_img = make_image(data=np.ones(shape[:3]), dtype="u1")
-    looked_at = []
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: looked_at.append(path) or SimpleNamespace(free=free)
+    mask_img = make_masks(img)[2]
+    rooms = {"/dev/shm": SimpleNamespace(free=free)}
+    monkeypatch.setattr(shutil, "disk_usage", rooms.__getitem__)
+    if message:
+        with pytest.raises(MemoryError, match=message):
+            numpy_masker_shared_parallel(img, [mask_img], 1)
+        assert not blocks
+    else:
+        assert numpy_masker_shared_parallel(img, [mask_img], 1)[0].shape == (2, 1)
+
+
+def test_systems_without_dev_shm_can_share(monkeypatch):
+    """The look at the room fails where shared memory lies elsewhere, as on macOS."""
+    elsewhere = SimpleNamespace(is_dir=lambda: False)
+    monkeypatch.setattr(plot_shared_memory, "Path", lambda path: elsewhere)
+    monkeypatch.setattr(shutil, "disk_usage", {}.__getitem__)
+    img = make_image()
+    with parallel_config(backend="threading"):
+        assert numpy_masker_shared_parallel(img, make_masks(img)[:1], 1)[0].shape[0] == 7
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+
+examples, what, fmri_path, mask_path = sys.argv[1:]
+sys.path.insert(0, examples)
+import plot_shared_memory
+
+whole = plot_shared_memory.numpy_masker_shared_single
+caller = os.getpid()
+
+def worker(block_name, *arguments):
+    note = Path(f"{os.getpid()}.unfinished")
+    note.write_text(block_name)
+    note.rename(note.with_suffix(".block"))
+    if what == "fails":
+        raise ArithmeticError("a region failed")
+    if what == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while what == "waits":
+        time.sleep(0.01)
+        if os.getppid() != caller:  # joblib would keep the worker, and it the block, for minutes
+            os._exit(1)
+    return whole(block_name, *arguments)
+
+plot_shared_memory.numpy_masker_shared_single = worker
+plot_shared_memory.numpy_masker_shared_parallel(fmri_path, [mask_path] * 2, 2)
+"""
+
+
+def wait_for(condition):
+    """Poll a condition, for a minute at most; give its value."""
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
+
+
+@needs_dev_shm
+@pytest.mark.parametrize(
+    ("worker", "end", "status", "said"),
+    [
+        pytest.param("succeeds", None, 0, "", id="success"),
+        pytest.param("fails", None, 1, "ArithmeticError: a region failed", id="worker fails"),
+        pytest.param("is killed", None, 1, "TerminatedWorkerError", id="worker is killed"),
+        pytest.param(
+            "waits",
+            lambda process: os.killpg(process.pid, signal.SIGINT),
+            -signal.SIGINT,
+            "KeyboardInterrupt",
+            id="Ctrl-C",
+        ),
+        pytest.param(
+            "waits",
+            lambda process: process.send_signal(signal.SIGINT),
+            -signal.SIGINT,
+            "KeyboardInterrupt",
+            id="interrupt of the caller",
+        ),
+        pytest.param("waits", subprocess.Popen.kill, -signal.SIGKILL, "", id="caller is killed"),
+    ],
+)
+def test_nothing_is_left_in_shared_memory(tmp_path, bad_files, worker, end, status, said):
+    """An end of the program leaves the image in memory until the machine is restarted."""
+    examples = str(Path(plot_shared_memory.__file__).parent)
+    fmri_path, mask_path = bad_files / "fmri.nii", bad_files / "mask.nii"
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "script.py", examples, worker, fmri_path, mask_path],
+            cwd=tmp_path,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        if end:
+            wait_for(lambda: len([*tmp_path.glob("*.block")]) == 2 or process.poll() is not None)
+            end(process)
+        assert process.wait(60) == status
+        block_name = next(tmp_path.glob("*.block")).read_text()
+        assert block_name.startswith("psm_")
+        wait_for(lambda: not is_there(block_name))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    stderr = (tmp_path / "stderr").read_text()
+    assert said in stderr
+    if end is not subprocess.Popen.kill:  # then the tracker removes the block, and says so
+        assert "leaked" not in stderr
+        assert "resource_tracker" not in stderr
+
+
+# A function that is copied out of its page
+# -----------------------------------------
+
+CALL = """
+
+if __name__ == "__main__":
+    import pickle as _pickle
+
+    with open("arguments", "rb") as _file:
+        _arguments = _pickle.load(_file)
+    with open("result", "wb") as _file:
+        _pickle.dump({}(*_arguments), _file)
+"""
+COPIED = {
+    function.__name__: (function, load)
+    for function, load in (*WAYS.values(), (numpy_masker_shared_single, nib.load))
+}
+
+
+def copy_out(function):
+    """Imports of a page and one of its functions; with the single one if it is parallel."""
+    page = Path(inspect.getsourcefile(function)).read_text()
+    names = {function.__name__, function.__name__.replace("parallel", "single")}
+    return "\n\n\n".join(
+        ast.get_source_segment(page, node)
+        for node in ast.parse(page).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        or (isinstance(node, ast.FunctionDef) and node.name in names)
     )
+
+
+@by_name(("function", "load"), COPIED)
+def test_function_runs_alone(tmp_path, function, load):
+    """A function that is copied out of its page needs something that is not copied with it."""
+    data, alone = tmp_path / "data", tmp_path / "alone"
+    data.mkdir()
+    alone.mkdir()
+    fmri_path, mask_paths = save_all(data, make_image(), make_masks(make_image())[:2])
+    script, name = copy_out(function), function.__name__
+    fmri, masks = load(fmri_path), [load(path) for path in mask_paths]
+    arguments = (fmri, masks, 2) if "parallel" in name else (fmri, masks[0])
+    if function is numpy_masker_shared_single:  # this one needs a block to look at
+        name = shared_single.__name__
+        script += "\n\n\n" + inspect.getsource(shared_single)
+    (alone / "script.py").write_text(script + CALL.format(name))
+    (alone / "arguments").write_bytes(pickle.dumps(arguments))
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-I", "script.py"],
+        cwd=alone,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    result = pickle.loads((alone / "result").read_bytes())
+    reference = nifti_masker(fmri_path, mask_paths)
+    if "parallel" in function.__name__:
+        assert_same(result, reference)
+    else:
+        assert_same([result], reference[:1])

@@ -33,12 +33,23 @@ def as_make_would_say_it(value):
 
 
 def test_defaults(folder, monkeypatch):
-    """Without options the build is not the default one, or options leak in from elsewhere."""
+    """The defaults are not those of the table, or options leak in from elsewhere."""
     monkeypatch.setenv("N_REGIONS", "3")
+    found = read_options({})
     here = {"cache": str(folder / "masker_cache"), "measured": str(folder / "measured")}
-    assert read_options({}) == Options(2, 6, "synthetic", "", (), 2.0, **here)
-    empty = dict.fromkeys(["N_IMAGES", "DATA", "FMRI", "ATLAS", "PAUSE", "MASKER_CACHE"], " ")
-    assert read_options(empty) == read_options({})
+    assert found == Options(**here)
+    table = dict(re.findall(r"^([A-Z_]+) +(\S+)", options.__doc__, re.MULTILINE))
+    assert table == {
+        "N_IMAGES": str(found.n_images),
+        "N_REGIONS": str(found.n_regions),
+        "DATA": found.data,
+        "FMRI": "(none)",
+        "ATLAS": "(none)",
+        "PAUSE": f"{found.pause:g}",
+        "MASKER_CACHE": "``masker_cache``",
+        "MEASURED": "``measured``",
+    }
+    assert read_options(dict.fromkeys(table, " ")) == found
 
 
 def test_environment_is_read(monkeypatch):

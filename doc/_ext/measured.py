@@ -111,10 +111,19 @@ def written(name, value):
     return str(value)
 
 
-def note_files(env):
-    """Tell Sphinx to read the current document again when a measurement changes."""
-    for path in sorted(Path(env.config.measured_folder).glob("*.*")):
-        env.note_dependency(str(path))
+def note_use(env):
+    """Remember that the current document shows measurements."""
+    env.metadata[env.docname]["measured"] = True
+
+
+def outdated(app, env, added, changed, removed):
+    """Read documents that show measurements again when any of these has changed."""
+    files = Path(app.config.measured_folder).glob("*.*")
+    stamp = sorted((path.name, path.stat().st_mtime_ns) for path in files)
+    if getattr(env, "measured_stamp", None) == stamp:
+        return []
+    env.measured_stamp = stamp
+    return [name for name, metadata in env.metadata.items() if "measured" in metadata]
 
 
 class Measured(SphinxRole):
@@ -122,17 +131,18 @@ class Measured(SphinxRole):
 
     def run(self):
         """Put the value into the text."""
-        note_files(self.env)
+        note_use(self.env)
         try:
             text = Measurements(self.config.measured_folder).text(self.text)
         except (KeyError, TypeError):
             message = self.inliner.reporter.error(f"nothing measured is called {self.text!r}")
             return [], [message]
-        return [nodes.inline(text, text, classes=["measured"])], []
+        kind = nodes.emphasis if self.text.endswith("/ method") else nodes.inline
+        return [kind(text, text, classes=["measured"])], []
 
 
 class MeasuredTable(SphinxDirective):
-    """The directive ``measured-table``: ``summary.csv`` for people."""
+    """The directive ``measured-table``: ``summary.csv`` for people, and a link to it."""
 
     HEADINGS = {  # noqa: RUF012
         "method": "Method",
@@ -147,7 +157,7 @@ class MeasuredTable(SphinxDirective):
 
     def run(self):
         """Build the table."""
-        note_files(self.env)
+        note_use(self.env)
         rows = Measurements(self.config.measured_folder).rows
         if not rows:
             return [nodes.paragraph(PLACEHOLDER, PLACEHOLDER)]
@@ -163,7 +173,8 @@ class MeasuredTable(SphinxDirective):
                 row = nodes.row()
                 row += [nodes.entry("", nodes.paragraph(text, text)) for text in line]
                 target += row
-        return [table]
+        link = ":download:`summary.csv </measured/summary.csv>`"
+        return [table, *self.parse_text_to_nodes(f"The same numbers without rounding: {link}.")]
 
 
 class MeasuredFigure(SphinxDirective):
@@ -182,7 +193,7 @@ class MeasuredFigure(SphinxDirective):
 
     def run(self):
         """Build the figure."""
-        note_files(self.env)
+        note_use(self.env)
         measurements = Measurements(self.config.measured_folder)
         layouts = [(self.arguments[0], "measured-figure")]
         if "tall" in self.options:
@@ -224,4 +235,5 @@ def setup(app):
     app.add_role("measured", Measured())
     app.add_directive("measured-table", MeasuredTable)
     app.add_directive("measured-figure", MeasuredFigure)
+    app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True}

@@ -1,0 +1,495 @@
+"""If these fail, a peak on the pages is not what the machine spent, or a call was left running."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import peak_memory
+from peak_memory import HAS_PSS, MIB, Trace, measure
+
+TOLERANCE = 40  # MiB
+HOLD = 0.4  # seconds for which known amounts are held: many samples
+EXAMPLES = str(Path(peak_memory.__file__).parent)
+
+
+def hold(mib):
+    """Allocate, and hold what was allocated."""
+    block = np.ones(mib * MIB, dtype="uint8")
+    time.sleep(HOLD)
+    return int(block[-1]) if mib else None
+
+
+def wait_for(condition, seconds=30):
+    """Wait until something is the case; say whether it is."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def hold_together(folder, worker, n_workers, mib, block_name=None):
+    """Allocate in a worker, or touch a shared block, and hold it with all others at once."""
+    shared = SharedMemory(block_name) if block_name else None
+    block = np.ones(mib * MIB, dtype="uint8")
+    touched = np.frombuffer(shared.buf, dtype="uint8").sum() if shared else block.sum()
+    (folder / str(worker)).touch()
+    together = wait_for(lambda: len(list(folder.iterdir())) == n_workers)
+    time.sleep(HOLD)
+    if shared:
+        shared.close()
+    return together, int(touched)
+
+
+def in_workers(folder, mib, shared_mib=0):
+    """Allocate in each of three workers, or let all three touch one shared block."""
+    from joblib import Parallel, delayed
+
+    shared = SharedMemory(create=True, size=shared_mib * MIB) if shared_mib else None
+    try:
+        if shared:
+            shared.buf[:] = b"\1" * shared.size
+        name = shared and shared.name
+        return Parallel(n_jobs=3)(delayed(hold_together)(folder, i, 3, mib, name) for i in range(3))
+    finally:
+        if shared:
+            shared.close()
+            shared.unlink()
+
+
+def near(mib):
+    """About so many MiB."""
+    return pytest.approx(mib, abs=TOLERANCE)
+
+
+# --- Known amounts
+
+
+@pytest.fixture(scope="module")
+def idle_workers(tmp_path_factory):
+    """The peak of three workers that allocate nothing."""
+    return measure(in_workers, tmp_path_factory.mktemp("idle"), 0)
+
+
+def test_allocation_in_the_caller():
+    """The peak of a single process is wrong, or contains what was not a part of the call."""
+    mine = np.ones(200 * MIB, dtype="uint8")  # in the calling process, not in the call
+    measure(hold, 200)  # and in an earlier call
+    trace = measure(hold, 150)
+    assert trace.value == mine[-1]
+    assert trace.before_mib < 60, "the fresh process is not fresh"
+    assert trace.peak_pss_mib - trace.before_mib == near(150)
+    assert len(trace.processes) == 1
+    assert trace.metric == ("PSS" if HAS_PSS else "USS")
+    assert trace.times[0] < 0 < trace.times[1]
+    assert abs(trace.started - time.time()) < 20
+    assert np.all(np.diff(trace.times) > 0)
+    assert np.median(np.diff(trace.times)) < 0.1, "short peaks are missed"
+    assert trace.total()[0] == trace.before_mib
+
+
+def test_allocation_in_three_workers(tmp_path, idle_workers):
+    """Workers are not counted, or not all of them, or not at the same time."""
+    trace = measure(in_workers, tmp_path, 150)
+    assert trace.value == [(True, 150 * MIB)] * 3
+    assert trace.peak_pss_mib - idle_workers.peak_pss_mib == near(3 * 150)
+    assert trace.peak_rss_mib - idle_workers.peak_rss_mib == near(3 * 150)
+    caller, *others = trace.processes.values()
+    assert sum(worker["pss"].max() > 150 for worker in others) == 3
+    assert caller["pss"].max() < 100, "the first process is not the caller"
+    for metric in ("pss", "rss", "uss"):
+        total = np.sum([process[metric] for process in trace.processes.values()], axis=0)
+        np.testing.assert_allclose(trace.total(metric), total)
+    assert trace.total().max() == trace.peak_pss_mib
+    assert trace.total("rss").max() == trace.peak_rss_mib
+
+
+@pytest.mark.skipif(not HAS_PSS, reason="this system does not tell the PSS")
+def test_block_that_workers_share(tmp_path, idle_workers):
+    """Shared memory is counted once for each process, as summed RSS does, or not at all."""
+    trace = measure(in_workers, tmp_path, 0, 150)
+    assert trace.value == [(True, 150 * MIB)] * 3
+    assert trace.peak_pss_mib - idle_workers.peak_pss_mib == near(150)
+    assert trace.peak_rss_mib - idle_workers.peak_rss_mib == near(4 * 150)
+    assert trace.total("uss").max() - idle_workers.total("uss").max() < 150 + TOLERANCE
+
+
+def test_seconds_of_a_call():
+    """A duration contains the preparation of the fresh process, or is not one of the call."""
+    trace = measure(time.sleep, 0.5)
+    assert 0.5 <= trace.seconds < 0.8
+    assert trace.times[-1] == pytest.approx(0.5, abs=0.3)
+
+
+# --- Values, exceptions, and ends of all kinds
+
+
+def give(*args, **kwargs):
+    """Return the arguments."""
+    print("printed in a call")
+    print("printed as an error", file=sys.stderr)
+    os.write(1, b"written to standard output\n")
+    return args, kwargs
+
+
+class TwoArguments(Exception):
+    """An exception that pickles, and cannot be made again from its message alone."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+
+def fail(error, *args):
+    """Raise."""
+    raise error(*args)
+
+
+def test_value_is_given_back_whatever_is_printed(capfd):
+    """A call that prints breaks the measurement, or arguments and values get lost on the way."""
+    big = np.arange(1_000_000)
+    trace = measure(give, big, key="value")
+    (array,), keywords = trace.result()
+    np.testing.assert_array_equal(array, big)
+    assert keywords == {"key": "value"}
+    assert trace.exception is None
+    out, err = capfd.readouterr()
+    assert out == ""
+    for text in ("printed in a call", "printed as an error", "written to standard output"):
+        assert text in err
+
+
+@pytest.mark.parametrize(
+    ("error", "args", "message"),
+    [
+        (ValueError, ("no such region",), "no such region"),
+        (SystemExit, (3,), "3"),
+        (KeyboardInterrupt, (), ""),
+        (FileNotFoundError, (2, "No such file", "a.nii"), r"\[Errno 2\] No such file: 'a.nii'"),
+    ],
+)
+def test_exception_is_given_back(error, args, message):
+    """A failed call looks like a successful one, or its error is another one here."""
+    trace = measure(fail, error, *args)
+    assert type(trace.exception) is error
+    assert trace.value is None
+    assert f"raised {trace.exception!r}" in str(trace)
+    with pytest.raises(error, match=f"^{message}$"):
+        trace.result()
+
+
+def test_exception_that_cannot_be_made_again():
+    """An exception with arguments of its own makes the measurement itself fail."""
+    trace = measure(fail, TwoArguments, "a hole", "x = 3")
+    assert "a hole at x = 3" in str(trace.exception) or "TwoArguments" in str(trace.exception)
+    assert trace.peak_pss_mib > 0
+
+
+def unpicklable():
+    """Return what cannot be pickled."""
+    return (i for i in range(3))
+
+
+def kill_this():
+    """End the process as the system does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_this_and_leave_a_child(folder):
+    """End the process while a child of it, which shares its pipes, works on."""
+    import multiprocessing
+
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    (folder / "pid").write_text(str(child.pid))
+    kill_this()
+
+
+def leave_at_once():
+    """End the process without a word."""
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(kill_this, "signal SIGKILL"), (leave_at_once, "exit status 3"), (unpicklable, "generator")],
+)
+def test_call_without_a_result(function, message):
+    """The meter hangs on a call that cannot answer, or does not say what became of it."""
+    trace = measure(function)
+    with pytest.raises(RuntimeError, match=message):
+        trace.result()
+    assert trace.before_mib > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_killed_call_that_has_children(tmp_path):
+    """After a call is killed the meter waits for its children, or leaves them running."""
+    began = time.monotonic()
+    trace = measure(kill_this_and_leave_a_child, tmp_path)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        with pytest.raises(RuntimeError, match="SIGKILL"):
+            trace.result()
+        assert time.monotonic() - began < 20
+        assert wait_for(lambda: not psutil.pid_exists(pid), 10), "a child runs on"
+    finally:
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+class NotHere:
+    """An argument that can be pickled, but not made again in another process."""
+
+    def __reduce__(self):
+        return (fail, (ImportError, "not installed over there"))
+
+
+def test_argument_that_cannot_be_prepared():
+    """The reader is not told why the fresh process could not take the call."""
+    with pytest.raises(RuntimeError) as error:
+        measure(give, NotHere())
+    for part in ("give could not be prepared", "Traceback", "not installed over there"):
+        assert part in str(error.value)
+
+
+# 66000 bytes are a little more than a pipe takes: the rest waits to be written.
+@pytest.mark.parametrize("size", [1, 66_000, 1_000_000])
+def test_meter_that_cannot_be_imported(size, monkeypatch, capfd):
+    """Without the meter on sys.path there is a broken pipe instead of a sentence."""
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).resolve() != Path(EXAMPLES)])
+    with pytest.raises(RuntimeError, match="could not be prepared"):
+        measure(len, b"x" * size)
+    assert "No module named 'peak_memory'" in capfd.readouterr().err
+
+
+def run_script(text, folder, **options):
+    """Start a script that can import the meter."""
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(text))
+    return subprocess.Popen(
+        [sys.executable, script, folder],
+        env=os.environ | {"PYTHONPATH": EXAMPLES},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_functions_of_a_script(tmp_path):
+    """What a reader defines in a script or a notebook cannot be measured."""
+    script = """
+        from peak_memory import measure
+
+        class Special(ValueError):
+            pass
+
+        def helper(x):
+            return 2 * x
+
+        def function(x):
+            if x > 2:
+                raise Special(x)
+            return helper(x), (lambda y: y + 1)(x)
+
+        assert measure(function, 2).result() == (4, 3)
+        try:
+            measure(function, 3).result()
+        except Special as error:
+            print("refused", error)
+    """
+    out, err = run_script(script, tmp_path).communicate(timeout=60)
+    assert (out, err) == ("refused 3\n", "")
+
+
+def test_call_that_reads_standard_input(tmp_path):
+    """A call that asks for input waits for ever, or takes what is meant for the meter."""
+    script = """
+        from peak_memory import measure
+        print(repr(measure(input).exception))
+    """
+    with run_script(script, tmp_path, stdin=subprocess.PIPE) as process:
+        try:
+            out, _ = process.communicate("typed by somebody\n", timeout=20)
+        finally:
+            process.kill()
+    assert out.startswith("EOFError(")
+
+
+def test_interrupt_ends_the_call_and_its_workers(tmp_path):
+    """After Ctrl-C workers keep the machine busy, or a call cannot clean up after itself."""
+    script = """
+        import os, signal, sys, time
+        from pathlib import Path
+        from joblib import Parallel, delayed
+        from peak_memory import measure
+
+        folder = Path(sys.argv[1])
+
+        def work(number):
+            (folder / f"{number}.tmp").write_text(str(os.getpid()))
+            (folder / f"{number}.tmp").rename(folder / f"{number}.pid")
+            time.sleep(100)
+
+        def call():
+            try:
+                (folder / "call.pid").write_text(str(os.getpid()))
+                Parallel(n_jobs=2)(delayed(work)(i) for i in range(2))
+            finally:
+                (folder / "cleaned up").touch()
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            measure(call)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    with run_script(script, tmp_path) as process:
+        assert wait_for(lambda: (tmp_path / "0.pid").exists() and (tmp_path / "1.pid").exists())
+        pids = [int((tmp_path / f"{name}.pid").read_text()) for name in ("call", 0, 1)]
+        processes = [psutil.Process(pid) for pid in (process.pid, *pids)]
+        processes += processes[1].children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert out == "interrupted\n"
+    assert (tmp_path / "cleaned up").exists()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    for left in alive:
+        left.kill()
+    assert not alive
+
+
+# --- What is shown and saved
+
+
+def trace_of(workers=2, **changes):
+    """A trace with known numbers: 100 MiB in the caller, 30 in each worker for a while."""
+    shape = np.array([1.0, 1, 1, 1])
+    busy = np.array([0.0, 1, 1, 0])
+    processes = {7: {"pss": 100 * shape, "rss": 120 * shape, "uss": 90 * shape}}
+    for pid in range(8, 8 + workers):
+        processes[pid] = {"pss": 30 * busy, "rss": 50 * busy, "uss": 20 * busy}
+    values = {
+        "name": "function",
+        "started": 1.7e9,
+        "seconds": 0.65,
+        "before_mib": 100.0,
+        "times": np.array([-0.01, 0.2, 0.4, 0.6]),
+        "processes": processes,
+    }
+    return Trace(**values | changes)
+
+
+def test_text_of_a_trace():
+    """A printed trace gives other numbers than the trace has."""
+    text = "function: peak 160 MiB PSS (220 MiB RSS) in 3 processes, 100 MiB before the call, 0.7 s"
+    assert str(trace_of()) == text
+    assert "peak 160 MiB USS (" in str(trace_of(metric="USS"))
+
+
+@pytest.fixture
+def axes():
+    """Axes to draw on, and no figure left behind."""
+    import matplotlib.pyplot as plt
+
+    yield plt.figure().gca()
+    plt.close("all")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plot(workers, axes):
+    """A figure shows other amounts than were measured, or has no title to describe it by."""
+    trace = trace_of(workers)
+    assert trace.plot(axes, image_mib=70) is axes
+    assert axes.get_title() == f"function: peak {100 + 30 * workers} MiB PSS"
+    tops = [layer.get_paths()[0].vertices[:, 1].max() for layer in axes.collections]
+    assert tops == ([100] if workers == 0 else [100, 160])
+    labels = axes.get_legend_handles_labels()[1]
+    layers = ["calling process", "workers"][: 1 + (workers > 0)]
+    assert sorted(labels) == sorted([*layers, "RSS, summed", "before the call", "the image"])
+    lines = {line.get_label(): np.max(line.get_ydata()) for line in axes.lines}
+    assert lines == {"RSS, summed": 120 + 50 * workers, "before the call": 100, "the image": 70}
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylabel() == "MiB (PSS)"
+
+
+def test_plot_by_itself(axes):
+    """Without axes nothing is drawn, or it is drawn into the last figure."""
+    own = trace_of().plot(title="A title")
+    assert own is not axes
+    assert own.get_title() == "A title: peak 160 MiB PSS"
+    assert "the image" not in own.get_legend_handles_labels()[1]
+
+
+def test_plot_of_a_call_that_was_over_at_once(axes):
+    """The time axis of a short call runs backwards."""
+    one = {"pss": np.array([30.0]), "rss": np.array([40.0]), "uss": np.array([20.0])}
+    trace_of(times=np.array([-0.01]), processes={7: one}, seconds=0.001).plot(axes)
+    left, right = axes.get_xlim()
+    assert left < right
+
+
+@pytest.mark.parametrize("metric", ["pss", "rss"])
+@pytest.mark.parametrize("name", ["function", "NumPy indexing, path, parallel"])
+def test_saved_trace_is_what_mprof_reads(name, metric, tmp_path):
+    """mprof cannot read the traces that the site offers, or reads other numbers."""
+    import mprof
+
+    trace = trace_of(name=name)
+    trace.save(tmp_path / "trace.dat", metric)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.dat"]
+    content = mprof.read_mprofile_file(tmp_path / "trace.dat")
+    np.testing.assert_allclose(content["mem_usage"], trace.total(metric))
+    np.testing.assert_allclose(content["timestamp"], trace.started + trace.times, atol=1e-3, rtol=0)
+    assert set(content["children"]) == {"8", "9"}
+    for pid, samples in content["children"].items():
+        present = trace.processes[int(pid)][metric] > 0
+        np.testing.assert_allclose(
+            samples,
+            np.c_[trace.processes[int(pid)][metric], trace.started + trace.times][present],
+            atol=1e-3,
+            rtol=0,
+        )
+    ((bracket,),) = content["func_timestamp"].values()
+    assert bracket == pytest.approx([1.7e9, 1.7e9 + 0.65, trace.total(metric)[0], bracket[3], 0])
+    assert name in content["cmd_line"]
+
+
+def test_mprof_plots_a_saved_trace(tmp_path):
+    """``mprof plot``, which the pages recommend, fails on a trace that they offer."""
+    trace_of(name="NumPy indexing, path, parallel").save(tmp_path / "trace.dat")
+    command = [sys.executable, "-m", "mprof", "plot", "--output", "trace.png", "trace.dat"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    """A trace that was half written when the disk was full is taken for a whole one."""
+    trace_of().save(tmp_path / "trace.dat")
+    before = (tmp_path / "trace.dat").read_text()
+    write_text = Path.write_text
+
+    def no_space(path, text, *args):
+        write_text(path, text[: len(text) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", no_space)
+    with pytest.raises(OSError, match="no space"):
+        trace_of(3).save(tmp_path / "trace.dat")
+    assert (tmp_path / "trace.dat").read_text() == before
+
+
+def test_trace_can_be_pickled():
+    """A trace cannot be kept, or sent to another process."""
+    trace = pickle.loads(pickle.dumps(measure(give, 1)))
+    assert trace.result() == ((1,), {})

@@ -1,0 +1,384 @@
+"""The site as a reader gets it: built for an image that the project has never seen.
+
+One copy of the project is built four times: prose only, interrupted, to the end, and once
+more without any change. The image is a real int16 one from nibabel's own tests.
+"""
+
+import csv
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+from nibabel.testing import data_path
+
+ROOT = Path(__file__).parent.parent
+N_REGIONS = 2
+SVG_TEXT = re.compile(r"<!-- (.*?) -->")
+
+
+class Site:
+    """A copy of the project, with its own options."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        ignore = shutil.ignore_patterns("_build", "auto_examples", "measured", "__pycache__")
+        for name in ("doc", "examples"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        shutil.copy(ROOT / "conf.py", folder)
+        self.fmri = shutil.copy(Path(data_path, "example4d.nii.gz"), folder / "a real image.nii.gz")
+        self.atlas = folder / "labels.nii.gz"
+        img = nib.load(self.fmri)
+        labels = np.zeros(img.shape[:3], "uint8")
+        labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
+        nib.Nifti1Image(labels, img.affine).to_filename(self.atlas)
+        self.html = folder / "doc" / "_build" / "html"
+        self.measured = folder / "doc" / "measured"
+        self.options = {
+            "FMRI": str(self.fmri),
+            "ATLAS": str(self.atlas),
+            "N_REGIONS": str(N_REGIONS),
+            "PAUSE": "0.1",
+            "MASKER_CACHE": str(folder / "cache"),
+            "MEASURED": str(self.measured),
+        }
+
+    def start(self, *arguments):
+        """Start a strict build in the background, its messages in a file."""
+        command = [sys.executable, "-m", "sphinx", "-c", ".", "-W", "--keep-going"]
+        with open(self.folder / "messages.txt", "w") as messages:
+            return subprocess.Popen(
+                [*command, *arguments, "doc", str(self.html)],
+                cwd=self.folder,
+                env=os.environ | self.options,
+                stdout=messages,
+                stderr=subprocess.STDOUT,
+            )
+
+    def messages(self):
+        """What the last build said."""
+        return (self.folder / "messages.txt").read_text()
+
+    def build(self, *arguments):
+        """Build to the end; give the messages."""
+        code = self.start(*arguments).wait(timeout=400)
+        assert code == 0, self.messages()
+        return self.messages()
+
+    def rows(self):
+        """The rows of summary.csv."""
+        with open(self.measured / "summary.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+    """A site of prose only: nothing has been measured."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.build("-D", "plot_gallery=0")
+    return site
+
+
+@pytest.fixture(scope="module")
+def placeholders(prose):
+    """The chapter as it is before anything was measured."""
+    return (prose.html / "masker_memory_usage.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def interrupted(prose, placeholders):
+    """What is left when Ctrl-C comes between two measurements."""
+    shared_before = set(os.listdir("/dev/shm"))
+    build = prose.start()
+    deadline = time.monotonic() + 120
+    while not (prose.measured / "summary.csv").exists():
+        assert build.poll() is None, prose.messages()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    tree = psutil.Process(build.pid).children(recursive=True)
+    build.send_signal(signal.SIGINT)
+    code = build.wait(timeout=60)
+    _, alive = psutil.wait_procs(tree, timeout=20)
+    files = [path for path in prose.measured.rglob("*") if path.is_file()]
+    return {
+        "code": code,
+        "alive": alive,
+        "shared": set(os.listdir("/dev/shm")) - shared_before,
+        "unfinished": [path for path in files if "unfinished" in path.name],
+        "prepared": [path.name for path in (prose.folder / "cache").iterdir()],
+        "rows": prose.rows(),
+        "checksums": {path.name for path in prose.folder.glob("doc/auto_examples/*.md5")},
+    }
+
+
+@pytest.fixture(scope="module")
+def site(prose, interrupted):
+    """The site, built to its end after the interrupted build."""
+    prose.build()
+    return prose
+
+
+def test_prose_alone_has_placeholders_instead_of_numbers(placeholders):
+    """`make html-noplot` works on a fresh clone, and shows no number that was not measured."""
+    assert "[not measured yet]" in placeholders
+    assert not re.search(r"\d MiB</", placeholders)
+
+
+def test_an_interrupted_build_leaves_nothing_behind(interrupted):
+    """Ctrl-C ends workers and shared memory and leaves no half-written file."""
+    assert interrupted["code"] != 0
+    assert interrupted["alive"] == []
+    assert interrupted["shared"] == set()
+    assert interrupted["unfinished"] == []
+    assert not [name for name in interrupted["prepared"] if name.startswith("unfinished")]
+
+
+def test_an_interrupted_example_is_not_trusted(interrupted):
+    """The example that was running has no checksum, so that the next build runs it."""
+    assert len(interrupted["rows"]) < 9
+    assert "plot_memory_over_time.py.md5" not in interrupted["checksums"]
+    assert "plot_nifti_masker.py.md5" not in interrupted["checksums"]
+
+
+def test_all_nine_are_measured_and_identical(site):
+    """The table has the nine runs, each with the arrays of NiftiMasker."""
+    rows = site.rows()
+    assert len({(row["method"], row["mode"]) for row in rows}) == len(rows) == 9
+    assert {row["identical"] for row in rows} == {"true"}
+    image = nib.load(site.fmri)
+    mib = np.asanyarray(image.dataobj).nbytes / 2**20
+    for row in rows:
+        assert float(row["image_mib"]) == pytest.approx(mib, abs=0.05)
+        assert int(row["n_masks"]) == (N_REGIONS if row["mode"] == "parallel" else 1)
+        assert 0 < float(row["before_mib"]) <= float(row["peak_pss_mib"])
+        assert float(row["peak_pss_mib"]) <= float(row["peak_rss_mib"]) + 1
+    assert len(list((site.measured / "traces").glob("*.dat"))) == 9
+
+
+def test_an_unchanged_build_runs_nothing(site):
+    """A second build executes no example and measures nothing."""
+    before = (site.measured / "summary.csv").stat().st_mtime_ns
+    messages = site.build()
+    assert "executed 0 out of 0" in messages
+    assert (site.measured / "summary.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ("helper", {"plot_large_image", "plot_nifti_masker", "plot_memory_over_time"}),
+        ("method", {"plot_shared_memory", "plot_nifti_masker"}),
+        ("meter", {"peak_memory", "plot_numpy_indexing"}),
+        ("N_REGIONS", {"plot_large_image", "plot_nifti_masker"}),
+        ("PAUSE", {"plot_memory_over_time"}),
+        ("image", {"plot_large_image", "plot_shared_memory"}),
+    ],
+)
+def test_a_change_reruns_what_depends_on_it(tmp_path, monkeypatch, change, again):
+    """A page is run again after a change of a helper, a method, an option, or the image."""
+    import rerun
+
+    site = Site(tmp_path)
+    for name, value in site.options.items():
+        monkeypatch.setenv(name, value)
+    pages = [*site.folder.glob("examples/plot_*.py"), site.folder / "examples/peak_memory.py"]
+    before = {page.stem: rerun.fingerprint(page) for page in pages}
+    assert before == {page.stem: rerun.fingerprint(page) for page in pages}
+    files = {"helper": "synthetic_data", "method": "plot_shared_memory", "meter": "peak_memory"}
+    if change in files:
+        with open(site.folder / "examples" / f"{files[change]}.py", "a") as file:
+            file.write("\nCHANGED = True\n")
+    elif change == "image":
+        os.utime(site.fmri, (1, 1))
+    else:
+        monkeypatch.setenv(change, "1")
+    changed = {page.stem for page in pages if rerun.fingerprint(page) != before[page.stem]}
+    assert again <= changed
+    if change != "meter":
+        assert "peak_memory" not in changed
+    if change == "PAUSE":
+        assert changed == again
+
+
+# -- In the browser --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set; no chromium found"
+        pytest.skip("chromium is not installed, so no page can be opened")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--disable-gpu", "--disable-background-networking"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """The built site, served on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=site.html)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def all_pages(site):
+    """Every page of the site, relative to its root."""
+    names = (str(path.relative_to(site.html)) for path in site.html.rglob("*.html"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1200])
+def test_every_page_is_sound(browser, address, site, width, scheme):
+    """No page has an error, a foreign request, a broken picture, or runs out of the screen."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    problems = []
+    context.on("request", lambda r: r.url.startswith((address, "data:")) or problems.append(r.url))
+    context.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
+    context.on("console", lambda m: m.type == "error" and problems.append(m.text))
+    context.on("weberror", lambda error: problems.append(str(error.error)))
+    page = context.new_page()
+    for name in all_pages(site):
+        page.goto(f"{address}/{name}", wait_until="networkidle")
+        assert page.evaluate(
+            "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        ), f"{name} is wider than the screen"
+        for image in page.locator("main img").all():
+            state = image.evaluate(
+                """async img => {
+                    if (getComputedStyle(img).display == "none") return null;
+                    img.loading = "eager";
+                    await img.decode();
+                    return [img.naturalWidth, img.alt];
+                }"""
+            )
+            assert state is None or (state[0] > 0 and state[1]), f"{name}: {image}"
+    context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def chapter(browser, address):
+    """The chapter, opened on a wide screen."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(f"{address}/masker_memory_usage.html")
+    yield page
+    page.close()
+
+
+def test_the_chapters_figure_names_every_method(chapter, site):
+    """The annotated figure is shown with alt text, and labels each phase with its peak."""
+    visible = [
+        image for image in chapter.locator("figure.measured-figure img").all() if image.is_visible()
+    ]
+    assert len(visible) == 3
+    rows = site.rows()
+    highest = max(
+        (row for row in rows if row["mode"] == "parallel"), key=lambda r: float(r["peak_pss_mib"])
+    )
+    assert highest["method"] in visible[0].get_attribute("alt")
+    for layout in ("wide", "tall"):
+        for metric in ("pss", "rss"):
+            drawing = (site.measured / f"memory_over_time_{metric}_{layout}.svg").read_text()
+            texts = " ".join(SVG_TEXT.findall(drawing))
+            for row in rows:
+                for word in (*row["method"].replace(" image", "").split(", "), row["mode"]):
+                    assert word in texts
+            assert len(re.findall(r"[\d,]+ MiB(?! \()", texts)) == 9
+
+
+@pytest.mark.parametrize(("width", "layout"), [(1200, "wide"), (400, "tall")])
+def test_the_figure_fits_the_screen(chapter, width, layout):
+    """A phone gets the tall drawing, a desktop the wide one; its letters are not tiny."""
+    chapter.set_viewport_size({"width": width, "height": 900})
+    shown = [
+        (image.get_attribute("src"), image.bounding_box()["width"])
+        for image in chapter.locator("figure.measured-figure img").all()
+        if image.is_visible() and "memory_over_time" in image.get_attribute("src")
+    ]
+    assert [layout in source for source, _ in shown] == [True, True]
+    points_wide, smallest_letters = {"wide": (720, 10), "tall": (288, 8.5)}[layout]
+    for _, pixels in shown:
+        assert smallest_letters * pixels / points_wide >= 9
+
+
+def test_numbers_in_the_text_are_those_of_the_summary(chapter, site):
+    """Each number of the prose and of the table is the one in summary.csv."""
+    rows = site.rows()
+    text = chapter.locator("main").inner_text()
+    source = (site.folder / "doc" / "masker_memory_usage.rst").read_text()
+    keys = set(re.findall(r":measured:`([^`/]+) / (single|parallel) / peak_pss_mib`", source))
+    assert len(keys) >= 5
+    peaks = {(r["method"], r["mode"]): float(r["peak_pss_mib"]) for r in rows}
+    parallel = sorted(value for (_, mode), value in peaks.items() if mode == "parallel")
+    peaks |= {("highest", "parallel"): parallel[-1], ("lowest", "parallel"): parallel[0]}
+    for key in keys:
+        assert f"{peaks[key]:,.0f} MiB" in text
+    assert f"needs {parallel[-1] / parallel[0]:.1f} times" in text
+    cells = chapter.locator("table.measured-table tbody tr").all()
+    assert len(cells) == 9
+    for line, row in zip(cells, rows, strict=True):
+        shown = line.locator("td").all_inner_texts()
+        assert shown[:3] == [row["method"], row["mode"], row["n_jobs"]]
+        for place, name in ((3, "before_mib"), (4, "peak_pss_mib"), (5, "peak_rss_mib")):
+            assert shown[place] == f"{float(row[name]):,.0f} MiB"
+        assert shown[7] == "yes"
+
+
+def test_the_text_is_about_the_readers_image(chapter, site):
+    """Name, shape, type and size of the image in the prose are those of the reader's file."""
+    text = chapter.locator("main").inner_text()
+    image = nib.load(site.fmri)
+    assert "a real image.nii.gz" in text
+    assert " × ".join(map(str, image.shape)) in text
+    assert str(np.asanyarray(image.dataobj).dtype) in text
+    assert f"{site.rows()[0]['image_mib'].split('.')[0]}" in text
+    described = json.loads((site.measured / "experiment.json").read_text())["image"]
+    assert described["stored_dtype"] == str(np.asanyarray(image.dataobj).dtype)
+
+
+def test_links_inside_the_site_lead_somewhere(site):
+    """No link of the site points to a page, a file or an anchor that is not there."""
+    pattern = re.compile(r'(?:href|src)="([^"]+)"')
+    missing = []
+    for name in all_pages(site):
+        path = site.html / name
+        for link in pattern.findall(path.read_text()):
+            if link.startswith(("http", "mailto:", "data:")):
+                continue
+            target, _, anchor = link.partition("#")
+            file = (path.parent / target.split("?")[0]) if target else path
+            if not file.exists() or (
+                anchor and file.suffix == ".html" and f'id="{anchor}"' not in file.read_text()
+            ):
+                missing.append((name, link))
+    assert missing == []
