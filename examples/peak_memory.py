@@ -26,6 +26,9 @@ What it takes care of, because each of these has led to wrong numbers:
   size (USS), which leaves shared pages out. Linux alone tells the PSS; on other systems USS
   stands in for it, and the trace says so.
 
+Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
+looks at them, and then no process's PSS contains them: they are recorded separately.
+
 A difference of less than about 50 MiB is noise.
 """
 
@@ -49,6 +52,7 @@ from tqdm import tqdm
 
 INTERVAL = 0.02  # seconds between two samples
 MIB = 2**20
+SHM = Path("/dev/shm")  # where Linux keeps the files of shared memory
 HAS_PSS = "pss" in psutil.Process().memory_full_info()._fields
 
 # %%
@@ -81,6 +85,9 @@ class Trace:
         What the call returned.
     exception : BaseException or None
         What the call raised instead.
+    shm_mib : array of shape (n_samples,) or None
+        What the files in ``/dev/shm`` took more than before the call, in MiB: shared memory
+        takes room there whether or not a process looks at it. None where there is none.
     """
 
     name: str
@@ -92,6 +99,7 @@ class Trace:
     metric: str = "PSS"
     value: object = field(default=None, repr=False)
     exception: BaseException | None = None
+    shm_mib: np.ndarray | None = None
 
     def total(self, metric="pss"):
         """Sum a metric, ``"pss"``, ``"rss"`` or ``"uss"``, over all processes.
@@ -120,11 +128,11 @@ class Trace:
 
     def __str__(self):
         text = (
-            f"{self.name}: peak {self.peak_pss_mib:,.0f} MiB {self.metric} "
-            f"({self.peak_rss_mib:,.0f} MiB RSS) in {len(self.processes)} processes, "
-            f"{self.before_mib:,.0f} MiB before the call, {self.seconds:.1f} s"
+            f"{self.name}\n    peak {self.peak_pss_mib:,.0f} MiB {self.metric}, "
+            f"{self.peak_rss_mib:,.0f} MiB RSS; {self.before_mib:,.0f} MiB before the call; "
+            f"{self.seconds:.1f} s; {len(self.processes)} processes"
         )
-        return text if self.exception is None else f"{text}, raised {self.exception!r}"
+        return text if self.exception is None else f"{text}\n    raised {self.exception!r}"
 
     def save(self, path, metric="pss"):
         """Write the trace in mprof's file format: ``mprof plot path`` draws it.
@@ -238,7 +246,7 @@ def measure(func, /, *args, **kwargs):
             problem = "It ended before it was ready; what it said is above."
         if problem:
             raise RuntimeError(f"The new process for {name} could not be prepared.\n{problem}")
-        samples = [(time.time(), _sample_tree(process.pid))]
+        samples = [_sample(process.pid)]
         process.stdin.write(b"go\n")
         process.stdin.flush()
         samples += _watch(process, name)
@@ -291,27 +299,27 @@ def _watch(process, name):
         file=sys.__stderr__,
     ) as progress:
         while not select.select([process.stdout], [], [], INTERVAL)[0]:
-            samples.append((time.time(), _sample_tree(process.pid)))
-            pss_mib = sum(pss for pss, _, _ in samples[-1][1].values()) / MIB
-            progress.set_postfix_str(f"{pss_mib:,.0f} MiB in {len(samples[-1][1])} processes")
+            samples.append(_sample(process.pid))
+            tree = samples[-1][2].values()
+            pss_mib = sum(pss for pss, _, _ in tree) / MIB
+            progress.set_postfix_str(f"{pss_mib:,.0f} MiB in {len(tree)} processes")
     return samples
 
 
-def _sample_tree(pid):
-    """PSS, RSS and USS in bytes of a process and of all below it."""
-    sample = {}
-    try:
+def _sample(pid):
+    """The time, the bytes in /dev/shm, and PSS, RSS and USS of a process and all below it."""
+    stamp, shm, tree = time.time(), None, {}
+    if SHM.is_dir():
+        room = os.statvfs(SHM)
+        shm = (room.f_blocks - room.f_bfree) * room.f_frsize
+    with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
-        tree = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return sample
-    for process in tree:
-        try:
-            info = process.memory_full_info()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # ended between two looks
-        sample[process.pid] = (info.pss if HAS_PSS else info.uss, info.rss, info.uss)
-    return sample
+        for process in (root, *root.children(recursive=True)):
+            # A process may end between two looks.
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                info = process.memory_full_info()
+                tree[process.pid] = (info.pss if HAS_PSS else info.uss, info.rss, info.uss)
+    return stamp, shm, tree
 
 
 def _receive(process, samples):
@@ -349,15 +357,16 @@ def _end(process, patience):
 
 def _trace(name, samples, started, seconds, value, exception):
     """Turn samples into arrays, one row for each process."""
-    pids = list(dict.fromkeys(pid for _, sample in samples for pid in sample))
+    stamps, shm, trees = zip(*samples, strict=True)
+    pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
     absent = (0, 0, 0)
-    numbers = np.array([[sample.get(pid, absent) for pid in pids] for _, sample in samples]) / MIB
+    numbers = np.array([[tree.get(pid, absent) for pid in pids] for tree in trees]) / MIB
     return Trace(
         name=name,
         started=started,
         seconds=seconds,
         before_mib=float(numbers[0, :, 0].sum()),
-        times=np.array([stamp for stamp, _ in samples]) - started,
+        times=np.array(stamps) - started,
         processes={
             pid: dict(zip(("pss", "rss", "uss"), numbers[:, i].T, strict=True))
             for i, pid in enumerate(pids)
@@ -365,6 +374,7 @@ def _trace(name, samples, started, seconds, value, exception):
         metric="PSS" if HAS_PSS else "USS",
         value=value,
         exception=exception,
+        shm_mib=None if shm[0] is None else (np.array(shm) - shm[0]) / MIB,
     )
 
 

@@ -144,7 +144,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     matplotlib.figure.Figure
     """
     figure = plt.figure(figsize=(4, 7.6) if tall else (10, 6))
-    ax = figure.add_axes((0.14, 0.075, 0.40, 0.855) if tall else (0.065, 0.085, 0.81, 0.57))
+    ax = figure.add_axes((0.14, 0.075, 0.40, 0.855) if tall else (0.085, 0.09, 0.75, 0.56))
     fill, span = (ax.fill_betweenx, ax.axhspan) if tall else (ax.fill_between, ax.axvspan)
     end = phases[-1]["ended"] + 1
     fill(times, mib, color="0.8", linewidth=0)

@@ -187,10 +187,13 @@ if __name__ == "__main__":
     imports_mib = imports.peak_pss_mib - imports.before_mib
 
     def print_copies(title, trace):
-        """Print how often the image is in memory, without the workers' imports."""
-        above = trace.peak_pss_mib - trace.before_mib
-        print(f"{title}: {above:,.0f} MiB above the start, {imports_mib:,.0f} MiB of it imports")
-        print(f"    leaves {(above - imports_mib) / image_mib:.2f} times the image")
+        """Print how often the image is in memory, as processes and as files show it."""
+        above_mib = trace.peak_pss_mib - trace.before_mib
+        print(f"{title}:")
+        print(f"  {above_mib:,.0f} MiB above the start, {imports_mib:,.0f} MiB of it imports:")
+        print(f"  leaves {(above_mib - imports_mib) / image_mib:.2f} times the image")
+        if trace.shm_mib is not None:
+            print(f"  files in /dev/shm: {trace.shm_mib.max() / image_mib:.2f} times the image")
 
     print_copies("the block's name is sent", *traces.values())
 

@@ -196,7 +196,7 @@ def test_own_image_is_read_into_memory(name, tmp_path, monkeypatch):
     assert path == tmp_path / name
     assert type(loaded.dataobj) is np.ndarray
     np.testing.assert_array_equal(loaded.dataobj, read(path))
-    assert loaded.dataobj.dtype == read(path).dtype
+    assert loaded.dataobj.dtype == loaded.get_data_dtype() == read(path).dtype
     np.testing.assert_array_equal(loaded.affine, AFFINE)
 
 
@@ -312,41 +312,54 @@ def test_masks_are_reused(kind, tmp_path, fmri_path, resampled):
         np.testing.assert_array_equal(a.dataobj, b.dataobj)
 
 
-def other_regions(atlas_path, fmri_path):
-    """The same file name and change time, another size."""
+def other_size(atlas_path, fmri_path):
+    """The same name and change time."""
     stat = atlas_path.stat()
     write(atlas_path, read(atlas_path)[..., ::-1][..., :2], ATLAS_AFFINE)
     os.utime(atlas_path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert atlas_path.stat().st_size != stat.st_size
+    return atlas_path
 
 
-def later_regions(atlas_path, fmri_path):
-    """The same file name and size, another change time."""
+def other_time(atlas_path, fmri_path):
+    """The same name and size."""
     stat = atlas_path.stat()
     write(atlas_path, read(atlas_path)[..., ::-1], ATLAS_AFFINE)
     os.utime(atlas_path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert atlas_path.stat().st_size == stat.st_size
+    return atlas_path
+
+
+def other_name(atlas_path, fmri_path):
+    """The same size and change time."""
+    stat = atlas_path.stat()
+    other = write(atlas_path.with_name("other.nii"), read(atlas_path)[..., ::-1], ATLAS_AFFINE)
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert other.stat().st_size == stat.st_size
+    return other
 
 
 def other_grid(atlas_path, fmri_path):
     """The same names, and an image with fewer slices."""
     write(fmri_path, read(fmri_path)[:, :, :-1])
+    return atlas_path
 
 
-def moved_grid(atlas_path, fmri_path):
+def other_place(atlas_path, fmri_path):
     """The same names and shapes, and an image that lies elsewhere."""
     affine = AFFINE.copy()
     affine[0, 3] += 8
     write(fmri_path, read(fmri_path), affine)
+    return atlas_path
 
 
-@pytest.mark.parametrize("change", [other_regions, later_regions, other_grid, moved_grid])
+@pytest.mark.parametrize("change", [other_size, other_time, other_name, other_grid, other_place])
 def test_changed_files_are_noticed(change, tmp_path, fmri_path):
-    """The masks of an earlier atlas or grid are taken for those of this one."""
-    atlas_path = tmp_path / "maps.nii"
-    write(atlas_path, read(write_atlas("maps", tmp_path)[0]), ATLAS_AFFINE)
+    """The masks of another atlas or grid are taken for those of this one."""
+    maps, _ = write_atlas("maps", tmp_path)
+    atlas_path = write(tmp_path / "maps.nii", read(maps), ATLAS_AFFINE)
     _, before = atlas_to_masks(atlas_path, fmri_path, 2)
-    change(atlas_path, fmri_path)
+    atlas_path = change(atlas_path, fmri_path)
     mask_imgs, after = atlas_to_masks(atlas_path, fmri_path, 2)
     assert set(before).isdisjoint(after)
     for i, mask_img in enumerate(mask_imgs):
@@ -473,8 +486,11 @@ CONFOUNDS += ["framewise_displacement", *(f"a_comp_cor_{i:02d}" for i in range(6
 CONFOUNDS += ["csf", "white_matter"]
 
 
-def test_development_fmri_that_is_there_already(nilearn_data):
+def test_development_fmri_that_is_there_already(nilearn_data, made, monkeypatch):
     """With data that nilearn has downloaded before, the build downloads, or takes others."""
+    with monkeypatch.context() as patch:
+        patch.delenv("DATA")
+        get_fmri_path(2)  # synthetic data that are prepared already
     folder = nilearn_data / "development_fmri"
     folder.mkdir(parents=True)
     participants = pd.DataFrame(
