@@ -241,6 +241,8 @@ def test_values_that_are_not_numbers_are_outside(kind, tmp_path, fmri_path):
         write(path, data, ATLAS_AFFINE)
     for mask_img, region in zip(atlas_to_masks(atlas_path, fmri_path, 3)[0], regions, strict=True):
         np.testing.assert_array_equal(mask_img.dataobj, on_grid(region, fmri_path))
+    with pytest.raises(ValueError, match=r"4 regions were asked for.* 3\b"):
+        atlas_to_masks(atlas_path, fmri_path, 4)
 
 
 def test_neighbouring_maps_overlap(tmp_path, fmri_path):
@@ -310,6 +312,7 @@ def test_masks_are_reused(kind, tmp_path, fmri_path, resampled):
     assert (again, len(resampled)) == (paths, 2)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.dataobj, b.dataobj)
+    assert len(atlas_to_masks(atlas_path, fmri_path, 3)[0]) == 3
 
 
 def other_size(atlas_path, fmri_path):
@@ -367,17 +370,32 @@ def test_changed_files_are_noticed(change, tmp_path, fmri_path):
         np.testing.assert_array_equal(mask_img.dataobj, expected)
 
 
-def test_changed_code_is_noticed(tmp_path, fmri_path, monkeypatch):
+def resampled_otherwise(files, fmri_path):
+    """Make masks with a version of the page that interpolates."""
+    text = Path(plot_large_image.__file__).read_text()
+    earlier = {"__name__": "earlier"}
+    exec(text.replace('"nearest"', '"linear"'), earlier)
+    return earlier["atlas_to_masks"](files, fmri_path, 2)
+
+
+def chosen_otherwise(files, fmri_path):
+    """Make masks with a version of the page that takes the regions in another order."""
+    chosen = plot_large_image._regions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot_large_image, "_regions", lambda *args: [*chosen(*args)][::-1])
+        return atlas_to_masks(files, fmri_path, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Resampling binary images")  # what the earlier version does
+@pytest.mark.parametrize("earlier", [resampled_otherwise, chosen_otherwise])
+def test_changed_code_is_noticed(earlier, tmp_path, fmri_path):
     """Masks that an earlier version of the code made are kept for ever."""
     atlas_path, regions = write_atlas("maps", tmp_path)
-    atlas_to_masks(atlas_path, fmri_path, 1)
-    monkeypatch.setattr(
-        plot_large_image,
-        "_regions",
-        lambda files, n: [("third", nib.Nifti1Image(regions[2].astype("uint8"), ATLAS_AFFINE))],
-    )
-    (mask_img,), _ = atlas_to_masks(atlas_path, fmri_path, 1)
-    np.testing.assert_array_equal(mask_img.dataobj, on_grid(regions[2], fmri_path))
+    others, _ = earlier(atlas_path, fmri_path)
+    mask_imgs, _ = atlas_to_masks(atlas_path, fmri_path, 2)
+    for mask_img, other, region in zip(mask_imgs, others, regions, strict=False):
+        assert not np.array_equal(other.dataobj, mask_img.dataobj)
+        np.testing.assert_array_equal(mask_img.dataobj, on_grid(region, fmri_path))
 
 
 # --- Interrupted preparation

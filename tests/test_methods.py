@@ -256,7 +256,7 @@ def images_and_masks(draw):
 @given(images_and_masks())
 def test_any_image_gives_the_values_of_nifti_masker(example):
     """Some shape, type, value, scaling or mask is treated in another way than by NiftiMasker."""
-    with tempfile.TemporaryDirectory() as folder, parallel_config(backend="threading"):
+    with tempfile.TemporaryDirectory() as folder, parallel_config(backend="sequential"):
         paths = save_all(Path(folder), *example)
         reference = nifti_masker(*paths)
         for way in (*SINGLE_WAYS.values(), *SHARED_WAYS.values()):
@@ -373,7 +373,7 @@ def assert_refused(files, way, bad):
 @pytest.mark.parametrize(("way", "bad"), list(bad_calls()))
 def test_bad_input_is_refused(bad_files, way, bad):
     """Bad input gives numbers, or an error that does not say what was found and what to do."""
-    with parallel_config(backend="threading"):  # joblib ends its processes at an error
+    with parallel_config(backend="sequential"):  # worker processes end at an error
         assert_refused(bad_files, way, bad)
 
 
@@ -417,7 +417,7 @@ def blocks(monkeypatch):
             recorded.append(self)
 
     monkeypatch.setattr(plot_shared_memory, "SharedMemory", Recorded)
-    with parallel_config(backend="threading"):  # so that what workers attach to is here, too
+    with parallel_config(backend="sequential"):  # what workers attach to is here, too
         yield recorded
 
 
@@ -508,7 +508,7 @@ def test_systems_without_dev_shm_can_share(monkeypatch):
     monkeypatch.setattr(plot_shared_memory, "Path", lambda path: elsewhere)
     monkeypatch.setattr(shutil, "disk_usage", {}.__getitem__)
     img = make_image()
-    with parallel_config(backend="threading"):
+    with parallel_config(backend="sequential"):
         assert numpy_masker_shared_parallel(img, make_masks(img)[:1], 1)[0].shape[0] == 7
 
 
