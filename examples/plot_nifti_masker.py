@@ -21,7 +21,7 @@ filter and standardise. On this page you will
 import zlib
 
 import numpy as np
-from nilearn.image import load_img
+from nilearn.image import load_img, new_img_like
 from nilearn.maskers import NiftiMasker
 
 
@@ -61,13 +61,17 @@ def nifti_masker_single(fmri, mask):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
-    if not np.any(mask_img.dataobj):
+    region = np.asarray(mask_img.dataobj)
+    region = np.isfinite(region) & (region != 0)
+    if not region.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
+    masker = NiftiMasker(mask_img=new_img_like(mask_img, region), standardize=None)
     try:
-        return NiftiMasker(mask_img=mask, standardize=None).fit_transform(fmri)
-    except (EOFError, OSError, zlib.error) as error:
+        return masker.fit_transform(fmri)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise OSError(
-            f"{fmri} is incomplete or damaged ({error}). Copy or download it again."
+            f"{fmri_img.get_filename()} is incomplete or damaged ({error}). "
+            "Copy or download it again."
         ) from error
 
 

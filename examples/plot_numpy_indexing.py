@@ -53,7 +53,8 @@ def numpy_masker_single_inmemory(fmri_img, mask_img):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
-    mask = np.asarray(mask_img.dataobj) != 0
+    mask = np.asarray(mask_img.dataobj)
+    mask = np.isfinite(mask) & (mask != 0)
     if not mask.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
     series = np.asanyarray(fmri_img.dataobj)[mask].T
@@ -107,7 +108,8 @@ def numpy_masker_single_path(fmri_path, mask_path):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
-    mask = np.asarray(mask_img.dataobj) != 0
+    mask = np.asarray(mask_img.dataobj)
+    mask = np.isfinite(mask) & (mask != 0)
     if not mask.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
     try:

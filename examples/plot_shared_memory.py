@@ -124,12 +124,13 @@ def numpy_masker_shared_parallel(fmri, masks, n_regions):
                 f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
                 "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
             )
-        mask_arrays.append(np.asarray(mask_img.dataobj) != 0)
+        mask = np.asarray(mask_img.dataobj)
+        mask_arrays.append(np.isfinite(mask) & (mask != 0))
         if not mask_arrays[-1].any():
             raise ValueError("A mask is empty: none of its voxels differs from zero.")
 
     shape, volumes = fmri_img.shape, fmri_img.dataobj
-    dtype = np.asanyarray(volumes[..., :1]).dtype
+    dtype = volumes[..., :0].dtype  # scale factors applied; nothing is read yet
     size = dtype.itemsize * int(np.prod(shape))
     if Path("/dev/shm").is_dir() and size > shutil.disk_usage("/dev/shm").free:
         raise MemoryError(
@@ -140,16 +141,18 @@ def numpy_masker_shared_parallel(fmri, masks, n_regions):
     block = SharedMemory(create=True, size=size)
     try:
         data = np.ndarray(shape, dtype, buffer=block.buf, order="F")
-        for i in range(shape[3]):
-            data[..., i] = volumes[..., i]
+        try:
+            for i in range(shape[3]):
+                data[..., i] = volumes[..., i]
+        except (EOFError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{fmri_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
         return Parallel(n_jobs=n_regions)(
             delayed(numpy_masker_shared_single)(block.name, shape, dtype, mask)
             for mask in mask_arrays
         )
-    except (EOFError, zlib.error) as error:
-        raise OSError(
-            f"{fmri} is incomplete or damaged ({error}). Copy or download it again."
-        ) from error
     finally:
         data = None  # the array over the block must not outlive it
         block.close()

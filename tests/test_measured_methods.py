@@ -25,7 +25,7 @@ from measured_methods import (
 from peak_memory import Trace
 from plot_nifti_masker import nifti_masker_single
 from plot_numpy_indexing import numpy_masker_single_inmemory, numpy_masker_single_path
-from whole_experiment import METHODS
+from whole_experiment import METHODS, Method
 
 SINGLE = [method for method in METHODS if method.mode == "single"]
 AFFINE = np.diag([4.0, 4, 4, 1])
@@ -34,11 +34,9 @@ AFFINE = np.diag([4.0, 4, 4, 1])
 @pytest.fixture(autouse=True)
 def measured(tmp_path, monkeypatch):
     """A tiny image and two masks of one's own, and a folder for measurements."""
-    labels = np.zeros((4, 5, 6), dtype="uint8")
-    labels[:2], labels[2:, :3] = 1, 2
-    nib.Nifti1Image(labels, AFFINE).to_filename(tmp_path / "labels.nii.gz")
+    write_labels(tmp_path, 1, 2)
     write_image(tmp_path)
-    monkeypatch.setenv("FMRI", str(tmp_path / "fmri.nii.gz"))
+    monkeypatch.setenv("FMRI", str(tmp_path / "fmri.nii"))
     monkeypatch.setenv("ATLAS", str(tmp_path / "labels.nii.gz"))
     monkeypatch.setenv("N_REGIONS", "2")
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "prepared"))
@@ -46,12 +44,20 @@ def measured(tmp_path, monkeypatch):
     return tmp_path / "numbers"
 
 
-def write_image(folder, n_volumes=7):
-    """Write an image that is stored as scaled integers."""
-    data = np.random.default_rng(0).integers(-99, 99, (4, 5, 6, n_volumes), dtype="int16")
+def write_image(folder, n_volumes=7, seed=0):
+    """Write an image that is stored as scaled integers, with a time of its own."""
+    data = np.random.default_rng(seed).integers(-99, 99, (4, 5, 6, n_volumes), dtype="int16")
     img = nib.Nifti1Image(data, AFFINE)
     img.header.set_slope_inter(0.25, 3)
-    img.to_filename(folder / "fmri.nii.gz")
+    img.to_filename(folder / "fmri.nii")
+    os.utime(folder / "fmri.nii", (seed, seed))
+
+
+def write_labels(folder, first, second):
+    """Write two regions of 60 and 36 voxels."""
+    labels = np.zeros((4, 5, 6), dtype="uint8")
+    labels[:2], labels[2:, :3] = first, second
+    nib.Nifti1Image(labels, AFFINE).to_filename(folder / "labels.nii.gz")
 
 
 class Here:
@@ -167,13 +173,13 @@ def test_description_of_image_and_machine(measured, tmp_path, here):
     prepare_all()
     described = json.loads((measured / "experiment.json").read_text())
     image = described["image"]
-    assert image["name"] == "fmri.nii.gz"
+    assert image["name"] == "fmri.nii"
     assert image["source"] == "own"
     assert image["n_images"] is None
     assert image["shape"] == [4, 5, 6, 7]
     assert (image["stored_dtype"], image["dtype"]) == ("int16", "float64")
     assert image["in_memory_mib"] == 4 * 5 * 6 * 7 * 8 / 2**20
-    assert image["on_disk_mib"] == (tmp_path / "fmri.nii.gz").stat().st_size / 2**20
+    assert image["on_disk_mib"] == (tmp_path / "fmri.nii").stat().st_size / 2**20
     assert (image["n_masks"], image["mask_voxels"]) == (2, [60, 36])
     assert described["machine"]["numpy"] == np.__version__
     assert described["machine"]["cores"] >= 1
@@ -193,14 +199,18 @@ def test_rows_are_in_order_and_replaced(measured, here):
     assert here.called.count("reference_series") == 1, "the reference is made for every page"
 
 
-@pytest.mark.parametrize("change", ["image", "N_REGIONS"])
+@pytest.mark.parametrize("change", ["volumes", "values", "regions", "N_REGIONS"])
 def test_other_image_or_masks_empty_the_table(change, measured, here, tmp_path, monkeypatch):
     """The rows of one table are about different images."""
     measure_methods(nifti_masker_single)
     for name in ("summary.csv", "mprof_rss.dat", "peaks.svg", "mprof.json"):
         (measured / name).touch()
-    if change == "image":
+    if change == "volumes":
         write_image(tmp_path, n_volumes=8)
+    elif change == "values":
+        write_image(tmp_path, seed=1)
+    elif change == "regions":
+        write_labels(tmp_path, 2, 1)
     else:
         monkeypatch.setenv("N_REGIONS", "1")
     measure_methods(numpy_masker_single_path)
@@ -217,6 +227,19 @@ def test_other_values_are_told(here, capsys):
     measure_methods(numpy_masker_single_path)
     assert read_summary()[0]["identical"] == "false"
     assert "identical to NiftiMasker: false" in capsys.readouterr().out
+
+
+def test_missing_region_is_told(here, monkeypatch):
+    """The table calls a method identical that leaves out a region."""
+
+    def first_region_only(fmri_path, mask_paths, n_regions):
+        return [numpy_masker_single_path(fmri_path, mask_paths[0])]
+
+    method = Method("First region only", first_region_only, "parallel")
+    monkeypatch.setattr(measured_methods, "METHODS", [method])
+    measure_methods(first_region_only)
+    (row,) = read_summary()
+    assert (row["n_masks"], row["n_jobs"], row["identical"]) == ("2", "2", "false")
 
 
 def test_failed_method_is_not_written_down(here):
