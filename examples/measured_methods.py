@@ -25,6 +25,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import psutil
 from nilearn.maskers import NiftiMasker
@@ -175,7 +176,7 @@ def read_summary():
 
 
 def plot_traces(traces, image_mib=None):
-    """Draw several traces, one below the other, on the same scales.
+    """Draw several traces, one below the other, on the same scale of memory.
 
     Parameters
     ----------
@@ -196,6 +197,7 @@ def plot_traces(traces, image_mib=None):
         trace.plot(ax, image_mib, title)
         if ax is not axes[0, 0]:
             ax.get_legend().remove()
+    plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
     figure.suptitle("Memory over time")
     return figure
 
@@ -227,7 +229,7 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
         "changed": fmri_path.stat().st_mtime,
         "shape": list(fmri_img.shape),
         "dtype": str(data.dtype),
-        "stored_dtype": str(fmri_img.get_data_dtype()),
+        "stored_dtype": str(nib.load(fmri_path).get_data_dtype()),
         "on_disk_mib": fmri_path.stat().st_size / MIB,
         "in_memory_mib": data.nbytes / MIB,
         "n_images": None if options.fmri else options.n_images,

@@ -59,7 +59,7 @@ class Options:
             | scale
             | {
                 "N_REGIONS": str(self.n_regions),
-                "PAUSE": f"{self.pause:g}",
+                "PAUSE": str(self.pause),
                 "MASKER_CACHE": self.cache,
                 "MEASURED": self.measured,
             }
@@ -85,7 +85,8 @@ def read_options(environ=None):
         A value is unknown or impossible. The message names every such option, what was
         found, and what is allowed.
     """
-    given = {k: v.strip() for k, v in (environ or os.environ).items() if v.strip()}
+    environ = os.environ if environ is None else environ
+    given = {k: v.strip() for k, v in environ.items() if v.strip()}
     wrong = []
 
     data = given.get("DATA", "synthetic")
@@ -139,8 +140,12 @@ def _split_atlas(text):
     """File names in ATLAS: one file as it stands, or shell words with patterns."""
     if not text or Path(text).is_file():
         return [text] if text else []
-    words = shlex.split(text)
-    return [path for word in words for path in (sorted(glob.glob(word)) or [word])]
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quotation mark without its partner
+        words = [text]
+    found = ([w] if Path(w).is_file() else sorted(glob.glob(w)) or [w] for w in words)
+    return [path for paths in found for path in paths]
 
 
 if __name__ == "__main__":

@@ -148,8 +148,9 @@ class Trace:
         total = self.total(metric)
         begin, end = total[0], total[-1]
         lines = [f"CMDLINE {self.name} ({metric})"]
+        label = "_".join(self.name.split())  # mprof separates its fields with spaces
         lines.append(
-            f"FUNC {self.name} {begin:.6f} {self.started:.4f} "
+            f"FUNC {label} {begin:.6f} {self.started:.4f} "
             f"{end:.6f} {self.started + self.seconds:.4f} 0"
         )
         for i, stamp in enumerate(stamps):
@@ -190,7 +191,8 @@ class Trace:
         ax.axhline(self.before_mib, color="0.35", ls=":", label="before the call")
         if image_mib:
             ax.axhline(image_mib, color="#009e73", label="the image")
-        ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, self.times[-1]))
+        right = max(self.times[-1], self.seconds)  # a short call has a sample before it only
+        ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, right))
         ax.set_ylim(bottom=0)
         ax.set_title(f"{title or self.name}: peak {self.peak_pss_mib:,.0f} MiB {self.metric}")
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -262,6 +264,7 @@ def _serve():
     """Run in the fresh process: get a call, wait for the word, run it, send the result."""
     reply = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the call prints must not mix with the replies
+    os.register_at_fork(after_in_child=reply.close)  # so that the pipe ends when we end
     try:
         func, args, kwargs = pickle.loads(pickle.load(sys.stdin.buffer))
         problem = None
@@ -271,6 +274,7 @@ def _serve():
     reply.flush()
     if problem or not sys.stdin.buffer.readline():
         return
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a call that reads input finds none
     value = exception = None
     started, clock = time.time(), time.perf_counter()
     try:
@@ -280,6 +284,11 @@ def _serve():
     seconds = time.perf_counter() - clock
     reply.write(b"\n")  # the call is over: sampling stops here
     reply.flush()
+    try:
+        pickle.loads(cloudpickle.dumps(exception))
+    except Exception:  # its arguments are not those of its class
+        text = traceback.format_exception_only(type(exception), exception)
+        exception = RuntimeError("".join(text).strip())
     try:
         answer = cloudpickle.dumps((started, seconds, value, exception))
     except Exception as error:  # a result that cannot be pickled
@@ -336,10 +345,8 @@ def _receive(process, samples):
 
 def _end(process, patience):
     """See that the process and all below it end: by themselves, interrupted, or killed."""
-    tree = []
-    if process.poll() is None:
-        tree = psutil.Process(process.pid).children(recursive=True)
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     try:
         process.wait(patience)
     except subprocess.TimeoutExpired:
@@ -350,7 +357,12 @@ def _end(process, patience):
             process.kill()
             process.wait()
     process.stdout.close()
-    for child in psutil.wait_procs(tree, timeout=5)[1]:
+    left = []  # of the session that the process began, also where the parent is gone
+    for other in psutil.process_iter():
+        with contextlib.suppress(OSError):
+            if os.getsid(other.pid) == process.pid:
+                left.append(other)
+    for child in psutil.wait_procs(left, timeout=5)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 

@@ -35,7 +35,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
-from nilearn.image import concat_imgs, new_img_like, resample_to_img
+from nilearn.image import concat_imgs, resample_to_img
 
 import synthetic_data
 from options import read_options
@@ -64,7 +64,11 @@ def prepare(name, depends_on, fill):
         unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
         try:
             fill(unfinished)
-            unfinished.rename(folder)
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -215,15 +219,14 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
             on_grid = resample_to_img(
                 img, fmri_img, "nearest", copy_header=True, force_resample=True
             )
-            data = np.nan_to_num(np.asarray(on_grid.dataobj)) != 0
+            data = np.asarray(on_grid.dataobj)
             if not data.any():
                 raise ValueError(
                     f"{region} is empty on the grid of {fmri_path}, {fmri_img.shape[:3]}: "
                     "the region lies outside the image, or is smaller than a voxel. "
                     "Compare the affines of the two files, or leave the region out."
                 )
-            mask_img = new_img_like(fmri_img, data.astype("uint8"))
-            mask_img.to_filename(folder / file_name)
+            nib.Nifti1Image(data, fmri_img.affine).to_filename(folder / file_name)
 
     stamps = [
         (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files
@@ -244,7 +247,7 @@ def _regions(files, n_regions):
         regions = [(f"map {i + 1} of {files[0]}", i) for i in range(imgs[0].shape[3])]
     else:
         labels = np.asarray(imgs[0].dataobj)
-        values = np.unique(labels[labels != 0])
+        values = np.unique(labels[np.isfinite(labels) & (labels != 0)])
         regions = [(f"label {value:g} of {files[0]}", value) for value in values]
     if n_regions > len(regions):
         raise ValueError(
@@ -253,12 +256,14 @@ def _regions(files, n_regions):
         )
     for name, key in regions[:n_regions]:
         if len(imgs) > 1:
-            data, img = np.asarray(nib.load(key).dataobj), nib.load(key)
+            inside = np.nan_to_num(np.asarray(nib.load(key).dataobj)) != 0
+            affine = nib.load(key).affine
         elif imgs[0].ndim == 4:
-            data, img = np.asarray(imgs[0].dataobj[..., key]), imgs[0]
+            inside = np.nan_to_num(np.asarray(imgs[0].dataobj[..., key])) != 0
+            affine = imgs[0].affine
         else:
-            data, img = (labels == key).astype("uint8"), imgs[0]
-        yield name, nib.Nifti1Image(data, img.affine, dtype=data.dtype)
+            inside, affine = labels == key, imgs[0].affine
+        yield name, nib.Nifti1Image(inside.astype("uint8"), affine)
 
 
 def _code_of(function):

@@ -268,7 +268,7 @@ def test_every_page_is_sound(browser, address, site, width, scheme):
     context.on("weberror", lambda error: problems.append(str(error.error)))
     page = context.new_page()
     for name in all_pages(site):
-        page.goto(f"{address}/{name}", wait_until="networkidle")
+        page.goto(f"{address}/{name}")
         assert page.evaluate(
             "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
         ), f"{name} is wider than the screen"
