@@ -126,6 +126,7 @@ def measure_methods(*functions):
         if method.function.__name__ not in names:
             continue
         title = f"{method.name}, {method.mode}"
+        print(f"[{number} of {len(METHODS)}] {title} ...", file=sys.__stderr__, flush=True)
         call = functools.partial(run, method, fmri_path, mask_paths)
         call.__name__ = title
         trace = traces[title] = measure(call)
@@ -146,7 +147,6 @@ def measure_methods(*functions):
         }
         _keep(row, trace)
         print(f"{trace}\n    identical to NiftiMasker: {row['identical']}")
-        print(f"[{number} of {len(METHODS)}] {trace}", file=sys.__stderr__, flush=True)
     return traces
 
 
@@ -199,6 +199,7 @@ def plot_traces(traces, image_mib=None):
             ax.get_legend().remove()
     plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
     figure.suptitle("Memory over time")
+    plt.show()
     return figure
 
 

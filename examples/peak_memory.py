@@ -415,3 +415,7 @@ if __name__ == "__main__":
     trace = measure(allocate_here_and_in_workers, 300)
     print(trace)
     trace.plot()
+
+    import matplotlib.pyplot as plt
+
+    plt.show()
