@@ -263,6 +263,7 @@ def measure(func, /, *args, **kwargs):
 def _serve():
     """Run in the fresh process: get a call, wait for the word, run it, send the result."""
     reply = os.fdopen(os.dup(1), "wb")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     os.dup2(2, 1)  # what the call prints must not mix with the replies
     os.register_at_fork(after_in_child=reply.close)  # so that the pipe ends when we end
     try:

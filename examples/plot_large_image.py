@@ -292,18 +292,28 @@ if __name__ == "__main__":
         print(f"{path.name}: {np.count_nonzero(mask.dataobj)} voxels")
 
 # %%
-# The masks, drawn as contours on the mean of all volumes:
+# The masks, drawn as contours on the mean of all volumes, in slices through their centres:
 
 if __name__ == "__main__":
     import matplotlib.pyplot as plt
     from nilearn.image import mean_img
     from nilearn.plotting import plot_anat
 
-    figure = plt.figure(figsize=(9, 4))
+    centres = [np.argwhere(mask.dataobj).mean(axis=0) for mask in mask_imgs]
+    heights = np.unique(nib.affines.apply_affine(fmri_img.affine, centres)[:, 2].round())
+    shown = heights[np.linspace(0, len(heights) - 1, min(6, len(heights))).astype(int)]
+    colors = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"]
+
+    figure = plt.figure(figsize=(9, 3.5))
     display = plot_anat(
-        mean_img(fmri_img, copy_header=True), cut_coords=4, display_mode="z", figure=figure
+        mean_img(fmri_img, copy_header=True),
+        display_mode="z",
+        cut_coords=shown.tolist(),
+        colorbar=False,
+        figure=figure,
     )
     for number, mask in enumerate(mask_imgs):
-        display.add_contours(mask, levels=[0.5], colors=[plt.cm.tab10(number % 10)])
+        color = colors[number % len(colors)]
+        display.add_contours(mask, levels=[0.5], colors=[color], linewidths=2)
     figure.suptitle(f"{len(mask_imgs)} masks on the mean image of {fmri_path.name}")
     plt.show()

@@ -144,7 +144,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     matplotlib.figure.Figure
     """
     figure = plt.figure(figsize=(4, 7.6) if tall else (10, 6))
-    ax = figure.add_axes((0.14, 0.075, 0.40, 0.855) if tall else (0.085, 0.09, 0.75, 0.56))
+    ax = figure.add_axes((0.16, 0.075, 0.39, 0.855) if tall else (0.085, 0.09, 0.69, 0.50))
     fill, span = (ax.fill_betweenx, ax.axhspan) if tall else (ax.fill_between, ax.axvspan)
     end = phases[-1]["ended"] + 1
     fill(times, mib, color="0.8", linewidth=0)
@@ -162,7 +162,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     ax.spines[["top", "right"]].set_visible(False)
 
     middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    places = spread(middles, end * (0.098 if tall else 0.06), 0, end)
+    places = spread(middles, end * (0.098 if tall else 0.068), 0, end)
     for phase, middle, place in zip(phases, middles, places, strict=True):
         color = color_of(phase["method"])
         name = f"{phase['method'].replace(' image', '')}, {phase['mode']}"
@@ -178,7 +178,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
             *text,
             f"{name}\n{phase['peak_mib']:,.0f} MiB",
             transform=both,
-            rotation=0 if tall else 40,
+            rotation=0 if tall else 42,
             rotation_mode="anchor",
             ha="left",
             va="center",
