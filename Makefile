@@ -35,7 +35,7 @@ html: check-options $(VENV)/.built ## prepare the data, run and measure every ex
 	$(BUILD) doc $(HTML)
 	@echo "The site is in $(HTML): open $(HTML)/index.html in a browser, or run 'make serve'."
 
-html-noplot: $(VENV)/.built ## build the prose only; run nothing
+html-noplot: check-options $(VENV)/.built ## build the prose only; run nothing
 	$(BUILD) -D plot_gallery=0 doc $(HTML)
 	@echo "The site is in $(HTML), without new measurements."
 
@@ -49,7 +49,7 @@ mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: mak
 serve: ## show the built site at http://localhost:8000
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
 
-linkcheck: $(VENV)/.built ## follow every link of the site (needs a network)
+linkcheck: check-options $(VENV)/.built ## follow every link of the site (needs a network)
 	$(VENV)/bin/python -m sphinx -c . -b linkcheck -D plot_gallery=0 doc doc/_build/linkcheck
 
 lint: $(VENV)/.tested ## check style and spelling

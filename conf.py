@@ -17,7 +17,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 from options import read_options  # noqa: E402
 
-os.environ.update(read_options().to_environ())
+try:
+    os.environ.update(read_options().to_environ())
+except ValueError as error:
+    sys.exit(str(error))
+if ROOT / "doc" not in Path(os.environ["MEASURED"]).resolve().parents:
+    sys.exit(f"MEASURED is {os.environ['MEASURED']}; the pages need it below {ROOT / 'doc'}.")
 
 # -- Project ----------------------------------------------------------------------------
 

@@ -31,9 +31,12 @@ import psutil
 from nilearn.maskers import NiftiMasker
 
 from options import read_options
-from peak_memory import MIB, measure
+from peak_memory import HAS_PSS, MIB, measure
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
 from whole_experiment import METHODS, run
+
+# What the measurements depend on, besides Python itself.
+PACKAGES = ("nilearn", "nibabel", "numpy", "scipy", "joblib", "memory_profiler", "psutil")
 
 COLUMNS = (
     *("method", "function", "mode", "n_jobs", "image_mib", "n_masks"),
@@ -220,7 +223,7 @@ def _keep(row, trace):
 
 
 def _describe(options, fmri_img, fmri_path, mask_imgs):
-    """Write experiment.json; empty the folder first if it is about something else."""
+    """Write experiment.json; empty the folder first if image or machine is another."""
     folder = Path(options.measured)
     data = fmri_img.dataobj
     subject = {
@@ -237,34 +240,31 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
         "n_masks": len(mask_imgs),
         "mask_voxels": [int(np.count_nonzero(img.dataobj)) for img in mask_imgs],
     }
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(psutil.Process().cpu_affinity()) if HAS_PSS else os.cpu_count(),
+        "memory_gib": psutil.virtual_memory().total / 2**30,
+        "metric": "PSS" if HAS_PSS else "USS",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
     path = folder / "experiment.json"
-    if path.exists() and json.loads(path.read_text())["image"] == subject:
-        return
+    if path.exists():
+        known = json.loads(path.read_text())
+        if (known["image"], known["machine"]) == (subject, machine):
+            return
     for pattern in ("*.csv", "*.dat", "*.svg", "*.json", "traces/*.dat"):
         for stale in folder.glob(pattern):
             stale.unlink()
     (folder / "traces").mkdir(parents=True, exist_ok=True)
-    packages = ("nilearn", "nibabel", "numpy", "joblib", "memory_profiler", "psutil")
-    description = {
-        "image": subject,
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "memory_gib": psutil.virtual_memory().total / 2**30,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "date": datetime.date.today().isoformat(),
-    }
+    today = datetime.date.today().isoformat()
     unfinished = folder / "experiment.json.unfinished"
-    unfinished.write_text(json.dumps(description, indent=1))
+    unfinished.write_text(json.dumps({"image": subject, "machine": machine, "date": today}))
     unfinished.replace(path)
 
 
 if __name__ == "__main__":
     try:
         prepare_all()
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         sys.exit(str(error))

@@ -29,7 +29,8 @@ What it takes care of, because each of these has led to wrong numbers:
 Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
 looks at them, and then no process's PSS contains them: they are recorded separately.
 
-A difference of less than about 50 MiB is noise.
+A difference of less than about 50 MiB is noise. With several workers the noise is larger:
+it is chance how many of them are at their own peak at the same moment.
 """
 
 import contextlib
@@ -179,6 +180,7 @@ class Trace:
         matplotlib.axes.Axes
         """
         import matplotlib.pyplot as plt
+        from matplotlib import patheffects
 
         ax = ax or plt.figure(figsize=(8, 3.6), layout="constrained").gca()
         caller, *workers = self.processes.values()
@@ -188,7 +190,10 @@ class Trace:
         colors = ["#0072b2", "#56b4e9"][: len(layers)]
         ax.stackplot(self.times, layers, labels=labels, colors=colors)
         ax.plot(self.times, self.total("rss"), color="#d55e00", ls="--", label="RSS, summed")
-        ax.axhline(self.before_mib, color="0.35", ls=":", label="before the call")
+        halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
+        ax.axhline(
+            self.before_mib, color="black", ls=":", path_effects=halo, label="before the call"
+        )
         if image_mib:
             ax.axhline(image_mib, color="#009e73", label="the image")
         right = max(self.times[-1], self.seconds)  # a short call has a sample before it only

@@ -30,6 +30,7 @@ with ``FMRI=`` and ``ATLAS=`` every page uses files of your own.
 import hashlib
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -85,9 +86,21 @@ def load_in_memory(path):
     -------
     nibabel.Nifti1Image
         ``dataobj`` is an array, scale factors applied.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is incomplete, or not an image.
     """
-    img = nib.load(path)
-    data = np.asanyarray(img.dataobj)
+    try:
+        img = nib.load(path)
+        data = np.asanyarray(img.dataobj)
+    except FileNotFoundError:
+        raise
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} is not a complete image ({error}).") from error
     if isinstance(data, np.memmap):  # an uncompressed file: mapped, not read
         data = np.array(data)
     return nib.Nifti1Image(data, img.affine, img.header, dtype=data.dtype)
@@ -210,6 +223,8 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
     fmri_img = nib.load(fmri_path)
     if fmri_img.ndim != 4:
         raise ValueError(f"{fmri_path} has shape {fmri_img.shape}; a 4D image is needed.")
+    if n_regions < 1:
+        raise ValueError(f"{n_regions} regions were asked for; at least 1 is needed.")
     files = [Path(path) for path in np.atleast_1d(atlas_path)]
     names = [f"region_{number:02d}.nii.gz" for number in range(1, n_regions + 1)]
 
@@ -241,6 +256,12 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
 def _regions(files, n_regions):
     """Give the first regions one by one: a name, and a 3D image on the atlas' own grid."""
     imgs = [nib.load(file) for file in files]
+    for file, img in zip(files, imgs, strict=True):
+        if img.ndim != 3 and (len(imgs) > 1 or img.ndim != 4):
+            raise ValueError(
+                f"{file} has shape {img.shape}; an atlas is one 4D image of maps, one 3D image "
+                "of labels, or several 3D masks."
+            )
     if len(imgs) > 1:
         regions = [(f"the mask {file}", file) for file in files]
     elif imgs[0].ndim == 4:
@@ -276,8 +297,8 @@ def _code_of(function):
 # %%
 # The data of this build
 # ----------------------
-# The file is compressed. In memory the image needs the product of its dimensions, times
-# the bytes of one value, and that is before anybody makes a copy.
+# A ``.nii.gz`` file is compressed. In memory the image needs the product of its dimensions,
+# times the bytes of one value, and that is before anybody makes a copy.
 
 if __name__ == "__main__":
     options = read_options()

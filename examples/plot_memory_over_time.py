@@ -16,8 +16,8 @@ Memory over time, with every method labelled
 # ------------------
 # ``--include-children`` adds up the memory of all processes, and ``--multiprocess`` also
 # writes down each worker by itself. By default mprof reads the resident set size (RSS), in
-# which a page that six workers share counts six times. With ``--backend psutil_pss`` it
-# counts once.
+# which a page that several workers share counts several times. With ``--backend psutil_pss``
+# it counts once. Where the system does not tell the PSS, the unique set size (USS) is read.
 
 import subprocess
 import sys
@@ -224,12 +224,13 @@ def plot_peaks(rows):
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     image_mib = float(rows[0]["image_mib"])
     ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=1.5)
-    ax.text(image_mib, len(rows) - 0.55, f" the image: {image_mib:,.0f} MiB", fontsize=9)
+    side = "left" if image_mib < 0.6 * ax.get_xlim()[1] else "right"
+    ax.text(image_mib, len(rows) - 0.55, f" the image: {image_mib:,.0f} MiB ", fontsize=9, ha=side)
     ax.set(xlabel="MiB; solid PSS, hatched RSS", yticks=[], ylim=(len(rows) - 0.35, -0.75))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_title(f"Peak memory in parallel, {rows[0]['n_jobs']} workers", fontsize=11)
+    ax.set_title(f"Peak memory in parallel, {rows[0]['n_jobs']} masks", fontsize=11)
     return figure
 
 
@@ -243,6 +244,7 @@ if __name__ == "__main__":
 
     from measured_methods import complete_summary
     from options import read_options
+    from peak_memory import HAS_PSS
 
     options = read_options()
     rows = complete_summary()
@@ -250,11 +252,12 @@ if __name__ == "__main__":
 
     def run_and_draw(metric, backend):
         """Run under mprof and write the figure in both layouts; leave the wide one open."""
+        label = {"psutil": "RSS", "psutil_pss": "PSS", "psutil_uss": "USS"}[backend]
         files = measured / f"mprof_{metric}.dat", measured / f"phases_{metric}.csv"
         run_under_mprof("whole_experiment.py", *files, backend)
         phases = read_phases(*reversed(files))
         for layout in ("tall", "wide"):
-            figure = plot_phases(*phases, metric.upper(), tall=layout == "tall")
+            figure = plot_phases(*phases, label, tall=layout == "tall")
             figure.savefig(measured / f"memory_over_time_{metric}_{layout}.svg")
             if layout == "tall":
                 plt.close(figure)
@@ -265,7 +268,7 @@ if __name__ == "__main__":
 # And the proportional set size, which is what the machine really spends:
 
 if __name__ == "__main__":
-    run_and_draw("pss", "psutil_pss")
+    run_and_draw("pss", "psutil_pss" if HAS_PSS else "psutil_uss")
     (measured / "mprof.json").write_text(json.dumps({"mprof": {"pause": options.pause}}))
 
 # %%

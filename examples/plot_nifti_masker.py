@@ -44,14 +44,15 @@ def nifti_masker_single(fmri, mask):
     Raises
     ------
     ValueError
-        A file is missing; the image is not 4D or the mask not 3D; their grids or affines
-        differ; the mask is empty.
+        A file is missing; the image is not 4D, or has no volume, or the mask is not 3D;
+        their grids or affines differ; the mask is empty.
     OSError
-        The image's file is incomplete or damaged.
+        A file is incomplete, or so damaged that it cannot be read.
     """
     fmri_img, mask_img = load_img(fmri), load_img(mask)
     if (
         fmri_img.ndim != 4
+        or 0 in fmri_img.shape
         or mask_img.shape != fmri_img.shape[:3]
         or not np.allclose(mask_img.affine, fmri_img.affine)
     ):
@@ -61,7 +62,13 @@ def nifti_masker_single(fmri, mask):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
-    region = np.asarray(mask_img.dataobj)
+    try:
+        region = np.asarray(mask_img.dataobj)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise OSError(
+            f"{mask_img.get_filename()} is incomplete or damaged ({error}). "
+            "Copy or download it again."
+        ) from error
     region = np.isfinite(region) & (region != 0)
     if not region.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
@@ -122,9 +129,9 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# Look at the workers in the two parallel runs. With a path, each holds the image as it came
-# from the file and the copy that the masker makes of it before it takes out the region: the
-# memory grows with the number of masks. With an image in memory the file is read once, but
+# Look at the workers in the two parallel runs. With a path, each reads the image from the
+# file and makes the masker's copy of it before it takes out the region: the memory grows with
+# the number of masks. With an image in memory the file is read once, but
 # each worker still makes the masker's own full copy. What the masker can do beyond taking
 # out voxels is not asked for here, yet its copies are paid for.
 #

@@ -7,7 +7,7 @@ array with the mask's. On this page you will
 
 1. write the function that gives the very values that NiftiMasker gives,
 2. run it in parallel, from a path and from an image in memory, and
-3. see which of the masker's copies are gone, and which copy each worker still makes.
+3. see which copies of the image are left.
 """
 
 # %%
@@ -39,11 +39,12 @@ def numpy_masker_single_inmemory(fmri_img, mask_img):
     Raises
     ------
     ValueError
-        The image is not 4D or the mask not 3D; their grids or affines differ; the mask is
-        empty.
+        The image is not 4D, or has no volume, or the mask is not 3D; their grids or affines
+        differ; the mask is empty.
     """
     if (
         fmri_img.ndim != 4
+        or 0 in fmri_img.shape
         or mask_img.shape != fmri_img.shape[:3]
         or not np.allclose(mask_img.affine, fmri_img.affine)
     ):
@@ -67,7 +68,8 @@ def numpy_masker_single_inmemory(fmri_img, mask_img):
 # One mask, from a path
 # ---------------------
 # The same, with the files opened here. A file that ends too early is found out when its
-# data are read.
+# data are read. A byte that has changed within a compressed file can go unnoticed, here as
+# with NiftiMasker, because nibabel stops reading before gzip's checksum: ``gzip -t`` finds it.
 
 import zlib
 
@@ -94,11 +96,12 @@ def numpy_masker_single_path(fmri_path, mask_path):
     ValueError
         As for `numpy_masker_single_inmemory`.
     OSError
-        The image's file is incomplete or damaged.
+        A file is incomplete, or so damaged that it cannot be read.
     """
     fmri_img, mask_img = nib.load(fmri_path), nib.load(mask_path)
     if (
         fmri_img.ndim != 4
+        or 0 in fmri_img.shape
         or mask_img.shape != fmri_img.shape[:3]
         or not np.allclose(mask_img.affine, fmri_img.affine)
     ):
@@ -108,7 +111,12 @@ def numpy_masker_single_path(fmri_path, mask_path):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
-    mask = np.asarray(mask_img.dataobj)
+    try:
+        mask = np.asarray(mask_img.dataobj)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise OSError(
+            f"{mask_path} is incomplete or damaged ({error}). Copy or download it again."
+        ) from error
     mask = np.isfinite(mask) & (mask != 0)
     if not mask.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
@@ -199,7 +207,8 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# From a path, each worker holds the image once, and no longer a second time: what is left
-# is one copy for each worker. From memory, the workers share one copy, but the process that
-# calls them has its own, and joblib's file is a second one. One copy would be enough:
+# From a path, the masker's copy is gone, and yet the peak is hardly lower: while a compressed
+# file is read, the image is there twice in each worker. (A file that is neither compressed
+# nor scaled is mapped, and costs little.) From memory, the workers share one copy, which is
+# joblib's file, and the process that calls them has its own. One copy would be enough:
 # :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.

@@ -100,21 +100,24 @@ def numpy_masker_shared_parallel(fmri, masks, n_regions):
     FileNotFoundError
         A file is missing.
     ValueError
-        The image is not 4D or a mask not 3D; their grids or affines differ; a mask is
-        empty.
+        The image is not 4D, or has no volume, or a mask is not 3D; their grids or affines
+        differ; a mask is empty.
     OSError
-        The image's file is incomplete or damaged.
+        A file is incomplete, or so damaged that it cannot be read.
     MemoryError
         There is not enough room for shared memory.
     """
     fmri_img, *mask_imgs = (
-        item if isinstance(item, nib.Nifti1Pair) else nib.load(item, keep_file_open=True)
+        item
+        if isinstance(item, nib.spatialimages.SpatialImage)
+        else nib.load(item, keep_file_open=True)
         for item in (fmri, *masks)
     )
     mask_arrays = []
     for mask_img in mask_imgs:
         if (
             fmri_img.ndim != 4
+            or 0 in fmri_img.shape
             or mask_img.shape != fmri_img.shape[:3]
             or not np.allclose(mask_img.affine, fmri_img.affine)
         ):
@@ -124,7 +127,13 @@ def numpy_masker_shared_parallel(fmri, masks, n_regions):
                 f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
                 "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
             )
-        mask = np.asarray(mask_img.dataobj)
+        try:
+            mask = np.asarray(mask_img.dataobj)
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{mask_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
         mask_arrays.append(np.isfinite(mask) & (mask != 0))
         if not mask_arrays[-1].any():
             raise ValueError("A mask is empty: none of its voxels differs from zero.")
@@ -174,7 +183,9 @@ if __name__ == "__main__":
 # Is it one copy?
 # ---------------
 # The workers' imports take memory too. What they take shows when the same call works on the
-# first volume alone. What is left above that is the image, and it should be there once.
+# first volume alone. What is left above that is the image, and it should be there once. The
+# files in ``/dev/shm`` tell the same without the workers: they count whether or not a process
+# looks at them. (With a single region joblib starts no worker, and there is nothing to share.)
 
 if __name__ == "__main__":
     import tempfile
@@ -191,6 +202,9 @@ if __name__ == "__main__":
 
     def print_copies(title, trace):
         """Print how often the image is in memory, as processes and as files show it."""
+        if image_mib < 50:
+            print(f"{title}: the image is too small to tell a copy of it from noise")
+            return
         above_mib = trace.peak_pss_mib - trace.before_mib
         print(f"{title}:")
         print(f"  {above_mib:,.0f} MiB above the start, {imports_mib:,.0f} MiB of it imports:")
@@ -205,7 +219,9 @@ if __name__ == "__main__":
 # --------------------------------------
 # An array over shared memory looks like any other array. When it is an argument of a task,
 # joblib does with it what it does with every array of more than 1 MB: it writes it to a file
-# in shared memory. That is a second full copy, and the workers never see the block.
+# in shared memory. That is a second full copy, and the workers never see the block. The
+# files in ``/dev/shm`` show both copies in full; PSS shows of the second what workers have
+# looked at so far.
 
 
 def take(data, mask):

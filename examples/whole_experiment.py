@@ -21,6 +21,7 @@ When each method began and ended is written to a table, on the same clock as mpr
 
 import argparse
 import csv
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"
     phases_path : str or pathlib.Path
         Where to write when each method began and ended, in seconds as `time.time` has them.
     """
-    _, fmri_path = get_fmri_path(n_images)
+    _, fmri_path = get_fmri_path(n_images)  # the path alone: every method starts from the file
     _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, n_regions)
     phases = []
     for number, method in enumerate(METHODS, start=1):
@@ -120,17 +121,19 @@ def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"
 
 
 if __name__ == "__main__":
-    try:
-        options = read_options()
-    except ValueError as error:
-        sys.exit(str(error))
     parser = argparse.ArgumentParser(
         description="Run nine ways to extract regions, one after the other.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="What is not given here is read from the environment; see options.py.",
     )
-    parser.add_argument("--n-images", type=int, default=options.n_images)
-    parser.add_argument("--n-regions", type=int, default=options.n_regions)
-    parser.add_argument("--pause", type=float, default=options.pause, help="seconds of rest")
+    parser.add_argument("--n-images", metavar="N", help="subjects in the image")
+    parser.add_argument("--n-regions", metavar="N", help="masks, and workers")
+    parser.add_argument("--pause", metavar="SECONDS", help="rest before each method")
     parser.add_argument("--phases", default="whole_experiment_phases.csv", help="output file")
     arguments = parser.parse_args()
-    main(arguments.n_images, arguments.n_regions, arguments.pause, arguments.phases)
+    given = {"N_IMAGES": arguments.n_images, "N_REGIONS": arguments.n_regions}
+    given = {name: value for name, value in (given | {"PAUSE": arguments.pause}).items() if value}
+    try:
+        options = read_options({**os.environ, **given})
+        main(options.n_images, options.n_regions, options.pause, arguments.phases)
+    except (ValueError, ConnectionError) as error:
+        sys.exit(str(error))

@@ -13,7 +13,8 @@ divides the peak PSS of two methods in parallel. Where nothing has been measured
 placeholder stands, so that the prose can be built alone.
 
 The directive ``measured-table`` shows ``summary.csv``, and ``measured-figure`` a figure of
-the folder, with an alternative text in which values stand in braces.
+the folder, with an alternative text in which values stand in braces. A ``measured-note``
+stands only where a value is as given.
 """
 
 import csv
@@ -23,7 +24,6 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 PLACEHOLDER = "[not measured yet]"
@@ -206,10 +206,9 @@ class MeasuredFigure(SphinxDirective):
         alt = re.sub(r"\{(.+?)\}", lambda m: measurements.text(m[1]), self.options["alt"])
         figure = nodes.figure(classes=["measured-figure"])
         for name, classes in layouts:
-            # Relative to the document, as image() would have it.
-            path = Path(measurements.folder, name)
-            uri = Path(*[".."] * self.env.docname.count("/"), _relative(path, self.env.srcdir))
-            figure += nodes.image(uri=uri.as_posix(), alt=alt, classes=classes.split())
+            path = Path(measurements.folder, name).resolve()
+            uri = "/" + path.relative_to(Path(self.env.srcdir).resolve()).as_posix()
+            figure += nodes.image(uri=uri, alt=alt, classes=classes.split())
         if self.content:
             caption = nodes.caption()
             children, messages = self.parse_inline(" ".join(self.content))
@@ -219,14 +218,25 @@ class MeasuredFigure(SphinxDirective):
         return [figure]
 
 
-def _relative(path, source_folder):
-    """Path of a file below the documents' folder, for Sphinx to copy it from."""
-    try:
-        return path.resolve().relative_to(Path(source_folder).resolve())
-    except ValueError:
-        raise ExtensionError(
-            f"MEASURED is {path.parent}; it must lie in {source_folder}."
-        ) from None
+class MeasuredNote(SphinxDirective):
+    """The directive ``measured-note``: a note that stands only where a value is as given.
+
+    Its argument is a key and a text, as in ``image / n_masks = 1``.
+    """
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    has_content = True
+
+    def run(self):
+        """Build the note."""
+        note_use(self.env)
+        key, value = self.arguments[0].split(" = ")
+        if Measurements(self.config.measured_folder).text(key) != value:
+            return []
+        note = nodes.note()
+        note += self.parse_content_to_nodes()
+        return [note]
 
 
 def setup(app):
@@ -235,5 +245,6 @@ def setup(app):
     app.add_role("measured", Measured())
     app.add_directive("measured-table", MeasuredTable)
     app.add_directive("measured-figure", MeasuredFigure)
+    app.add_directive("measured-note", MeasuredNote)
     app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True}

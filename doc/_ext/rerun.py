@@ -10,13 +10,13 @@ fingerprint is another than when they last ran.
 import ast
 import hashlib
 import json
+import platform
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from measured_methods import PACKAGES
 from options import read_options
-
-LIBRARIES = ("joblib", "matplotlib", "memory_profiler", "nibabel", "nilearn", "numpy", "psutil")
 
 
 def local_imports(path):
@@ -50,7 +50,7 @@ def local_imports(path):
 def fingerprint(path):
     """Give a digest of everything that an example's output depends on."""
     files = sorted(local_imports(path))
-    parts = [version(name) for name in LIBRARIES]
+    parts = [platform.python_version(), *(version(name) for name in PACKAGES)]
     parts += [f"{file.name}\n{file.read_text()}" for file in files]
     if "options.py" in {file.name for file in files}:
         options = read_options()

@@ -60,6 +60,8 @@ PROJECTS = {
             "image.new_img_like": "py:function",
             "image.resample_img": "py:function",
             "image.resample_to_img": "py:function",
+            "maskers.NiftiLabelsMasker": "py:class",
+            "maskers.NiftiMapsMasker": "py:class",
             "maskers.NiftiMasker": "py:class",
             "plotting.plot_anat": "py:function",
         }.items()
