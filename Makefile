@@ -40,7 +40,7 @@ html-noplot: check-options $(VENV)/.built ## build the prose only; run nothing
 	@echo "The site is in $(HTML), without new measurements."
 
 test: $(VENV)/.tested ## run the tests
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: make mprof N_IMAGES=10 N_REGIONS=20
 	PAUSE=$${PAUSE:-30} $(VENV)/bin/mprof run --include-children --multiprocess examples/whole_experiment.py

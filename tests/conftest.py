@@ -14,3 +14,8 @@ def _fresh_options(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "masker_cache"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "measured"))
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the build of the site, which takes longest: the rest runs beside it."""
+    items.sort(key=lambda item: item.path.name != "test_site.py")

@@ -305,6 +305,7 @@ BAD = {  # name: image, mask, exception, what its message says
     "image without volumes": ("no_volume.nii", "mask.nii", ValueError, GRID),
     "mask that is cut off": ("fmri.nii", "mask_cut.nii", OSError, CUT_MASK),
     "compressed mask that is cut off": ("fmri.nii", "mask_cut.nii.gz", OSError, CUT_MASK),
+    "compressed mask, damaged": ("fmri.nii", "mask_damaged.nii.gz", OSError, CUT_MASK),
     "missing image": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri_path}"]),
     "missing mask": ("fmri.nii", "none.nii", FileNotFoundError, ["{mask_path}"]),
     "cut in the first volume": ("cut_1.nii", "mask.nii", OSError, DAMAGED),
@@ -319,7 +320,7 @@ BAD = {  # name: image, mask, exception, what its message says
 def bad_files(tmp_path_factory):
     """A good image, a good mask, and a bad one of every kind."""
     folder = tmp_path_factory.mktemp("bad")
-    shape = (20, 20, 20, 4)
+    shape = (30, 30, 30, 4)
     mask = make_masks(make_image(shape))[0]
     make_image(shape).to_filename(folder / "fmri.nii")
     make_image(shape).to_filename(folder / "fmri.nii.gz")
@@ -341,10 +342,13 @@ def bad_files(tmp_path_factory):
         content = (folder / f"fmri{suffix}").read_bytes()
         for tenths in (1, 9):
             (folder / f"cut_{tenths}{suffix}").write_bytes(content[: len(content) * tenths // 10])
-    content = (folder / "fmri.nii").read_bytes()
-    deflate = zlib.compressobj(wbits=31)  # as gzip does
-    half = deflate.compress(content[: len(content) // 2]) + deflate.flush(zlib.Z_FULL_FLUSH)
-    (folder / "damaged.nii.gz").write_bytes(half + b"\xff" * 1000)
+    mask_of_floats = make_image(data=mask.dataobj, dtype="f8")
+    for name, img in {"damaged": make_image(shape), "mask_damaged": mask_of_floats}.items():
+        content = img.to_bytes()
+        deflate = zlib.compressobj(wbits=31)  # as gzip does
+        start = deflate.compress(content[: len(content) * 3 // 4])  # more than is read at once
+        start += deflate.flush(zlib.Z_FULL_FLUSH)
+        (folder / f"{name}.nii.gz").write_bytes(start + b"\xff" * 1000)
     return folder
 
 
@@ -428,6 +432,15 @@ def blocks(monkeypatch):
     monkeypatch.setattr(plot_shared_memory, "SharedMemory", Recorded)
     with parallel_config(backend="sequential"):  # what workers attach to is here, too
         yield recorded
+
+
+def test_shared_memory_takes_any_image_of_nibabel():
+    """An image in memory that is not NIfTI is taken for a path."""
+    images = [make_image(), *make_masks(make_image())]
+    others = [nib.spatialimages.SpatialImage(img.dataobj, img.affine) for img in images]
+    with parallel_config(backend="sequential"):
+        series = numpy_masker_shared_parallel(others[0], others[1:], 1)
+        assert_same(series, numpy_masker_shared_parallel(images[0], images[1:], 1))
 
 
 def fail(*arguments):
