@@ -368,9 +368,12 @@ def _end(process, patience):
         with contextlib.suppress(OSError):
             if os.getsid(other.pid) == process.pid:
                 left.append(other)
-    for child in psutil.wait_procs(left, timeout=5)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    # Trackers of shared memory outlive the workers and the first signal, to clean up.
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        left = psutil.wait_procs(left, timeout=5)[1]
+        for child in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(child)
 
 
 def _trace(name, samples, started, seconds, value, exception):

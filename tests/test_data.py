@@ -15,7 +15,13 @@ from nilearn.image import resample_to_img
 
 import plot_large_image
 import synthetic_data
-from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from plot_large_image import (
+    atlas_to_masks,
+    get_atlas_path,
+    get_fmri_path,
+    load_in_memory,
+    prepare,
+)
 
 GRID = (9, 10, 8)
 AFFINE = np.array([[4.0, 0, 0, -10], [0, 4, 0, 5], [0, 0, 4, -3], [0, 0, 0, 1]])
@@ -200,6 +206,31 @@ def test_own_image_is_read_into_memory(name, tmp_path, monkeypatch):
     np.testing.assert_array_equal(loaded.affine, AFFINE)
 
 
+@pytest.mark.parametrize("name", ["fmri.nii.gz", "fmri.nii"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1000],  # a copy that was not finished
+        lambda content: content[:60] + b"\xff" * 60 + content[120:],
+        lambda content: b"not an image",
+        lambda content: b"",
+    ],
+    ids=["cut off", "overwritten", "text", "empty"],
+)
+def test_damaged_image_is_named(damage, name, tmp_path):
+    """The reader is not told which file is damaged, or works on a part of it."""
+    path = write(tmp_path / name, np.random.default_rng(0).standard_normal((*GRID, 5)))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{name} is not a complete image \("):
+        load_in_memory(path)
+
+
+def test_missing_image_is_named(tmp_path):
+    """A file that is not there is reported as a damaged one."""
+    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
+        load_in_memory(tmp_path / "none.nii")
+
+
 def test_own_atlas_is_used(tmp_path, fmri_path, monkeypatch):
     """The pages mask somebody's own image with other regions than asked for."""
     masks, _ = write_atlas("masks", tmp_path)
@@ -257,6 +288,24 @@ def test_more_regions_than_the_atlas_has(kind, tmp_path, fmri_path, cache):
     atlas_path, _ = write_atlas(kind, tmp_path)
     with pytest.raises(ValueError, match=r"4 regions were asked for.* 3\b.*N_REGIONS to 3"):
         atlas_to_masks(atlas_path, fmri_path, 4)
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("n_regions", [0, -1])
+def test_no_regions(n_regions, tmp_path, fmri_path):
+    """An experiment without masks begins, and fails somewhere else."""
+    with pytest.raises(ValueError, match=f"^{n_regions} regions were asked for; at least 1"):
+        atlas_to_masks(write_atlas("maps", tmp_path)[0], fmri_path, n_regions)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((1,), "masks"), ((2,), "masks"), ((2, 2), "maps")])
+def test_atlas_of_another_shape(shape, kind, tmp_path, fmri_path, cache):
+    """A 4D image among masks gives a 4D mask, or a 5D atlas fails without saying which file."""
+    atlas_path, _ = write_atlas(kind, tmp_path)
+    wrong = write(tmp_path / "wrong.nii", np.ones((*ATLAS_GRID, *shape), "uint8"), ATLAS_AFFINE)
+    files = [atlas_path[0], wrong] if kind == "masks" else wrong
+    with pytest.raises(ValueError, match=r"wrong\.nii has shape \(30, 32, 28, .*; an atlas is"):
+        atlas_to_masks(files, fmri_path, 1)
     assert not list(cache.iterdir())
 
 

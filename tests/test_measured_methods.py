@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -199,9 +200,9 @@ def test_rows_are_in_order_and_replaced(measured, here):
     assert here.called.count("reference_series") == 1, "the reference is made for every page"
 
 
-@pytest.mark.parametrize("change", ["volumes", "values", "regions", "N_REGIONS"])
-def test_other_image_or_masks_empty_the_table(change, measured, here, tmp_path, monkeypatch):
-    """The rows of one table are about different images."""
+@pytest.mark.parametrize("change", ["volumes", "values", "regions", "N_REGIONS", "machine"])
+def test_other_image_or_machine_empties_the_table(change, measured, here, tmp_path, monkeypatch):
+    """The rows of one table are about different images, masks or machines."""
     measure_methods(nifti_masker_single)
     for name in ("summary.csv", "mprof_rss.dat", "peaks.svg", "mprof.json"):
         (measured / name).touch()
@@ -211,6 +212,8 @@ def test_other_image_or_masks_empty_the_table(change, measured, here, tmp_path, 
         write_image(tmp_path, seed=1)
     elif change == "regions":
         write_labels(tmp_path, 2, 1)
+    elif change == "machine":
+        monkeypatch.setattr(platform, "python_version", lambda: "3.99")
     else:
         monkeypatch.setenv("N_REGIONS", "1")
     measure_methods(numpy_masker_single_path)
@@ -285,9 +288,13 @@ def test_figure_of_several_traces(here):
         plt.close(figure)
 
 
-def test_wrong_option_ends_the_build_with_its_message(monkeypatch):
+@pytest.mark.parametrize("wrong", ["option", "atlas"])
+def test_what_is_wrong_ends_the_build_with_a_message(wrong, tmp_path, monkeypatch):
     """``make`` shows a traceback instead of the sentence that says what is wrong."""
-    monkeypatch.setenv("N_REGIONS", "3")
+    if wrong == "option":
+        monkeypatch.setenv("N_REGIONS", "3")
+    else:
+        (tmp_path / "labels.nii.gz").write_text("not an image")
     done = subprocess.run(
         [sys.executable, measured_methods.__file__],
         env=os.environ | {"PYTHONPATH": str(Path(measured_methods.__file__).parent)},
@@ -297,4 +304,4 @@ def test_wrong_option_ends_the_build_with_its_message(monkeypatch):
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "N_REGIONS to 2 or less" in done.stderr
+    assert ("N_REGIONS to 2 or less" if wrong == "option" else "labels.nii.gz") in done.stderr

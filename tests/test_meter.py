@@ -371,8 +371,12 @@ def test_call_that_reads_standard_input(tmp_path):
     assert out.startswith("EOFError(")
 
 
-def test_interrupt_ends_the_call_and_its_workers(tmp_path):
-    """After Ctrl-C workers keep the machine busy, or a call cannot clean up after itself."""
+@pytest.mark.parametrize("background", [False, True])
+def test_interrupt_ends_the_call_and_its_workers(background, tmp_path):
+    """After Ctrl-C workers keep the machine busy, or a call cannot clean up after itself.
+
+    A shell lets what it starts in the background ignore Ctrl-C; another signal ends it then.
+    """
     script = """
         import os, signal, sys, time
         from pathlib import Path
@@ -393,18 +397,20 @@ def test_interrupt_ends_the_call_and_its_workers(tmp_path):
             finally:
                 (folder / "cleaned up").touch()
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        background = BACKGROUND
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
         try:
             measure(call)
         except KeyboardInterrupt:
             print("interrupted")
     """
-    with run_script(script, tmp_path) as process:
+    with run_script(script.replace("BACKGROUND", str(background)), tmp_path) as process:
         assert wait_for(lambda: (tmp_path / "0.pid").exists() and (tmp_path / "1.pid").exists())
         pids = [int((tmp_path / f"{name}.pid").read_text()) for name in ("call", 0, 1)]
         processes = [psutil.Process(pid) for pid in (process.pid, *pids)]
         processes += processes[1].children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM if background else signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert out == "interrupted\n"
     assert (tmp_path / "cleaned up").exists()
