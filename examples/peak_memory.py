@@ -88,7 +88,8 @@ class Trace:
         What the call raised instead.
     shm_mib : array of shape (n_samples,) or None
         What the files in ``/dev/shm`` took more than before the call, in MiB: shared memory
-        takes room there whether or not a process looks at it. None where there is none.
+        takes room there whether or not a process looks at it, and other programs' files
+        count too. None where there is no such folder.
     """
 
     name: str
@@ -237,7 +238,8 @@ def measure(func, /, *args, **kwargs):
     """
     name = getattr(func, "__name__", type(func).__name__)
     call = cloudpickle.dumps((func, args, kwargs))
-    boot = f"import sys; sys.path[:] = {json.dumps(sys.path)}; import peak_memory as m; m._serve()"
+    folders = json.dumps([str(folder) for folder in sys.path])
+    boot = f"import sys; sys.path[:] = {folders}; import peak_memory as m; m._serve()"
     process = subprocess.Popen(
         [sys.executable, "-c", boot],
         stdin=subprocess.PIPE,

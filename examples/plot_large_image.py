@@ -75,6 +75,13 @@ def prepare(name, depends_on, fill):
     return folder
 
 
+# What nibabel raises for a file that is cut off, damaged, or something else than an image.
+UNREADABLE = (
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+    *(EOFError, OSError, OverflowError, zlib.error),
+)
+
+
 def load_in_memory(path):
     """Load an image so that its data are an array, not a lazy proxy to the file.
 
@@ -99,7 +106,7 @@ def load_in_memory(path):
         data = np.asanyarray(img.dataobj)
     except FileNotFoundError:
         raise
-    except (nib.filebasedimages.ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise ValueError(f"{path} is not a complete image ({error}).") from error
     if isinstance(data, np.memmap):  # an uncompressed file: mapped, not read
         data = np.array(data)
@@ -255,7 +262,7 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
 
 def _regions(files, n_regions):
     """Give the first regions one by one: a name, and a 3D image on the atlas' own grid."""
-    imgs = [nib.load(file) for file in files]
+    imgs = [load_in_memory(file) for file in files]
     for file, img in zip(files, imgs, strict=True):
         if img.ndim != 3 and (len(imgs) > 1 or img.ndim != 4):
             raise ValueError(
@@ -263,7 +270,7 @@ def _regions(files, n_regions):
                 "of labels, or several 3D masks."
             )
     if len(imgs) > 1:
-        regions = [(f"the mask {file}", file) for file in files]
+        regions = [(f"the mask {file}", i) for i, file in enumerate(files)]
     elif imgs[0].ndim == 4:
         regions = [(f"map {i + 1} of {files[0]}", i) for i in range(imgs[0].shape[3])]
     else:
@@ -272,15 +279,16 @@ def _regions(files, n_regions):
         regions = [(f"label {value:g} of {files[0]}", value) for value in values]
     if n_regions > len(regions):
         raise ValueError(
-            f"{n_regions} regions were asked for, and {files[0]} has {len(regions)}: set "
+            f"{n_regions} regions were asked for, and {files[0]} "
+            f"{'and the others have' if len(files) > 1 else 'has'} {len(regions)}: set "
             f"N_REGIONS to {len(regions)} or less."
         )
     for name, key in regions[:n_regions]:
         if len(imgs) > 1:
-            inside = np.nan_to_num(np.asarray(nib.load(key).dataobj)) != 0
-            affine = nib.load(key).affine
+            inside = np.nan_to_num(imgs[key].dataobj) != 0
+            affine = imgs[key].affine
         elif imgs[0].ndim == 4:
-            inside = np.nan_to_num(np.asarray(imgs[0].dataobj[..., key])) != 0
+            inside = np.nan_to_num(imgs[0].dataobj[..., key]) != 0
             affine = imgs[0].affine
         else:
             inside, affine = labels == key, imgs[0].affine
