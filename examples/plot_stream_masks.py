@@ -1,0 +1,139 @@
+"""
+All masks in one pass over the file
+===================================
+
+The voxels of all masks together are a small part of the image, and a NIfTI file holds one
+volume after the other. So the image need not be in memory at all: read a volume, take the
+voxels of every mask from it, forget it, and read the next. One pass serves all masks. On
+this page you will
+
+1. write the function that does it, and gives the very values that NiftiMasker gives,
+2. see what it costs: the result, one volume, and the time to decompress the file, and
+3. put the results into files, for those that are themselves too large for the memory.
+"""
+
+# %%
+# The function
+# ------------
+# What takes time is to decompress the file. isal, where it is installed, does that several
+# times faster than Python's own gzip, with the same result. What the header says, and how
+# stored numbers become values, stays with nibabel: its proxy tells where the data begin, and
+# of which type they are, and its ``apply_read_scaling`` applies the scale factors, here to the
+# voxels in the masks alone.
+#
+# The order of voxels needs care. A file counts them in Fortran order, x first, while
+# NiftiMasker counts them in C order of the mask, z first. An array of all positions in
+# Fortran order, indexed with the mask, gives the positions in NiftiMasker's order.
+#
+# The file is read to its very end, since only there does gzip keep its checksum: a
+# damaged file ends in an error, never in an array.
+
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+from nibabel.volumeutils import apply_read_scaling
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+
+try:
+    from isal import igzip as gzip
+except ImportError:
+    import gzip
+
+
+def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
+    """Extract the voxel time series of several masks in one pass over the image's file.
+
+    Parameters
+    ----------
+    fmri_path : str or pathlib.Path
+        4D NIfTI image, compressed or not.
+    masks : list of str, pathlib.Path or nibabel.Nifti1Image
+        3D masks on the grid of the image: non-zero in the region.
+    block_size : int, optional
+        Volumes in a block; by default as many as `memory_mib` MiB hold the masks' voxels of.
+    out : list, optional
+        For each mask an array to write into, or the name of a ``.npy`` file to make.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask, or maps of the files. float32 or float64, as the image; integers
+        become float32. Voxels are in C order of the mask. What is not finite becomes zero.
+
+    Raises
+    ------
+    ValueError
+        The image is not 4D, or a mask is empty or on another grid, or `out` does not fit.
+    OSError
+        A file is missing, incomplete or damaged, or there is no room for the results.
+    """
+
+    def read(path, function, *args):
+        try:
+            return function(*args)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # nibabel lets a damaged file raise almost anything
+            raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
+
+    fmri_img = read(fmri_path, nib.load, fmri_path)
+    shape, proxy = fmri_img.shape, fmri_img.dataobj
+    numbers = isinstance(fmri_img, nib.Nifti1Pair) and proxy.dtype.kind in "fiu"
+    if not numbers or len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
+    positions = np.arange(np.prod(shape[:3])).reshape(shape[:3], order="F")
+    indices = []
+    for mask in masks:
+        mask_img = read(mask, nib.load, mask) if isinstance(mask, (str, Path)) else mask
+        inside = np.nan_to_num(read(mask, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
+        on_grid = inside.shape == shape[:3] and np.allclose(mask_img.affine, fmri_img.affine)
+        if not (on_grid and inside.any()):
+            raise ValueError(
+                f"{mask} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
+                f"{mask_img.affine}\nIt needs one or more, on the image's grid {shape[:3]}\n"
+                f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
+            )
+        indices.append(positions[inside])
+    index, ends = np.concatenate(indices), np.cumsum([len(i) for i in indices])[:-1]
+
+    dtype = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
+    dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype("float32")
+    sizes = [(shape[3], len(i)) for i in indices]
+    out = [np.empty(size, dtype) for size in sizes] if out is None else list(out)
+    names = {i: o for i, o in enumerate(out) if isinstance(o, (str, Path))}
+    n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(index)))
+    block = np.empty((np.clip(n_rows, 1, shape[3]), len(index)), proxy.dtype)
+    try:
+        for i, name in names.items():
+            if shutil.disk_usage(Path(name).parent).free < shape[3] * len(index) * dtype.itemsize:
+                raise OSError(f"There is not enough room for {name} and the other results.")
+            out[i] = open_memmap(f"{name}.unfinished", "w+", dtype, sizes[i])
+        fits = [(o.shape, o.dtype) for o in out] == [(size, dtype) for size in sizes]
+        if not fits or len(set(map(str, names.values()))) < len(names):
+            raise ValueError(f"out needs a name of its own, or an array of {dtype}, for {sizes}.")
+        source = fmri_img.file_map["image"].filename
+        with gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
+            read(fmri_path, file.seek, proxy.offset)
+            for start in tqdm(range(0, shape[3], len(block)), unit="block", delay=2):
+                rows = block[: shape[3] - start]
+                for row in rows:
+                    volume = read(fmri_path, file.read, positions.size * proxy.dtype.itemsize)
+                    volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, positions.size)
+                    volume.take(index, out=row, mode="clip")
+                values = apply_read_scaling(rows, proxy.slope, proxy.inter).astype(dtype)
+                values[~np.isfinite(values)] = 0
+                for series, part in zip(out, np.split(values, ends, axis=1), strict=True):
+                    series[start : start + len(rows)] = part
+            while read(fmri_path, file.read, 2**20):  # gzip has its checksum at the end
+                pass
+        for name in names.values():
+            os.replace(f"{name}.unfinished", name)
+    finally:
+        for name in names.values():
+            Path(f"{name}.unfinished").unlink(missing_ok=True)
+    return out
