@@ -25,7 +25,7 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test mprof serve linkcheck lint clean check-options
+.PHONY: help html html-noplot test mprof benchmark serve linkcheck lint clean check-options
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: $(VENV)/.tested ## run the tests
 mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: make mprof N_IMAGES=10 N_REGIONS=20
 	PAUSE=$${PAUSE:-30} $(VENV)/bin/mprof run --include-children --multiprocess examples/whole_experiment.py
 	@echo "Draw it with: $(VENV)/bin/mprof plot"
+
+benchmark: $(VENV)/.built ## time every method beside the limit at full size, into doc/recorded
+	MEASURED=$(CURDIR)/doc/recorded $(VENV)/bin/python examples/benchmark.py --full doc/recorded
 
 serve: ## show the built site at http://localhost:8000
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)

@@ -22,7 +22,7 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nibabel as nib
@@ -36,7 +36,10 @@ from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prep
 from whole_experiment import METHODS, run
 
 # What the measurements depend on, besides Python itself.
-PACKAGES = ("nilearn", "nibabel", "numpy", "scipy", "joblib", "memory_profiler", "psutil")
+PACKAGES = (
+    *("nilearn", "nibabel", "numpy", "scipy", "joblib", "memory_profiler", "psutil"),
+    "isal",  # a fallback exists, and needs several times as long
+)
 
 COLUMNS = (
     *("method", "function", "mode", "n_jobs", "image_mib", "n_masks"),
@@ -134,12 +137,12 @@ def measure_methods(*functions):
         call.__name__ = title
         trace = traces[title] = measure(call)
         series = trace.result()
-        n_masks = len(mask_paths) if method.mode == "parallel" else 1
+        n_masks = 1 if method.mode == "single" else len(mask_paths)
         row = {
             "method": method.name,
             "function": method.function.__name__,
             "mode": method.mode,
-            "n_jobs": n_masks,
+            "n_jobs": n_masks if method.mode == "parallel" else 1,
             "image_mib": f"{image_mib:.1f}",
             "n_masks": n_masks,
             "before_mib": f"{trace.before_mib:.1f}",
@@ -206,6 +209,26 @@ def plot_traces(traces, image_mib=None):
     return figure
 
 
+def describe_machine():
+    """Give what measurements depend on: the machine, and the versions of what is used."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(psutil.Process().cpu_affinity()) if HAS_PSS else os.cpu_count(),
+        "memory_gib": psutil.virtual_memory().total / 2**30,
+        "metric": "PSS" if HAS_PSS else "USS",
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def _version(package):
+    """The version of a package that may not be there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _keep(row, trace):
     """Put a method's row, in the order of METHODS, and its trace into the folder."""
     folder = Path(read_options().measured)
@@ -240,14 +263,7 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
         "n_masks": len(mask_imgs),
         "mask_voxels": [int(np.count_nonzero(img.dataobj)) for img in mask_imgs],
     }
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(psutil.Process().cpu_affinity()) if HAS_PSS else os.cpu_count(),
-        "memory_gib": psutil.virtual_memory().total / 2**30,
-        "metric": "PSS" if HAS_PSS else "USS",
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
+    machine = describe_machine()
     path = folder / "experiment.json"
     if path.exists():
         known = json.loads(path.read_text())

@@ -2,7 +2,7 @@
 Memory over time, with every method labelled
 ============================================
 
-:doc:`/auto_examples/whole_experiment` runs nine methods in sequence. On this page you will
+:doc:`/auto_examples/whole_experiment` runs all methods in sequence. On this page you will
 
 1. run it under ``mprof``, once with its default metric and once with the proportional set
    size (PSS),
@@ -106,11 +106,16 @@ def read_phases(phases_path, mprof_path):
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-COLORS = {"shared memory": "#009e73", "NiftiMasker": "#d55e00", "NumPy indexing": "#0072b2"}
+COLORS = {
+    "Streaming": "#aa4499",
+    "shared memory": "#009e73",
+    "NiftiMasker": "#d55e00",
+    "NumPy indexing": "#0072b2",
+}
 
 
 def color_of(method):
-    """One colour for each of the three methods, safe for colour-blind readers."""
+    """One colour for each family of methods, safe for colour-blind readers."""
     return next((color for word, color in COLORS.items() if word in method), "#7f7f7f")
 
 
@@ -143,8 +148,14 @@ def plot_phases(times, mib, phases, metric, tall=False):
     -------
     matplotlib.figure.Figure
     """
-    figure = plt.figure(figsize=(4, 7.6) if tall else (10, 6))
-    ax = figure.add_axes((0.16, 0.075, 0.39, 0.855) if tall else (0.085, 0.09, 0.69, 0.50))
+    length = 0.65 * len(phases) + 0.6 if tall else 0.49 * len(phases)  # of the axis, in inches
+    length = max(length, 6.5)
+    if tall:
+        figure = plt.figure(figsize=(4, length + 1.1))
+        ax = figure.add_axes((0.16, 0.57 / (length + 1.1), 0.39, length / (length + 1.1)))
+    else:
+        figure = plt.figure(figsize=(length + 3.1, 6))
+        ax = figure.add_axes((0.85 / (length + 3.1), 0.09, length / (length + 3.1), 0.50))
     fill, span = (ax.fill_betweenx, ax.axhspan) if tall else (ax.fill_between, ax.axvspan)
     end = phases[-1]["ended"] + 1
     fill(times, mib, color="0.8", linewidth=0)
@@ -162,7 +173,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     ax.spines[["top", "right"]].set_visible(False)
 
     middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    places = spread(middles, end * (0.098 if tall else 0.068), 0, end)
+    places = spread(middles, end * (0.64 if tall else 0.47) / length, 0, end)
     for phase, middle, place in zip(phases, middles, places, strict=True):
         color = color_of(phase["method"])
         name = f"{phase['method'].replace(' image', '')}, {phase['mode']}"
@@ -187,7 +198,9 @@ def plot_phases(times, mib, phases, metric, tall=False):
             color="0.1",
         )
     figure.suptitle(
-        f"Memory over time ({metric}), nine methods", x=0.5, y=0.985, fontsize=11 if tall else 13
+        f"Memory over time ({metric}), all methods",
+        y=1 - 0.1 / figure.get_figheight(),
+        fontsize=11 if tall else 13,
     )
     return figure
 
@@ -201,7 +214,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
 
 
 def plot_peaks(rows):
-    """Draw the peaks of the parallel methods, PSS and RSS, and the size of the image.
+    """Draw the peaks of the methods for all masks, PSS and RSS, and the size of the image.
 
     Parameters
     ----------
@@ -212,8 +225,8 @@ def plot_peaks(rows):
     -------
     matplotlib.figure.Figure
     """
-    rows = [row for row in rows if row["mode"] == "parallel"]
-    figure = plt.figure(figsize=(4.2, 0.9 + 0.72 * len(rows)), layout="constrained")
+    rows = [row for row in rows if row["mode"] != "single"]
+    figure = plt.figure(figsize=(4.2, 0.9 + 0.6 * len(rows)), layout="constrained")
     ax = figure.gca()
     for i, row in enumerate(rows):
         pss, rss = float(row["peak_pss_mib"]), float(row["peak_rss_mib"])
@@ -230,7 +243,7 @@ def plot_peaks(rows):
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_title(f"Peak memory in parallel, {rows[0]['n_jobs']} masks", fontsize=11)
+    ax.set_title(f"Peak memory for {rows[0]['n_masks']} masks", fontsize=11)
     return figure
 
 

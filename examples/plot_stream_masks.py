@@ -137,3 +137,60 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
         for name in names.values():
             Path(f"{name}.unfinished").unlink(missing_ok=True)
     return out
+
+
+# %%
+# What it costs
+# -------------
+# The same measurement as for the other methods: a fresh process, looked at from outside, and
+# the arrays compared with NiftiMasker's. There are no workers.
+
+if __name__ == "__main__":
+    from measured_methods import measure_methods, plot_traces, prepare_all
+
+    fmri_path, mask_paths, reference, image_mib = prepare_all()
+    traces = measure_methods(stream_masks)
+    plot_traces(traces, image_mib)
+
+# %%
+# Above the level before the call, there is the result, and little else:
+
+if __name__ == "__main__":
+    trace = traces["Streaming, masks, one pass"]
+    output_mib = sum(series.nbytes for series in reference) / 2**20
+    print(f"the image in memory would be     {image_mib:8.1f} MiB")
+    print(f"peak above the start             {trace.peak_pss_mib - trace.before_mib:8.1f} MiB")
+    print(f"of it the result                 {output_mib:8.1f} MiB")
+
+# %%
+# Results that do not fit in memory
+# ---------------------------------
+# With a mask of the whole brain, the result can be nearly as large as the image. Give the
+# name of a ``.npy`` file for it. While the file is written it has ``.unfinished`` at the end of
+# its name; when it has its own name, it is complete. What is returned is a map of the file,
+# whose parts are read when they are touched, and a map's memory is the system's to take back.
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder) / f"region_{i}.npy" for i in range(len(mask_paths))]
+        for series in stream_masks(fmri_path, mask_paths, out=names):
+            print(type(series).__name__, series.shape, series.dtype)
+        same = all(
+            np.array_equal(np.load(name, mmap_mode="r"), series)
+            for name, series in zip(names, reference, strict=True)
+        )
+        print(f"the files hold NiftiMasker's arrays: {same}")
+
+# %%
+# What to conclude
+# ----------------
+# For the voxels of any number of masks, this is all that is needed, on a small machine as on
+# a large one, for an image of any length. How close it comes to the limit, and how it grows, is
+# measured in :ref:`sphx_glr_auto_examples_plot_limit.py`. When more is asked for than voxels,
+# such as smoothing, filtering or averages, go on with
+# :ref:`sphx_glr_auto_examples_plot_stream_masker.py`.
+#
+# What it does not do: it does not resample a mask that is on another grid, but refuses it. And
+# of a file that is changed while it is read it knows nothing.

@@ -2,7 +2,7 @@
 The whole experiment, in one script
 ===================================
 
-Nine ways to extract the time series of regions, one after the other in one process. Run it
+All ways to extract the time series of regions, one after the other in one process. Run it
 under mprof, which draws the memory of the process and of its workers over time:
 
 .. code-block:: bash
@@ -31,6 +31,7 @@ from typing import NamedTuple
 from joblib.externals.loky import get_reusable_executor
 
 from options import read_options
+from plot_in_memory import numpy_masker_joblib_map, numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, load_in_memory
 from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
 from plot_numpy_indexing import (
@@ -40,6 +41,8 @@ from plot_numpy_indexing import (
     numpy_masker_single_path,
 )
 from plot_shared_memory import numpy_masker_shared_parallel
+from plot_stream_masker import stream_nifti_maskers
+from plot_stream_masks import stream_masks
 
 
 class Method(NamedTuple):
@@ -47,7 +50,7 @@ class Method(NamedTuple):
 
     name: str
     function: Callable
-    mode: str  # "single": the first mask; "parallel": all masks
+    mode: str  # "single": the first mask; "parallel": all masks; "one pass": all, no worker
     in_memory: bool = False  # images whose data are in memory, instead of paths
 
 
@@ -61,6 +64,11 @@ METHODS = [
     Method("NumPy indexing, path", numpy_masker_parallel_path, "parallel"),
     Method("NumPy indexing, in-memory image", numpy_masker_parallel_inmemory, "parallel", True),
     Method("NumPy indexing, shared memory", numpy_masker_shared_parallel, "parallel"),
+    Method("NumPy indexing, threads", numpy_masker_threads, "parallel"),
+    Method("NumPy indexing, joblib's map", numpy_masker_joblib_map, "parallel"),
+    Method("NumPy indexing, mapped file", numpy_masker_mapped, "parallel"),
+    Method("Streaming, any masker", stream_nifti_maskers, "one pass"),
+    Method("Streaming, masks", stream_masks, "one pass"),
 ]
 
 
@@ -78,18 +86,20 @@ def run(method, fmri_path, mask_paths):
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for the first mask, or one for each mask in parallel.
+        One for the first mask if the mode is single, else one for each mask.
     """
     load = load_in_memory if method.in_memory else Path
     fmri = load(fmri_path)
     if method.mode == "single":
         return [method.function(fmri, load(mask_paths[0]))]
     masks = [load(mask_path) for mask_path in mask_paths]
+    if method.mode == "one pass":
+        return method.function(fmri, masks)
     return method.function(fmri, masks, len(masks))
 
 
 def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"):
-    """Run the nine methods in sequence.
+    """Run all methods in sequence.
 
     Parameters
     ----------
@@ -122,7 +132,7 @@ def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Run nine ways to extract regions, one after the other.",
+        description="Run all ways to extract regions, one after the other.",
         epilog="What is not given here is read from the environment; see options.py.",
     )
     parser.add_argument("--n-images", metavar="N", help="subjects in the image")

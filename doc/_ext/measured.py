@@ -8,13 +8,16 @@ The role ``measured`` writes one value of the files in the folder of measurement
     :measured:`ratio / highest / lowest`
 
 The first three name a value: of ``experiment.json``, or of a row of ``summary.csv`` by its
-method and mode. ``highest`` and ``lowest`` stand for the method with that peak PSS. A ratio
-divides the peak PSS of two methods in parallel. Where nothing has been measured, a
+method and mode. The mode ``all masks`` stands for every mode but ``single``. ``highest`` and
+``lowest`` stand for the method with that peak PSS. A ratio divides the peak PSS of two methods
+for all masks; with a column at its end, that column. The column ``above_mib`` is computed
+here: the peak PSS above the level before the call. Where nothing has been measured, a
 placeholder stands, so that the prose can be built alone.
 
 The directive ``measured-table`` shows ``summary.csv``, and ``measured-figure`` a figure of
 the folder, with an alternative text in which values stand in braces. A ``measured-note``
-stands only where a value is as given.
+stands only where a value is as given. ``measured-download`` and ``recorded-download`` link
+files.
 """
 
 import csv
@@ -44,13 +47,16 @@ class Measurements:
         if (self.folder / "summary.csv").exists():
             with open(self.folder / "summary.csv", newline="") as file:
                 self.rows = list(csv.DictReader(file))
+        for row in self.rows:
+            row["above_mib"] = str(float(row["peak_pss_mib"]) - float(row["before_mib"]))
         for name in ("experiment.json", "mprof.json"):
             if (self.folder / name).exists():
                 self.values |= json.loads((self.folder / name).read_text())
 
     def row(self, method, mode):
         """Give a row by method, ``highest`` or ``lowest``, and mode; None if not measured."""
-        rows = [row for row in self.rows if row["mode"] == mode]
+        every = mode == "all masks"
+        rows = [r for r in self.rows if r["mode"] == mode or (every and r["mode"] != "single")]
         if method in ("highest", "lowest") and rows:
             choose = max if method == "highest" else min
             return choose(rows, key=lambda row: float(row["peak_pss_mib"]))
@@ -84,10 +90,10 @@ class Measurements:
         if words[0] == "ratio":
             if not self.rows:
                 return PLACEHOLDER
-            above, below = (
-                float(self.row(method, "parallel")["peak_pss_mib"]) for method in words[1:]
-            )
-            return f"{above / below:.1f}"
+            column = words[3] if len(words) == 4 else "peak_pss_mib"
+            above, below = (float(self.row(name, "all masks")[column]) for name in words[1:3])
+            ratio = above / below
+            return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
         value = self.values
         if not value:
             return PLACEHOLDER
@@ -218,6 +224,30 @@ class MeasuredFigure(SphinxDirective):
         return [figure]
 
 
+class MeasuredDownload(SphinxDirective):
+    """The directives ``measured-download`` and ``recorded-download``: links to files.
+
+    The arguments are names of files in the folder of measurements, or in the folder
+    ``recorded`` beside it. Files that are not there are left out.
+    """
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self):
+        """Build the links."""
+        note_use(self.env)
+        folder = Path(self.config.measured_folder).resolve()
+        if self.name.startswith("recorded"):
+            folder = folder.parent / "recorded"
+        place = folder.relative_to(Path(self.env.srcdir).resolve()).as_posix()
+        names = [name for name in self.arguments[0].split() if (folder / name).exists()]
+        if not names:
+            return [nodes.paragraph(PLACEHOLDER, PLACEHOLDER)]
+        links = ", ".join(f":download:`{name} </{place}/{name}>`" for name in names)
+        return self.parse_text_to_nodes(f"To download: {links}.")
+
+
 class MeasuredNote(SphinxDirective):
     """The directive ``measured-note``: a note that stands only where a value is as given.
 
@@ -245,6 +275,8 @@ def setup(app):
     app.add_role("measured", Measured())
     app.add_directive("measured-table", MeasuredTable)
     app.add_directive("measured-figure", MeasuredFigure)
+    app.add_directive("measured-download", MeasuredDownload)
+    app.add_directive("recorded-download", MeasuredDownload)
     app.add_directive("measured-note", MeasuredNote)
     app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True}

@@ -1,0 +1,289 @@
+"""
+The benchmark: time beside the limit, and how it grows
+======================================================
+
+No method can be faster than the limit: to decompress the file and throw the content away, or,
+for a file that is not compressed, to read it. So each time is taken together with the limit,
+one right after the other, and it is their ratio that is compared: machines are noisy, and what
+slows one down mostly slows the other, too.
+
+Each method runs once without being timed, so that imports are done, workers are started and
+the file is in the page cache, then as often as asked for. Its workers stay until it is done,
+which is to the advantage of the methods that need them.
+
+Memory is measured as everywhere on this site, by :ref:`the meter
+<sphx_glr_auto_examples_peak_memory.py>`, as the peak above the level before the call, in a
+process of its own.
+
+:ref:`sphx_glr_auto_examples_plot_limit.py` runs this at a small size and draws the result.
+``make benchmark`` runs it at full size:
+
+.. code-block:: bash
+
+    python examples/benchmark.py --full recorded
+"""
+
+import argparse
+import csv
+import datetime
+import functools
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from joblib.externals.loky import get_reusable_executor
+from nilearn.maskers import NiftiLabelsMasker
+from nilearn.masking import apply_mask
+
+from measured_methods import describe_machine
+from peak_memory import MIB, measure
+from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
+from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from plot_numpy_indexing import numpy_masker_parallel_path
+from plot_stream_masks import gzip, stream_masks
+from whole_experiment import METHODS, run
+
+COLUMNS = ("question", "what", "x", "repeat", "seconds", "limit_seconds")
+MEMORY_COLUMNS = ("question", "what", "x", "above_mib", "output_mib")
+
+
+# %%
+# What is timed
+# -------------
+
+
+def read_and_forget(path):
+    """The limit: decompress a file, or read it, and throw its content away.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A ``.nii.gz`` or a ``.nii`` file.
+    """
+    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb", buffering=0) as file:
+        while file.read(2**18):
+            pass
+
+
+def time_pairs(todo, n_repeats):
+    """Time each call and the limit in turns.
+
+    Parameters
+    ----------
+    todo : list of tuple
+        As `questions` gives it.
+    n_repeats : int
+
+    Returns
+    -------
+    list of tuple
+        Rows of ``benchmark.csv``.
+    """
+    rows = []
+    for number, (question, what, x, call, path) in enumerate(todo, start=1):
+        print(f"[{number} of {len(todo)}] {question}: {what}, {x}", file=sys.stderr, flush=True)
+        call()
+        for repeat in range(1, n_repeats + 1):
+            start = time.perf_counter()
+            read_and_forget(path)
+            middle = time.perf_counter()
+            call()
+            seconds, limit = time.perf_counter() - middle, middle - start
+            rows.append((question, what, x, repeat, f"{seconds:.4f}", f"{limit:.4f}"))
+        get_reusable_executor().shutdown(wait=True)
+    return rows
+
+
+def labels_masker(fmri_path, labels_path):
+    """Averages instead of voxels: nilearn's masker for labels, all regions at once."""
+    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
+    return [masker.fit_transform(fmri_path)]
+
+
+def masks_applied(fmri_path, mask_paths):
+    """nilearn's function for one mask, called for each, one after the other."""
+    return [apply_mask(fmri_path, mask_path) for mask_path in mask_paths]
+
+
+# %%
+# The questions
+# -------------
+# Each question has a list of things to measure: what, at which value of what changes, the
+# call, and the file it reads.
+
+
+def questions(sizes):
+    """List what is measured.
+
+    Parameters
+    ----------
+    sizes : dict
+        ``volumes`` of the main comparison, and lists of ``lengths`` (volumes), ``masks``,
+        ``blocks`` (volumes) and ``workers``.
+
+    Returns
+    -------
+    list of tuple
+        Question, what, x, call, path.
+    """
+
+    def masks(n_masks):
+        return atlas_to_masks(get_atlas_path(), path, n_masks)[1]
+
+    path = _image(sizes["volumes"])
+    six, every = masks(6), masks(64)
+    plain = _uncompressed(path)
+    labels = _labels(six)
+    partial = functools.partial
+    todo = [
+        ("methods", f"{m.name}, {m.mode}", 6, partial(run, m, path, six), path) for m in METHODS
+    ]
+
+    def add(question, what, x, call, read=path):
+        todo.append((question, what, x, call, read))
+
+    add("methods", "NiftiLabelsMasker (averages)", 6, partial(labels_masker, path, labels))
+    add("methods", "apply_mask, one by one", 6, partial(masks_applied, path, six))
+    add("methods", "Streaming, 64 masks", 64, partial(stream_masks, path, every))
+    add("methods", "Streaming, uncompressed", 6, partial(stream_masks, plain, six), plain)
+    add("methods", "Threads, uncompressed", 6, partial(numpy_masker_threads, plain, six, 6), plain)
+    add(
+        "methods",
+        "Mapped file, uncompressed",
+        6,
+        partial(numpy_masker_mapped, plain, six, 6),
+        plain,
+    )
+    for n_volumes in sizes["lengths"]:
+        long = _image(n_volumes)
+        add("length", "Streaming, masks", n_volumes, partial(stream_masks, long, six), long)
+    for n_masks in sizes["masks"]:
+        add("masks", "Streaming, masks", n_masks, partial(stream_masks, path, masks(n_masks)))
+    for size in sizes["blocks"]:
+        add("block size", "Streaming, masks", size, partial(stream_masks, path, every, size))
+    for n in sizes["workers"]:
+        add("workers", "NumPy indexing, path", n, partial(numpy_masker_parallel_path, path, six, n))
+        add("workers", "NumPy indexing, threads", n, partial(numpy_masker_threads, path, six, n))
+    return todo
+
+
+def _image(n_volumes):
+    """The image of the default data, so many volumes long."""
+    path = get_fmri_path(math.ceil(n_volumes / 168))[1]
+
+    def fill(folder):
+        nib.load(path).slicer[..., :n_volumes].to_filename(folder / "fmri.nii.gz")
+
+    if n_volumes % 168 == 0:
+        return path
+    return prepare(f"{n_volumes}-volumes", [str(path), n_volumes], fill) / "fmri.nii.gz"
+
+
+def _uncompressed(path):
+    """The same image in a file that is not compressed."""
+
+    def fill(folder):
+        img = nib.load(path)
+        img.__class__(np.asanyarray(img.dataobj), img.affine, img.header).to_filename(
+            folder / "fmri.nii"
+        )
+
+    return prepare("uncompressed", [str(path), path.stat().st_mtime_ns], fill) / "fmri.nii"
+
+
+def _labels(mask_paths):
+    """One image of labels for the regions of several masks."""
+
+    def fill(folder):
+        imgs = [nib.load(path) for path in mask_paths]
+        labels = np.zeros(imgs[0].shape, "uint8")
+        for number, img in enumerate(imgs, start=1):
+            labels[np.asarray(img.dataobj) != 0] = number
+        nib.Nifti1Image(labels, imgs[0].affine).to_filename(folder / "labels.nii.gz")
+
+    return prepare("labels", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
+
+
+# %%
+# Run it
+# ------
+
+SMALL = {
+    "volumes": 42,
+    "lengths": [42, 168],
+    "masks": [6, 64],
+    "blocks": [1, 8, 42],
+    "workers": [1, 2],
+}
+FULL = {
+    "volumes": 672,
+    "lengths": [168, 336, 672, 1344, 2016, 3360],
+    "masks": [1, 2, 6, 16, 32, 64],
+    "blocks": [1, 2, 4, 8, 16, 32, 64, 168, 672],
+    "workers": [1, 2, 4, 6],
+}
+# Questions whose memory is measured too; that of the methods is in summary.csv.
+WITH_MEMORY = ("length", "masks")
+
+
+def benchmark(folder, sizes=SMALL, n_repeats=5, with_memory=WITH_MEMORY):
+    """Answer all questions, and write two tables and a description.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+    sizes : dict
+        As for `questions`.
+    n_repeats : int
+        Pairs of each.
+    with_memory : tuple of str
+        Questions for which memory is measured as well.
+    """
+    todo = questions(sizes)
+    times, memory = time_pairs(todo, n_repeats), []
+    for question, what, x, call, _ in todo:
+        if question in with_memory:
+            trace = measure(call)
+            output_mib = sum(series.nbytes for series in trace.result()) / MIB
+            above_mib = trace.peak_pss_mib - trace.before_mib
+            memory.append((question, what, x, f"{above_mib:.1f}", f"{output_mib:.1f}"))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, columns, rows in (
+        ("benchmark.csv", COLUMNS, times),
+        ("benchmark_memory.csv", MEMORY_COLUMNS, memory),
+    ):
+        with open(folder / f"{name}.unfinished", "w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        os.replace(folder / f"{name}.unfinished", folder / name)
+    path = _image(sizes["volumes"])
+    img = nib.load(path)
+    described = {
+        "shape": img.shape,
+        "dtype": str(img.get_data_dtype()),
+        "on_disk_mib": path.stat().st_size / MIB,
+        "in_memory_mib": np.prod(img.shape) * img.get_data_dtype().itemsize / MIB,
+        "n_repeats": n_repeats,
+        "date": datetime.date.today().isoformat(),
+    }
+    text = json.dumps({"benchmark": described | describe_machine()}, indent=1)
+    (folder / "benchmark.json.unfinished").write_text(text)
+    os.replace(folder / "benchmark.json.unfinished", folder / "benchmark.json")
+
+
+if __name__ == "__main__":
+    for name in ("FMRI", "ATLAS", "DATA"):  # always the default data, whatever the build is for
+        os.environ.pop(name, None)
+    parser = argparse.ArgumentParser(description="Time the methods beside the limit.")
+    parser.add_argument("folder", help="where to write the results")
+    parser.add_argument("--full", action="store_true", help="at full size")
+    arguments = parser.parse_args()
+    if arguments.full:
+        benchmark(arguments.folder, FULL, with_memory=("methods", *WITH_MEMORY, "block size"))
+    else:
+        benchmark(arguments.folder)

@@ -1,0 +1,489 @@
+"""
+When the image must be in memory
+================================
+
+Sometimes the whole image is wanted as an array: its voxels are used again and again, masks
+are chosen while one looks at the results, or the work on each region is heavy. On this page
+you will
+
+1. share one array with threads, which cost next to no memory,
+2. share one memory-mapped file with worker processes, written for this purpose or simply the
+   image's own file, and
+3. see the case in which parallel workers do pay: heavy work on each region.
+"""
+
+# %%
+# Threads
+# -------
+# Threads of one process see the same memory, so there is nothing to share: the array is
+# there once. The image is read volume by volume into that array. ``np.asanyarray`` on a
+# compressed file would hold the decompressed bytes and the array at the same time.
+
+import zlib
+
+import nibabel as nib
+import numpy as np
+from joblib import Parallel, delayed
+
+
+def numpy_masker_threads(fmri, masks, n_regions):
+    """Extract the voxel time series of several masks from one array, in threads.
+
+    Parameters
+    ----------
+    fmri : path or nibabel.Nifti1Image
+        4D image. If its data are in memory already, they are used as they are.
+    masks : list of paths or of nibabel.Nifti1Image
+        3D masks on the grid of the image: non-zero in the region.
+    n_regions : int
+        Number of threads.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask: float32 or float64, as the image; integers become float32. Voxels
+        are in C order of the mask. Values that are not finite are replaced by zero, as
+        NiftiMasker does.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing.
+    ValueError
+        The image is not 4D, or has no volume, or a mask is not 3D; their grids or affines
+        differ; a mask is empty.
+    OSError
+        A file is incomplete, or so damaged that it cannot be read.
+    MemoryError
+        The image does not fit in memory.
+    """
+    fmri_img, *mask_imgs = (
+        item
+        if isinstance(item, nib.spatialimages.SpatialImage)
+        else nib.load(item, keep_file_open=True)
+        for item in (fmri, *masks)
+    )
+    mask_arrays = []
+    for mask_img in mask_imgs:
+        if (
+            fmri_img.ndim != 4
+            or 0 in fmri_img.shape
+            or mask_img.shape != fmri_img.shape[:3]
+            or not np.allclose(mask_img.affine, fmri_img.affine)
+        ):
+            raise ValueError(
+                "A 4D image and a 3D mask on its grid are needed; the image has shape "
+                f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+                f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+                "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+            )
+        try:
+            mask = np.asarray(mask_img.dataobj)
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{mask_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
+        mask_arrays.append(np.isfinite(mask) & (mask != 0))
+        if not mask_arrays[-1].any():
+            raise ValueError("A mask is empty: none of its voxels differs from zero.")
+
+    def take(data, mask):
+        series = data[mask].T
+        dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
+        series = np.ascontiguousarray(series, dtype=dtype)
+        return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+
+    data = fmri_img.dataobj
+    if nib.is_proxy(data):  # on disk, so far
+        volumes, shape = data, fmri_img.shape
+        dtype = volumes[..., :0].dtype  # scale factors applied; nothing is read yet
+        data = np.empty(shape, dtype, order="F")
+        try:
+            for i in range(shape[3]):
+                data[..., i] = volumes[..., i]
+        except (EOFError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{fmri_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
+    return Parallel(n_jobs=n_regions, prefer="threads")(
+        delayed(take)(data, mask) for mask in mask_arrays
+    )
+
+
+# %%
+# Do threads wait for each other?
+# -------------------------------
+# Python runs one thread at a time: the one that holds the global interpreter lock (GIL). A
+# library in C may let go of the lock while it works, and NumPy does so when it indexes with
+# a mask. Here one thread indexes, and another counts how often its turn comes meanwhile. If
+# NumPy kept the lock, it would come once or twice.
+
+if __name__ == "__main__":
+    import threading
+    import time
+
+    array = np.ones((50, 50, 50, 200), "float32", order="F")
+    everywhere = np.ones(array.shape[:3], dtype=bool)
+    at_work = threading.Thread(target=array.__getitem__, args=(everywhere,))
+    turns = 0
+    at_work.start()
+    while at_work.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    print(f"While one thread indexed, the other had {turns} turns.")
+    del array
+
+# %%
+# So threads do work side by side. With the regions of an atlas it hardly matters, because to
+# take a few hundred voxels out of an array is a matter of milliseconds. Reading the file is
+# what takes the time, and that is done once.
+
+# %%
+# Worker processes and a file
+# ---------------------------
+# Code that is written in Python keeps the lock, and then processes are needed. They share an
+# array if each of them maps the same file: the pages of a mapped file are in memory once,
+# whoever looks at them. joblib recognises a :class:`numpy.memmap` among the arguments of a
+# task and sends the file's name, type, shape and offset instead of its content, also for a
+# part of a map. (An array of more than 1 MB that is not mapped it writes to a file of its own
+# first, in ``/dev/shm``, which is memory: the second copy of
+# :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.)
+#
+# joblib's documentation uses ``joblib.dump`` and then ``joblib.load`` with ``mmap_mode="r"``.
+# For that the image must be in memory as an array first. Here it is written volume by volume
+# instead, and then mapped, so that no array of its size exists at any time. It is written
+# with ``write``: on a full disk that is an ordinary error, while writing to a map ends the
+# process. The room is looked at first all the same, before minutes are spent.
+#
+# The function for the workers stands inside the other. joblib then sends its code, and a
+# worker imports NumPy alone, not nibabel.
+
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def numpy_masker_joblib_map(fmri, masks, n_regions):
+    """Extract the voxel time series of several masks from a map that joblib hands on.
+
+    Parameters
+    ----------
+    fmri : path or nibabel.Nifti1Image
+        4D image.
+    masks : list of paths or of nibabel.Nifti1Image
+        3D masks on the grid of the image: non-zero in the region.
+    n_regions : int
+        Number of workers.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `numpy_masker_threads`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `numpy_masker_threads`.
+    OSError
+        A file is incomplete, or so damaged that it cannot be read; or there is not enough
+        room in the temporary folder.
+    """
+    fmri_img, *mask_imgs = (
+        item
+        if isinstance(item, nib.spatialimages.SpatialImage)
+        else nib.load(item, keep_file_open=True)
+        for item in (fmri, *masks)
+    )
+    mask_arrays = []
+    for mask_img in mask_imgs:
+        if (
+            fmri_img.ndim != 4
+            or 0 in fmri_img.shape
+            or mask_img.shape != fmri_img.shape[:3]
+            or not np.allclose(mask_img.affine, fmri_img.affine)
+        ):
+            raise ValueError(
+                "A 4D image and a 3D mask on its grid are needed; the image has shape "
+                f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+                f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+                "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+            )
+        try:
+            mask = np.asarray(mask_img.dataobj)
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{mask_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
+        mask_arrays.append(np.isfinite(mask) & (mask != 0))
+        if not mask_arrays[-1].any():
+            raise ValueError("A mask is empty: none of its voxels differs from zero.")
+
+    def take(data, mask):
+        series = data[mask].T
+        dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
+        series = np.ascontiguousarray(series, dtype=dtype)
+        return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+
+    shape, volumes = fmri_img.shape, fmri_img.dataobj
+    dtype = volumes[..., :0].dtype  # scale factors applied; nothing is read yet
+    size = dtype.itemsize * int(np.prod(shape))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fmri"
+        room = shutil.disk_usage(folder).free
+        if size > room:
+            raise OSError(
+                f"The image needs {size / 2**20:,.0f} MiB of disk, and {folder} has "
+                f"{room / 2**20:,.0f} MiB left. Set TMPDIR to a folder with more room."
+            )
+        try:
+            with open(path, "wb") as file:
+                for i in range(shape[3]):
+                    file.write(np.asarray(volumes[..., i], dtype).tobytes("F"))
+        except (EOFError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{fmri_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
+        data = np.memmap(path, dtype, mode="r", shape=shape, order="F")
+        return Parallel(n_jobs=n_regions)(delayed(take)(data, mask) for mask in mask_arrays)
+
+
+# %%
+# The folder goes away with the ``with`` block, also when a region fails or the user presses
+# Ctrl-C. On Linux a file may be removed while it is still mapped. Only a process that is
+# killed outright leaves its folder behind. Where the folder lies, the environment variable
+# ``TMPDIR`` says. On some systems ``/tmp`` is a tmpfs: then the file is memory, which the
+# kernel cannot take back, and a folder on a disk is the better choice.
+
+# %%
+# The image's own file
+# --------------------
+# A NIfTI file that is not compressed, and whose header has no scale factors, holds the very
+# bytes of the array. nibabel maps such a file when its data are asked for as a whole, and so
+# can a worker: all it needs is the path and where the data begin. Nothing is read but the
+# pages that it touches. A compressed file has to be decompressed first. Scaled integers
+# have to be multiplied first. For these a copy is made that holds the final values. (A part
+# of the data, like ``dataobj[..., 0]``, nibabel reads and does not map.)
+
+
+def numpy_masker_mapped(fmri, masks, n_regions):
+    """Extract the voxel time series of several masks from a file that each worker maps.
+
+    Parameters
+    ----------
+    fmri : path or nibabel.Nifti1Image
+        4D image. A file that can be mapped is not copied.
+    masks : list of paths or of nibabel.Nifti1Image
+        3D masks on the grid of the image: non-zero in the region.
+    n_regions : int
+        Number of workers.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `numpy_masker_threads`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `numpy_masker_threads`.
+    OSError
+        A file is incomplete, or so damaged that it cannot be read; or there is not enough
+        room in the temporary folder.
+    """
+    fmri_img, *mask_imgs = (
+        item
+        if isinstance(item, nib.spatialimages.SpatialImage)
+        else nib.load(item, keep_file_open=True)
+        for item in (fmri, *masks)
+    )
+    mask_arrays = []
+    for mask_img in mask_imgs:
+        if (
+            fmri_img.ndim != 4
+            or 0 in fmri_img.shape
+            or mask_img.shape != fmri_img.shape[:3]
+            or not np.allclose(mask_img.affine, fmri_img.affine)
+        ):
+            raise ValueError(
+                "A 4D image and a 3D mask on its grid are needed; the image has shape "
+                f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+                f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+                "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+            )
+        try:
+            mask = np.asarray(mask_img.dataobj)
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise OSError(
+                f"{mask_img.get_filename()} is incomplete or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
+        mask_arrays.append(np.isfinite(mask) & (mask != 0))
+        if not mask_arrays[-1].any():
+            raise ValueError("A mask is empty: none of its voxels differs from zero.")
+
+    def take(path, dtype, offset, shape, mask):
+        data = np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order="F")
+        series = data[mask].T
+        dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
+        series = np.ascontiguousarray(series, dtype=dtype)
+        return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+
+    shape, volumes = fmri_img.shape, fmri_img.dataobj
+    dtype = volumes[..., :0].dtype  # scale factors applied; nothing is read yet
+    size = dtype.itemsize * int(np.prod(shape))
+    with tempfile.TemporaryDirectory() as folder:
+        if (
+            type(volumes) is nib.arrayproxy.ArrayProxy
+            and isinstance(volumes.file_like, str)
+            and Path(volumes.file_like).suffix.lower()
+            not in nib.openers.ImageOpener.compress_ext_map
+            and (volumes.slope, volumes.inter) == (1, 0)
+        ):
+            # Workers may have started in another folder.
+            path, offset = Path(volumes.file_like).absolute(), volumes.offset
+            missing = offset + size - path.stat().st_size
+            if missing > 0:
+                raise OSError(
+                    f"{fmri_img.get_filename()} is incomplete or damaged ({missing} bytes are "
+                    "missing). Copy or download it again."
+                )
+        else:
+            path, offset = Path(folder).absolute() / "fmri", 0
+            room = shutil.disk_usage(folder).free
+            if size > room:
+                raise OSError(
+                    f"The image needs {size / 2**20:,.0f} MiB of disk, and {folder} has "
+                    f"{room / 2**20:,.0f} MiB left. Set TMPDIR to a folder with more room."
+                )
+            try:
+                with open(path, "wb") as file:
+                    for i in range(shape[3]):
+                        file.write(np.asarray(volumes[..., i], dtype).tobytes("F"))
+            except (EOFError, ValueError, zlib.error) as error:
+                raise OSError(
+                    f"{fmri_img.get_filename()} is incomplete or damaged ({error}). "
+                    "Copy or download it again."
+                ) from error
+        return Parallel(n_jobs=n_regions)(
+            delayed(take)(path, dtype, offset, shape, mask) for mask in mask_arrays
+        )
+
+
+# %%
+# What it costs
+# -------------
+# A mapped page counts in PSS, divided among the processes that map it. In one respect it is
+# not like other memory: it is a page of the kernel's cache, with the file behind it. When
+# memory runs short, the kernel takes it back and reads it again later, so that the image need
+# not fit in memory. An array can only be moved to swap, if there is any.
+
+if __name__ == "__main__":
+    from measured_methods import measure_methods, plot_traces, prepare_all
+
+    fmri_path, mask_paths, reference, image_mib = prepare_all()
+    traces = measure_methods(numpy_masker_threads, numpy_masker_joblib_map, numpy_masker_mapped)
+    plot_traces(traces, image_mib)
+
+# %%
+# If the image is compressed, a copy was made for the last one. The same call on an
+# uncompressed file, with the image's values as they are in memory:
+
+if __name__ == "__main__":
+    from peak_memory import measure
+    from plot_large_image import load_in_memory
+    from plot_in_memory import numpy_masker_mapped  # workers then get the same as above
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain_path = Path(folder) / "fmri.nii"
+        load_in_memory(fmri_path).to_filename(plain_path)
+        plain = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
+    plain.result()
+    print(plain)
+
+# %%
+# When workers pay
+# ----------------
+# To take voxels out is quick: to start a worker takes longer. It is another matter when much
+# has to be computed for each region. As an example, how sure is the share of variance that a
+# region's first component explains? It is computed again and again from volumes that are
+# drawn with replacement.
+
+
+def bootstrap_first_component(series, n_draws=80):
+    """Draw volumes with replacement, and see how much the first component explains.
+
+    Parameters
+    ----------
+    series : array of shape (n_timepoints, n_voxels)
+    n_draws : int
+
+    Returns
+    -------
+    array of shape (n_draws,)
+        Between 0 and 1: the largest squared singular value over the sum of all.
+    """
+    rng = np.random.default_rng(0)
+    shares = np.empty(n_draws)
+    for i in range(n_draws):
+        drawn = series[rng.integers(len(series), size=len(series))]
+        values = np.linalg.svd(drawn - drawn.mean(axis=0), compute_uv=False)
+        shares[i] = values[0] ** 2 / max((values**2).sum(), np.finfo(values.dtype).tiny)
+    return shares
+
+
+# %%
+# Linear algebra has threads of its own: BLAS takes all cores for one region already. Several
+# workers that each do so are in each other's way. So BLAS gets one thread: in a worker by
+# ``inner_max_num_threads``, in this process by ``threadpool_limits``. With
+# ``return_as="generator"`` a region's result is there as soon as it and those before it are
+# ready, and may be used and let go of while the others are still at work, so that they are
+# never in memory all at once. (``"generator_unordered"`` gives whichever is ready first.)
+# The regions are cut to a size with which this takes seconds. A first, short task for each
+# worker tells how long it takes to start them.
+
+if __name__ == "__main__":
+    from joblib import cpu_count, parallel_config
+    from threadpoolctl import threadpool_limits
+
+    regions = [series[:300, :400] for series in reference[:6]]
+    start = time.perf_counter()
+    with threadpool_limits(1):
+        serial = [bootstrap_first_component(series) for series in regions]
+    serial_seconds = time.perf_counter() - start
+
+    n_workers = cpu_count()
+    start = time.perf_counter()
+    with parallel_config("loky", n_jobs=n_workers, inner_max_num_threads=1):
+        Parallel()(delayed(bootstrap_first_component)(regions[0], 1) for _ in range(n_workers))
+        start_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        results = Parallel(return_as="generator")(
+            delayed(bootstrap_first_component)(series) for series in regions
+        )
+        for i, shares in enumerate(results):
+            low, high = np.percentile(shares, [2.5, 97.5])
+            seconds = time.perf_counter() - start
+            print(f"region {i}: {low:.1%} to {high:.1%} of the variance, after {seconds:.1f} s")
+    parallel_seconds = time.perf_counter() - start
+    print(f"one after the other: {serial_seconds:.1f} s")
+    print(f"{n_workers} workers: {parallel_seconds:.1f} s, and {start_seconds:.1f} s to start them")
+    print(f"once they have started, {serial_seconds / parallel_seconds:.1f} times as fast")
+
+# %%
+# What to conclude
+# ----------------
+# Threads are the simplest way, and for taking voxels the best one: one array, one process,
+# no file. With a mapped file no process has the image to itself. PSS then shows the pages
+# that workers look at at the same moment, here those near the regions, so that the peak can
+# even stay below workers and image together; the rest of the file is in the kernel's cache,
+# or on disk. What it takes is time to write a copy, unless the image is stored uncompressed:
+# then there is nothing to write, and nothing to read ahead.
+#
+# Workers pay when the work on all regions takes far longer than their start. The gain is at
+# most the number of cores, and memory for one more Python process goes with each. If the
+# cores are busy with something else, there is none. For taking voxels alone the image need
+# not be in memory at all.

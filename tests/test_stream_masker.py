@@ -1,0 +1,771 @@
+"""Streaming: what fit_transform gives, for every masker, or a refusal that says why."""
+
+import gc
+import os
+import pickle
+import tempfile
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nilearn.maskers import (
+    MultiNiftiMasker,
+    NiftiLabelsMasker,
+    NiftiMapsMasker,
+    NiftiMasker,
+    NiftiSpheresMasker,
+    SurfaceMasker,
+)
+from nilearn.regions import RegionExtractor
+
+import plot_stream_masker
+from peak_memory import measure
+from plot_stream_masker import (
+    MASKERS,
+    NEUTRAL,
+    TEMPORAL,
+    TREATMENT,
+    chunk_masker,
+    stream_masker,
+    stream_nifti_maskers,
+    treatment_table,
+)
+
+N = 37
+GRID = (9, 10, 8)
+AFFINE = np.array([[3.0, 0, 0, -12], [0, 3, 0, -13], [0, 0, 4, -14], [0, 0, 0, 1]])
+COARSE = np.array([[4.0, 0, 0, -10], [0, 4, 0, -10], [0, 0, 4, -10], [0, 0, 0, 1]])
+MOVED = nib.affines.from_matvec(AFFINE[:3, :3], [-9, -16, -10])  # by whole voxels
+RANDOM = np.random.default_rng(0)
+CONFOUNDS = RANDOM.normal(size=(N, 2))
+KEPT = np.delete(np.arange(N), [3, 4, 20])
+
+# What this suite does not look at: nilearn says it for each volume or at each fit.
+QUIET = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+
+# Images, regions and maskers
+# ---------------------------
+
+
+def make_data():
+    """Values with a volume that stands out, and voxels that are zero at times or always."""
+    data = RANDOM.normal(100, 30, (*GRID, N))
+    data[..., 5] *= 3
+    data[0, 0] = 0
+    data[:, :, 7, :12] = 0
+    return data
+
+
+DATA = make_data()
+WITH_NAN = DATA.copy()
+WITH_NAN.flat[::37] = np.nan
+WITH_NAN[1, 1, 1] = np.nan
+
+
+def save(path, data, dtype="<f4", scaling=None, affine=AFFINE):
+    """Write an image; give its path."""
+    dtype = np.dtype(dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype.byteorder == ">" else "<")
+    header.set_data_dtype(dtype)
+    img = nib.Nifti1Image(np.asarray(data).astype(dtype), affine, header)
+    if scaling:
+        img.header.set_slope_inter(*scaling)
+    img.to_filename(path)
+    return path
+
+
+IMAGES = {
+    "float32": ("a.nii.gz", DATA, "<f4"),
+    "float32 .nii": ("a.nii", DATA, "<f4"),
+    "float64 .nii": ("b.nii", DATA, "<f8"),
+    "big-endian float32": ("c.nii.gz", DATA, ">f4"),
+    "int16": ("d.nii.gz", DATA, "<i2"),
+    "int16 scaled": ("e.nii.gz", DATA, "<i2", (0.37, -5)),
+    "big-endian int16 .nii": ("f.nii", DATA, ">i2"),
+    "uint8": ("g.nii.gz", DATA.clip(0, 255), "u1"),
+    "NaN": ("h.nii.gz", WITH_NAN, "<f4"),
+    "NaN big-endian float64 .nii": ("i.nii", WITH_NAN, ">f8"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Give the path of every image."""
+    folder = tmp_path_factory.mktemp("images")
+    return {name: save(folder / spec[0], *spec[1:]) for name, spec in IMAGES.items()}
+
+
+def region(data, dtype, affine=AFFINE):
+    """Make an image of regions."""
+    return nib.Nifti1Image(data.astype(dtype), affine)
+
+
+MASK = region(RANDOM.random(GRID) < 0.4, "u1")
+COARSE_MASK = region(RANDOM.random((6, 7, 5)) < 0.5, "u1", COARSE)
+MOVED_MASK = region(RANDOM.random(GRID) < 0.5, "u1", MOVED)
+LABELS = region(RANDOM.integers(0, 6, GRID), "i4")
+COARSE_LABELS = region(RANDOM.integers(0, 6, (6, 7, 5)), "i4", COARSE)
+MAPS = region(RANDOM.random((*GRID, 4)), "f8")
+COARSE_MAPS = region(RANDOM.random((6, 7, 5, 4)), "f8", COARSE)
+HALF = region(np.arange(9)[:, None, None] * np.ones(GRID) > 4, "u1")
+LEFT_LABELS = region(LABELS.dataobj * (np.arange(9) > 4)[:, None, None] + 6, "i4")
+LEFT_LABELS.dataobj[:4] = 1  # outside of HALF
+LEFT_MAPS = region(MAPS.dataobj[:], "f8")
+LEFT_MAPS.dataobj[5:, ..., 1] = 0
+SPHERES = {"seeds": [(0, 0, 0), (6, 5, 5)], "radius": 7, "allow_overlap": True}
+
+SPATIAL = {  # masker, its parameters
+    "mask": (NiftiMasker, {"mask_img": MASK}),
+    "coarse mask": (NiftiMasker, {"mask_img": COARSE_MASK}),
+    "moved mask": (NiftiMasker, {"mask_img": MOVED_MASK}),
+    "mask, target grid": (
+        NiftiMasker,
+        {
+            **{"mask_img": MASK, "target_affine": COARSE, "target_shape": (6, 7, 5)},
+            "reports": True,  # without, nilearn 0.14 fails
+        },
+    ),
+    "mask, target 3 x 3": (
+        NiftiMasker,
+        {"mask_img": MASK, "target_affine": np.diag([5.0, 5, 5])},
+    ),
+    "mask, target same voxels": (
+        NiftiMasker,
+        {"mask_img": MASK, "target_affine": np.diag([3.0, 3, 4])},
+    ),
+    "labels": (NiftiLabelsMasker, {"labels_img": LABELS}),
+    "labels, mask, deviation": (
+        NiftiLabelsMasker,
+        {"labels_img": LABELS, "mask_img": MASK, "strategy": "standard_deviation"},
+    ),
+    "coarse labels to data": (NiftiLabelsMasker, {"labels_img": COARSE_LABELS}),
+    "data to coarse labels": (
+        NiftiLabelsMasker,
+        {"labels_img": COARSE_LABELS, "resampling_target": "labels", "mask_img": MASK},
+    ),
+    "labels, some masked": (NiftiLabelsMasker, {"labels_img": LEFT_LABELS, "mask_img": HALF}),
+    "maps": (NiftiMapsMasker, {"maps_img": MAPS}),
+    "coarse maps to data": (NiftiMapsMasker, {"maps_img": COARSE_MAPS}),
+    "data to coarse maps": (
+        NiftiMapsMasker,
+        {"maps_img": COARSE_MAPS, "resampling_target": "maps", "mask_img": MASK},
+    ),
+    "maps and data to mask": (
+        NiftiMapsMasker,
+        {"maps_img": MAPS, "resampling_target": "mask", "mask_img": COARSE_MASK},
+    ),
+    "maps, some masked": (NiftiMapsMasker, {"maps_img": LEFT_MAPS, "mask_img": HALF}),
+    "spheres": (NiftiSpheresMasker, SPHERES),
+    "spheres, mask": (NiftiSpheresMasker, {**SPHERES, "mask_img": MASK}),
+    "spheres, coarse mask": (NiftiSpheresMasker, {**SPHERES, "mask_img": COARSE_MASK}),
+}
+TEMPORAL_PARTS = {  # parameters, arguments
+    "nothing": ({}, {}),
+    "smooth": ({"smoothing_fwhm": 6}, {}),
+    "detrend": ({"detrend": True}, {}),
+    "filter": ({"low_pass": 0.1, "high_pass": 0.01, "t_r": 2.0}, {}),
+    "confounds": ({}, {"confounds": CONFOUNDS}),
+    "confounds as they are": ({"standardize_confounds": False}, {"confounds": CONFOUNDS}),
+    "sample_mask": ({}, {"sample_mask": KEPT}),
+    "boolean sample_mask": ({}, {"sample_mask": np.isin(np.arange(N), KEPT)}),
+    "z-score": ({"standardize": "zscore_sample"}, {}),
+    "percent": ({"standardize": "psc"}, {}),
+    "all": (
+        {
+            **{"standardize": "zscore_sample", "detrend": True, "low_pass": 0.1},
+            **{"high_pass": 0.01, "t_r": 2.0, "smoothing_fwhm": 4},
+        },
+        {"confounds": CONFOUNDS, "sample_mask": KEPT},
+    ),
+    "cosine": (
+        {
+            **{"standardize": "psc", "detrend": True, "clean_args": {"filter": "cosine"}},
+            **{"high_pass": 0.02, "t_r": 2.0},
+        },
+        {"confounds": [CONFOUNDS, CONFOUNDS[:, :1] ** 2]},
+    ),
+    "float32": ({"dtype": "float32", "detrend": True}, {}),
+    "float64": ({"dtype": "float64", "standardize": "zscore_sample"}, {}),
+    "int32 smoothed": ({"dtype": "int32", "smoothing_fwhm": 5, "detrend": True}, {}),
+    "auto": ({"dtype": "auto", "standardize": "zscore_sample"}, {"confounds": CONFOUNDS}),
+    "auto smoothed": ({"dtype": "auto", "smoothing_fwhm": 5, "detrend": True}, {}),
+}
+
+
+def make_masker(spatial, **parameters):
+    """Make a masker of SPATIAL."""
+    kind, where = SPATIAL[spatial]
+    return kind(**{"standardize": None, "reports": False, **parameters, **where})
+
+
+def assert_same(series, reference, spatial):
+    """Compare shape, type and every value: exactly, but for the least squares of maps."""
+    assert type(series) is type(reference)
+    assert series.shape == reference.shape
+    assert series.dtype.newbyteorder("=") == reference.dtype.newbyteorder("=")
+    if "maps" in spatial:
+        size = np.nanmax(np.abs(reference), initial=0)
+        places = 1 if reference.dtype.kind == "i" else 1e-6 if reference.dtype == "f4" else 1e-12
+        np.testing.assert_allclose(series, reference, rtol=0, atol=places * max(size, 1))
+    else:
+        np.testing.assert_array_equal(series, reference)
+
+
+# What fit_transform gives
+# ------------------------
+
+
+@QUIET
+@pytest.mark.parametrize("spatial", SPATIAL)
+def test_temporal_parts_give_what_fit_transform_gives(files, spatial):
+    """Some parameter is lost, or takes effect in each block, or in another order."""
+    for number, (parameters, arguments) in enumerate(TEMPORAL_PARTS.values()):
+        image = ("float32", "big-endian int16 .nii", "float64 .nii")[number % 3]
+        reference = make_masker(spatial, **parameters).fit_transform(files[image], **arguments)
+        masker = make_masker(spatial, **parameters)
+        block_size = (5, N - 1, 12, N, 7)[number % 5]
+        series = stream_masker(masker, files[image], block_size=block_size, **arguments)
+        assert_same(series, reference, spatial)
+
+
+@QUIET
+@pytest.mark.parametrize("spatial", SPATIAL)
+@pytest.mark.parametrize(
+    "image", [name for name in IMAGES if name not in ("uint8", "float32 .nii")]
+)
+def test_block_sizes_and_images_give_what_fit_transform_gives(files, image, spatial):
+    """A block's size, or the type of the file, shows in the series."""
+    reference = make_masker(spatial, detrend=True).fit_transform(files[image])
+    number = list(IMAGES).index(image) + list(SPATIAL).index(spatial)
+    for block_size in ((1, 7), (2, N - 1), (3, None), (6, N))[number % 4]:
+        series = stream_masker(
+            make_masker(spatial, detrend=True), files[image], block_size=block_size
+        )
+        assert_same(series, reference, spatial)
+
+
+@QUIET
+def test_whole_image_as_one_block_is_exact_for_maps(files):
+    """The tolerance for maps hides another difference than the number of volumes."""
+    for spatial in ("maps", "coarse maps to data", "maps, some masked"):
+        reference = make_masker(spatial).fit_transform(files["float32"])
+        series = stream_masker(make_masker(spatial), files["float32"], block_size=N)
+        np.testing.assert_array_equal(series, reference)
+
+
+def test_maps_in_single_precision(files):
+    """The tolerance that the page states for float32 image and maps is not kept."""
+    maps = region(MAPS.dataobj, "f4")
+    reference = NiftiMapsMasker(maps, standardize=None).fit_transform(files["float32"])
+    assert reference.dtype == "f4"
+    masker = NiftiMapsMasker(maps, standardize=None, reports=False)
+    for block_size in (1, 2, 7, N):
+        series = stream_masker(masker, files["float32"], block_size=block_size)
+        assert series.dtype == "f4"
+        size = 1e-5 * np.abs(reference).max() if block_size < N else 0
+        np.testing.assert_allclose(series, reference, rtol=0, atol=size)
+
+
+@QUIET
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    image=st.sampled_from(list(IMAGES)),
+    spatial=st.sampled_from(list(SPATIAL)),
+    parameters=st.fixed_dictionaries(
+        {},
+        optional={
+            "smoothing_fwhm": st.sampled_from([0.5, 6]),
+            "detrend": st.booleans(),
+            "t_r": st.just(2.0),
+            "standardize": st.sampled_from(["zscore_sample", "psc"]),
+            "standardize_confounds": st.booleans(),
+            "dtype": st.sampled_from(["float32", "float64", ">f4", "int32"]),
+        },
+    ),
+    filters=st.sampled_from([{}, {"high_pass": 0.02}, {"low_pass": 0.1, "high_pass": 0.01}]),
+    confounds=st.sampled_from(
+        [None, CONFOUNDS, [CONFOUNDS], pd.DataFrame(CONFOUNDS).add_prefix("c")]
+    ),
+    sample_mask=st.sampled_from([None, KEPT, [KEPT]]),
+    block_size=st.integers(1, N + 2),
+)
+def test_any_combination_gives_what_fit_transform_gives(
+    image, spatial, parameters, filters, confounds, sample_mask, block_size
+):
+    """Two options do not go together as they do in fit_transform."""
+    parameters = parameters | (filters and {**filters, "t_r": 2.0})
+    arguments = {"confounds": confounds, "sample_mask": sample_mask}
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(Path(folder) / IMAGES[image][0], *IMAGES[image][1:])
+        reference = make_masker(spatial, **parameters).fit_transform(path, **arguments)
+        masker = make_masker(spatial, **parameters)
+        series = stream_masker(masker, path, block_size=block_size, **arguments)
+    assert_same(series, reference, spatial)
+
+
+@pytest.mark.parametrize("strategy", ["whole-brain-template", "gm-template", "wm-template"])
+def test_template_strategies_need_no_mask(tmp_path, strategy):
+    """A mask that depends on the grid alone is refused, or another."""
+    affine = nib.affines.from_matvec(np.eye(3) * 10, [-90, -125, -70])
+    path = save(tmp_path / "mni.nii.gz", RANDOM.random((19, 22, 18, 5)), affine=affine)
+    options = {"mask_strategy": strategy, "standardize": None, "mask_args": {"opening": 0}}
+    reference = NiftiMasker(**options).fit_transform(path)
+    np.testing.assert_array_equal(stream_masker(NiftiMasker(**options), path), reference)
+
+
+def test_confounds_from_files(files, tmp_path):
+    """Confounds in a file, given as str or within a list, are read in another way."""
+    path = tmp_path / "confounds.csv"
+    pd.DataFrame(CONFOUNDS, columns=["a", "b"]).to_csv(path, index=False)
+    for confounds in (str(path), [str(path), CONFOUNDS[:, :1] ** 2]):
+        reference = make_masker("mask").fit_transform(files["float32"], confounds=confounds)
+        series = stream_masker(make_masker("mask"), files["float32"], confounds)
+        assert_same(series, reference, "mask")
+
+
+def test_runs(files):
+    """Runs are cleaned together."""
+    runs = np.repeat([0, 1], [10, N - 10])
+    reference = make_masker("mask", runs=runs, detrend=True).fit_transform(files["float32"])
+    masker = make_masker("mask", runs=runs, detrend=True)
+    assert_same(stream_masker(masker, files["float32"], block_size=4), reference, "mask")
+    assert masker.runs is runs
+
+
+def test_cached_masker(files, tmp_path):
+    """A masker with a cache gives other values, warns, or loses its cache."""
+    path, cache = files["float32"], str(tmp_path / "cache")
+    for spatial in ("coarse mask", "coarse labels to data", "coarse maps to data"):
+        for level in (0, 1, 2, 3):
+            masker = make_masker(spatial, memory=cache, memory_level=level)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                reference = make_masker(spatial).fit_transform(path)
+                series = stream_masker(masker, path, block_size=5)
+            assert_same(series, reference, spatial)
+            assert masker.memory == cache
+            assert masker.memory_.location is not None
+
+
+@pytest.mark.parametrize("spatial", ["mask", "labels", "labels, some masked", "maps", "spheres"])
+@QUIET
+def test_output_as_data_frame(files, spatial):
+    """set_output is ignored, or the columns have other names."""
+    path, options = files["float32"], {"detrend": True, "dtype": "float32"}
+    reference = make_masker(spatial, **options).set_output(transform="pandas").fit_transform(path)
+    masker = make_masker(spatial, **options).set_output(transform="pandas")
+    frame = stream_masker(masker, path, block_size=4)
+    pd.testing.assert_frame_equal(frame, reference, rtol=1e-6 if spatial == "maps" else 0)
+
+
+def test_image_of_one_volume_in_4d(tmp_path):
+    """A single volume gets a companion that it should not have."""
+    path = save(tmp_path / "one.nii.gz", DATA[..., :1])
+    for spatial in ("mask", "labels", "maps", "spheres", "spheres, mask"):
+        reference = make_masker(spatial).fit_transform(path)
+        np.testing.assert_array_equal(stream_masker(make_masker(spatial), path), reference)
+
+
+@QUIET
+def test_other_nifti_files(tmp_path):
+    """NIfTI-2, pairs of files, or upper-case names are read in another way."""
+    img = nib.Nifti1Image(DATA.astype("f4"), AFFINE)
+    nib.Nifti2Image.from_image(img).to_filename(tmp_path / "two.nii.gz")
+    nib.Nifti1Pair.from_image(img).to_filename(tmp_path / "pair.img.gz")
+    img.to_filename(tmp_path / "upper.NII.GZ")
+    img.to_filename(tmp_path / "bz.nii.bz2")
+    for spatial in ("mask", "data to coarse labels"):
+        reference = make_masker(spatial).fit_transform(img)  # nilearn 0.14 fails with pairs
+        for name in ("two.nii.gz", "pair.hdr.gz", "pair.img.gz", "upper.NII.GZ", "bz.nii.bz2"):
+            series = stream_masker(make_masker(spatial), str(tmp_path / name), block_size=5)
+            assert_same(series, reference, spatial)
+
+
+# Several maskers, and what is left of them
+# -----------------------------------------
+
+
+@QUIET
+@pytest.mark.parametrize("image", ["NaN", "int16"])
+def test_several_maskers_share_a_pass(files, image, monkeypatch):
+    """Maskers see what others did to the block, or the file is read for each of them."""
+    reads = []
+    blocks = plot_stream_masker.volume_blocks
+    monkeypatch.setattr(
+        plot_stream_masker, "volume_blocks", lambda *args: reads.append(args) or blocks(*args)
+    )
+    maskers = [make_masker(spatial, detrend=True) for spatial in SPATIAL]
+    result = stream_masker(maskers, files[image], block_size=6)
+    assert len(reads) == 2  # the range of the image, and the image
+    for spatial, series in zip(SPATIAL, result, strict=True):
+        reference = make_masker(spatial, detrend=True).fit_transform(files[image])
+        assert_same(series, reference, spatial)
+    plain = [make_masker(spatial) for spatial in ("labels", "mask", "spheres")]
+    stream_masker(plain, files[image])
+    assert len(reads) == 3
+    twice = make_masker("mask", detrend=True)
+    a, b = stream_masker((twice, twice), files[image], block_size=5)
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(a, result[0])
+    assert twice.detrend
+    assert stream_masker([], files[image]) == []
+
+
+def test_stream_nifti_maskers(files, tmp_path):
+    """The function that is measured gives other values than NiftiMasker."""
+    paths = [tmp_path / "0.nii.gz", tmp_path / "1.nii.gz"]
+    MASK.to_filename(paths[0])
+    HALF.to_filename(paths[1])
+    result = stream_nifti_maskers(files["int16 scaled"], paths)
+    for path, series in zip(paths, result, strict=True):
+        masker = NiftiMasker(mask_img=path, standardize=None)
+        assert_same(series, masker.fit_transform(files["int16 scaled"]), "mask")
+
+
+@QUIET
+@pytest.mark.parametrize("spatial", SPATIAL)
+def test_masker_is_left_as_by_fit_transform(files, spatial):
+    """Parameters have changed, or the fitted masker does not do what nilearn's does."""
+    options = {"detrend": True, "dtype": "float32", "clean_args": {"ensure_finite": True}}
+    options |= {"reports": True, "verbose": 0, "standardize": "zscore_sample"}
+    own, usual = (make_masker(spatial, **options) for _ in range(2))
+    before = own.get_params()
+    series = stream_masker(own, files["float32"], block_size=5)
+    usual.fit_transform(files["float32"])
+    assert own.get_params().keys() == before.keys()
+    assert all(value is before[name] for name, value in own.get_params().items())
+    assert {k for k in vars(own) if k.endswith("_")} == {k for k in vars(usual) if k.endswith("_")}
+    assert own.clean_args_ == usual.clean_args_
+    assert own.n_elements_ == usual.n_elements_
+    assert list(own.get_feature_names_out()) == list(usual.get_feature_names_out())
+    takes_back = spatial not in ("spheres", "maps, some masked")  # without mask; fewer columns
+    if takes_back:
+        a, b = own.inverse_transform(series), usual.inverse_transform(series)
+        np.testing.assert_array_equal(a.dataobj, b.dataobj)
+        np.testing.assert_array_equal(a.affine, b.affine)
+    if hasattr(usual, "region_atlas_"):
+        np.testing.assert_array_equal(own.region_atlas_.dataobj, usual.region_atlas_.dataobj)
+    again, reference = own.transform(files["float32"]), usual.transform(files["float32"])
+    np.testing.assert_array_equal(again, reference)
+    assert pickle.loads(pickle.dumps(own)).get_params().keys() == before.keys()
+
+
+def test_masker_is_restored_after_an_error(tmp_path):
+    """An error leaves a masker that does not clean any more."""
+    path = save(tmp_path / "cut.nii", DATA)
+    path.write_bytes(path.read_bytes()[:-50_000])
+    masker = make_masker("mask", detrend=True, standardize="psc", dtype="float64")
+    before = masker.get_params()
+    with pytest.raises(OSError, match="incomplete"):
+        stream_masker(masker, path, block_size=5)
+    assert masker.get_params() == before
+    assert masker.clean_args_ == {}
+
+
+def test_report_shows_the_first_volume(files):
+    """A report cannot be made, or making the masker ready for it warns."""
+    masker = make_masker("mask", reports=True)
+    stream_masker(masker, files["float32"])
+    assert "NiftiMasker" in str(masker.generate_report())
+
+
+# Warnings
+# --------
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_boolean_standardize_warns_as_nilearn_does(files, standardize):
+    """The warning of nilearn is lost, or comes for each block."""
+    with pytest.warns(FutureWarning, match="boolean values for 'standardize'") as caught:
+        series = stream_masker(
+            NiftiMasker(MASK, standardize=standardize), files["float32"], block_size=4
+        )
+    assert len(caught) == 1
+    with pytest.warns(FutureWarning, match="boolean"):
+        reference = NiftiMasker(MASK, standardize=standardize).fit_transform(files["float32"])
+    np.testing.assert_array_equal(series, reference)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "image", "text"),
+    [
+        ("coarse mask", "float32", "imgs are being resampled to the mask_img"),
+        ("data to coarse labels", "float32", "Resampling images at transform time"),
+        ("labels, some masked", "float32", "labels were removed"),
+        ("maps, some masked", "float32", "indices were removed"),
+        ("spheres", "NaN", "contains NaN values"),
+        ("labels", "NaN", "Non-finite values"),
+        ("coarse mask", "int16", "Casting data from int16 to float32"),
+    ],
+)
+def test_warnings_of_blocks_come_once(files, spatial, image, text):
+    """A warning comes for each block, or gets lost."""
+
+    def said(call):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        return [str(warning.message) for warning in caught]
+
+    ours = said(lambda: stream_masker(make_masker(spatial), files[image], block_size=3))
+    nilearns = said(lambda: make_masker(spatial).fit_transform(files[image]))
+    assert sum(text in message for message in ours) == 1
+    assert set(ours) == set(nilearns)
+
+
+def test_nothing_else_warns(files):
+    """A streamed masker warns where nilearn does not; here warnings are errors."""
+    for spatial in ("mask", "labels", "maps", "spheres", "spheres, mask"):
+        stream_masker(make_masker(spatial, reports=True), files["float32"], block_size=4)
+
+
+# Refusals
+# --------
+
+BAD_MASKERS = {
+    "MultiNiftiMasker": (MultiNiftiMasker(), "MultiNiftiMasker cannot be streamed"),
+    "SurfaceMasker": (SurfaceMasker(), "SurfaceMasker cannot be streamed"),
+    "RegionExtractor": (RegionExtractor(MAPS), "RegionExtractor cannot be streamed"),
+    "class": (NiftiMasker, "cannot be streamed"),
+    "None": (None, "NoneType cannot be streamed"),
+    "path": ("mask.nii.gz", "str cannot be streamed"),
+    "background": (NiftiMasker(), "compute_background_mask"),
+    "epi": (NiftiMasker(mask_strategy="epi"), "compute_epi_mask"),
+    **{
+        f"high variance, {kind.__name__}": (
+            kind(high_variance_confounds=True),
+            "nilearn.image.high_variance_confounds",
+        )
+        for kind in MASKERS
+    },
+}
+
+
+@pytest.mark.parametrize(("masker", "text"), BAD_MASKERS.values(), ids=BAD_MASKERS.keys())
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [make_masker("mask"), x]])
+def test_masker_that_needs_the_whole_image_is_refused(files, masker, text, wrap):
+    """What needs the whole image is computed from a block, or the refusal gives no way out."""
+    with pytest.raises(ValueError, match=text):
+        stream_masker(wrap(masker), files["float32"])
+
+
+def test_user_subclass_is_refused(files):
+    """A masker with a step of its own is streamed, although the step may need all volumes."""
+
+    class Own(NiftiMasker):
+        pass
+
+    with pytest.raises(ValueError, match="Own cannot be streamed"):
+        stream_masker(Own(MASK), files["float32"])
+
+
+@pytest.mark.parametrize("shape", [(9, 10, 8), (9, 10, 8, 0), (9, 10, 8, 2, 2)])
+def test_image_that_is_not_4d_is_refused(tmp_path, shape):
+    """A single volume gives a series, or nilearn's error from within."""
+    path = save(tmp_path / "image.nii", np.ones(shape))
+    with pytest.raises(ValueError, match=r"4D NIfTI file.*fit_transform"):
+        stream_masker(make_masker("mask"), path)
+
+
+def test_other_formats_and_types_are_refused(tmp_path, files):
+    """An image in memory, or of another format, ends in an error that does not say so."""
+    nib.MGHImage(DATA.astype("f4"), AFFINE).to_filename(tmp_path / "image.mgz")
+    with pytest.raises(ValueError, match="MGHImage"):
+        stream_masker(make_masker("mask"), tmp_path / "image.mgz")
+    for image in (nib.load(files["float32"]), [files["float32"]], None):
+        with pytest.raises(ValueError, match="path"):
+            stream_masker(make_masker("mask"), image)
+    with pytest.raises(FileNotFoundError):
+        stream_masker(make_masker("mask"), tmp_path / "none.nii")
+
+
+@pytest.mark.parametrize("options", [{"block_size": 0}, {"block_size": -1}, {"block_size": 2.5}])
+def test_bad_block_size_is_refused(files, options):
+    """A block of no volumes."""
+    with pytest.raises(ValueError, match="not a positive integer"):
+        stream_masker(make_masker("mask"), files["float32"], **options)
+    with pytest.raises(ValueError, match="not a positive number"):
+        stream_masker(make_masker("mask"), files["float32"], memory_mib=0)
+
+
+def test_polars_is_refused(files, monkeypatch):
+    """A container that is not known ends in an error from within."""
+    masker = make_masker("mask")
+    monkeypatch.setattr(masker, "transform", lambda img: [[1.0]])
+    with pytest.raises(ValueError, match="set_output"):
+        stream_masker(masker, files["float32"])
+
+
+def test_mistakes_show_before_the_file_is_read(files, monkeypatch):
+    """Confounds of another length are found after minutes of reading."""
+    monkeypatch.setattr(plot_stream_masker, "volume_blocks", None)
+    with pytest.raises(ValueError, match="length"):
+        stream_masker(make_masker("mask"), files["float32"], CONFOUNDS[1:])
+    with pytest.raises(ValueError, match="t_r"):
+        stream_masker(make_masker("mask", low_pass=0.1), files["float32"])
+
+
+# Damaged files
+# -------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Give the bytes of an image, plain and compressed, and what NiftiMasker extracts."""
+    folder = tmp_path_factory.mktemp("whole")
+    reference = make_masker("mask").fit_transform(save(folder / "a.nii", DATA))
+    save(folder / "a.nii.gz", DATA)
+    return {s: (folder / f"a{s}").read_bytes() for s in (".nii", ".nii.gz")}, reference
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_file_that_is_cut_off(whole, tmp_path, suffix):
+    """A file that ends too early gives an array, or an error that does not name it."""
+    content = whole[0][suffix]
+    path = tmp_path / f"image{suffix}"
+    cuts = [0, 1, 5, 17, 100, 347, 348, 351, 352, len(content) - 1, len(content) - 8]
+    for n_bytes in (*cuts, *np.linspace(400, len(content) - 9, 30).astype(int)):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(OSError, match="incomplete or damaged") as raised:
+            stream_masker(make_masker("mask"), path, block_size=4)
+        assert str(path) in str(raised.value)
+        assert "Copy or download it again" in str(raised.value)
+        assert type(raised.value) is OSError
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_compressed_file_with_a_changed_byte(whole, tmp_path):
+    """A byte that has changed goes unnoticed: nibabel stops before gzip's checksum."""
+    content, path = whole[0][".nii.gz"], tmp_path / "image.nii.gz"
+    places = np.linspace(2_000, len(content) - 1, 40).astype(int)
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with pytest.raises(OSError, match="incomplete or damaged"):
+            stream_masker(make_masker("mask"), path, block_size=4)
+
+
+def test_plain_gzip_reads_the_same(whole, tmp_path, monkeypatch):
+    """Without isal, values or errors are others."""
+    import gzip
+    import zlib
+
+    monkeypatch.setattr(plot_stream_masker, "gzip", gzip)
+    monkeypatch.setattr(plot_stream_masker, "gzip_error", zlib.error)
+    content, path = whole[0][".nii.gz"], tmp_path / "image.nii.gz"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(stream_masker(make_masker("mask"), path), whole[1])
+    half = len(content) // 2
+    for bad in (content[:half], content[:-1], content[:half] + b"\0" + content[half + 1 :]):
+        path.write_bytes(bad)
+        with pytest.raises(OSError, match="incomplete or damaged"):
+            stream_masker(make_masker("mask"), path, block_size=4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed in /proc")
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_file_is_closed(whole, tmp_path, suffix, monkeypatch):
+    """A file stays open after success, a damaged file, or an error of the masker."""
+
+    def is_open(path):
+        links = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+        return str(path) in {os.readlink(link) for link in links if os.path.lexists(link)}
+
+    path, masker = tmp_path / f"image{suffix}", make_masker("mask")
+    for content in (whole[0][suffix], whole[0][suffix][:-9000]):
+        path.write_bytes(content)
+        try:
+            stream_masker(masker, path, block_size=4)
+        except OSError as error:
+            kept = error  # with its frames
+            assert "damaged" in str(kept)
+        assert not is_open(path)
+    path.write_bytes(whole[0][suffix])
+    monkeypatch.setattr(masker, "transform", lambda img: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        stream_masker(masker, path, block_size=4)
+    assert raised.value.__traceback__ is not None
+    assert not is_open(path)
+    gc.collect()  # a file that is closed only now would warn, and warnings are errors
+
+
+# Memory
+# ------
+
+
+@pytest.mark.parametrize("spatial", ["same grid", "resampled"])
+def test_memory_does_not_grow_with_the_image(tmp_path, spatial):
+    """The image, or its extracted volumes, are collected."""
+    shape, peaks = (40, 40, 30), []
+    affine = AFFINE @ np.diag([2, 2, 2, 1]) if spatial == "resampled" else AFFINE
+    masker = NiftiLabelsMasker(
+        region(np.arange(48000).reshape(shape)[:20, :20, :15] % 5, "i4", affine)
+        if spatial == "resampled"
+        else region(np.arange(48000).reshape(shape) % 5, "i4"),
+        resampling_target="labels",
+        standardize=None,
+        reports=False,
+    )
+    for n_volumes in (20, 80 if spatial == "resampled" else 200):
+        path = save(tmp_path / f"{n_volumes}.nii", np.ones((*shape, n_volumes)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trace = measure(stream_masker, masker, path, memory_mib=16)
+        assert trace.result().shape == (n_volumes, 4)
+        peaks.append(trace.peak_pss_mib - trace.before_mib)
+    assert peaks[1] < peaks[0] + 6  # the image has 11 or 33 MiB more
+
+
+def test_block_size_follows_memory_mib(files, monkeypatch):
+    """The blocks do not depend on the memory that is given, or on the grid of the mask."""
+    sizes = []
+    blocks = plot_stream_masker.volume_blocks
+    monkeypatch.setattr(
+        plot_stream_masker, "volume_blocks", lambda path, n: sizes.append(n) or blocks(path, n)
+    )
+    volume_mib = np.prod(GRID) * 48 / 2**20
+    for memory_mib in (volume_mib / 9, volume_mib * 1.01, volume_mib * 7.01, 1000):
+        stream_masker(make_masker("mask"), files["float32"], memory_mib=memory_mib)
+    assert sizes == [1, 1, 7, N]
+    fine = region(
+        np.arange(5760).reshape(18, 20, 16) > 9, "u1", AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    )
+    with pytest.warns(UserWarning, match="resampled"):
+        stream_masker(
+            NiftiMasker(fine, standardize=None, reports=False),
+            files["float32"],
+            memory_mib=volume_mib * 8 * 5.01,
+        )
+    assert sizes[4:] == [2, 2]  # three of five are kept for the range of the image
+
+
+# The table, and the page
+# -----------------------
+
+
+def test_every_parameter_is_in_the_table():
+    """A new version of nilearn has a parameter that is not treated, or lost one."""
+    parameters = {kind: set(kind().get_params()) for kind in MASKERS}
+    assert set.union(*parameters.values()) == set(TREATMENT)
+    assert set(NEUTRAL) | set(TEMPORAL) <= set(TREATMENT)
+    table = treatment_table()
+    assert list(table.columns) == ["parameter", "maskers that have it", "treatment"]
+    for row in table.itertuples(index=False):
+        has = [kind.__name__ for kind in MASKERS if row[0] in parameters[kind]]
+        assert row[1] == ", ".join(has)
+        assert row[2]
+
+
+def test_chunks_are_wrong_and_streaming_is_not(files):
+    """The page's story does not hold."""
+    masker = make_masker("mask", detrend=True, standardize="zscore_sample")
+    whole = masker.fit_transform(files["float32"], confounds=CONFOUNDS)
+    chunks = chunk_masker(masker, nib.load(files["float32"]), CONFOUNDS, 3)
+    streamed = stream_masker(masker, files["float32"], CONFOUNDS, block_size=3)
+    assert np.abs(chunks - whole).max() > 0.1
+    np.testing.assert_array_equal(streamed, whole)
