@@ -123,8 +123,8 @@ def questions(sizes):
     Parameters
     ----------
     sizes : dict
-        ``volumes`` of the main comparison, and lists of ``lengths`` (volumes), ``masks``,
-        ``blocks`` (volumes) and ``workers``.
+        ``volumes`` and ``regions`` of the main comparison, and lists of ``lengths``
+        (volumes), ``masks``, ``blocks`` (volumes) and ``workers``.
 
     Returns
     -------
@@ -132,43 +132,43 @@ def questions(sizes):
         Question, what, x, call, path.
     """
 
-    def masks(n_masks):
-        return atlas_to_masks(get_atlas_path(), path, n_masks)[1]
-
     path = _image(sizes["volumes"])
-    six, every = masks(6), masks(64)
-    plain = _uncompressed(path)
-    labels = _labels(six)
-    partial = functools.partial
-    todo = [
-        ("methods", f"{m.name}, {m.mode}", 6, partial(run, m, path, six), path) for m in METHODS
-    ]
+    n = sizes["regions"]
+    _, every = atlas_to_masks(get_atlas_path(), path, 64)
+    some, plain = every[:n], _uncompressed(path)
+    todo = []
 
-    def add(question, what, x, call, read=path):
-        todo.append((question, what, x, call, read))
+    def add(question, what, x, function, fmri_path, *arguments):
+        call = functools.partial(function, fmri_path, *arguments)
+        todo.append((question, what, x, call, fmri_path))
 
-    add("methods", "NiftiLabelsMasker (averages)", 6, partial(labels_masker, path, labels))
-    add("methods", "apply_mask, one by one", 6, partial(masks_applied, path, six))
-    add("methods", "Streaming, 64 masks", 64, partial(stream_masks, path, every))
-    add("methods", "Streaming, uncompressed", 6, partial(stream_masks, plain, six), plain)
-    add("methods", "Threads, uncompressed", 6, partial(numpy_masker_threads, plain, six, 6), plain)
-    add(
-        "methods",
-        "Mapped file, uncompressed",
-        6,
-        partial(numpy_masker_mapped, plain, six, 6),
-        plain,
-    )
+    for method in METHODS:
+        add(
+            "methods",
+            f"{method.name}, {method.mode}",
+            n,
+            functools.partial(run, method),
+            path,
+            some,
+        )
+    add("methods", "NiftiLabelsMasker (averages)", n, labels_masker, path, _labels(some))
+    add("methods", "apply_mask, one by one", n, masks_applied, path, some)
+    add("methods", "Streaming, 64 masks", 64, stream_masks, path, every)
+    add("methods", "Streaming, uncompressed", n, stream_masks, plain, some)
+    add("methods", "Threads, uncompressed", n, numpy_masker_threads, plain, some, n)
+    add("methods", "Mapped file, uncompressed", n, numpy_masker_mapped, plain, some, n)
     for n_volumes in sizes["lengths"]:
-        long = _image(n_volumes)
-        add("length", "Streaming, masks", n_volumes, partial(stream_masks, long, six), long)
+        add("length", "Streaming, masks", n_volumes, stream_masks, _image(n_volumes), some)
     for n_masks in sizes["masks"]:
-        add("masks", "Streaming, masks", n_masks, partial(stream_masks, path, masks(n_masks)))
+        add("masks", "Streaming, masks", n_masks, stream_masks, path, every[:n_masks])
     for size in sizes["blocks"]:
-        add("block size", "Streaming, masks", size, partial(stream_masks, path, every, size))
-    for n in sizes["workers"]:
-        add("workers", "NumPy indexing, path", n, partial(numpy_masker_parallel_path, path, six, n))
-        add("workers", "NumPy indexing, threads", n, partial(numpy_masker_threads, path, six, n))
+        add("block size", "Streaming, masks", size, stream_masks, path, every, size)
+    for workers in sizes["workers"]:
+        for what, function in (
+            ("NumPy indexing, path", numpy_masker_parallel_path),
+            ("NumPy indexing, threads", numpy_masker_threads),
+        ):
+            add("workers", what, workers, function, path, some, workers)
     return todo
 
 
@@ -215,6 +215,7 @@ def _labels(mask_paths):
 
 SMALL = {
     "volumes": 42,
+    "regions": 2,
     "lengths": [42, 168],
     "masks": [6, 64],
     "blocks": [1, 8, 42],
@@ -222,6 +223,7 @@ SMALL = {
 }
 FULL = {
     "volumes": 672,
+    "regions": 6,
     "lengths": [168, 336, 672, 1344, 2016, 3360],
     "masks": [1, 2, 6, 16, 32, 64],
     "blocks": [1, 2, 4, 8, 16, 32, 64, 168, 672],

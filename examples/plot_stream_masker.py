@@ -6,8 +6,9 @@ For `ten years <https://github.com/nilearn/nilearn/issues/715>`_ people have ask
 that does not load the whole image: `1281 <https://github.com/nilearn/nilearn/issues/1281>`_,
 `1415 <https://github.com/nilearn/nilearn/issues/1415>`_,
 `1754 <https://github.com/nilearn/nilearn/issues/1754>`_,
-`4811 <https://github.com/nilearn/nilearn/issues/4811>`_. To cut the image into chunks is easy,
-but then "the confound removal option cannot be easily deployed". On this page you will
+`4811 <https://github.com/nilearn/nilearn/issues/4811>`_. To cut the image into chunks of
+volumes is easy, but then, as one of them says, confounds cannot be removed any more. On this
+page you will
 
 1. see why the chunks' time series are wrong as soon as they are cleaned,
 2. write a function that does what ``fit_transform`` does, block of volumes by block, and
@@ -38,8 +39,8 @@ def chunk_masker(masker, fmri_img, confounds, n_chunks):
 # %%
 # A file, block by block
 # ----------------------
-# In a NIfTI file one volume follows the other, so blocks of volumes can be read in order, and
-# nothing is read twice. After the last block the rest of a compressed file is read, because
+# In a NIfTI file one volume follows the other, so blocks of volumes can be read in one pass,
+# forward only. After the last block the rest of a compressed file is read, because
 # gzip's checksum stands at its end. ``isal`` decompresses faster, where it is installed.
 
 import warnings
@@ -476,8 +477,12 @@ if __name__ == "__main__":
 # %%
 # What it costs
 # -------------
+# With maskers that only extract, the same work as for the other methods:
 
-# MEASUREMENT
+if __name__ == "__main__":
+    from measured_methods import measure_methods, plot_traces
+
+    plot_traces(measure_methods(stream_nifti_maskers), image_mib)
 
 # %%
 # What to conclude

@@ -18,8 +18,8 @@ this page you will
 # What takes time is to decompress the file. isal, where it is installed, does that several
 # times faster than Python's own gzip, with the same result. What the header says, and how
 # stored numbers become values, stays with nibabel: its proxy tells where the data begin, and
-# of which type they are, and its ``apply_read_scaling`` applies the scale factors, here to the
-# voxels in the masks alone.
+# of which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the
+# scale factors, here to the voxels in the masks alone.
 #
 # The order of voxels needs care. A file counts them in Fortran order, x first, while
 # NiftiMasker counts them in C order of the mask, z first. An array of all positions in
@@ -86,56 +86,63 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     numbers = isinstance(fmri_img, nib.Nifti1Pair) and proxy.dtype.kind in "fiu"
     if not numbers or len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
-    positions = np.arange(np.prod(shape[:3])).reshape(shape[:3], order="F")
-    indices = []
+    indices, masks = [], [] if isinstance(masks, (str, Path)) else list(masks)
+    if not masks:
+        raise ValueError("A list of masks is needed, with one mask at least.")
     for mask in masks:
         mask_img = read(mask, nib.load, mask) if isinstance(mask, (str, Path)) else mask
-        inside = np.nan_to_num(read(mask, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
-        on_grid = inside.shape == shape[:3] and np.allclose(mask_img.affine, fmri_img.affine)
-        if not (on_grid and inside.any()):
+        name = mask_img.get_filename() or "A mask"
+        if mask_img.shape != shape[:3] or not np.allclose(mask_img.affine, fmri_img.affine):
             raise ValueError(
-                f"{mask} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
-                f"{mask_img.affine}\nIt needs one or more, on the image's grid {shape[:3]}\n"
-                f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
+                f"{name} has shape {mask_img.shape} and affine\n{mask_img.affine}\nTo bring it to "
+                f"the grid of {fmri_path}, {shape[:3]},\n{fmri_img.affine}\nthere is "
+                "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
             )
-        indices.append(positions[inside])
+        inside = np.nan_to_num(read(name, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
+        indices.append(np.arange(inside.size).reshape(shape[:3], order="F")[inside])
+        if not inside.any():
+            raise ValueError(f"{name} is empty: none of its voxels differs from zero.")
     index, ends = np.concatenate(indices), np.cumsum([len(i) for i in indices])[:-1]
 
     dtype = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
     dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype("float32")
-    sizes = [(shape[3], len(i)) for i in indices]
-    out = [np.empty(size, dtype) for size in sizes] if out is None else list(out)
-    names = {i: o for i, o in enumerate(out) if isinstance(o, (str, Path))}
+    wanted = [((shape[3], len(i)), dtype) for i in indices]
+    out = [np.empty(*one) for one in wanted] if out is None else list(out)
+    files = {i: Path(o).resolve() for i, o in enumerate(out) if isinstance(o, (str, Path))}
+    given = [(np.shape(o), getattr(o, "dtype", None)) for o in out]
+    fits = [i in files or one == wanted[i] for i, one in enumerate(given[: len(wanted)])]
+    if not all(fits) or len(out) != len(wanted) or len(set(files.values())) < len(files):
+        raise ValueError(f"out needs, for each mask, a name of its own or an array: {wanted}.")
     n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(index)))
     block = np.empty((np.clip(n_rows, 1, shape[3]), len(index)), proxy.dtype)
+    needed = sum(len(indices[i]) for i in files) * shape[3] * dtype.itemsize
     try:
-        for i, name in names.items():
-            if shutil.disk_usage(Path(name).parent).free < shape[3] * len(index) * dtype.itemsize:
-                raise OSError(f"There is not enough room for {name} and the other results.")
-            out[i] = open_memmap(f"{name}.unfinished", "w+", dtype, sizes[i])
-        fits = [(o.shape, o.dtype) for o in out] == [(size, dtype) for size in sizes]
-        if not fits or len(set(map(str, names.values()))) < len(names):
-            raise ValueError(f"out needs a name of its own, or an array of {dtype}, for {sizes}.")
+        for i, file in files.items():
+            if shutil.disk_usage(file.parent).free < needed:
+                raise OSError(f"{file} and its like need {needed / 2**20:,.0f} MiB on the disk.")
+            out[i] = open_memmap(f"{file}.unfinished", "w+", dtype, wanted[i][0])
         source = fmri_img.file_map["image"].filename
-        with gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
-            read(fmri_path, file.seek, proxy.offset)
+        with gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as stream:
+            read(fmri_path, stream.seek, proxy.offset)
             for start in tqdm(range(0, shape[3], len(block)), unit="block", delay=2):
                 rows = block[: shape[3] - start]
                 for row in rows:
-                    volume = read(fmri_path, file.read, positions.size * proxy.dtype.itemsize)
-                    volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, positions.size)
+                    volume = read(fmri_path, stream.read, inside.size * proxy.dtype.itemsize)
+                    volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, inside.size)
                     volume.take(index, out=row, mode="clip")
                 values = apply_read_scaling(rows, proxy.slope, proxy.inter).astype(dtype)
-                values[~np.isfinite(values)] = 0
+                if not np.isfinite(values).all():
+                    np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
                 for series, part in zip(out, np.split(values, ends, axis=1), strict=True):
                     series[start : start + len(rows)] = part
-            while read(fmri_path, file.read, 2**20):  # gzip has its checksum at the end
+            while read(fmri_path, stream.read, 2**20):  # gzip has its checksum at the end
                 pass
-        for name in names.values():
-            os.replace(f"{name}.unfinished", name)
+        for i, file in files.items():
+            os.replace(f"{file}.unfinished", file)
+            out[i] = np.load(file, mmap_mode="r+")
     finally:
-        for name in names.values():
-            Path(f"{name}.unfinished").unlink(missing_ok=True)
+        for file in files.values():
+            Path(f"{file}.unfinished").unlink(missing_ok=True)
     return out
 
 

@@ -529,6 +529,16 @@ def test_damage_behind_the_volumes(tmp_path, small_files, module):
     assert_all_refused(module, tmp_path, ".nii.gz", [("damaged", bytes(content))] * 2, mask)
 
 
+@both
+@pytest.mark.parametrize("place", [43, 283, 290], ids=["shape", "affine", "affine a little"])
+def test_damage_in_the_header(tmp_path, small_files, module, place):
+    """Damage that gives another grid is blamed on the mask: the error does not name the image."""
+    contents, mask = small_files
+    content = bytearray(gzip.compress(contents[".nii"], 0, mtime=0))  # stored as it is, from 15 on
+    content[15 + place] ^= 0x10
+    assert_all_refused(module, tmp_path, ".nii.gz", [("damaged", bytes(content))] * 2, mask)
+
+
 # Input that does not fit
 # -----------------------
 
@@ -561,9 +571,9 @@ BAD = {  # name: image, mask, exception, what its message says
     "other grid": ("fmri.nii", "small.nii", ValueError, [*GRID, "(5, 5, 4)"]),
     "4D mask": ("fmri.nii", "3d_1.nii", ValueError, [*GRID, "(5, 6, 4, 1)"]),
     "other affine": ("fmri.nii", "moved.nii", ValueError, [*GRID, str(MOVED), str(STRAIGHT)]),
-    "empty mask": ("fmri.nii", "empty.nii", ValueError, ["{mask}", "0 voxels"]),
-    "mask of NaN": ("fmri.nii", "nan.nii", ValueError, ["{mask}", "0 voxels"]),
-    "mask of colours": ("fmri.nii", "colours.nii", (OSError, ValueError), ["{mask}"]),
+    "empty mask": ("fmri.nii", "empty.nii", ValueError, ["{mask}", "is empty"]),
+    "mask of NaN": ("fmri.nii", "nan.nii", ValueError, ["{mask}", "is empty"]),
+    "mask of colours": ("fmri.nii", "colours.nii", (OSError, TypeError), []),
     "mask is cut off": ("fmri.nii", "cut.nii", OSError, BAD_MASK),
     "compressed mask is cut off": ("fmri.nii", "cut.nii.gz", OSError, BAD_MASK),
     "mask is damaged": ("fmri.nii", "damaged.nii.gz", OSError, BAD_MASK),
@@ -842,7 +852,7 @@ def another_grid(files, monkeypatch):
 
 FAILURES = {
     "image is cut off": (broken, OSError, "fmri.nii.gz is incomplete"),
-    "no room": (no_room, OSError, "not enough room for .*0.npy"),
+    "no room": (no_room, OSError, "0.npy and its like need .* MiB on the disk"),
     "Ctrl-C": (ctrl_c, KeyboardInterrupt, None),
     "mask on another grid": (another_grid, ValueError, "resample_to_img"),
 }
@@ -882,13 +892,22 @@ def test_success_replaces_a_file_at_once(good, monkeypatch):
 
 
 def test_just_enough_room(good, monkeypatch):
-    """Results that have just enough room are refused; arrays are taken for files."""
+    """Results that have just enough room are refused, or arrays because the disk is full."""
     room = sum(a.nbytes for a in good.reference)
     usage = SimpleNamespace(free=room)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     stream_masks(good.fmri_path, good.masks, out=[good.folder / f"{i}.npy" for i in range(3)])
     usage.free = 0
     assert_same(stream_masks(good.fmri_path, good.masks), good.reference)
+
+
+def test_room_is_for_files_alone(good, monkeypatch):
+    """One result in a small file is refused, since arrays are counted as if they were files."""
+    out = [np.empty(a.shape, a.dtype) for a in good.reference]
+    out[1] = good.folder / "1.npy"
+    usage = SimpleNamespace(free=good.reference[1].nbytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    assert_same(stream_masks(good.fmri_path, good.masks, out=out), good.reference)
 
 
 def test_missing_folder_is_named(good):

@@ -35,6 +35,7 @@ PROJECTS = {
             "memmap": "py:class",
             "nan_to_num": "py:function",
             "ndarray": "py:class",
+            "take": "py:function",
             "unique": "py:function",
         }.items()
     },
@@ -47,6 +48,10 @@ PROJECTS = {
             "reference/nibabel.nifti1.html#nibabel.nifti1.Nifti1Image",
         ),
         "nibabel.arrayproxy.ArrayProxy": ("py:class", "reference/nibabel.arrayproxy.html#$"),
+        "nibabel.volumeutils.apply_read_scaling": (
+            "py:function",
+            "reference/nibabel.volumeutils.html#$",
+        ),
     },
     "nilearn": {
         f"nilearn.{name}": (role, f"modules/generated/nilearn.{name}.html#$")
@@ -63,7 +68,10 @@ PROJECTS = {
             "maskers.NiftiLabelsMasker": "py:class",
             "maskers.NiftiMapsMasker": "py:class",
             "maskers.NiftiMasker": "py:class",
+            "maskers.NiftiSpheresMasker": "py:class",
+            "masking.apply_mask": "py:function",
             "plotting.plot_anat": "py:function",
+            "signal.clean": "py:function",
         }.items()
     },
     "joblib": {
