@@ -32,11 +32,14 @@ import math
 import os
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 from joblib.externals.loky import get_reusable_executor
+from matplotlib.ticker import MaxNLocator
 from nilearn.maskers import NiftiLabelsMasker
 from nilearn.masking import apply_mask
 
@@ -44,6 +47,7 @@ from measured_methods import describe_machine
 from peak_memory import MIB, measure
 from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from plot_memory_over_time import color_of
 from plot_numpy_indexing import numpy_masker_parallel_path
 from plot_stream_masks import gzip, stream_masks
 from whole_experiment import METHODS, run
@@ -155,8 +159,8 @@ def questions(sizes):
     add("methods", "apply_mask, one by one", n, masks_applied, path, some)
     add("methods", "Streaming, 64 masks", 64, stream_masks, path, every)
     add("methods", "Streaming, uncompressed", n, stream_masks, plain, some)
-    add("methods", "Threads, uncompressed", n, numpy_masker_threads, plain, some, n)
-    add("methods", "Mapped file, uncompressed", n, numpy_masker_mapped, plain, some, n)
+    add("methods", "NumPy indexing, threads, uncompressed", n, numpy_masker_threads, plain, some, n)
+    add("methods", "NumPy indexing, mapped, uncompressed", n, numpy_masker_mapped, plain, some, n)
     for n_volumes in sizes["lengths"]:
         add("length", "Streaming, masks", n_volumes, stream_masks, _image(n_volumes), some)
     for n_masks in sizes["masks"]:
@@ -207,6 +211,150 @@ def _labels(mask_paths):
         nib.Nifti1Image(labels, imgs[0].affine).to_filename(folder / "labels.nii.gz")
 
     return prepare("labels", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
+
+
+# %%
+# Read, print and draw
+# --------------------
+# Each time was taken together with the limit, right before it. What counts is the ratio of
+# the two, and of the ratios the median, with the smallest and the largest beside it.
+
+
+def read_benchmark(folder):
+    """Read what the benchmark wrote.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+
+    Returns
+    -------
+    times : dict
+        For each question, what was measured, and x: an array of shape (n_repeats, 2) with the
+        seconds of the call and of the limit.
+    memory : dict
+        For each question, what and x: peak PSS above the start and size of the output, in MiB.
+    """
+    times, memory = defaultdict(list), {}
+    with open(Path(folder) / "benchmark.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            key = row["question"], row["what"], int(row["x"])
+            times[key].append((float(row["seconds"]), float(row["limit_seconds"])))
+    with open(Path(folder) / "benchmark_memory.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            key = row["question"], row["what"], int(row["x"])
+            memory[key] = float(row["above_mib"]), float(row["output_mib"])
+    return {key: np.array(pairs) for key, pairs in times.items()}, memory
+
+
+def print_ratios(times, memory):
+    """Print a table: seconds, time in units of the limit, and memory where it was measured.
+
+    Parameters
+    ----------
+    times, memory : dict
+        As `read_benchmark` gives them.
+    """
+    print(f"{'':41}seconds   times the limit (spread)   MiB above the start")
+    for key, pairs in times.items():
+        if key[0] == "methods":
+            ratios = pairs[:, 0] / pairs[:, 1]
+            spread = f"({ratios.min():.2f} to {ratios.max():.2f})"
+            line = (
+                f"{key[1]:41}{np.median(pairs[:, 0]):7.3f}   {np.median(ratios):6.2f} {spread:20}"
+            )
+            print(line + (f"{memory[key][0]:10,.0f}" if key in memory else ""))
+
+
+def plot_ratios(times, title):
+    """Draw the time of each method in units of the limit, with the spread.
+
+    Parameters
+    ----------
+    times : dict
+        As `read_benchmark` gives it.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    ratios = {
+        what: pairs[:, 0] / pairs[:, 1] for (q, what, _), pairs in times.items() if q == "methods"
+    }
+    ordered = sorted(ratios, key=lambda what: -np.median(ratios[what]))
+    figure = plt.figure(figsize=(5, 0.9 + 0.42 * len(ordered)), layout="constrained")
+    ax = figure.gca()
+    for i, what in enumerate(ordered):
+        low, middle, high = np.quantile(ratios[what], [0, 0.5, 1])
+        ax.plot([low, high], [i, i], color=color_of(what), lw=3, solid_capstyle="butt", alpha=0.5)
+        ax.plot(middle, i, "o", color=color_of(what), ms=7)
+        label = ax.text(0.75, i - 0.22, f"{what}: {middle:.3g}", fontsize=9, va="bottom")
+        label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
+    ax.axvline(1, color="black", ls="--", lw=1, zorder=1)
+    ax.text(1.03, len(ordered) - 0.35, "the limit", fontsize=9, va="center")
+    ax.set(xscale="log", xlabel="time, in units of the limit", yticks=[])
+    ax.set(ylim=(len(ordered), -0.9), xlim=(0.7, None))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set_title(title, fontsize=11)
+    return figure
+
+
+GROWTH = {
+    "length": "volumes in the image",
+    "masks": "masks",
+    "block size": "volumes in a block",
+    "workers": "workers, or threads",
+}
+
+
+def plot_growth(times, memory, title):
+    """Draw how time and memory grow.
+
+    Parameters
+    ----------
+    times, memory : dict
+        As `read_benchmark` gives them.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(len(GROWTH), 1, figsize=(5, 11), layout="constrained")
+    for ax, (question, label) in zip(axes, GROWTH.items(), strict=True):
+        ways = sorted({what for q, what, _ in times if q == question})
+        for what in ways:
+            keys = sorted(key for key in times if key[:2] == (question, what))
+            x = [key[2] for key in keys]
+            low, middle, high = np.quantile([times[key][:, 0] for key in keys], [0, 0.5, 1], axis=1)
+            style = "--" if "threads" in what else "-"
+            ax.fill_between(x, low, high, color=color_of(what), alpha=0.2, lw=0)
+            ax.plot(x, middle, style, marker="o", ms=4, color=color_of(what), label=what)
+        if question != "workers":  # the limit of each time, below it
+            limit = [np.median(times[key][:, 1]) for key in keys]
+            ax.plot(x, limit, color="black", lw=1, ls=":", label="the limit")
+        ax.set(xlabel=label, ylabel="seconds", ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+        handles, labels = ax.get_legend_handles_labels()
+        keys = [key for key in keys if key in memory]
+        if keys:
+            twin = ax.twinx()
+            lines = ("above the start", "#555555", "s"), ("of the output", "#555555", "None")
+            for part, (name, color, marker) in enumerate(lines):
+                mib = [memory[key][part] for key in keys]
+                at = [key[2] for key in keys]
+                (line,) = twin.plot(at, mib, "-.", marker=marker, ms=4, color=color, lw=1 + part)
+                handles.append(line)
+                labels.append(f"MiB {name}")
+            twin.set(ylabel="MiB", ylim=(0, max(10, 1.3 * twin.get_ylim()[1])))
+            twin.spines["top"].set_visible(False)
+        ax.legend(handles, labels, fontsize=8, frameon=False, loc="upper left")
+        ax.set_ylim(0, 1.6 * ax.get_ylim()[1])
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 # %%

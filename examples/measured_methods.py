@@ -217,12 +217,12 @@ def describe_machine():
         "memory_gib": psutil.virtual_memory().total / 2**30,
         "metric": "PSS" if HAS_PSS else "USS",
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version_of(package) for package in PACKAGES},
     }
 
 
-def _version(package):
-    """The version of a package that may not be there."""
+def version_of(package):
+    """Give the version of a package that may not be installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -209,8 +209,9 @@ def plot_phases(times, mib, phases, metric, tall=False):
 # Compare the peaks
 # -----------------
 # The peaks in this chart come from the meter, which gives each method a process of its own,
-# so that nothing lies under it. The line is the image's size: less than that is not possible
-# for a method that has the whole image in memory.
+# so that nothing lies under it but the interpreter and its imports, the pale part. The line is
+# the image's size: less than that, on top of the pale part, is not possible for a method that
+# has the whole image in memory.
 
 
 def plot_peaks(rows):
@@ -233,6 +234,7 @@ def plot_peaks(rows):
         color = color_of(row["method"])
         ax.barh(i, rss, height=0.42, color="white", edgecolor=color, hatch="////", lw=1)
         ax.barh(i, pss, height=0.42, color=color)
+        ax.barh(i, float(row["before_mib"]), height=0.42, color="white", alpha=0.6)
         label = ax.text(0, i - 0.29, f"{row['method']}: {pss:,.0f} MiB", fontsize=9, va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     image_mib = float(rows[0]["image_mib"])

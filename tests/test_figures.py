@@ -91,6 +91,7 @@ def test_chart_of_peaks_has_every_label_inside(image_mib):
             "mode": method.mode,
             "n_masks": "6",
             "image_mib": str(image_mib),
+            "before_mib": "150",
             "peak_pss_mib": "1000",
             "peak_rss_mib": "1400",
         }

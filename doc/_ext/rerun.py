@@ -12,10 +12,9 @@ import hashlib
 import json
 import platform
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from measured_methods import PACKAGES
+from measured_methods import PACKAGES, version_of
 from options import read_options
 
 
@@ -50,7 +49,7 @@ def local_imports(path):
 def fingerprint(path):
     """Give a digest of everything that an example's output depends on."""
     files = sorted(local_imports(path))
-    parts = [platform.python_version(), *(version(name) for name in PACKAGES)]
+    parts = [platform.python_version(), *(version_of(name) for name in PACKAGES)]
     parts += [f"{file.name}\n{file.read_text()}" for file in files]
     if "options.py" in {file.name for file in files}:
         options = read_options()
@@ -58,6 +57,9 @@ def fingerprint(path):
         if "options.pause" not in path.read_text():
             del environ["PAUSE"]  # rests between methods, which only some pages show
         parts.append(repr(environ))
+        recorded = Path(options.measured).parent / "recorded"
+        if '"recorded"' in path.read_text():  # measured once, and kept
+            parts += [file.read_text() for file in sorted(recorded.glob("*.*"))]
         for own in filter(None, (options.fmri, *options.atlas)):
             status = Path(own).stat()
             parts.append(f"{own} {status.st_size} {status.st_mtime_ns}")
