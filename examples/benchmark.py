@@ -27,6 +27,7 @@ import argparse
 import csv
 import datetime
 import functools
+import gzip
 import json
 import math
 import os
@@ -43,13 +44,15 @@ from matplotlib.ticker import MaxNLocator
 from nilearn.maskers import NiftiLabelsMasker
 from nilearn.masking import apply_mask
 
+import plot_stream_masks
 from measured_methods import describe_machine
 from peak_memory import MIB, measure
 from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
 from plot_memory_over_time import color_of
 from plot_numpy_indexing import numpy_masker_parallel_path
-from plot_stream_masks import gzip, stream_masks
+from plot_stream_masks import gzip as fast_gzip
+from plot_stream_masks import stream_masks
 from whole_experiment import METHODS, run
 
 COLUMNS = ("question", "what", "x", "repeat", "seconds", "limit_seconds")
@@ -69,7 +72,9 @@ def read_and_forget(path):
     path : str or pathlib.Path
         A ``.nii.gz`` or a ``.nii`` file.
     """
-    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb", buffering=0) as file:
+    with (
+        fast_gzip.open(path) if str(path).endswith(".gz") else open(path, "rb", buffering=0) as file
+    ):
         while file.read(2**18):
             pass
 
@@ -112,6 +117,15 @@ def labels_masker(fmri_path, labels_path):
 def masks_applied(fmri_path, mask_paths):
     """nilearn's function for one mask, called for each, one after the other."""
     return [apply_mask(fmri_path, mask_path) for mask_path in mask_paths]
+
+
+def without_isal(fmri_path, mask_paths):
+    """`stream_masks` as it is where isal is not installed."""
+    plot_stream_masks.gzip = gzip
+    try:
+        return stream_masks(fmri_path, mask_paths)
+    finally:
+        plot_stream_masks.gzip = fast_gzip
 
 
 # %%
@@ -158,6 +172,7 @@ def questions(sizes):
     add("methods", "NiftiLabelsMasker (averages)", n, labels_masker, path, _labels(some))
     add("methods", "apply_mask, one by one", n, masks_applied, path, some)
     add("methods", "Streaming, 64 masks", 64, stream_masks, path, every)
+    add("methods", "Streaming, without isal", n, without_isal, path, some)
     add("methods", "Streaming, uncompressed", n, stream_masks, plain, some)
     add("methods", "NumPy indexing, threads, uncompressed", n, numpy_masker_threads, plain, some, n)
     add("methods", "NumPy indexing, mapped, uncompressed", n, numpy_masker_mapped, plain, some, n)
@@ -309,52 +324,79 @@ GROWTH = {
 }
 
 
-def plot_growth(times, memory, title):
-    """Draw how time and memory grow.
+def plot_growth(times, title):
+    """Draw how time grows, with the spread, and the limit where it is the same for all.
 
     Parameters
     ----------
-    times, memory : dict
-        As `read_benchmark` gives them.
+    times : dict
+        As `read_benchmark` gives it.
     title : str
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure, axes = plt.subplots(len(GROWTH), 1, figsize=(5, 11), layout="constrained")
-    for ax, (question, label) in zip(axes, GROWTH.items(), strict=True):
-        ways = sorted({what for q, what, _ in times if q == question})
-        for what in ways:
-            keys = sorted(key for key in times if key[:2] == (question, what))
-            x = [key[2] for key in keys]
-            low, middle, high = np.quantile([times[key][:, 0] for key in keys], [0, 0.5, 1], axis=1)
-            style = "--" if "threads" in what else "-"
-            ax.fill_between(x, low, high, color=color_of(what), alpha=0.2, lw=0)
-            ax.plot(x, middle, style, marker="o", ms=4, color=color_of(what), label=what)
-        if question != "workers":  # the limit of each time, below it
+    figure, panels = _panels(times, title)
+    for question, ax, what, x, keys in panels:
+        low, middle, high = np.quantile([times[key][:, 0] for key in keys], [0, 0.5, 1], axis=1)
+        style = "--" if "threads" in what else "-"
+        ax.fill_between(x, low, high, color=color_of(what), alpha=0.25, lw=0)
+        ax.plot(x, middle, style, marker="o", ms=4, color=color_of(what), label=what)
+        if question != "workers":
             limit = [np.median(times[key][:, 1]) for key in keys]
             ax.plot(x, limit, color="black", lw=1, ls=":", label="the limit")
-        ax.set(xlabel=label, ylabel="seconds", ylim=(0, None))
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.spines[["top", "right"]].set_visible(False)
-        handles, labels = ax.get_legend_handles_labels()
-        keys = [key for key in keys if key in memory]
-        if keys:
-            twin = ax.twinx()
-            lines = ("above the start", "#555555", "s"), ("of the output", "#555555", "None")
-            for part, (name, color, marker) in enumerate(lines):
-                mib = [memory[key][part] for key in keys]
-                at = [key[2] for key in keys]
-                (line,) = twin.plot(at, mib, "-.", marker=marker, ms=4, color=color, lw=1 + part)
-                handles.append(line)
-                labels.append(f"MiB {name}")
-            twin.set(ylabel="MiB", ylim=(0, max(10, 1.3 * twin.get_ylim()[1])))
-            twin.spines["top"].set_visible(False)
-        ax.legend(handles, labels, fontsize=8, frameon=False, loc="upper left")
-        ax.set_ylim(0, 1.6 * ax.get_ylim()[1])
-    figure.suptitle(title, fontsize=11)
+        _finish(ax, "seconds")
     return figure
+
+
+def plot_memory_growth(memory, title):
+    """Draw how the peak above the start grows, and the size of the output in it.
+
+    Parameters
+    ----------
+    memory : dict
+        As `read_benchmark` gives it.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, panels = _panels(memory, title)
+    for _, ax, what, x, keys in panels:
+        above, output = zip(*(memory[key] for key in keys), strict=True)
+        style = "--" if "threads" in what else "-"
+        ax.plot(x, above, style, marker="o", ms=4, color=color_of(what), label=what)
+        if "Streaming" in what:
+            ax.plot(x, output, color="black", lw=1, ls=":", label="the output")
+        _finish(ax, "MiB")
+    return figure
+
+
+def _panels(measured, title):
+    """Prepare a panel for each question; list question, panel, what, x and keys of each line."""
+    asked = [question for question in GROWTH if any(key[0] == question for key in measured)]
+    figure, axes = plt.subplots(
+        len(asked), 1, figsize=(5, 0.5 + 2.4 * len(asked)), layout="constrained", squeeze=False
+    )
+    lines = []
+    for question, ax in zip(asked, axes[:, 0], strict=True):
+        ax.set_xlabel(GROWTH[question])
+        for what in sorted({what for q, what, _ in measured if q == question}):
+            keys = sorted(key for key in measured if key[:2] == (question, what))
+            lines.append((question, ax, what, [key[2] for key in keys], keys))
+    figure.suptitle(title, fontsize=11)
+    return figure, lines
+
+
+def _finish(ax, label):
+    """Label a panel, with room for the legend above the lines."""
+    ax.set_ylabel(label)
+    ax.set_ylim(0, 1.4 * max(np.max(line.get_ydata()) for line in ax.lines))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
 
 
 # %%
@@ -434,6 +476,6 @@ if __name__ == "__main__":
     parser.add_argument("--full", action="store_true", help="at full size")
     arguments = parser.parse_args()
     if arguments.full:
-        benchmark(arguments.folder, FULL, with_memory=("methods", *WITH_MEMORY, "block size"))
+        benchmark(arguments.folder, FULL, with_memory=("methods", *GROWTH))
     else:
         benchmark(arguments.folder)

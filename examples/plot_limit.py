@@ -30,7 +30,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmark import plot_growth, plot_ratios, print_ratios, read_benchmark
+from benchmark import plot_growth, plot_memory_growth, plot_ratios, print_ratios, read_benchmark
 from options import read_options
 
 if __name__ == "__main__":
@@ -46,10 +46,12 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# Memory is the peak PSS above the level before the call, and the output is a part of it.
+# How time grows, and memory: the peak PSS above the level before the call, in which the output
+# is a part.
 
 if __name__ == "__main__":
-    plot_growth(times, memory, "How time and memory grow, small sizes")
+    plot_growth(times, "How time grows, small sizes")
+    plot_memory_growth(memory, "How memory grows, small sizes")
     plt.show()
 
 # %%
@@ -84,7 +86,8 @@ if __name__ == "__main__" and times:
 # %%
 
 if __name__ == "__main__" and times:
-    plot_growth(times, memory, "How time and memory grow, full sizes")
+    plot_growth(times, "How time grows, full sizes")
+    plot_memory_growth(memory, "How memory grows, full sizes")
     plt.show()
 
 # %%

@@ -15,7 +15,7 @@ this page you will
 # %%
 # The function
 # ------------
-# What takes time is to decompress the file. isal, where it is installed, does that several
+# What takes time is to decompress the file. isal, where it is installed, does that in a
 # times faster than Python's own gzip, with the same result. What the header says, and how
 # stored numbers become values, stays with nibabel: its proxy tells where the data begin, and
 # of which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the
