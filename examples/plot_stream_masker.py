@@ -159,12 +159,12 @@ def treatment_table():
     has = {kind.__name__: kind().get_params() for kind in MASKERS}
     return pd.DataFrame(
         {
-            "parameter": list(TREATMENT),
+            "what becomes of it": list(TREATMENT.values()),
             "maskers that have it": [
                 ", ".join(kind for kind in has if name in has[kind]) for name in TREATMENT
             ],
-            "treatment": list(TREATMENT.values()),
-        }
+        },
+        index=list(TREATMENT),
     )
 
 

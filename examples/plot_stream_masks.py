@@ -15,11 +15,11 @@ this page you will
 # %%
 # The function
 # ------------
-# What takes time is to decompress the file. isal, where it is installed, does that in a
-# times faster than Python's own gzip, with the same result. What the header says, and how
-# stored numbers become values, stays with nibabel: its proxy tells where the data begin, and
-# of which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the
-# scale factors, here to the voxels in the masks alone.
+# What takes time is to decompress the file. isal, where it is installed, does that in half
+# the time that Python's own gzip needs, or less, with the same result. What the header says,
+# and how stored numbers become values, stays with nibabel: its proxy tells where the data
+# begin, and of which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling`
+# applies the scale factors, here to the voxels in the masks alone.
 #
 # The order of voxels needs care. A file counts them in Fortran order, x first, while
 # NiftiMasker counts them in C order of the mask, z first. An array of all positions in

@@ -389,6 +389,40 @@ def test_the_text_is_about_the_readers_image(chapter, site):
     assert described["stored_dtype"] == str(np.asanyarray(image.dataobj).dtype)
 
 
+def test_the_page_on_the_limit_shows_this_builds_times(browser, address, site):
+    """Each method's ratio on the page is the median of the pairs that the build measured."""
+    with open(site.measured / "benchmark.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["question"] == "methods"]
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(f"{address}/auto_examples/plot_limit.html")
+    tables = page.locator("div.sphx-glr-script-out").all_inner_texts()
+    page.close()
+    whats = {row["what"] for row in rows}
+    assert len(whats) >= N_METHODS + 6
+    for what in whats:
+        pairs = [row for row in rows if row["what"] == what]
+        assert len(pairs) >= 5
+        ratios = [float(row["seconds"]) / float(row["limit_seconds"]) for row in pairs]
+        line = next(line for line in tables[0].splitlines() if line.startswith(what + " "))
+        seconds, ratio = line[len(what) :].split()[:2]
+        assert float(ratio) == pytest.approx(np.median(ratios), abs=0.006)
+        assert float(seconds) == pytest.approx(
+            np.median([float(row["seconds"]) for row in pairs]), abs=6e-4
+        )
+
+
+def test_every_parameter_of_the_maskers_is_in_the_table(browser, address):
+    """The page on maskers says of each parameter what becomes of it."""
+    from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
+
+    page = browser.new_page()
+    page.goto(f"{address}/auto_examples/plot_stream_masker.html")
+    shown = page.locator("table.dataframe tbody th").all_inner_texts()
+    page.close()
+    for kind in (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker):
+        assert set(kind().get_params()) <= set(shown), kind
+
+
 def test_links_inside_the_site_lead_somewhere(site):
     """No link of the site points to a page, a file or an anchor that is not there."""
     pattern = re.compile(r'(?:href|src)="([^"]+)"')

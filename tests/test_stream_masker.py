@@ -754,11 +754,11 @@ def test_every_parameter_is_in_the_table():
     assert set.union(*parameters.values()) == set(TREATMENT)
     assert set(NEUTRAL) | set(TEMPORAL) <= set(TREATMENT)
     table = treatment_table()
-    assert list(table.columns) == ["parameter", "maskers that have it", "treatment"]
-    for row in table.itertuples(index=False):
-        has = [kind.__name__ for kind in MASKERS if row[0] in parameters[kind]]
-        assert row[1] == ", ".join(has)
-        assert row[2]
+    assert list(table.columns) == ["what becomes of it", "maskers that have it"]
+    for name, treatment, maskers in table.itertuples():
+        has = [kind.__name__ for kind in MASKERS if name in parameters[kind]]
+        assert maskers == ", ".join(has)
+        assert treatment
 
 
 def test_chunks_are_wrong_and_streaming_is_not(files):
