@@ -28,15 +28,12 @@ this page you will
 # The file is read to its very end, since only there does gzip keep its checksum: a
 # damaged file ends in an error, never in an array.
 
-import os
-import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
 from nibabel.volumeutils import apply_read_scaling
-from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 try:
@@ -56,21 +53,23 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
         3D masks on the grid of the image: non-zero in the region.
     block_size : int, optional
         Volumes in a block; by default as many as `memory_mib` MiB hold the masks' voxels of.
-    out : list, optional
-        For each mask an array to write into, or the name of a ``.npy`` file to make.
+    out : list or callable, optional
+        For each mask an array to write into, or the name of a ``.npy`` file (see
+        `stream_masks_to_files`); or what gives the array for a number, a shape and a dtype.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, or maps of the files. float32 or float64, as the image; integers
-        become float32. Voxels are in C order of the mask. What is not finite becomes zero.
+        One for each mask; new ones share one piece of memory. float32 or float64, as the
+        image; integers become float32. Voxels are in C order of the mask. Values that are not
+        finite are replaced by zero, as NiftiMasker does.
 
     Raises
     ------
     ValueError
         The image is not 4D, or a mask is empty or on another grid, or `out` does not fit.
     OSError
-        A file is missing, incomplete or damaged, or there is no room for the results.
+        A file is missing, incomplete or damaged.
     """
 
     def read(path, function, *args):
@@ -92,58 +91,111 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     for mask in masks:
         mask_img = read(mask, nib.load, mask) if isinstance(mask, (str, Path)) else mask
         name = mask_img.get_filename() or "A mask"
-        if mask_img.shape != shape[:3] or not np.allclose(mask_img.affine, fmri_img.affine):
-            raise ValueError(
-                f"{name} has shape {mask_img.shape} and affine\n{mask_img.affine}\nTo bring it to "
-                f"the grid of {fmri_path}, {shape[:3]},\n{fmri_img.affine}\nthere is "
-                "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
-            )
         inside = np.nan_to_num(read(name, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
+        on_grid = inside.shape == shape[:3] and np.allclose(mask_img.affine, fmri_img.affine)
+        if not on_grid or not inside.any():
+            raise ValueError(
+                f"{name} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
+                f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {shape[:3]}\n"
+                f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
+            )
         indices.append(np.arange(inside.size).reshape(shape[:3], order="F")[inside])
-        if not inside.any():
-            raise ValueError(f"{name} is empty: none of its voxels differs from zero.")
     index, ends = np.concatenate(indices), np.cumsum([len(i) for i in indices])[:-1]
 
     dtype = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
     dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype("float32")
     wanted = [((shape[3], len(i)), dtype) for i in indices]
-    out = [np.empty(*one) for one in wanted] if out is None else list(out)
-    files = {i: Path(o).resolve() for i, o in enumerate(out) if isinstance(o, (str, Path))}
-    given = [(np.shape(o), getattr(o, "dtype", None)) for o in out]
-    fits = [i in files or one == wanted[i] for i, one in enumerate(given[: len(wanted)])]
-    if not all(fits) or len(out) != len(wanted) or len(set(files.values())) < len(files):
-        raise ValueError(f"out needs, for each mask, a name of its own or an array: {wanted}.")
+    if out is None:  # one large piece of memory is had sooner than many small ones
+        out = np.split(np.empty(shape[3] * len(index), dtype), shape[3] * ends)
+        out = [part.reshape(shape[3], -1) for part in out]
+    elif callable(out):
+        out = [out(number, *one) for number, one in enumerate(wanted)]
+    elif any(isinstance(one, (str, Path)) for one in out):
+        return stream_masks_to_files(fmri_path, masks, out, block_size, memory_mib=memory_mib)
+    if [(np.shape(one), getattr(one, "dtype", None)) for one in out] != wanted:
+        raise ValueError(f"out needs an array or the name of a file for each of {wanted}.")
     n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(index)))
     block = np.empty((np.clip(n_rows, 1, shape[3]), len(index)), proxy.dtype)
-    needed = sum(len(indices[i]) for i in files) * shape[3] * dtype.itemsize
+    source = fmri_img.file_map["image"].filename
+    with gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
+        read(fmri_path, file.seek, proxy.offset)
+        for start in tqdm(range(0, shape[3], len(block)), unit="block", delay=2):
+            rows = block[: shape[3] - start]
+            for row in rows:
+                volume = read(fmri_path, file.read, inside.size * proxy.dtype.itemsize)
+                volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, inside.size)
+                volume.take(index, out=row, mode="clip")
+            values = apply_read_scaling(rows, proxy.slope, proxy.inter).astype(dtype, copy=False)
+            if not np.isfinite(values).all():
+                np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
+            for series, part in zip(out, np.split(values, ends, axis=1), strict=True):
+                series[start : start + len(rows)] = part
+        while read(fmri_path, file.read, 2**20):  # gzip has its checksum at the end
+            pass
+    return list(out)
+
+
+# %%
+# Results in files
+# ----------------
+# With a mask of the whole brain, the result can be nearly as large as the image. It can go
+# into ``.npy`` files: give their names as ``out``. While a file is written it has
+# ``.unfinished`` at the end of its name; when it has its own name, it is complete. What is
+# returned are maps of the files, whose parts are read when they are touched, and whose memory
+# is the system's to take back. To write to a map on a disk that is full ends the process, so
+# the room is looked at first.
+
+import os
+import shutil
+from numpy.lib.format import open_memmap
+
+
+def stream_masks_to_files(fmri_path, masks, names, block_size=None, *, memory_mib=8):
+    """Do what `stream_masks` does, with results in ``.npy`` files.
+
+    Parameters
+    ----------
+    fmri_path, masks, block_size, memory_mib
+        As for `stream_masks`.
+    names : list of str or pathlib.Path
+        A file for each mask. Files of these names are replaced when all results are complete.
+        An array in place of a name is written into.
+
+    Returns
+    -------
+    list of numpy.memmap of shape (n_timepoints, n_voxels)
+        One for each file; an array where there was one.
+
+    Raises
+    ------
+    ValueError, OSError
+        As for `stream_masks`; or there is not enough room for the files.
+    """
+    names = [Path(name).resolve() if isinstance(name, (str, Path)) else name for name in names]
+    files = {i: name for i, name in enumerate(names) if isinstance(name, Path)}
+    if len(names) != len(masks) or len(set(files.values())) < len(files):
+        raise ValueError(f"out needs a name of its own for each of {len(masks)} masks: {names}")
+    sizes = []
+
+    def make(number, shape, dtype):
+        if number not in files:
+            return names[number]
+        sizes.append(int(np.prod(shape)) * dtype.itemsize)
+        room = shutil.disk_usage(files[number].parent).free
+        if sum(sizes) > room:
+            needed, room = (f"{size / 2**20:,.1f} MiB" for size in (sum(sizes), room))
+            raise OSError(f"There is not enough room for {names[number]}: {needed}, of {room}.")
+        return open_memmap(f"{files[number]}.unfinished", "w+", dtype, shape)
+
     try:
-        for i, file in files.items():
-            if shutil.disk_usage(file.parent).free < needed:
-                raise OSError(f"{file} and its like need {needed / 2**20:,.0f} MiB on the disk.")
-            out[i] = open_memmap(f"{file}.unfinished", "w+", dtype, wanted[i][0])
-        source = fmri_img.file_map["image"].filename
-        with gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as stream:
-            read(fmri_path, stream.seek, proxy.offset)
-            for start in tqdm(range(0, shape[3], len(block)), unit="block", delay=2):
-                rows = block[: shape[3] - start]
-                for row in rows:
-                    volume = read(fmri_path, stream.read, inside.size * proxy.dtype.itemsize)
-                    volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, inside.size)
-                    volume.take(index, out=row, mode="clip")
-                values = apply_read_scaling(rows, proxy.slope, proxy.inter).astype(dtype)
-                if not np.isfinite(values).all():
-                    np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
-                for series, part in zip(out, np.split(values, ends, axis=1), strict=True):
-                    series[start : start + len(rows)] = part
-            while read(fmri_path, stream.read, 2**20):  # gzip has its checksum at the end
-                pass
-        for i, file in files.items():
+        results = stream_masks(fmri_path, masks, block_size, memory_mib=memory_mib, out=make)
+        for number, file in files.items():
             os.replace(f"{file}.unfinished", file)
-            out[i] = np.load(file, mmap_mode="r+")
+            results[number] = np.load(file, mmap_mode="r+")
     finally:
         for file in files.values():
             Path(f"{file}.unfinished").unlink(missing_ok=True)
-    return out
+    return results
 
 
 # %%
@@ -170,12 +222,7 @@ if __name__ == "__main__":
     print(f"of it the result                 {output_mib:8.1f} MiB")
 
 # %%
-# Results that do not fit in memory
-# ---------------------------------
-# With a mask of the whole brain, the result can be nearly as large as the image. Give the
-# name of a ``.npy`` file for it. While the file is written it has ``.unfinished`` at the end of
-# its name; when it has its own name, it is complete. What is returned is a map of the file,
-# whose parts are read when they are touched, and a map's memory is the system's to take back.
+# The same into files:
 
 if __name__ == "__main__":
     import tempfile

@@ -151,7 +151,8 @@ def test_pictures_have_every_label_inside():
     for figure in figures:
         figure.canvas.draw()
         for ax in figure.axes:
-            for text in [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]:
+            texts = [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
+            for text in filter(lambda text: text.get_text(), texts):
                 box = text.get_window_extent()
                 assert figure.bbox.x0 <= box.x0, text
                 assert box.x1 <= figure.bbox.x1, text
@@ -187,7 +188,7 @@ def test_every_way_is_among_the_questions(monkeypatch, tmp_path):
             "workers": set(sizes["workers"]),
         }
         for _, _, _, call, path in todo:
-            assert call.args[0] == path  # the limit is that of the file that is read
+            assert path in call.args  # the limit is that of the file that is read
     assert max(benchmark.FULL["lengths"]) == 20 * 168
     assert max(benchmark.FULL["masks"]) == 64
 
