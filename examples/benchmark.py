@@ -270,7 +270,8 @@ def print_ratios(times, memory):
     times, memory : dict
         As `read_benchmark` gives them.
     """
-    print(f"{'':41}seconds   times the limit (spread)   MiB above the start")
+    there = any(key in memory for key in times if key[0] == "methods")
+    print(f"{'':41}seconds   times the limit (spread)" + "   MiB above the start" * there)
     for key, pairs in times.items():
         if key[0] == "methods":
             ratios = pairs[:, 0] / pairs[:, 1]

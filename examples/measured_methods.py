@@ -38,7 +38,7 @@ from whole_experiment import METHODS, run
 # What the measurements depend on, besides Python itself.
 PACKAGES = (
     *("nilearn", "nibabel", "numpy", "scipy", "joblib", "memory_profiler", "psutil"),
-    "isal",  # a fallback exists, and needs several times as long
+    "isal",  # there is a fallback, which takes longer
 )
 
 COLUMNS = (

@@ -18,10 +18,9 @@ from the smallest to the largest.
 # %%
 # This build
 # ----------
-# The sizes are small here, so that a build does not take long: 42 volumes of the default
+# The sizes are small here, so that a build does not take long, and always of the default
 # data. Whatever takes a fixed time, such as to open 64 masks, weighs more than with a large
-# image. Two lines of the table belong to a file that is not compressed, and there the limit is
-# to read it.
+# image. In the lines that say "uncompressed" the limit is to read the file.
 
 import json
 import subprocess
@@ -30,7 +29,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmark import plot_growth, plot_memory_growth, plot_ratios, print_ratios, read_benchmark
+from benchmark import SMALL, read_benchmark
+from benchmark import plot_growth, plot_memory_growth, plot_ratios, print_ratios
 from options import read_options
 
 if __name__ == "__main__":
@@ -42,7 +42,7 @@ if __name__ == "__main__":
 # %%
 
 if __name__ == "__main__":
-    plot_ratios(times, "Time beside the limit, 42 volumes")
+    plot_ratios(times, f"Time beside the limit, {SMALL['volumes']} volumes")
     plt.show()
 
 # %%
@@ -59,9 +59,9 @@ if __name__ == "__main__":
 #
 # Full size
 # ---------
-# ``make benchmark`` measures the same with 672 volumes (396 MB in memory), with up to 3360
-# volumes (2 GB), and writes what it found into ``doc/recorded``. That takes about a quarter
-# of an hour, and is not a part of a build: what follows was recorded earlier.
+# ``make benchmark`` measures the same with four subjects in one image, and with up to
+# twenty, and writes what it found into ``doc/recorded``. That takes its time, and is not a part
+# of a build: what follows was recorded earlier.
 
 if __name__ == "__main__":
     recorded = measured.parent / "recorded"
@@ -95,9 +95,9 @@ if __name__ == "__main__" and times:
 #
 # What to conclude
 # ----------------
-# Nearly all of the time goes into decompression, and no method can avoid that, but a method
-# can do it once instead of once for each worker. The masks come on top of it, and at full
-# size even 64 of them cost less than the file itself. Time grows with the length of the image,
+# With a few masks nearly all of the time goes into decompression. No method can avoid that,
+# but a method can do it once instead of once for each worker. Many masks come on top of it; at
+# full size even 64 of them cost less than the file itself. Time grows with the length of the image,
 # and memory does not, except for the output. The size of a block hardly matters, since it is
 # only what is collected; a volume's voxels are taken while it is in the processor's cache.
 #

@@ -8,21 +8,21 @@ voxels of every mask from it, forget it, and read the next. One pass serves all 
 this page you will
 
 1. write the function that does it, and gives the very values that NiftiMasker gives,
-2. see what it costs: the result, one volume, and the time to decompress the file, and
-3. put the results into files, for those that are themselves too large for the memory.
+2. put the results into files, for those that are themselves too large for the memory, and
+3. see what it costs: the result and a few MiB, and the time to decompress the file.
 """
 
 # %%
 # The function
 # ------------
-# What takes time is to decompress the file. isal, where it is installed, does that in half
-# the time that Python's own gzip needs, or less, with the same result. What the header says,
-# and how stored numbers become values, stays with nibabel: its proxy tells where the data
-# begin, and of which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling`
-# applies the scale factors, here to the voxels in the masks alone.
+# What takes time is to decompress the file. isal, where it is installed, does that much
+# faster than Python's own gzip, with the same result. What the header says, and how stored
+# numbers become values, stays with nibabel: its proxy tells where the data begin, and of
+# which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale
+# factors, here to the voxels in the masks alone.
 #
-# The order of voxels needs care. A file counts them in Fortran order, x first, while
-# NiftiMasker counts them in C order of the mask, z first. An array of all positions in
+# The order of voxels needs care. In a file x changes fastest (Fortran order), while in
+# NiftiMasker's arrays z changes fastest (C order of the mask). An array of all positions in
 # Fortran order, indexed with the mask, gives the positions in NiftiMasker's order.
 #
 # The file is read to its very end, since only there does gzip keep its checksum: a
@@ -52,17 +52,20 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     masks : list of str, pathlib.Path or nibabel.Nifti1Image
         3D masks on the grid of the image: non-zero in the region.
     block_size : int, optional
-        Volumes in a block; by default as many as `memory_mib` MiB hold the masks' voxels of.
+        Volumes whose voxels are collected before they are handed on.
+    memory_mib : float
+        Where `block_size` is not given: MiB for a block. On top of it come one volume, and 8
+        bytes for each voxel of each mask.
     out : list or callable, optional
-        For each mask an array to write into, or the name of a ``.npy`` file (see
-        `stream_masks_to_files`); or what gives the array for a number, a shape and a dtype.
+        For each mask an array to write into, or the name of a ``.npy`` file for
+        `stream_masks_to_files`; or what gives the array for a number, a shape and a dtype.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask; new ones share one piece of memory. float32 or float64, as the
-        image; integers become float32. Voxels are in C order of the mask. Values that are not
-        finite are replaced by zero, as NiftiMasker does.
+        One for each mask, as parts of one large array: copy what you keep alone. float32 or
+        float64, as the image; integers become float32. Voxels are in C order of the mask.
+        Values that are not finite are replaced by zero, as NiftiMasker does.
 
     Raises
     ------
@@ -72,10 +75,13 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
         A file is missing, incomplete or damaged.
     """
 
+    if isinstance(out, (list, tuple)) and any(isinstance(one, (str, Path)) for one in out):
+        return stream_masks_to_files(fmri_path, masks, out, block_size, memory_mib=memory_mib)
+
     def read(path, function, *args):
         try:
             return function(*args)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError, MemoryError, TypeError):
             raise
         except Exception as error:  # nibabel lets a damaged file raise almost anything
             raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
@@ -92,6 +98,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
         mask_img = read(mask, nib.load, mask) if isinstance(mask, (str, Path)) else mask
         name = mask_img.get_filename() or "A mask"
         inside = np.nan_to_num(read(name, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
+        inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
         on_grid = inside.shape == shape[:3] and np.allclose(mask_img.affine, fmri_img.affine)
         if not on_grid or not inside.any():
             raise ValueError(
@@ -99,32 +106,33 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
                 f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {shape[:3]}\n"
                 f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
             )
-        indices.append(np.arange(inside.size).reshape(shape[:3], order="F")[inside])
-    index, ends = np.concatenate(indices), np.cumsum([len(i) for i in indices])[:-1]
+        indices.append(np.arange(inside.size, dtype="i4").reshape(shape[:3], order="F")[inside])
+    lengths = [len(positions) for positions in indices]
+    index, ends, indices = np.concatenate(indices, dtype=np.intp), np.cumsum(lengths)[:-1], None
 
     dtype = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
     dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype("float32")
-    wanted = [((shape[3], len(i)), dtype) for i in indices]
+    wanted = [((shape[3], length), dtype) for length in lengths]
     if out is None:  # one large piece of memory is had sooner than many small ones
         out = np.split(np.empty(shape[3] * len(index), dtype), shape[3] * ends)
         out = [part.reshape(shape[3], -1) for part in out]
     elif callable(out):
         out = [out(number, *one) for number, one in enumerate(wanted)]
-    elif any(isinstance(one, (str, Path)) for one in out):
-        return stream_masks_to_files(fmri_path, masks, out, block_size, memory_mib=memory_mib)
-    if [(np.shape(one), getattr(one, "dtype", None)) for one in out] != wanted:
+    if [(getattr(o, "shape", None), getattr(o, "dtype", None)) for o in out] != wanted:
         raise ValueError(f"out needs an array or the name of a file for each of {wanted}.")
     n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(index)))
     block = np.empty((np.clip(n_rows, 1, shape[3]), len(index)), proxy.dtype)
     source = fmri_img.file_map["image"].filename
-    with gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
+    progress = tqdm(total=shape[3], unit="volume", delay=2)
+    with progress, gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
         read(fmri_path, file.seek, proxy.offset)
-        for start in tqdm(range(0, shape[3], len(block)), unit="block", delay=2):
+        for start in range(0, shape[3], len(block)):
             rows = block[: shape[3] - start]
             for row in rows:
                 volume = read(fmri_path, file.read, inside.size * proxy.dtype.itemsize)
                 volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, inside.size)
                 volume.take(index, out=row, mode="clip")
+                progress.update()
             values = apply_read_scaling(rows, proxy.slope, proxy.inter).astype(dtype, copy=False)
             if not np.isfinite(values).all():
                 np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
@@ -139,15 +147,42 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
 # Results in files
 # ----------------
 # With a mask of the whole brain, the result can be nearly as large as the image. It can go
-# into ``.npy`` files: give their names as ``out``. While a file is written it has
-# ``.unfinished`` at the end of its name; when it has its own name, it is complete. What is
-# returned are maps of the files, whose parts are read when they are touched, and whose memory
-# is the system's to take back. To write to a map on a disk that is full ends the process, so
-# the room is looked at first.
+# into ``.npy`` files: give their names as ``out``, and copy the following along. While a file
+# is written it has another name; when it has its own name, it is complete. What is returned
+# are maps of the files: their parts are read when they are touched, and the system may drop
+# them again when memory runs short.
+#
+# A block is appended to each file, which is opened for that and closed again. So there may be
+# any number of files, memory does not grow with them, and a disk that is full is an ordinary
+# error. (To write to a map of a file on a full disk would end the process.)
 
 import os
 import shutil
-from numpy.lib.format import open_memmap
+import uuid
+
+
+class NpyFile:
+    """A ``.npy`` file that is written from its beginning to its end, block by block.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Its name when it is complete.
+    shape : tuple of int
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, path, shape, dtype):
+        self.path, self.shape, self.dtype = path, shape, dtype
+        self.unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        with open(self.unfinished, "xb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+
+    def __setitem__(self, rows, values):
+        """Append values; the rows are those that follow."""
+        with open(self.unfinished, "ab") as file:
+            file.write(np.ascontiguousarray(values))
 
 
 def stream_masks_to_files(fmri_path, masks, names, block_size=None, *, memory_mib=8):
@@ -164,38 +199,41 @@ def stream_masks_to_files(fmri_path, masks, names, block_size=None, *, memory_mi
     Returns
     -------
     list of numpy.memmap of shape (n_timepoints, n_voxels)
-        One for each file; an array where there was one.
+        One for each file, read-only; an array where there was one.
 
     Raises
     ------
     ValueError, OSError
         As for `stream_masks`; or there is not enough room for the files.
     """
+    masks = list(masks)
     names = [Path(name).resolve() if isinstance(name, (str, Path)) else name for name in names]
-    files = {i: name for i, name in enumerate(names) if isinstance(name, Path)}
-    if len(names) != len(masks) or len(set(files.values())) < len(files):
+    paths = [name for name in names if isinstance(name, Path)]
+    if len(names) != len(masks) or len(set(paths)) < len(paths):
         raise ValueError(f"out needs a name of its own for each of {len(masks)} masks: {names}")
-    sizes = []
+    files = []
 
     def make(number, shape, dtype):
-        if number not in files:
+        if not isinstance(names[number], Path):
             return names[number]
-        sizes.append(int(np.prod(shape)) * dtype.itemsize)
-        room = shutil.disk_usage(files[number].parent).free
-        if sum(sizes) > room:
-            needed, room = (f"{size / 2**20:,.1f} MiB" for size in (sum(sizes), room))
+        files.append(NpyFile(names[number], shape, dtype))
+        needed = sum(int(np.prod(file.shape)) for file in files) * dtype.itemsize
+        room = shutil.disk_usage(names[number].parent).free
+        if needed > room:
+            needed, room = (f"{size / 2**20:,.1f} MiB" for size in (needed, room))
             raise OSError(f"There is not enough room for {names[number]}: {needed}, of {room}.")
-        return open_memmap(f"{files[number]}.unfinished", "w+", dtype, shape)
+        return files[-1]
 
     try:
         results = stream_masks(fmri_path, masks, block_size, memory_mib=memory_mib, out=make)
-        for number, file in files.items():
-            os.replace(f"{file}.unfinished", file)
-            results[number] = np.load(file, mmap_mode="r+")
+        for file in files:
+            os.replace(file.unfinished, file.path)
     finally:
-        for file in files.values():
-            Path(f"{file}.unfinished").unlink(missing_ok=True)
-    return results
+        for file in files:
+            file.unfinished.unlink(missing_ok=True)
+    return [
+        np.load(one.path, mmap_mode="r") if isinstance(one, NpyFile) else one for one in results
+    ]
 
 
 # %%

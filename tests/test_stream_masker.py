@@ -769,3 +769,18 @@ def test_chunks_are_wrong_and_streaming_is_not(files):
     streamed = stream_masker(masker, files["float32"], CONFOUNDS, block_size=3)
     assert np.abs(chunks - whole).max() > 0.1
     np.testing.assert_array_equal(streamed, whole)
+
+
+def test_spheres_without_a_mask_refuse_infinite_values(tmp_path):
+    """nilearn replaces them if the sum of the whole image is NaN, which a block cannot know."""
+    data = np.random.default_rng(0).normal(size=(6, 7, 5, 8)).astype("float32")
+    data[2, 3, 2, 1], data[1, 1, 1, 6] = np.inf, np.nan
+    nib.Nifti1Image(data, np.eye(4)).to_filename(tmp_path / "fmri.nii")
+    nib.Nifti1Image(np.ones((6, 7, 5), "u1"), np.eye(4)).to_filename(tmp_path / "mask.nii")
+    options = {"radius": 1.5, "standardize": None, "reports": False}
+    with pytest.raises(ValueError, match=r"fmri.nii has infinite values.* mask_img"):
+        stream_masker(NiftiSpheresMasker([(2, 3, 2)], **options), tmp_path / "fmri.nii")
+    masker = NiftiSpheresMasker([(2, 3, 2)], mask_img=tmp_path / "mask.nii", **options)
+    expected = masker.fit_transform(tmp_path / "fmri.nii")
+    streamed = stream_masker(masker, tmp_path / "fmri.nii", block_size=3)
+    np.testing.assert_array_equal(streamed, expected)

@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import inspect
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -365,14 +366,17 @@ def test_size_of_blocks_changes_nothing(tmp_path, dtype, options):
 def test_the_numbers_in_memory_are_a_few_mib(tmp_path, monkeypatch):
     """`memory_mib` or `block_size` is ignored: the number of volumes in a block is another."""
     fmri_path = write(tmp_path / "fmri.nii", any_bits((8, 8, 8, 40), "<f4"))
-    seen = []
+    seen, scale = [], plot_stream_masks.apply_read_scaling
     monkeypatch.setattr(
-        plot_stream_masks, "tqdm", lambda it, **_: seen.append(list(it)) or seen[-1]
+        plot_stream_masks,
+        "apply_read_scaling",
+        lambda rows, *factors: seen.append(len(rows)) or scale(rows, *factors),
     )
     mask = masks_for((8, 8, 8))[-1]
     for options in ({}, {"memory_mib": 4 * 4 * 512 * 10 / MIB}, {"block_size": 7}):
         stream_masks(fmri_path, [mask], **options)
-    assert seen == [[0], [0, 10, 20, 30], [0, 7, 14, 21, 28, 35]]
+    asked = [0]  # for the type, before the file is read
+    assert seen == [*asked, 40, *asked, *[10] * 4, *asked, *[7] * 5, 5]
 
 
 def test_without_isal():
@@ -569,7 +573,7 @@ BAD = {  # name: image, mask, exception, what its message says
     "data missing": ("half.hdr", "mask.nii", FileNotFoundError, ["half.img"]),
     "mask missing": ("fmri.nii", "none.nii", FileNotFoundError, ["{mask}"]),
     "other grid": ("fmri.nii", "small.nii", ValueError, [*GRID, "(5, 5, 4)"]),
-    "4D mask": ("fmri.nii", "3d_1.nii", ValueError, [*GRID, "(5, 6, 4, 1)"]),
+    "4D mask": ("fmri.nii", "3d_2.nii", ValueError, [*GRID, "(5, 6, 4, 2)"]),
     "other affine": ("fmri.nii", "moved.nii", ValueError, [*GRID, str(MOVED), str(STRAIGHT)]),
     "empty mask": ("fmri.nii", "empty.nii", ValueError, ["{mask}", "has 0 voxels"]),
     "mask of NaN": ("fmri.nii", "nan.nii", ValueError, ["{mask}", "has 0 voxels"]),
@@ -600,7 +604,7 @@ def bad_files(tmp_path_factory):
         "rgb": np.ones(SHAPE, rgb),
         "mask": region.astype("u1"),
         "small": region[:, :5].astype("u1"),
-        "3d_1": region[..., None].astype("u1"),
+        "3d_2": np.stack([region, region], axis=3).astype("u1"),
         "empty": np.zeros(SHAPE[:3], "u1"),
         "nan": np.full(SHAPE[:3], np.nan),
         "colours": np.ones(SHAPE[:3], rgb),
@@ -819,12 +823,6 @@ def test_out_that_is_something_else_is_refused(good, monkeypatch, out):
     assert list(good.folder.iterdir()) == []
 
 
-def interrupted(iterable, **options):
-    """Stand in for tqdm: the user presses Ctrl-C after the first block."""
-    yield next(iter(iterable))
-    raise KeyboardInterrupt
-
-
 def broken(files, monkeypatch):
     """Cut the image off."""
     files.fmri_path.write_bytes(files.fmri_path.read_bytes()[:-9])
@@ -840,9 +838,34 @@ def no_room(files, monkeypatch):
     )
 
 
+def progress(at_volume=lambda n_volumes: None, at_end=lambda: None):
+    """Make a stand-in for tqdm that calls functions at each volume, and when it is closed."""
+
+    class Progress:
+        def __init__(self, **options):
+            self.n_volumes = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            at_end()
+
+        def update(self):
+            self.n_volumes += 1
+            at_volume(self.n_volumes)
+
+    return Progress
+
+
 def ctrl_c(files, monkeypatch):
-    """Interrupt after the first block."""
-    monkeypatch.setattr(plot_stream_masks, "tqdm", interrupted)
+    """Interrupt after the third volume."""
+
+    def interrupt(n_volumes):
+        if n_volumes == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(plot_stream_masks, "tqdm", progress(interrupt))
 
 
 def another_grid(files, monkeypatch):
@@ -880,15 +903,57 @@ def test_success_replaces_a_file_at_once(good, monkeypatch):
     names[0].write_bytes(b"an earlier result")
     seen = []
 
-    def look(iterable, **options):
-        for item in iterable:
-            seen.append(names[0].read_bytes())
-            yield item
+    def look(n_volumes):
+        seen.append(names[0].read_bytes())
 
-    monkeypatch.setattr(plot_stream_masks, "tqdm", look)
+    monkeypatch.setattr(plot_stream_masks, "tqdm", progress(look))
     stream_masks(good.fmri_path, good.masks, 2, out=names)
-    assert seen == [b"an earlier result"] * 4
+    assert seen == [b"an earlier result"] * len(good.reference[0])
     assert_same([np.load(name) for name in names], good.reference)
+
+
+def test_calls_at_once_do_not_mix(good, monkeypatch):
+    """Two calls that write the same file at the same time leave a mixture of both."""
+    name, other = good.folder / "same.npy", good.folder / "other.nii"
+    data = np.asanyarray(nib.load(good.fmri_path).dataobj) + 1
+    nib.Nifti1Image(data, STRAIGHT).to_filename(other)
+    inner = []
+
+    def call_the_other(n_volumes):
+        if n_volumes == 3 and not inner:
+            inner.append(True)
+            stream_masks(other, good.masks[:1], 2, out=[name])
+            inner.append(np.load(name))
+
+    expected = stream_masks(other, good.masks[:1])[0]
+    monkeypatch.setattr(plot_stream_masks, "tqdm", progress(call_the_other))
+    stream_masks(good.fmri_path, good.masks[:1], 2, out=[name])
+    np.testing.assert_array_equal(inner[1], expected)
+    np.testing.assert_array_equal(np.load(name), good.reference[0])
+    assert {path.name for path in good.folder.iterdir()} == {"same.npy", "other.nii"}
+
+
+def test_more_files_than_may_be_open(good):
+    """Hundreds of results in files need no more open files than one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_open = len(os.listdir("/proc/self/fd"))
+    names = [good.folder / f"{i}.npy" for i in range(60)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 70, hard))
+    try:
+        series = stream_masks(good.fmri_path, good.masks[:1] * 60, out=names)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for one in series:
+        np.testing.assert_array_equal(one, good.reference[0])
+        assert not one.flags.writeable
+
+
+def test_mask_with_a_fourth_axis_of_one(good):
+    """A mask of shape (x, y, z, 1) is refused, which NiftiMasker takes."""
+    masks = [
+        nib.Nifti1Image(np.asarray(mask.dataobj)[..., None], mask.affine) for mask in good.masks
+    ]
+    assert_same(stream_masks(good.fmri_path, masks), good.reference)
 
 
 def test_just_enough_room(good, monkeypatch):
@@ -947,11 +1012,8 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix):
     def slowly(fmri_path, masks):
         """Hold what is in memory after the last block, until it has been measured."""
 
-        def pausing(iterable, **options):
-            yield from iterable
-            time.sleep(0.1)
-
-        plot_stream_masks.tqdm = pausing  # in the fresh process
+        # In the fresh process.
+        plot_stream_masks.tqdm = progress(at_end=lambda: time.sleep(0.1))
         return plot_stream_masks.stream_masks(fmri_path, masks)
 
     chance = np.random.default_rng(0).random((20, *GRID_OF_MANY))

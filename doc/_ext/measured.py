@@ -92,8 +92,10 @@ class Measurements:
                 return PLACEHOLDER
             column = words[3] if len(words) == 4 else "peak_pss_mib"
             above, below = (float(self.row(name, "all masks")[column]) for name in words[1:3])
-            ratio = above / below
-            return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+            least = {"above_mib": 1, "seconds": 0.01}.get(column, 0)  # less is noise
+            ratio = above / max(below, least)
+            more = "more than " if below < least else ""
+            return more + (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}")
         value = self.values
         if not value:
             return PLACEHOLDER
