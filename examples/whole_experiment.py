@@ -65,7 +65,7 @@ METHODS = [
     Method("NumPy indexing, in-memory image", numpy_masker_parallel_inmemory, "parallel", True),
     Method("NumPy indexing, shared memory", numpy_masker_shared_parallel, "parallel"),
     Method("NumPy indexing, threads", numpy_masker_threads, "parallel"),
-    Method("NumPy indexing, joblib's map", numpy_masker_joblib_map, "parallel"),
+    Method("NumPy indexing, joblib map", numpy_masker_joblib_map, "parallel"),
     Method("NumPy indexing, mapped file", numpy_masker_mapped, "parallel"),
     Method("Streaming, any masker", stream_nifti_maskers, "one pass"),
     Method("Streaming, masks", stream_masks, "one pass"),
