@@ -413,9 +413,9 @@ def test_the_page_on_the_limit_shows_this_builds_times(browser, address, site):
     page.goto(f"{address}/auto_examples/plot_limit.html")
     tables = page.locator("div.sphx-glr-script-out").all_inner_texts()
     page.close()
-    whats = {row["what"] for row in rows}
-    assert len(whats) >= N_METHODS + 6
-    for what in whats:
+    names = {row["what"] for row in rows}
+    assert len(names) >= N_METHODS + 6
+    for what in names:
         pairs = [row for row in rows if row["what"] == what]
         assert len(pairs) >= 5
         ratios = [float(row["seconds"]) / float(row["limit_seconds"]) for row in pairs]
