@@ -23,9 +23,18 @@ import pytest
 from joblib import Parallel, _memmapping_reducer, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
-from nilearn.maskers import NiftiMasker
 
 import plot_in_memory
+from made_images import (
+    FLIPPED,
+    OBLIQUE,
+    SHAPE,
+    STRAIGHT,
+    make_image,
+    make_masks,
+    nifti_masker,
+    save_all,
+)
 from plot_in_memory import (
     bootstrap_first_component,
     numpy_masker_joblib_map,
@@ -33,11 +42,6 @@ from plot_in_memory import (
     numpy_masker_threads,
 )
 from plot_large_image import load_in_memory
-
-SHAPE = (5, 6, 4, 7)
-STRAIGHT = np.array([[3.0, 0, 0, -7], [0, 3, 0, -9], [0, 0, 4, -6], [0, 0, 0, 1]])
-FLIPPED = STRAIGHT * [[-1], [1], [-1], [1]]
-OBLIQUE = np.array([[2.9, 0.4, 0.1, 3], [-0.4, 2.8, 0.7, 5], [0, -0.7, 3.9, 8], [0, 0, 0, 1]])
 
 FUNCTIONS = (numpy_masker_threads, numpy_masker_joblib_map, numpy_masker_mapped)
 WITH_FILE = (numpy_masker_joblib_map, numpy_masker_mapped)
@@ -71,48 +75,6 @@ def rooms(monkeypatch):
     looked_at, look = [], shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: looked_at.append(path) or look(path))
     return looked_at
-
-
-def make_image(shape=SHAPE, dtype="<f4", affine=STRAIGHT, scaling=None, data=None):
-    """Random values, or `data`, that a file will hold as `dtype` with these scale factors."""
-    if data is None:
-        data = np.random.default_rng(0).normal(100, 30, shape)
-    dtype = np.dtype(dtype)
-    header = nib.Nifti1Header(endianness=">" if dtype.byteorder == ">" else "<")
-    header.set_data_dtype(dtype)
-    img = nib.Nifti1Image(data.astype(dtype), affine, header)
-    if scaling:
-        img.header.set_slope_inter(*scaling)
-    return img
-
-
-def make_masks(fmri_img):
-    """Masks that overlap, one of a single voxel, one of all voxels, and their types differ."""
-    shape = fmri_img.shape[:3]
-    chance = np.random.default_rng(1).random(shape)
-    one_voxel = np.zeros(shape)
-    one_voxel[tuple(n // 2 for n in shape)] = 1
-    masks = [(chance < 0.5, "u1"), (2.5 * (chance > 0.3), ">f4"), (one_voxel, "i2")]
-    masks.append((np.ones(shape), "u1"))
-    return [make_image(data=data, dtype=t, affine=fmri_img.affine) for data, t in masks]
-
-
-def save_all(folder, fmri_img, mask_imgs, suffix=".nii.gz"):
-    """Write an image and its masks; give their paths."""
-    fmri_path = folder / f"fmri{suffix}"
-    nib.save(fmri_img, fmri_path)
-    mask_paths = [folder / f"mask_{i}{suffix}" for i in range(len(mask_imgs))]
-    for path, img in zip(mask_paths, mask_imgs, strict=True):
-        nib.save(img, path)
-    return fmri_path, mask_paths
-
-
-def nifti_masker(fmri_path, mask_paths):
-    """What nilearn gives, which every function is compared with."""
-    return [
-        NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
-        for mask_path in mask_paths
-    ]
 
 
 def assert_same(series, reference):
