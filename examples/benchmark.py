@@ -348,9 +348,8 @@ def plot_growth(times, title):
     figure, panels = _panels(times, title)
     for question, ax, what, x, keys in panels:
         low, middle, high = np.quantile([times[key][:, 0] for key in keys], [0, 0.5, 1], axis=1)
-        style = "--" if "threads" in what else "-"
         ax.fill_between(x, low, high, color=color_of(what), alpha=0.25, lw=0)
-        ax.plot(x, middle, style, marker="o", ms=4, color=color_of(what), label=what)
+        _line(ax, what, x, middle)
         if question != "workers":
             limit = [np.median(times[key][:, 1]) for key in keys]
             ax.plot(x, limit, color="black", lw=1, ls=":", label="the limit")
@@ -374,8 +373,7 @@ def plot_memory_growth(memory, title):
     figure, panels = _panels(memory, title)
     for _, ax, what, x, keys in panels:
         above, output = zip(*(memory[key] for key in keys), strict=True)
-        style = "--" if "threads" in what else "-"
-        ax.plot(x, above, style, marker="o", ms=4, color=color_of(what), label=what)
+        _line(ax, what, x, above)
         if "Streaming" in what:
             ax.plot(x, output, color="black", lw=1, ls=":", label="the output")
         _finish(ax, "MiB")
@@ -396,6 +394,12 @@ def _panels(measured, title):
             lines.append((question, ax, what, [key[2] for key in keys], keys))
     figure.suptitle(title, fontsize=11)
     return figure, lines
+
+
+def _line(ax, what, x, y):
+    """Draw what was measured of one way, in its colour; threads are dashed."""
+    style = "--" if "threads" in what else "-"
+    ax.plot(x, y, style, marker="o", ms=4, color=color_of(what), label=what)
 
 
 def _finish(ax, label):
