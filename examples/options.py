@@ -15,6 +15,9 @@ FMRI          (none)                         a 4D image of your own
 ATLAS         (none)                         its regions: a 4D probabilistic atlas, a
                                              3D label image, or several binary masks
                                              (names, or a pattern with ``*``)
+MEMORY        (what is left)                 memory that a method may take, such as ``16G``;
+                                             one that would take more is not run, and shown
+                                             as predicted. ``unlimited`` runs all
 PAUSE         1                              seconds of rest before each method in the
                                              whole experiment
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
@@ -28,6 +31,7 @@ installed, downloaded or run.
 import glob
 import math
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -46,6 +50,7 @@ class Options:
     data: str = "synthetic"
     fmri: str = ""
     atlas: tuple = ()
+    memory: str = ""
     pause: float = 1.0
     cache: str = "masker_cache"
     measured: str = "measured"
@@ -59,6 +64,7 @@ class Options:
             | scale
             | {
                 "N_REGIONS": str(self.n_regions),
+                "MEMORY": self.memory,
                 "PAUSE": str(self.pause),
                 "MASKER_CACHE": self.cache,
                 "MEASURED": self.measured,
@@ -121,12 +127,20 @@ def read_options(environ=None):
                 name = "FMRI" if path == fmri else "ATLAS"
                 wrong.append(f"{name} is {path!r}; there is no such file in {Path.cwd()}.")
 
+    memory = given.get("MEMORY", "")
+    if memory not in ("", "unlimited"):
+        try:
+            parse_memory(memory)
+        except ValueError as error:
+            wrong.append(f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}")
+
     options = Options(
         n_images=number("N_IMAGES", 2, int, 1, most_images),
         n_regions=number("N_REGIONS", 6, int, 1, most_regions),
         data=data,
         fmri=fmri and str(Path(fmri).absolute()),
         atlas=tuple(str(Path(path).absolute()) for path in atlas),
+        memory=memory,
         pause=number("PAUSE", 1, float, 0, 3600),
         cache=str(Path(given.get("MASKER_CACHE", "masker_cache")).absolute()),
         measured=str(Path(given.get("MEASURED", "measured")).absolute()),
@@ -134,6 +148,33 @@ def read_options(environ=None):
     if wrong:
         raise ValueError("\n".join(wrong))
     return options
+
+
+def parse_memory(size):
+    """Give a size of memory in MiB.
+
+    Parameters
+    ----------
+    size : str or float
+        A number of MiB, or text with a unit: ``"16G"``, ``"1.5 TiB"``, ``"900M"``. A unit is a
+        power of 1024 bytes; without one, it is MiB.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        It is not a size, or not a positive one.
+    """
+    found = re.fullmatch(
+        r"([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?", str(size).strip(), re.I
+    )
+    mib = float(found[1]) * 1024.0 ** ("KMGT".index((found[2] or "M").upper()) - 1) if found else 0
+    if not 0 < mib < math.inf:
+        raise ValueError(f"{size!r} is not a positive size of memory, such as 16G or 500M.")
+    return mib
 
 
 def _split_atlas(text):

@@ -51,7 +51,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-INTERVAL = 0.02  # seconds between two samples
+INTERVALS = 0.002, 0.02  # seconds between samples: as long as one takes, within these
 MIB = 2**20
 SHM = Path("/dev/shm")  # where Linux keeps the files of shared memory
 HAS_PSS = "pss" in psutil.Process().memory_full_info()._fields
@@ -206,6 +206,50 @@ class Trace:
 
 
 # %%
+# How much is left
+# ----------------
+# What may still be taken is not only a matter of the machine. A container, or a job on a cluster,
+# is ended when it takes more than its control group allows.
+
+
+def available_mib(root="/"):
+    """Tell how much memory can still be taken, by the machine and by its control groups.
+
+    Parameters
+    ----------
+    root : str or pathlib.Path
+        Where ``proc`` and ``sys`` are.
+
+    Returns
+    -------
+    float
+        MiB. Files that the kernel can drop from its cache count as free.
+    """
+    left = [psutil.virtual_memory().available]
+    root = Path(root)
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, place = line.split(":", maxsplit=2)
+        if controllers == "":
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = top / place.strip("/")
+        for group in (folder, *folder.parents):  # in a container, some are not visible
+            with contextlib.suppress(OSError, ValueError):
+                limit, used = (int((group / name).read_text()) for name in names)
+                stat = dict(row.split() for row in (group / "memory.stat").open())
+                cached = stat.get("total_inactive_file") or stat.get("inactive_file") or 0
+                left.append(limit - used + int(cached))
+            if group == top:
+                break
+    return max(min(left), 0) / MIB
+
+
+# %%
 # Measuring
 # ---------
 
@@ -315,8 +359,11 @@ def _watch(process, name):
         leave=False,
         file=sys.__stderr__,
     ) as progress:
-        while not select.select([process.stdout], [], [], INTERVAL)[0]:
+        pause, longest = INTERVALS
+        while not select.select([process.stdout], [], [], pause)[0]:
+            start = time.perf_counter()
             samples.append(_sample(process.pid))
+            pause = min(max(INTERVALS[0], time.perf_counter() - start), longest)
             tree = samples[-1][2].values()
             pss_mib = sum(pss for pss, _, _ in tree) / MIB
             progress.set_postfix_str(f"{pss_mib:,.0f} MiB in {len(tree)} processes")
