@@ -1,33 +1,18 @@
 """
-Will it fit? A model of the memory that each method needs
-=========================================================
+Will it fit? A budget of memory
+===============================
 
 How much memory will a method take, and how many workers can I afford? This file answers
-that from what is known before anything is loaded: the header of the image, the sizes of the
-masks, the number of workers.
+that before anything is loaded, from the header of the image, the sizes of the masks and the
+number of workers:
 
 .. code-block:: bash
 
     python memory_budget.py image.nii.gz masks/*.nii.gz --jobs 20 --memory 16G
 
-It needs ``peak_memory.py`` and ``options.py`` beside it, and nothing else of this site. From
-Python, :func:`budget` prints the same table, and :func:`predict_peak` gives the parts of
-one method's peak.
-
-The model counts copies. Each method goes through a few **moments**, such as reading the file
-or copying the array. At each moment certain things are in memory: so many copies of the
-image, of which type, held by the calling process, by each worker, or by all of them
-together. The peak is the largest sum. The table ``METHODS`` below is the whole model: the
-calculator on this site evaluates the same table, and
-:ref:`sphx_glr_auto_examples_plot_prediction.py` compares it with measurements in every build.
-
-Two things are not known beforehand:
-
-* **How many workers are at their own peak at the same moment.** The prediction has a likely
-  peak, in which the others hold a part of theirs, and the most that is possible. Whether a
-  method fits is decided by the most.
-* **Which pages of a mapped file are touched.** Workers that map a file have in memory what
-  they look at, and some pages around it. For that, a region is taken for a ball.
+From Python, ``budget`` prints the same table, and ``predict_peak`` gives the parts of one
+method's peak. How it is computed: :doc:`/auto_examples/memory_model`. To use it elsewhere, put
+``memory_model.py``, ``peak_memory.py`` and ``options.py`` beside it.
 """
 
 import argparse
@@ -44,274 +29,9 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from memory_model import DTYPES, METHODS, Image, check, predict, quantities
 from options import parse_memory
 from peak_memory import MIB, available_mib, measure
-
-# %%
-# What is in memory, and why
-# --------------------------
-# A part of a moment is so many times a quantity, held by someone, for a reason. With
-# ``when``, it is there under these conditions only:
-#
-# * ``compressed`` or ``plain``: a ``.nii.gz`` file or a ``.nii`` file,
-# * ``scaled`` or ``unscaled``: whether the header has scale factors, and ``twice`` where it has
-#   both a slope and an intercept,
-# * ``mapped`` or ``read``: plain and unscaled, or not,
-# * ``workers`` or ``alone``: two workers or more, or none.
-#
-# Who holds it matters for what a tool shows. What a process has for itself (``caller``,
-# ``worker``) counts once in any sum. A file that several processes map counts once in PSS, and
-# for each of them in RSS: a ``file`` on disk, whose pages the kernel may drop again, or a
-# ``block`` in shared memory, which takes room whether or not anybody looks at it.
-
-
-class Part(NamedTuple):
-    """So many times a quantity, held by someone, for a reason."""
-
-    holder: str  # "caller", "worker", "file" or "block"
-    times: float
-    quantity: str  # one of those that `quantities` gives
-    reason: str  # a key of REASONS
-    when: str = ""  # conditions, separated by spaces
-
-
-class Moment(NamedTuple):
-    """What is in memory at a moment."""
-
-    name: str
-    parts: tuple
-    when: str = ""
-
-
-class Model(NamedTuple):
-    """What a method has in memory.
-
-    Workers begin one after the other, and their number at the peak is a matter of chance: on
-    top of one worker at its peak, each other holds the part ``together`` of the same, less
-    the voxels (in millions) that are done before the last one begins. These two numbers, and
-    they alone, were fitted to measurements.
-    """
-
-    function: str
-    mode: str
-    imports: str  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
-    moments: tuple
-    together: float = 1
-    late: float = 0
-
-
-NIBABEL = "https://github.com/nipy/nibabel/blob/5.4.2/nibabel"
-NILEARN = "https://github.com/nilearn/nilearn/blob/0.14.1/nilearn"
-JOBLIB = "https://github.com/joblib/joblib/blob/1.6.0/joblib"
-
-REASONS = {
-    "inflate": (
-        "nibabel makes a buffer for all bytes of the file and lets gzip fill it; gzip "
-        "decompresses into bytes of its own first",
-        f"{NIBABEL}/volumeutils.py, array_from_file",
-    ),
-    "image": (
-        "the image's data as an array, scale factors applied",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__",
-    ),
-    "map": (
-        "a file that is neither compressed nor scaled is mapped, not read",
-        f"{NIBABEL}/volumeutils.py, array_from_file",
-    ),
-    "stored": (
-        "the stored values, from which the scaled ones are computed",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy._get_scaled",
-    ),
-    "scale": (
-        "scale factors are float64: a product, and then a sum, each a new array",
-        f"{NIBABEL}/volumeutils.py, apply_read_scaling",
-    ),
-    "masker": (
-        "NiftiMasker copies the 4D data, in floating point and in C order",
-        f"{NILEARN}/masking.py, apply_mask_fmri",
-    ),
-    "finite": (
-        "NiftiMasker looks for values that are not finite: one byte for each value",
-        f"{NILEARN}/_utils/niimg.py, has_non_finite",
-    ),
-    "joblib": (
-        "joblib writes an array of more than 1 MB to a file in /dev/shm, which workers map",
-        f"{JOBLIB}/_memmapping_reducer.py, ArrayMemmapForwardReducer",
-    ),
-    "block": (
-        "the one copy of the image, in a block of shared memory",
-        "https://docs.python.org/3/library/multiprocessing.shared_memory.html",
-    ),
-    "touched": (
-        "of a mapped file those pages are in memory that are looked at, and some around them",
-        "https://docs.kernel.org/filesystems/proc.html, smaps",
-    ),
-    "index": (
-        "indexing gives a new array, which is then put into the order of NiftiMasker's",
-        "https://numpy.org/doc/stable/user/basics.indexing.html#boolean-array-indexing",
-    ),
-    "results": (
-        "the time series, which the calling process collects",
-        f"{JOBLIB}/parallel.py, Parallel",
-    ),
-    "masks": (
-        "the masks as arrays: a byte for each voxel of the grid",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__",
-    ),
-    "volume": (
-        "one volume, while the array is filled volume by volume",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__getitem__",
-    ),
-    "stream": (
-        "streaming holds the positions of all voxels in masks, one volume and a block",
-        "stream_masks",
-    ),
-    "blocks": (
-        "a block of volumes, and the copies that the masker makes of it",
-        "stream_masker, memory_mib",
-    ),
-    "imports": (
-        "the interpreter and what it imports, as measured on this machine",
-        "calibrate",
-    ),
-}
-
-# %%
-# The methods
-# -----------
-# To read an image is the same everywhere: the bytes of a compressed file are there twice for
-# a moment, and scale factors make new arrays.
-
-
-def reading(holder):
-    """Give the moments of ``np.asanyarray(img.dataobj)``, done by the caller or a worker."""
-    stored = (
-        Part(holder, 1, "stored", "stored", "compressed"),
-        Part("file", 1, "stored", "stored", "plain"),
-    )
-    return (
-        Moment("decompressing", (Part(holder, 2, "stored", "inflate"),), "compressed"),
-        Moment("scaling", (*stored, Part(holder, 1, "array", "scale")), "scaled"),
-        Moment("adding the intercept", (Part(holder, 2, "array", "scale"),), "twice"),
-    )
-
-
-def image(holder):
-    """Give the parts that are the image's data: an array, or the file itself."""
-    return (
-        Part(holder, 1, "array", "image", "read"),
-        Part("file", 1, "array", "map", "mapped"),
-    )
-
-
-INTO_MEMORY = (
-    *reading("caller"),
-    Moment(
-        "copying the mapped file",
-        (Part("file", 1, "array", "map"), Part("caller", 1, "array", "image")),
-        "mapped",
-    ),
-)
-ARRAY = Part("caller", 1, "array", "image")
-RESULTS = Part("caller", 1, "outputs", "results")
-MASKS = Part("caller", 1, "masks", "masks")
-INDEX = Part("worker", 2, "output", "index")
-COPY = Part("worker", 1, "copy", "masker")
-FINITE = Part("worker", 1, "finite", "finite")
-TOUCHED = Part("file", 1, "touched", "touched")
-
-MASKER_FROM_PATH = (
-    *reading("worker"),
-    Moment("copying", (*image("worker"), COPY, RESULTS)),
-    Moment("looking for values that are not finite", (COPY, FINITE, RESULTS)),
-)
-MASKER_IN_MEMORY = (
-    *INTO_MEMORY,
-    Moment(
-        "looking for values that are not finite",
-        (ARRAY, Part("block", 1, "array", "joblib", "workers"), COPY, FINITE, RESULTS),
-    ),
-)
-INDEX_FROM_PATH = (
-    *reading("worker"),
-    Moment(
-        "indexing",
-        (
-            Part("worker", 1, "array", "image", "read"),
-            Part("file", 1, "touched", "touched", "mapped"),
-            *(INDEX, RESULTS),
-        ),
-    ),
-)
-INDEX_IN_MEMORY = (
-    *INTO_MEMORY,
-    Moment(
-        "indexing",
-        (ARRAY, Part("block", 1, "touched", "joblib", "workers"), INDEX, RESULTS),
-    ),
-)
-VOLUME = Part("caller", 2, "volume", "volume")
-
-METHODS = {
-    "NiftiMasker, path, single": Model("nifti_masker_single", "single", "", MASKER_FROM_PATH),
-    "NiftiMasker, in-memory image, single": Model(
-        "nifti_masker_single", "single", "", MASKER_IN_MEMORY
-    ),
-    "NiftiMasker, path, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_FROM_PATH), 0.93, 15
-    ),
-    "NiftiMasker, in-memory image, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_IN_MEMORY), 1, 22
-    ),
-    "NumPy indexing, path, single": Model(
-        "numpy_masker_single_path", "single", "", INDEX_FROM_PATH
-    ),
-    "NumPy indexing, in-memory image, single": Model(
-        "numpy_masker_single_inmemory", "single", "", INDEX_IN_MEMORY
-    ),
-    "NumPy indexing, path, parallel": Model(
-        *("numpy_masker_parallel_path", "parallel", "nibabel", INDEX_FROM_PATH), 0.85, 9
-    ),
-    "NumPy indexing, in-memory image, parallel": Model(
-        "numpy_masker_parallel_inmemory", "parallel", "nibabel", INDEX_IN_MEMORY
-    ),
-    "NumPy indexing, shared memory, parallel": Model(
-        *("numpy_masker_shared_parallel", "parallel", "nibabel"),
-        (
-            Moment("filling the block", (Part("block", 1, "array", "block"), VOLUME, MASKS)),
-            Moment("indexing", (Part("block", 1, "array", "block"), INDEX, RESULTS, MASKS)),
-        ),
-    ),
-    "NumPy indexing, threads, parallel": Model(
-        *("numpy_masker_threads", "parallel", ""),
-        (
-            Moment("reading volume by volume", (ARRAY, VOLUME, MASKS)),
-            Moment("indexing", (ARRAY, INDEX, RESULTS, MASKS)),
-        ),
-    ),
-    "NumPy indexing, joblib map, parallel": Model(
-        *("numpy_masker_joblib_map", "parallel", "numpy"),
-        (
-            Moment("writing the file", (VOLUME, MASKS)),
-            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS)),
-        ),
-    ),
-    "NumPy indexing, mapped file, parallel": Model(
-        *("numpy_masker_mapped", "parallel", "numpy"),
-        (
-            Moment("writing the file", (VOLUME, MASKS), "read"),
-            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS)),
-        ),
-    ),
-    "Streaming, any masker, one pass": Model(
-        *("stream_nifti_maskers", "one pass", ""),
-        (Moment("streaming", (RESULTS, MASKS, Part("caller", 1, "blocks", "blocks"))),),
-    ),
-    "Streaming, masks, one pass": Model(
-        *("stream_masks", "one pass", ""),
-        (Moment("streaming", (RESULTS, Part("caller", 1, "streamed", "stream"))),),
-    ),
-}
 
 # %%
 # What goes in
@@ -319,31 +39,7 @@ METHODS = {
 # Only the header of the image is read, and with it the file's size: a header that promises
 # more than there can be is found out. Of a mask, the voxels are counted.
 
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-DTYPES += ("int64", "uint64")
 DEFLATE_AT_MOST = 1032  # bytes that come out of one byte of gzip: https://zlib.net/zlib_tech.html
-
-
-class Image(NamedTuple):
-    """What the header of an image says.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        (x, y, z, n_timepoints)
-    dtype : str
-        Type of the stored values, one of ``DTYPES``.
-    compressed : bool
-        Whether the file is a ``.nii.gz``.
-    slope, inter : bool
-        Whether the header has a slope other than 1, and an intercept other than 0.
-    """
-
-    shape: tuple
-    dtype: str = "float32"
-    compressed: bool = True
-    slope: bool = False
-    inter: bool = False
 
 
 def read_header(fmri_path):
@@ -448,85 +144,9 @@ def count_voxels(mask_path, shape):
     return inside
 
 
-def check(image, mask_voxels, n_jobs):
-    """Raise a ValueError if a budget cannot be made of these, with what is wrong."""
-    whole = (int, np.integer)
-    if len(image.shape) != 4 or not all(isinstance(n, whole) and n > 0 for n in image.shape):
-        raise ValueError(f"The shape is {image.shape}; four positive whole numbers are needed.")
-    if image.dtype not in DTYPES:
-        raise ValueError(f"The type is {image.dtype!r}; known are {', '.join(DTYPES)}.")
-    grid = int(np.prod(image.shape[:3], dtype=object))
-    if not mask_voxels:
-        raise ValueError("There is no mask; one at least is needed.")
-    for voxels in mask_voxels:
-        if not (isinstance(voxels, whole) and 1 <= voxels <= grid):
-            raise ValueError(
-                f"A mask has {voxels} voxels; from 1 to {grid}, the voxels of a volume, can be."
-            )
-    if not (isinstance(n_jobs, whole) and n_jobs >= 1):
-        raise ValueError(f"The number of workers is {n_jobs}; 1 or more is needed.")
-
-
-# %%
-# What the parts amount to
-# ------------------------
-
-
-def quantities(image, mask_voxels, n_jobs, mode):
-    """Give what parts are made of, in bytes.
-
-    Parameters
-    ----------
-    image : Image
-    mask_voxels : list of int
-        Voxels of each mask.
-    n_jobs : int
-    mode : {"single", "parallel", "one pass"}
-        A single run has the first mask only.
-
-    Returns
-    -------
-    dict of str to float
-    """
-    x, y, z, n_volumes = (int(n) for n in image.shape)
-    grid = x * y * z
-    voxels = grid * n_volumes
-    stored_size = np.dtype(image.dtype).itemsize
-    array_size = 8 if image.slope or image.inter else stored_size
-    floats = image.dtype.startswith("float") or image.slope or image.inter
-    copy_size = array_size if floats else 4
-    masks = [int(n) for n in mask_voxels[: 1 if mode == "single" else None]]
-
-    # A ball's slices are next to each other in the file; the kernel reads 64 KiB at least.
-    volume = grid * array_size
-    spans = [
-        min(1, ((6 * n / np.pi) ** (1 / 3) * x * y * array_size + 65536) / volume) for n in masks
-    ]
-    together = sorted(spans, reverse=True)[: n_jobs if n_jobs > 1 else None]
-    untouched = 1.0
-    for span in together:
-        untouched *= 1 - span
-
-    positions = sum(masks)
-    rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
-    streamed = (
-        rows * positions * (stored_size + 2 * copy_size) + 12 * positions + 2 * grid * stored_size
-    )
-    block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
-    return {
-        "stored": voxels * stored_size,
-        "array": voxels * array_size,
-        "copy": voxels * copy_size,
-        "finite": voxels,
-        "volume": grid * array_size,
-        "masks": len(masks) * grid,
-        "output": max(masks) * n_volumes * copy_size,
-        "outputs": positions * n_volumes * copy_size,
-        "span": max(spans) * voxels * array_size,
-        "touched": (1 - untouched) * voxels * array_size,
-        "streamed": streamed,
-        "blocks": block * grid * (3 * array_size + copy_size + 1),
-    }
+def count_all(masks, shape):
+    """Count the voxels of the masks that are files; leave numbers as they are."""
+    return [count_voxels(m, shape) if isinstance(m, (str, Path)) else m for m in masks]
 
 
 # %%
@@ -650,52 +270,14 @@ def _versions():
     return f"{sys.platform}, {', '.join(found)}"
 
 
-# %%
-# The prediction
-# --------------
-
-
-class Prediction(NamedTuple):
-    """What a method needs, in MiB.
-
-    Attributes
-    ----------
-    method : str
-    n_jobs : int
-    peak_pss_mib : float
-        The likely peak, as PSS summed over all processes.
-    peak_rss_mib : float
-        The same as RSS, as mprof shows it by default.
-    most_mib : float
-        The most that can be needed at once: all workers at their peak at the same moment, and
-        files in shared memory in full. Files that are only mapped are left out, since the
-        kernel can drop their pages.
-    shm_mib : float
-        Of it in ``/dev/shm``.
-    moment : str
-        When the peak is.
-    parts : list of (str, float, str, str)
-        At the peak: who holds it, MiB in PSS, why, and the source.
-    """
-
-    method: str
-    n_jobs: int
-    peak_pss_mib: float
-    peak_rss_mib: float
-    most_mib: float
-    shm_mib: float
-    moment: str
-    parts: list
-
-
 def predict_peak(method, image, masks, n_jobs=1, machine=None):
     """Predict the peak memory of a method, with all its processes.
 
     Parameters
     ----------
     method : str
-        A key of ``METHODS``.
-    image : Image, str or pathlib.Path
+        A key of `memory_model.METHODS`: its name and its mode, as in the table of `budget`.
+    image : memory_model.Image, str or pathlib.Path
         What the header says, or the file to read it from.
     masks : list of int, str or pathlib.Path
         The masks' voxels, or the files to count them in.
@@ -706,7 +288,7 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
 
     Returns
     -------
-    Prediction
+    memory_model.Prediction
 
     Raises
     ------
@@ -714,96 +296,9 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
         Something cannot be: no worker, a mask without voxels, a header that promises more
         than the file holds, an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"There is no method {method!r}; there are: {'; '.join(METHODS)}.")
     image = image if isinstance(image, Image) else read_header(image)
-    masks = [
-        count_voxels(mask, image.shape[:3]) if isinstance(mask, (str, Path)) else mask
-        for mask in masks
-    ]
-    check(image, masks, n_jobs)
-    model, machine = METHODS[method], machine or this_machine()
-    workers = n_jobs if model.mode == "parallel" and model.imports and n_jobs > 1 else 0
-    active = min(workers, len(masks))
-    amounts = quantities(image, masks, max(active, 1), model.mode)
-    scaled = image.slope or image.inter
-    conditions = {
-        "compressed" if image.compressed else "plain",
-        "scaled" if scaled else "unscaled",
-        "read" if image.compressed or scaled else "mapped",
-        "workers" if workers else "alone",
-        *(["twice"] if image.slope and image.inter else []),
-    }
-    voxels = amounts["finite"]
-    together = model.together * max(0, 1 - model.late * 1e6 / voxels)
-    likely = 1 + (active - 1) * together if active else 1
-    base = [("caller", *machine["caller"])]
-    if workers:
-        base.append(("helpers", *machine["helpers"]))
-        base.append(("workers", *(active * mib for mib in machine[model.imports])))
-        base.append(("workers", *((workers - active) * mib for mib in machine["numpy"])))
-    base_pss, base_rss = (sum(part[i] for part in base) for i in (1, 2))
-
-    best = peak_rss = most = shm = None
-    for moment in model.moments:
-        if not set(moment.when.split()) <= conditions:
-            continue
-        pss, rss, needed, in_shm = base_pss, base_rss, base_pss, 0
-        parts = [(holder, mib, *REASONS["imports"]) for holder, mib, _ in base if mib]
-        for part in moment.parts:
-            if not set(part.when.split()) <= conditions:
-                continue
-            mib = part.times * amounts[part.quantity] / MIB
-            seen = amounts["span"] / MIB if part.quantity == "touched" else mib
-            if part.holder == "worker":
-                shown, summed, least = likely * mib, likely * mib, max(active, 1) * mib
-            elif part.holder == "caller":
-                shown, summed, least = mib, mib, mib
-            elif part.holder == "file":
-                shown, summed, least = mib, likely * seen if workers else mib, 0
-            else:
-                least = amounts["array"] / MIB
-                caller = mib if part.reason == "block" else 0
-                span = seen if not caller else amounts["span"] / MIB
-                shown, summed = mib, caller + likely * span if workers else mib
-                in_shm += least
-            pss, rss, needed = pss + shown, rss + summed, needed + least
-            parts.append((part.holder, shown, *REASONS[part.reason]))
-        if best is None or pss > best[0]:
-            best = pss, moment.name, parts
-        peak_rss, most = max(peak_rss or 0, rss), max(most or 0, needed)
-        shm = max(shm or 0, in_shm)
-    return Prediction(method, workers, best[0], peak_rss, most, shm, best[1], best[2])
-
-
-def as_json(machine=None):
-    """Give the model as JSON, for the calculator.
-
-    Parameters
-    ----------
-    machine : dict, optional
-        As `calibrate` gives it.
-
-    Returns
-    -------
-    str
-        An object with ``methods``, ``reasons``, ``machine`` and ``dtypes`` (bytes of a value).
-    """
-
-    def plain(item):
-        return item._asdict() | {
-            key: [plain(one) for one in value]
-            for key, value in item._asdict().items()
-            if isinstance(value, tuple)
-        }
-
-    model = {
-        "methods": {name: plain(method) for name, method in METHODS.items()},
-        "reasons": {key: list(reason) for key, reason in REASONS.items()},
-        "machine": machine or this_machine(),
-        "dtypes": {name: np.dtype(name).itemsize for name in DTYPES},
-    }
-    return json.dumps(model)
+    masks = count_all(masks, image.shape[:3])
+    return predict(method, image, masks, n_jobs, machine or this_machine())
 
 
 # %%
@@ -849,7 +344,7 @@ def available_shm_mib():
     return shutil.disk_usage("/dev/shm").free / MIB if Path("/dev/shm").is_dir() else float("inf")
 
 
-def most_workers(method, image, masks, memory_mib, shm_mib=None, machine=None):
+def most_workers(method, image, masks, memory_mib, shm_mib, machine):
     """Find the largest number of workers with which a method fits, up to one for each mask.
 
     Returns
@@ -858,7 +353,7 @@ def most_workers(method, image, masks, memory_mib, shm_mib=None, machine=None):
         0 if not even one fits, or if the method has no workers and does not fit.
     """
     for n_jobs in range(len(masks), 0, -1):
-        prediction = predict_peak(method, image, masks, n_jobs, machine)
+        prediction = predict(method, image, masks, n_jobs, machine)
         if not why_not(prediction, memory_mib, shm_mib):
             return n_jobs
     return 0
@@ -900,10 +395,7 @@ def budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=Fa
         As `predict_peak`; or the memory is not a size.
     """
     image = read_header(fmri_path)
-    masks = [
-        count_voxels(mask, image.shape[:3]) if isinstance(mask, (str, Path)) else mask
-        for mask in mask_paths
-    ]
+    masks = count_all(mask_paths, image.shape[:3])
     n_jobs = len(masks) if n_jobs is None else n_jobs
     check(image, masks, n_jobs)
     memory_mib = available_mib() if memory is None else parse_memory(memory)
@@ -911,7 +403,7 @@ def budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=Fa
     machine = this_machine()
     rows = []
     for method in METHODS:
-        prediction = predict_peak(method, image, masks, n_jobs, machine)
+        prediction = predict(method, image, masks, n_jobs, machine)
         reason = why_not(prediction, memory_mib, shm_mib)
         most = most_workers(method, image, masks, memory_mib, shm_mib, machine)
         rows.append(Row(prediction, reason, most))
