@@ -29,7 +29,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from memory_model import DTYPES, METHODS, Image, check, predict, quantities
+from memory_model import DTYPES, METHODS, Image, Prediction, check, predict, quantities
 from options import parse_memory
 from peak_memory import MIB, available_mib, measure
 
