@@ -29,7 +29,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from memory_model import DTYPES, METHODS, Image, Prediction, check, predict, quantities
+from memory_model import DTYPES, METHODS, REASONS, Image, Prediction, check, predict, quantities
 from options import parse_memory
 from peak_memory import MIB, available_mib, measure
 
@@ -467,8 +467,9 @@ def _print_parts(rows):
     """Print what is in memory at the peak of each method."""
     for prediction, *_ in rows:
         print(f"\n{prediction.method}, while {prediction.moment}:")
-        for holder, mib, why, source in prediction.parts:
-            print(f"{mib:10,.0f} MiB  {holder}: {why} ({source})")
+        for part in prediction.parts:
+            why, source = REASONS[part.reason]
+            print(f"{part.pss_mib:10,.0f} MiB  {part.holder}: {why} ({source})")
 
 
 # %%

@@ -23,6 +23,7 @@ Two things are not known beforehand:
 """
 
 import json
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ class Moment(NamedTuple):
     name: str
     parts: tuple
     when: str = ""
+    early: bool = False  # before the workers are started
 
 
 class Model(NamedTuple):
@@ -167,14 +169,15 @@ REASONS = {
 
 def reading(holder):
     """Give the moments of ``np.asanyarray(img.dataobj)``, done by the caller or a worker."""
+    early = holder == "caller"
     stored = (
         Part(holder, 1, "stored", "stored", "compressed"),
         Part("file", 1, "stored", "stored", "plain"),
     )
     return (
-        Moment("decompressing", (Part(holder, 2, "stored", "inflate"),), "compressed"),
-        Moment("scaling", (*stored, Part(holder, 1, "array", "scale")), "scaled"),
-        Moment("adding the intercept", (Part(holder, 2, "array", "scale"),), "twice"),
+        Moment("decompressing", (Part(holder, 2, "stored", "inflate"),), "compressed", early),
+        Moment("scaling", (*stored, Part(holder, 1, "array", "scale")), "scaled", early),
+        Moment("adding the intercept", (Part(holder, 2, "array", "scale"),), "twice", early),
     )
 
 
@@ -192,6 +195,7 @@ INTO_MEMORY = (
         "copying the mapped file",
         (Part("file", 1, "array", "map"), Part("caller", 1, "array", "image")),
         "mapped",
+        early=True,
     ),
 )
 ARRAY = Part("caller", 1, "array", "image")
@@ -201,6 +205,10 @@ INDEX = Part("worker", 2, "output", "index")
 COPY = Part("worker", 1, "copy", "masker")
 FINITE = Part("worker", 1, "finite", "finite")
 TOUCHED = Part("file", 1, "touched", "touched")
+TOUCHED_FROM_PATH = (  # without workers, one mask's map is given up before the next is made
+    Part("file", 1, "touched", "touched", "workers"),
+    Part("file", 1, "span", "touched", "alone"),
+)
 
 MASKER_FROM_PATH = (
     *reading("worker"),
@@ -220,7 +228,7 @@ INDEX_FROM_PATH = (
         "indexing",
         (
             Part("worker", 1, "array", "image", "read"),
-            Part("file", 1, "touched", "touched", "mapped"),
+            Part("file", 1, "span", "touched", "mapped"),  # over before others have begun
             *(INDEX, RESULTS),
         ),
     ),
@@ -260,7 +268,9 @@ METHODS = {
     "NumPy indexing, shared memory, parallel": Model(
         *("numpy_masker_shared_parallel", "parallel", "nibabel"),
         (
-            Moment("filling the block", (Part("block", 1, "array", "block"), VOLUME, MASKS)),
+            Moment(
+                "filling the block", (Part("block", 1, "array", "block"), VOLUME, MASKS), early=True
+            ),
             Moment("indexing", (Part("block", 1, "array", "block"), INDEX, RESULTS, MASKS)),
         ),
     ),
@@ -274,16 +284,18 @@ METHODS = {
     "NumPy indexing, joblib map, parallel": Model(
         *("numpy_masker_joblib_map", "parallel", "numpy"),
         (
-            Moment("writing the file", (VOLUME, MASKS)),
+            Moment("writing the file", (VOLUME, MASKS), early=True),
             Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS)),
         ),
+        *(1, 35),
     ),
     "NumPy indexing, mapped file, parallel": Model(
         *("numpy_masker_mapped", "parallel", "numpy"),
         (
-            Moment("writing the file", (VOLUME, MASKS), "read"),
-            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS)),
+            Moment("writing the file", (VOLUME, MASKS), "read", early=True),
+            Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS)),
         ),
+        *(1, 35),
     ),
     "Streaming, any masker, one pass": Model(
         *("stream_nifti_maskers", "one pass", ""),
@@ -350,7 +362,7 @@ def check(image, mask_voxels, n_jobs):
 # ------------------------
 
 
-def quantities(image, mask_voxels, n_jobs, mode):
+def quantities(image, mask_voxels, mode, active=0, together=1):
     """Give what parts are made of, in bytes.
 
     Parameters
@@ -358,9 +370,12 @@ def quantities(image, mask_voxels, n_jobs, mode):
     image : Image
     mask_voxels : list of int
         Voxels of each mask.
-    n_jobs : int
     mode : {"single", "parallel", "one pass"}
         A single run has the first mask only.
+    active : int
+        Workers that have a task; 0 where the calling process does the work itself.
+    together : float
+        How much of its peak each other worker holds while one is at its own.
 
     Returns
     -------
@@ -380,10 +395,10 @@ def quantities(image, mask_voxels, n_jobs, mode):
     spans = [
         min(1, ((6 * n / np.pi) ** (1 / 3) * x * y * array_size + 65536) / volume) for n in masks
     ]
-    together = sorted(spans, reverse=True)[: n_jobs if n_jobs > 1 else None]
-    untouched = 1.0
-    for span in together:
-        untouched *= 1 - span
+    largest, *others = sorted(spans, reverse=True)
+    untouched = 1 - largest
+    for span in others[: active - 1 if active else None]:
+        untouched *= 1 - span * (together if active else 1)
 
     positions = sum(masks)
     rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
@@ -412,6 +427,17 @@ def quantities(image, mask_voxels, n_jobs, mode):
 # --------------
 
 
+class Held(NamedTuple):
+    """What is in memory at a moment, in MiB, by whom and why."""
+
+    holder: str
+    pss_mib: float
+    rss_mib: float
+    most_mib: float
+    shm_mib: float
+    reason: str  # a key of REASONS
+
+
 class Prediction(NamedTuple):
     """What a method needs, in MiB.
 
@@ -419,6 +445,7 @@ class Prediction(NamedTuple):
     ----------
     method : str
     n_jobs : int
+        Workers that are started; 0 if there are none.
     peak_pss_mib : float
         The likely peak, as PSS summed over all processes.
     peak_rss_mib : float
@@ -430,9 +457,9 @@ class Prediction(NamedTuple):
     shm_mib : float
         Of it in ``/dev/shm``.
     moment : str
-        When the peak is.
-    parts : list of (str, float, str, str)
-        At the peak: who holds it, MiB in PSS, why, and the source.
+        When the likely peak is.
+    parts : list of Held
+        What is in memory at that moment.
     """
 
     method: str
@@ -475,7 +502,6 @@ def predict(method, image, masks, n_jobs, machine):
     model = METHODS[method]
     workers = n_jobs if model.mode == "parallel" and model.imports and n_jobs > 1 else 0
     active = min(workers, len(masks))
-    amounts = quantities(image, masks, max(active, 1), model.mode)
     scaled = image.slope or image.inter
     conditions = {
         "compressed" if image.compressed else "plain",
@@ -484,46 +510,70 @@ def predict(method, image, masks, n_jobs, machine):
         "workers" if workers else "alone",
         *(["twice"] if image.slope and image.inter else []),
     }
-    voxels = amounts["finite"]
-    together = model.together * max(0, 1 - model.late * 1e6 / voxels)
-    likely = 1 + (active - 1) * together if active else 1
-    base = [("caller", *machine["caller"])]
-    if workers:
-        base.append(("helpers", *machine["helpers"]))
-        base.append(("workers", *(active * mib for mib in machine[model.imports])))
-        base.append(("workers", *((workers - active) * mib for mib in machine["numpy"])))
-    base_pss, base_rss = (sum(part[i] for part in base) for i in (1, 2))
+    together = model.together * max(0, 1 - model.late * 1e6 / math.prod(image.shape))
+    likely = 1 + (active - 1) * together if workers else 1
+    amounts = quantities(image, masks, model.mode, active, together)
 
-    best = peak_rss = most = shm = None
+    caller, *others = imported(model, machine, workers, active)
+    moments = []
     for moment in model.moments:
-        if not set(moment.when.split()) <= conditions:
-            continue
-        pss, rss, needed, in_shm = base_pss, base_rss, base_pss, 0
-        parts = [(holder, mib, *REASONS["imports"]) for holder, mib, _ in base if mib]
-        for part in moment.parts:
-            if not set(part.when.split()) <= conditions:
-                continue
-            mib = part.times * amounts[part.quantity] / MIB
-            seen = amounts["span"] / MIB if part.quantity == "touched" else mib
-            if part.holder == "worker":
-                shown, summed, least = likely * mib, likely * mib, max(active, 1) * mib
-            elif part.holder == "caller":
-                shown, summed, least = mib, mib, mib
-            elif part.holder == "file":
-                shown, summed, least = mib, likely * seen if workers else mib, 0
-            else:
-                least = amounts["array"] / MIB
-                caller = mib if part.reason == "block" else 0
-                span = seen if not caller else amounts["span"] / MIB
-                shown, summed = mib, caller + likely * span if workers else mib
-                in_shm += least
-            pss, rss, needed = pss + shown, rss + summed, needed + least
-            parts.append((part.holder, shown, *REASONS[part.reason]))
-        if best is None or pss > best[0]:
-            best = pss, moment.name, parts
-        peak_rss, most = max(peak_rss or 0, rss), max(most or 0, needed)
-        shm = max(shm or 0, in_shm)
-    return Prediction(method, workers, best[0], peak_rss, most, shm, best[1], best[2])
+        if set(moment.when.split()) <= conditions:
+            parts = [caller, *([] if moment.early else others)]
+            for part in moment.parts:
+                if set(part.when.split()) <= conditions:
+                    parts.append(held(part, amounts, active, likely))
+            moments.append((moment.name, parts))
+    peaks = [[sum(part[i] for part in parts) for i in range(1, 5)] for _, parts in moments]
+    pss, rss, most, shm = (max(values) for values in zip(*peaks, strict=True))
+    name, parts = moments[[peak[0] for peak in peaks].index(pss)]
+    return Prediction(method, workers, pss, rss, most, shm, name, parts)
+
+
+def imported(model, machine, workers, active):
+    """Give what interpreters and imports take: of the caller, and of all that it starts."""
+    found = [("caller", 1, "caller")]
+    if workers:
+        found.append(("helpers", 1, "helpers"))
+        found.append(("worker", active, model.imports))
+    if workers > active:  # these get no task
+        found.append(("worker", workers - active, "numpy"))
+    return [
+        Held(holder, n * machine[what][0], n * machine[what][1], n * machine[what][0], 0, "imports")
+        for holder, n, what in found
+    ]
+
+
+def held(part, amounts, active, likely):
+    """Tell what a part amounts to, if so many workers are likely to be at their peak.
+
+    Parameters
+    ----------
+    part : Part
+    amounts : dict
+        As `quantities` gives them.
+    active : int
+        Workers that have a task; 0 where the calling process does the work itself.
+    likely : float
+        How many of them are at their peak, on average.
+
+    Returns
+    -------
+    Held
+    """
+    mib = part.times * amounts[part.quantity] / MIB
+    span, array = amounts["span"] / MIB, amounts["array"] / MIB
+    if part.holder == "worker":
+        sizes = likely * mib, likely * mib, max(active, 1) * mib, 0
+    elif part.holder == "caller":
+        sizes = mib, mib, mib, 0
+    elif part.holder == "file":
+        seen = span if part.quantity == "touched" else mib
+        sizes = mib, likely * seen if active else mib, 0, 0
+    elif part.reason == "block":  # the caller has filled it; workers look at a part
+        sizes = mib, mib + likely * span * (active > 0), array, array
+    else:  # joblib has written it, without a process that maps it
+        sizes = mib, likely * (span if part.quantity == "touched" else mib), array, array
+    return Held(part.holder, *sizes, part.reason)
 
 
 def as_json(machine):

@@ -29,18 +29,25 @@ What it takes care of, because each of these has led to wrong numbers:
 Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
 looks at them, and then no process's PSS contains them: they are recorded separately.
 
+A peak between two samples is not lost where the calling process is alone: the kernel keeps
+the largest resident set size of each process. Before the machine runs out of memory, the call
+is stopped, and the trace says so.
+
 A difference of less than about 50 MiB is noise. With several workers the noise is larger:
 it is chance how many of them are at their own peak at the same moment.
 """
 
 import contextlib
+import functools
 import json
+import math
 import os
 import pickle
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -90,6 +97,8 @@ class Trace:
         What the files in ``/dev/shm`` took more than before the call, in MiB: shared memory
         takes room there whether or not a process looks at it, and other programs' files
         count too. None where there is no such folder.
+    high_water_mib : tuple of float
+        PSS and RSS in MiB at the peak that the kernel noted, if the call had no other process.
     """
 
     name: str
@@ -102,6 +111,7 @@ class Trace:
     value: object = field(default=None, repr=False)
     exception: BaseException | None = None
     shm_mib: np.ndarray | None = None
+    high_water_mib: tuple = (0, 0)
 
     def total(self, metric="pss"):
         """Sum a metric, ``"pss"``, ``"rss"`` or ``"uss"``, over all processes.
@@ -115,12 +125,12 @@ class Trace:
     @property
     def peak_pss_mib(self):
         """The largest sum of PSS over all processes, in MiB."""
-        return float(self.total("pss").max())
+        return float(max(self.total("pss").max(), self.high_water_mib[0]))
 
     @property
     def peak_rss_mib(self):
         """The largest sum of RSS over all processes, in MiB."""
-        return float(self.total("rss").max())
+        return float(max(self.total("rss").max(), self.high_water_mib[1]))
 
     def result(self):
         """Give what the call returned, or raise what it raised."""
@@ -226,27 +236,43 @@ def available_mib(root="/"):
         MiB. Files that the kernel can drop from its cache count as free.
     """
     left = [psutil.virtual_memory().available]
-    root = Path(root)
-    groups = root / "proc/self/cgroup"
-    for line in groups.read_text().splitlines() if groups.exists() else ():
+    for limit, used, statistics in _control_groups(root):
+        with contextlib.suppress(OSError, ValueError):
+            lines = statistics.read_text().splitlines()
+            numbers = {name: int(value) for name, value in map(str.split, lines)}
+            cached = numbers.get("total_inactive_file", numbers.get("inactive_file", 0))
+            left.append(limit - int(used.read_text()) + cached)
+    return max(min(left), 0) / MIB
+
+
+@functools.cache
+def _control_groups(root):
+    """List the control groups that limit this process: limit, and files to read."""
+    found, root = [], Path(root)
+    names = root / "proc/self/cgroup"
+    for line in names.read_text().splitlines() if names.exists() else ():
         _, controllers, place = line.split(":", maxsplit=2)
-        if controllers == "":
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        if controllers == "":  # version 2
+            top, limit, used = root / "sys/fs/cgroup", "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
             top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         folder = top / place.strip("/")
         for group in (folder, *folder.parents):  # in a container, some are not visible
-            with contextlib.suppress(OSError, ValueError):
-                limit, used = (int((group / name).read_text()) for name in names)
-                stat = dict(row.split() for row in (group / "memory.stat").open())
-                cached = stat.get("total_inactive_file") or stat.get("inactive_file") or 0
-                left.append(limit - used + int(cached))
+            with contextlib.suppress(OSError, ValueError):  # "max", where there is no limit
+                size = int((group / limit).read_text())
+                if size < psutil.virtual_memory().total:
+                    found.append((size, group / used, group / "memory.stat"))
             if group == top:
                 break
-    return max(min(left), 0) / MIB
+    return found
+
+
+def reserve_mib():
+    """Tell how much is kept free: 3 % of the memory, and 256 MiB at least."""
+    return max(0.03 * psutil.virtual_memory().total / MIB, 256)
 
 
 # %%
@@ -278,7 +304,31 @@ def measure(func, /, *args, **kwargs):
     Notes
     -----
     An interrupt (Ctrl-C) is passed on to the call, so that it can clean up, and then
-    the process and its workers are ended.
+    the process and its workers are ended. If the machine is about to run out of memory, the
+    same is done, and the trace's exception is a MemoryError.
+    """
+    return measure_within(math.inf, func, *args, **kwargs)
+
+
+def measure_within(memory_mib, func, /, *args, **kwargs):
+    """Do what `measure` does, and stop the call when it takes more than so much memory.
+
+    Parameters
+    ----------
+    memory_mib : float
+        MiB by which the machine's available memory may become less during the call.
+    func, *args, **kwargs
+        As for `measure`.
+
+    Returns
+    -------
+    Trace
+        Its exception is a MemoryError if the call was stopped.
+
+    Raises
+    ------
+    RuntimeError
+        As for `measure`.
     """
     name = getattr(func, "__name__", type(func).__name__)
     call = cloudpickle.dumps((func, args, kwargs))
@@ -302,13 +352,78 @@ def measure(func, /, *args, **kwargs):
         samples = [_sample(process.pid)]
         process.stdin.write(b"go\n")
         process.stdin.flush()
-        samples += _watch(process, name)
+        with Watchdog(process.pid, memory_mib) as watchdog:
+            samples += _watch(process, name)
         outcome = _receive(process, samples)
+        if watchdog.reason:
+            outcome = *outcome[:2], None, MemoryError(f"{name}: {watchdog.reason}"), 0
     except BaseException:
         _end(process, patience=0)
         raise
     _end(process, patience=30)
     return _trace(name, samples, *outcome)
+
+
+class Watchdog:
+    """Stop a process and its workers before the machine runs out of memory.
+
+    A thread looks every few milliseconds at what is available. When it is too little, the
+    workers are killed, which frees most, and the process is interrupted, so that it can
+    clean up. If there is still less, it is killed, too. Trackers of shared memory are spared:
+    they remove what others leave behind.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    memory_mib : float
+        MiB by which the available memory may become less.
+
+    Attributes
+    ----------
+    reason : str
+        Why the process was stopped; empty if it was not.
+    """
+
+    def __init__(self, pid, memory_mib=math.inf):
+        self.pid, self.reason = pid, ""
+        self.begin = available_mib()
+        self.least = max(self.begin - memory_mib, reserve_mib())
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+    def _look(self):
+        left = self.begin
+        while not self.over.wait(0.005):
+            left = available_mib()
+            if left < self.least:
+                break
+        else:
+            return
+        self.reason = (
+            f"stopped while it ran, with {self.begin - left:,.0f} MiB taken: the machine had "
+            f"{left:,.0f} MiB left, and {self.least:,.0f} MiB are kept free."
+        )
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            for worker in process.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if not any("resource_tracker" in word for word in worker.cmdline()):
+                        worker.kill()
+            process.send_signal(signal.SIGINT)
+            patience = time.monotonic() + 10
+            while not self.over.wait(0.005):
+                if available_mib() < self.least / 2 or time.monotonic() > patience:
+                    process.kill()
+                    return
 
 
 def _serve():
@@ -328,12 +443,14 @@ def _serve():
         return
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a call that reads input finds none
     value = exception = None
+    _high_water(reset=True)
     started, clock = time.time(), time.perf_counter()
     try:
         value = func(*args, **kwargs)
     except BaseException as error:
         exception = error
     seconds = time.perf_counter() - clock
+    high_water = _high_water()
     reply.write(b"\n")  # the call is over: sampling stops here
     reply.flush()
     try:
@@ -342,11 +459,23 @@ def _serve():
         text = traceback.format_exception_only(type(exception), exception)
         exception = RuntimeError("".join(text).strip())
     try:
-        answer = cloudpickle.dumps((started, seconds, value, exception))
+        answer = cloudpickle.dumps((started, seconds, value, exception, high_water))
     except Exception as error:  # a result that cannot be pickled
-        answer = cloudpickle.dumps((started, seconds, None, RuntimeError(repr(error))))
+        error = RuntimeError(repr(error))
+        answer = cloudpickle.dumps((started, seconds, None, error, high_water))
     reply.write(answer)
     reply.flush()
+
+
+def _high_water(reset=False):
+    """Read, or reset, the largest RSS in bytes that Linux has noted for this process."""
+    with contextlib.suppress(OSError, ValueError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        else:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if "VmHWM" in line)
+    return 0
 
 
 def _watch(process, name):
@@ -387,7 +516,7 @@ def _sample(pid):
 
 
 def _receive(process, samples):
-    """Start, seconds, value and exception of the call, also if its process was killed."""
+    """Start, seconds, value, exception and largest RSS, also if the process was killed."""
     try:
         process.stdout.read(1)
         return pickle.load(process.stdout)
@@ -395,7 +524,7 @@ def _receive(process, samples):
         code = process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         error = RuntimeError(f"The measured process was ended by {how}.")
-        return samples[0][0], samples[-1][0] - samples[0][0], None, error
+        return samples[0][0], samples[-1][0] - samples[0][0], None, error, 0
 
 
 def _end(process, patience):
@@ -425,12 +554,15 @@ def _end(process, patience):
                 end(child)
 
 
-def _trace(name, samples, started, seconds, value, exception):
+def _trace(name, samples, started, seconds, value, exception, high_water):
     """Turn samples into arrays, one row for each process."""
     stamps, shm, trees = zip(*samples, strict=True)
     pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
     absent = (0, 0, 0)
     numbers = np.array([[tree.get(pid, absent) for pid in pids] for tree in trees]) / MIB
+    pss, rss, _ = numbers[0, 0]
+    alone = HAS_PSS and len(pids) == 1 and high_water  # what is added is its own
+    high_water = (pss + high_water / MIB - rss, high_water / MIB) if alone else (0, 0)
     return Trace(
         name=name,
         started=started,
@@ -444,6 +576,7 @@ def _trace(name, samples, started, seconds, value, exception):
         metric="PSS" if HAS_PSS else "USS",
         value=value,
         exception=exception,
+        high_water_mib=high_water,
         shm_mib=None if shm[0] is None else (np.array(shm) - shm[0]) / MIB,
     )
 

@@ -72,7 +72,7 @@ METHODS = [
 ]
 
 
-def run(method, fmri_path, mask_paths):
+def run(method, fmri_path, mask_paths, n_jobs=None):
     """Do the whole work of one method, from the files to the arrays.
 
     Parameters
@@ -82,6 +82,8 @@ def run(method, fmri_path, mask_paths):
         4D image.
     mask_paths : list of paths
         3D masks on its grid.
+    n_jobs : int, optional
+        Workers of a parallel method; one for each mask by default.
 
     Returns
     -------
@@ -95,7 +97,7 @@ def run(method, fmri_path, mask_paths):
     masks = [load(mask_path) for mask_path in mask_paths]
     if method.mode == "one pass":
         return method.function(fmri, masks)
-    return method.function(fmri, masks, len(masks))
+    return method.function(fmri, masks, n_jobs or len(masks))
 
 
 def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"):

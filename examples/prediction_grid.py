@@ -1,0 +1,187 @@
+"""
+A grid of measurements to hold the model against
+================================================
+
+Every method, for images of several lengths and types, compressed and not, with several
+numbers of workers: each a measurement in a fresh process.
+:ref:`sphx_glr_auto_examples_plot_prediction.py` compares them with what the model predicts.
+
+``make record`` measures the whole grid, which takes most of an hour, into ``doc/recorded``; a
+build measures a small part of it. Always with the default data: what is asked is whether the
+model counts right, and the reader's own image is compared by every page's measurement anyway.
+
+.. code-block:: bash
+
+    python prediction_grid.py folder          # a small part
+    python prediction_grid.py --full folder   # the whole grid
+"""
+
+import argparse
+import csv
+import datetime
+import functools
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+import synthetic_data
+from measured_methods import describe_machine
+from memory_budget import calibrate, count_all, read_header
+from peak_memory import measure
+from plot_large_image import atlas_to_masks, get_atlas_path
+from whole_experiment import METHODS, run
+
+FULL = {
+    "images": (1, 2, 4, 8),
+    "kinds": ("float32", "int16"),
+    "endings": (".nii.gz", ".nii"),
+    "workers": (1, 2, 6),
+}
+COLUMNS = (
+    *("method", "n_images", "kind", "ending", "n_jobs", "mask_voxels", "shape", "slope", "inter"),
+    *("before_mib", "peak_pss_mib", "peak_rss_mib", "seconds"),
+)
+
+
+class Point(NamedTuple):
+    """A point of the grid."""
+
+    n_images: int
+    kind: str  # "float32", "int16", or "scaled": int16 with a slope and an intercept
+    ending: str
+    n_jobs: int
+
+
+def full_grid():
+    """Give all points of the grid, and some with scale factors."""
+    points = [
+        Point(*values)
+        for n_images in FULL["images"]
+        for kind in FULL["kinds"]
+        for ending in FULL["endings"]
+        for values in ((n_images, kind, ending, n_jobs) for n_jobs in FULL["workers"])
+    ]
+    return points + [
+        Point(2, "scaled", ending, n_jobs) for ending in FULL["endings"] for n_jobs in (1, 6)
+    ]
+
+
+def small_grid():
+    """Give a few points, in which each type and each ending occurs."""
+    return [Point(1, "int16", ".nii", 2), Point(1, "scaled", ".nii.gz", 2)]
+
+
+def write_image(point, folder):
+    """Write the image of a point.
+
+    Parameters
+    ----------
+    point : Point
+    folder : str or pathlib.Path
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    subjects = [synthetic_data.synthetic_fmri(i) for i in range(point.n_images)]
+    data = np.concatenate([np.asarray(img.dataobj) for img in subjects], axis=3)
+    if point.kind == "int16":
+        data = (data * (30000 / np.abs(data).max())).astype("int16")
+    img = nib.Nifti1Image(data, subjects[0].affine)
+    if point.kind == "scaled":
+        img.set_data_dtype("int16")  # nibabel finds a slope, and an intercept
+    path = Path(folder) / f"fmri{point.ending}"
+    img.to_filename(path)
+    return path
+
+
+def measure_point(point, fmri_path, mask_paths, methods):
+    """Measure methods at a point.
+
+    Parameters
+    ----------
+    point : Point
+    fmri_path : pathlib.Path
+    mask_paths : list of pathlib.Path
+    methods : list of whole_experiment.Method
+
+    Yields
+    ------
+    dict
+        A row, with the columns ``COLUMNS``.
+    """
+    image = read_header(fmri_path)
+    for method in methods:
+        masks = mask_paths[: max(point.n_jobs, 2)] if method.mode == "parallel" else mask_paths
+        call = functools.partial(run, method, fmri_path, masks, point.n_jobs)
+        call.__name__ = f"{method.name}, {method.mode}"
+        trace = measure(call)
+        trace.result()
+        yield {
+            "method": call.__name__,
+            **point._asdict(),
+            "mask_voxels": " ".join(str(n) for n in count_all(masks, image.shape[:3])),
+            "shape": " ".join(str(n) for n in image.shape),
+            "slope": image.slope,
+            "inter": image.inter,
+            "before_mib": f"{trace.before_mib:.1f}",
+            "peak_pss_mib": f"{trace.peak_pss_mib:.1f}",
+            "peak_rss_mib": f"{trace.peak_rss_mib:.1f}",
+            "seconds": f"{trace.seconds:.2f}",
+        }
+
+
+def measure_grid(points, folder):
+    """Measure every method at every point, and write ``prediction.csv`` and ``.json``.
+
+    A method without workers is measured once for an image.
+
+    Parameters
+    ----------
+    points : list of Point
+    folder : str or pathlib.Path
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = calibrate()
+    about = describe_machine() | {"date": datetime.date.today().isoformat(), "imports": machine}
+    rows = []
+    images = itertools.groupby(points, lambda point: point[:3])
+    for _, group in images:
+        group = list(group)
+        with tempfile.TemporaryDirectory() as temporary:
+            fmri_path = write_image(group[0], temporary)
+            _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, 6)
+            for i, point in enumerate(group):
+                methods = [m for m in METHODS if m.mode == "parallel" or i == 0]
+                print(point, file=sys.__stderr__, flush=True)
+                rows += measure_point(point, fmri_path, mask_paths, methods)
+    for name, write in {
+        "prediction.csv": lambda file: write_rows(file, rows),
+        "prediction.json": lambda file: json.dump({"prediction": about}, file),
+    }.items():
+        unfinished = folder / f"{name}.unfinished"
+        with open(unfinished, "w", newline="") as file:
+            write(file)
+        unfinished.replace(folder / name)
+
+
+def write_rows(file, rows):
+    """Write rows as a table with a header."""
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure a grid to hold the model against.")
+    parser.add_argument("--full", action="store_true", help="the whole grid")
+    parser.add_argument("folder", help="where to write what was measured")
+    arguments = parser.parse_args()
+    measure_grid(full_grid() if arguments.full else small_grid(), arguments.folder)
