@@ -22,18 +22,22 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import psutil
 from nilearn.maskers import NiftiMasker
 
+from memory_budget import allowed_mib, guard
+from memory_model import Prediction
 from options import read_options
-from peak_memory import HAS_PSS, MIB, measure
+from peak_memory import HAS_PSS, MIB, measure, measure_within
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
-from whole_experiment import METHODS, run
+from whole_experiment import METHODS, run, title
 
 # What the measurements depend on, besides Python itself.
 PACKAGES = (
@@ -43,7 +47,7 @@ PACKAGES = (
 
 COLUMNS = (
     *("method", "function", "mode", "n_jobs", "image_mib", "n_masks"),
-    *("before_mib", "peak_pss_mib", "peak_rss_mib", "seconds", "identical"),
+    *("before_mib", "peak_pss_mib", "peak_rss_mib", "seconds", "identical", "status", "reason"),
 )
 
 
@@ -122,8 +126,9 @@ def measure_methods(*functions):
 
     Returns
     -------
-    dict of str to peak_memory.Trace
-        In the order of `METHODS`; also written to the folder ``measured``.
+    dict of str to peak_memory.Trace or NotRun
+        In the order of `METHODS`; also written to the folder ``measured``. A method that may
+        not fit into memory is not run, and one that uses it up is stopped.
     """
     fmri_path, mask_paths, reference, image_mib = prepare_all()
     names = {function.__name__ for function in functions}
@@ -131,12 +136,7 @@ def measure_methods(*functions):
     for number, method in enumerate(METHODS, start=1):
         if method.function.__name__ not in names:
             continue
-        title = f"{method.name}, {method.mode}"
-        print(f"[{number} of {len(METHODS)}] {title} ...", file=sys.__stderr__, flush=True)
-        call = functools.partial(run, method, fmri_path, mask_paths)
-        call.__name__ = title
-        trace = traces[title] = measure(call)
-        series = trace.result()
+        print(f"[{number} of {len(METHODS)}] {title(method)} ...", file=sys.__stderr__, flush=True)
         n_masks = 1 if method.mode == "single" else len(mask_paths)
         row = {
             "method": method.name,
@@ -145,15 +145,93 @@ def measure_methods(*functions):
             "n_jobs": n_masks if method.mode == "parallel" else 1,
             "image_mib": f"{image_mib:.1f}",
             "n_masks": n_masks,
-            "before_mib": f"{trace.before_mib:.1f}",
-            "peak_pss_mib": f"{trace.peak_pss_mib:.1f}",
-            "peak_rss_mib": f"{trace.peak_rss_mib:.1f}",
-            "seconds": f"{trace.seconds:.2f}",
-            "identical": str(len(series) == n_masks and identical(series, reference)).lower(),
         }
-        _keep(row, trace)
-        print(f"{trace}\n    identical to NiftiMasker: {row['identical']}")
+        prediction, reason = guard(title(method), fmri_path, mask_paths, len(mask_paths))
+        if reason:
+            outcome = traces[title(method)] = NotRun(prediction, reason)
+            row |= outcome.row()
+        else:
+            call = functools.partial(run, method, fmri_path, mask_paths)
+            call.__name__ = title(method)
+            outcome = traces[title(method)] = measure_within(allowed_mib()[1], call)
+            row |= _measured_row(outcome, n_masks, reference)
+            name = title(method).lower().replace(", ", "-").replace(" ", "-")
+            outcome.save(Path(read_options().measured) / "traces" / f"{name}.dat")
+        _keep(row)
+        print(outcome)
+        if row["identical"]:
+            print(f"    identical to NiftiMasker: {row['identical']}")
     return traces
+
+
+class NotRun(NamedTuple):
+    """What stands in place of a trace for a method that may not fit into memory."""
+
+    prediction: Prediction
+    reason: str
+
+    def row(self):
+        """Give the columns of ``summary.csv`` that a measurement would fill."""
+        return {
+            "before_mib": f"{self.prediction.parts[0].pss_mib:.1f}",
+            "peak_pss_mib": f"{self.prediction.peak_pss_mib:.1f}",
+            "peak_rss_mib": f"{self.prediction.peak_rss_mib:.1f}",
+            **dict.fromkeys(("seconds", "identical"), ""),
+            **{"status": "predicted", "reason": f"Not run. {self.reason}"},
+        }
+
+    def __str__(self):
+        return (
+            f"{self.prediction.method}\n    not run: {self.reason}\n"
+            f"    predicted peak {self.prediction.peak_pss_mib:,.0f} MiB PSS, "
+            f"{self.prediction.peak_rss_mib:,.0f} MiB RSS"
+        )
+
+    def plot(self, ax, image_mib=None, title=None):
+        """Draw the predicted peak, hatched, where a trace would be.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes
+        image_mib : float, optional
+            Size of the image in memory, drawn as a line.
+        title : str, optional
+            The method's name by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        peak = self.prediction.peak_pss_mib
+        ax.barh(peak / 2, 1, peak, color="white", edgecolor="0.4", hatch="xx", lw=0)
+        ax.text(
+            *(0.5, 0.5, "\n".join(textwrap.wrap(f"Not run. {self.reason}", 48))),
+            *(ax.transAxes,),
+            bbox={"facecolor": "white", "linewidth": 0},
+            ha="center",
+            va="center",
+        )
+        if image_mib:
+            ax.axhline(image_mib, color="#009e73")
+        ax.set(xlim=(0, 1), xticks=[], ylabel="MiB")
+        ax.set_title(f"{title or self.prediction.method}: predicted peak {peak:,.0f} MiB")
+        return ax
+
+
+def _measured_row(trace, n_masks, reference):
+    """The columns of ``summary.csv`` that come from a measurement."""
+    stopped = isinstance(trace.exception, MemoryError)
+    series = [] if stopped else trace.result()
+    same = len(series) == n_masks and identical(series, reference)
+    return {
+        "before_mib": f"{trace.before_mib:.1f}",
+        "peak_pss_mib": f"{trace.peak_pss_mib:.1f}",
+        "peak_rss_mib": f"{trace.peak_rss_mib:.1f}",
+        "seconds": "" if stopped else f"{trace.seconds:.2f}",
+        "identical": "" if stopped else str(same).lower(),
+        "status": "stopped" if stopped else "measured",
+        "reason": str(trace.exception) if stopped else "",
+    }
 
 
 def complete_summary():
@@ -186,7 +264,7 @@ def plot_traces(traces, image_mib=None):
 
     Parameters
     ----------
-    traces : dict of str to peak_memory.Trace
+    traces : dict of str to peak_memory.Trace or NotRun
     image_mib : float, optional
         Size of the image in memory, drawn as a line.
 
@@ -199,10 +277,10 @@ def plot_traces(traces, image_mib=None):
     figure, axes = plt.subplots(
         len(traces), 1, figsize=(8, 0.8 + 2.2 * len(traces)), squeeze=False, layout="constrained"
     )
-    for ax, (title, trace) in zip(axes.flat, traces.items(), strict=True):
-        trace.plot(ax, image_mib, title)
-        if ax is not axes[0, 0]:
-            ax.get_legend().remove()
+    for ax, (name, trace) in zip(axes.flat, traces.items(), strict=True):
+        trace.plot(ax, image_mib, name)
+    for ax in [ax for ax in axes.flat if ax.get_legend()][1:]:
+        ax.get_legend().remove()
     plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
     figure.suptitle("Memory over time")
     plt.show()
@@ -229,8 +307,8 @@ def version_of(package):
         return "not installed"
 
 
-def _keep(row, trace):
-    """Put a method's row, in the order of METHODS, and its trace into the folder."""
+def _keep(row):
+    """Put a method's row, in the order of METHODS, into the folder."""
     folder = Path(read_options().measured)
     rows = {(r["method"], r["mode"]): r for r in read_summary()}
     rows[row["method"], row["mode"]] = row
@@ -241,8 +319,6 @@ def _keep(row, trace):
         writer.writeheader()
         writer.writerows(ordered)
     unfinished.replace(folder / "summary.csv")
-    name = f"{row['method']}-{row['mode']}".lower().replace(", ", "-").replace(" ", "-")
-    trace.save(folder / "traces" / f"{name}.dat")
 
 
 def _describe(options, fmri_img, fmri_path, mask_imgs):

@@ -30,8 +30,8 @@ import nibabel as nib
 import numpy as np
 
 from memory_model import DTYPES, METHODS, REASONS, Image, Prediction, check, predict, quantities
-from options import parse_memory
-from peak_memory import MIB, available_mib, measure
+from options import parse_memory, read_options
+from peak_memory import MIB, available_mib, measure, reserve_mib
 
 # %%
 # What goes in
@@ -304,6 +304,8 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
 # %%
 # Does it fit?
 # ------------
+# The experiment and every page ask ``guard`` before they run a method. One that may not fit is
+# not run, but shown as predicted.
 
 
 def why_not(prediction, memory_mib=None, shm_mib=None):
@@ -357,6 +359,42 @@ def most_workers(method, image, masks, memory_mib, shm_mib, machine):
         if not why_not(prediction, memory_mib, shm_mib):
             return n_jobs
     return 0
+
+
+def allowed_mib():
+    """Tell how much a method may take in a build, by the option MEMORY.
+
+    Returns
+    -------
+    allowed : float
+        MiB that the prediction is held against; by default what is available now.
+    stop : float
+        MiB with which a running method is stopped, if the machine has that much.
+    """
+    memory = read_options().memory
+    if memory in ("", "unlimited"):
+        return float("inf") if memory else available_mib() - reserve_mib(), float("inf")
+    return parse_memory(memory), parse_memory(memory)
+
+
+def guard(method, fmri_path, mask_paths, n_jobs):
+    """Ask the model whether a method may be run in a build.
+
+    Parameters
+    ----------
+    method, fmri_path, mask_paths, n_jobs
+        As for `predict_peak`.
+
+    Returns
+    -------
+    prediction : memory_model.Prediction
+    reason : str
+        Why it must not be run; empty if it may.
+    """
+    prediction = predict_peak(method, fmri_path, mask_paths, n_jobs)
+    allowed, _ = allowed_mib()
+    shm_mib = available_shm_mib() if allowed < float("inf") else allowed
+    return prediction, why_not(prediction, allowed, shm_mib)
 
 
 class Row(NamedTuple):

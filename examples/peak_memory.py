@@ -58,7 +58,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-INTERVALS = 0.002, 0.02  # seconds between samples: as long as one takes, within these
+PAUSES = 0.002, 0.1  # seconds between samples: twice as long as one takes, within these
 MIB = 2**20
 SHM = Path("/dev/shm")  # where Linux keeps the files of shared memory
 HAS_PSS = "pss" in psutil.Process().memory_full_info()._fields
@@ -488,11 +488,11 @@ def _watch(process, name):
         leave=False,
         file=sys.__stderr__,
     ) as progress:
-        pause, longest = INTERVALS
+        pause, longest = PAUSES
         while not select.select([process.stdout], [], [], pause)[0]:
             start = time.perf_counter()
             samples.append(_sample(process.pid))
-            pause = min(max(INTERVALS[0], time.perf_counter() - start), longest)
+            pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
             tree = samples[-1][2].values()
             pss_mib = sum(pss for pss, _, _ in tree) / MIB
             progress.set_postfix_str(f"{pss_mib:,.0f} MiB in {len(tree)} processes")

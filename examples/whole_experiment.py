@@ -15,6 +15,9 @@ With ``--pause 30`` mprof's own plot is easy to read. The workers of one method 
 down before the next begins: joblib keeps them for five minutes otherwise, and they would
 lie under the next method's peak.
 
+A method that may not fit into memory is not run, and one that is about to use it up is stopped;
+both are told, and the script goes on. ``MEMORY=unlimited`` runs all.
+
 When each method began and ended is written to a table, on the same clock as mprof's file.
 :ref:`sphx_glr_auto_examples_plot_memory_over_time.py` labels the curve with it.
 """
@@ -30,7 +33,9 @@ from typing import NamedTuple
 
 from joblib.externals.loky import get_reusable_executor
 
+from memory_budget import allowed_mib, guard
 from options import read_options
+from peak_memory import Watchdog
 from plot_in_memory import numpy_masker_joblib_map, numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, load_in_memory
 from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
@@ -70,6 +75,11 @@ METHODS = [
     Method("Streaming, any masker", stream_nifti_maskers, "one pass"),
     Method("Streaming, masks", stream_masks, "one pass"),
 ]
+
+
+def title(method):
+    """Give the name by which the model of memory knows a method."""
+    return f"{method.name}, {method.mode}"
 
 
 def run(method, fmri_path, mask_paths, n_jobs=None):
@@ -119,17 +129,55 @@ def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"
     phases = []
     for number, method in enumerate(METHODS, start=1):
         time.sleep(pause)
-        print(f"{number} of {len(METHODS)}: {method.name}, {method.mode} ...", flush=True)
+        print(f"{number} of {len(METHODS)}: {title(method)} ...", flush=True)
         began = time.time()
-        run(method, fmri_path, mask_paths)
+        status, reason, predicted_mib = run_guarded(method, fmri_path, mask_paths)
+        if status == "predicted":
+            time.sleep(max(pause, 0.5))  # a place in the figure
         ended = time.time()
         get_reusable_executor().shutdown(wait=True)
-        phases.append((method.name, method.mode, f"{began:.3f}", f"{ended:.3f}"))
-        print(f"    done in {ended - began:.1f} s", flush=True)
+        phase = (method.name, method.mode, f"{began:.3f}", f"{ended:.3f}")
+        phases.append((*phase, status, f"{predicted_mib:.1f}", reason))
+        print(f"    {reason or f'done in {ended - began:.1f} s'}", flush=True)
     time.sleep(pause)
     with open(phases_path, "w", newline="") as file:
-        csv.writer(file).writerows([("method", "mode", "began", "ended"), *phases])
+        csv.writer(file).writerows([PHASE_COLUMNS, *phases])
     print(f"The times of all methods are in {phases_path}.")
+
+
+PHASE_COLUMNS = ("method", "mode", "began", "ended", "status", "predicted_mib", "reason")
+
+
+def run_guarded(method, fmri_path, mask_paths):
+    """Run a method if it fits, and stop it when the machine is about to run out of memory.
+
+    Parameters
+    ----------
+    method : Method
+    fmri_path : path
+    mask_paths : list of paths
+
+    Returns
+    -------
+    status : {"measured", "predicted", "stopped"}
+        Whether it was run to its end, not run, or stopped.
+    reason : str
+        Why it was not run, or was stopped.
+    predicted_mib : float
+        The peak PSS that the model gives.
+    """
+    prediction, reason = guard(title(method), fmri_path, mask_paths, len(mask_paths))
+    if reason:
+        return "predicted", f"Not run. {reason}", prediction.peak_pss_mib
+    watchdog = Watchdog(os.getpid(), allowed_mib()[1])
+    try:
+        with watchdog:
+            run(method, fmri_path, mask_paths)
+    except BaseException:
+        if not watchdog.reason:
+            raise
+        return "stopped", f"It was {watchdog.reason}", prediction.peak_pss_mib
+    return "measured", "", prediction.peak_pss_mib
 
 
 if __name__ == "__main__":
