@@ -19,6 +19,7 @@ import csv
 import datetime
 import functools
 import json
+import math
 import os
 import platform
 import sys
@@ -32,11 +33,19 @@ import numpy as np
 import psutil
 from nilearn.maskers import NiftiMasker
 
-from memory_budget import allowed_mib, guard
+from memory_budget import (
+    TYPICAL,
+    allowed_mib,
+    calibrate,
+    guard,
+    read_header,
+    this_machine,
+)
 from memory_model import Prediction
 from options import read_options
 from peak_memory import HAS_PSS, MIB, measure, measure_within
-from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from plot_large_image import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
+from plot_stream_masker import stream_nifti_maskers
 from whole_experiment import METHODS, run, title
 
 # What the measurements depend on, besides Python itself.
@@ -59,19 +68,25 @@ def prepare_all():
     fmri_path : pathlib.Path
     mask_paths : list of pathlib.Path
     reference : list of arrays of shape (n_timepoints, n_voxels)
-        What NiftiMasker gives for each mask.
+        What NiftiMasker gives for each mask; where that does not fit into memory, what it gives
+        for blocks of volumes.
     image_mib : float
         Size of the image's data in memory.
     """
     options = read_options()
-    fmri_img, fmri_path = get_fmri_path(options.n_images)
+    fmri_path = prepare_fmri(options.n_images)
+    read_header(fmri_path)  # refuses what is not a complete 4D image
     mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
-    _describe(options, fmri_img, fmri_path, mask_imgs)
-    image_mib = fmri_img.dataobj.nbytes / MIB
-    del fmri_img
+    if this_machine() is TYPICAL:
+        calibrate()
+    image_mib = _describe(options, fmri_path, mask_imgs)
 
     def fill(folder):
-        for i, series in enumerate(measure(reference_series, fmri_path, mask_paths).result()):
+        reason = guard("NiftiMasker, path, single", fmri_path, mask_paths, 1)[1]
+        if reason:
+            print(f"The reference comes from blocks of volumes: {reason}", file=sys.__stderr__)
+        reference = stream_nifti_maskers if reason else reference_series
+        for i, series in enumerate(measure(reference, fmri_path, mask_paths).result()):
             np.save(folder / f"{i:03d}.npy", series)
 
     stamp = [str(fmri_path), fmri_path.stat().st_size, fmri_path.stat().st_mtime_ns]
@@ -321,20 +336,28 @@ def _keep(row):
     unfinished.replace(folder / "summary.csv")
 
 
-def _describe(options, fmri_img, fmri_path, mask_imgs):
-    """Write experiment.json; empty the folder first if image or machine is another."""
+def _describe(options, fmri_path, mask_imgs):
+    """Write experiment.json; empty the folder first if image or machine is another.
+
+    Returns
+    -------
+    float
+        Size of the image's data in memory, in MiB.
+    """
     folder = Path(options.measured)
-    data = fmri_img.dataobj
+    fmri_img = nib.load(fmri_path)
+    dtype = fmri_img.dataobj[..., :0].dtype  # scale factors applied; nothing is read
+    image_mib = math.prod(fmri_img.shape) * dtype.itemsize / MIB
     subject = {
         "name": fmri_path.name,
         "source": "own" if options.fmri else options.data,
         "path": str(fmri_path),
         "changed": fmri_path.stat().st_mtime,
         "shape": list(fmri_img.shape),
-        "dtype": str(data.dtype),
-        "stored_dtype": str(nib.load(fmri_path).get_data_dtype()),
+        "dtype": str(dtype),
+        "stored_dtype": str(fmri_img.get_data_dtype()),
         "on_disk_mib": fmri_path.stat().st_size / MIB,
-        "in_memory_mib": data.nbytes / MIB,
+        "in_memory_mib": image_mib,
         "n_images": None if options.fmri else options.n_images,
         "n_masks": len(mask_imgs),
         "mask_voxels": [int(np.count_nonzero(img.dataobj)) for img in mask_imgs],
@@ -344,7 +367,7 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
     if path.exists():
         known = json.loads(path.read_text())
         if (known["image"], known["machine"]) == (subject, machine):
-            return
+            return image_mib
     for pattern in ("*.csv", "*.dat", "*.svg", "*.json", "traces/*.dat"):
         for stale in folder.glob(pattern):
             stale.unlink()
@@ -353,6 +376,7 @@ def _describe(options, fmri_img, fmri_path, mask_imgs):
     unfinished = folder / "experiment.json.unfinished"
     unfinished.write_text(json.dumps({"image": subject, "machine": machine, "date": today}))
     unfinished.replace(path)
+    return image_mib
 
 
 if __name__ == "__main__":

@@ -165,13 +165,13 @@ TYPICAL = {  # MiB, PSS and RSS: two cores, Python 3.11, nilearn 0.14.1, 2026-11
 }
 
 
-def import_in_workers(n_jobs):
+def import_in_workers(runs):
     """Import in workers what the methods import, and note when all of them had done so.
 
     Parameters
     ----------
-    n_jobs : list of int
-        Numbers of workers, one after the other.
+    runs : list of (str, int)
+        What to import, "numpy", "nibabel" or "nilearn", and in how many workers.
 
     Returns
     -------
@@ -200,15 +200,14 @@ def import_in_workers(n_jobs):
     time.sleep(0.25)
     modules = {"numpy": ("numpy",), "nibabel": ("nibabel", "joblib", "tqdm")}
     modules["nilearn"] = (*modules["nibabel"], "nilearn.image", "nilearn.maskers")
-    for imports, names in modules.items():
-        for n_workers in n_jobs:
-            with tempfile.TemporaryDirectory() as folder:
-                times = Parallel(n_jobs=n_workers, batch_size=1)(
-                    delayed(work)(names, folder, i, n_workers) for i in range(n_workers)
-                )
-            starts, ends = zip(*times, strict=True)
-            marks.append((imports, n_workers, max(starts), min(ends)))
-            get_reusable_executor().shutdown(wait=True)
+    for imports, n_workers in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            times = Parallel(n_jobs=n_workers, batch_size=1)(
+                delayed(work)(modules[imports], folder, i, n_workers) for i in range(n_workers)
+            )
+        starts, ends = zip(*times, strict=True)
+        marks.append((imports, n_workers, max(starts), min(ends)))
+        get_reusable_executor().shutdown(wait=True)
     return marks
 
 
@@ -227,21 +226,22 @@ def calibrate():
         and one worker with the imports ``"numpy"``, ``"nibabel"`` or ``"nilearn"``: each a
         list of PSS and RSS in MiB. ``"measured"`` names the versions.
     """
-    trace = measure(import_in_workers, (2, 4))
-    found = {"": {}, "numpy": {}, "nibabel": {}, "nilearn": {}}
+    runs = [("numpy", 2), ("numpy", 4), ("nibabel", 2), ("nilearn", 2)]
+    trace = measure(import_in_workers, runs)
+    levels = {}
     for imports, n_workers, start, end in trace.result():
         inside = (trace.times >= start - trace.started) & (trace.times <= end - trace.started)
         inside |= trace.times == trace.times[np.abs(trace.times - start + trace.started).argmin()]
-        levels = [float(np.median(trace.total(metric)[inside])) for metric in ("pss", "rss")]
-        found[imports][n_workers] = np.array(levels)
-    caller = found.pop("")[0]
-    each = {name: (levels[4] - levels[2]) / 2 for name, levels in found.items()}
-    rest = [levels[2] - 2 * each[name] - caller for name, levels in found.items()]
-    machine = {"measured": _versions(), "caller": caller, "helpers": np.median(rest, axis=0)}
-    machine = {
-        name: [round(float(mib), 1) for mib in value] if name != "measured" else value
-        for name, value in (machine | each).items()
-    }
+        found = [float(np.median(trace.total(metric)[inside])) for metric in ("pss", "rss")]
+        levels[imports, n_workers] = np.array(found)
+    caller = levels["", 0]
+    numpy_worker = (levels["numpy", 4] - levels["numpy", 2]) / 2
+    helpers = levels["numpy", 2] - 2 * numpy_worker - caller
+    found = {"caller": caller, "helpers": helpers, "numpy": numpy_worker}
+    for imports in ("nibabel", "nilearn"):
+        found[imports] = (levels[imports, 2] - helpers - caller) / 2
+    machine = {name: [round(float(mib), 1) for mib in pair] for name, pair in found.items()}
+    machine["measured"] = _versions()
     path = machine_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")

@@ -393,16 +393,21 @@ if __name__ == "__main__":
 # uncompressed file, with the image's values as they are in memory:
 
 if __name__ == "__main__":
+    from memory_budget import guard
     from peak_memory import measure
     from plot_large_image import load_in_memory
     from plot_in_memory import numpy_masker_mapped  # workers then get the same as above
 
-    with tempfile.TemporaryDirectory() as folder:
-        plain_path = Path(folder) / "fmri.nii"
-        load_in_memory(fmri_path).to_filename(plain_path)
-        plain = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
-    plain.result()
-    print(plain)
+    _, reason = guard("NumPy indexing, in-memory image, single", fmri_path, mask_paths, 1)
+    if reason:
+        print(f"To write it, the image is loaded. {reason}")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            plain_path = Path(folder) / "fmri.nii"
+            load_in_memory(fmri_path).to_filename(plain_path)
+            plain = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
+        plain.result()
+        print(plain)
 
 # %%
 # When workers pay

@@ -117,8 +117,41 @@ def load_in_memory(path):
 # **The image.** Subjects are concatenated along time and written to one compressed file.
 
 
+def prepare_fmri(n_subjects):
+    """Prepare the file of the large image, without reading it.
+
+    Parameters
+    ----------
+    n_subjects : int
+        Subjects to concatenate. Not used for an image of your own.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    ConnectionError
+        A download was needed and failed.
+    """
+    options = read_options()
+    if options.fmri:
+        return Path(options.fmri)
+
+    def fill(folder):
+        if options.data == "synthetic":
+            subjects = [synthetic_data.synthetic_fmri(i) for i in range(n_subjects)]
+        else:
+            subjects = _download(fetch_development_fmri, n_subjects=n_subjects).func
+        concat_imgs(subjects).to_filename(folder / "fmri.nii.gz")
+
+    name = f"{options.data}-{n_subjects}-images"
+    folder = prepare(name, [Path(synthetic_data.__file__).read_text()], fill)
+    return folder / "fmri.nii.gz"
+
+
 def get_fmri_path(n_subjects):
-    """Prepare the large image.
+    """Prepare the large image, and load it.
 
     Parameters
     ----------
@@ -136,21 +169,11 @@ def get_fmri_path(n_subjects):
     ------
     ConnectionError
         A download was needed and failed.
+    ValueError
+        The file is incomplete, or not an image.
     """
-    options = read_options()
-    if options.fmri:
-        return load_in_memory(options.fmri), Path(options.fmri)
-
-    def fill(folder):
-        if options.data == "synthetic":
-            subjects = [synthetic_data.synthetic_fmri(i) for i in range(n_subjects)]
-        else:
-            subjects = _download(fetch_development_fmri, n_subjects=n_subjects).func
-        concat_imgs(subjects).to_filename(folder / "fmri.nii.gz")
-
-    name = f"{options.data}-{n_subjects}-images"
-    folder = prepare(name, [Path(synthetic_data.__file__).read_text()], fill)
-    return load_in_memory(folder / "fmri.nii.gz"), folder / "fmri.nii.gz"
+    fmri_path = prepare_fmri(n_subjects)
+    return load_in_memory(fmri_path), fmri_path
 
 
 def _download(fetch, **arguments):
@@ -310,22 +333,24 @@ def _code_of(function):
 
 if __name__ == "__main__":
     options = read_options()
-    fmri_img, fmri_path = get_fmri_path(options.n_images)
+    fmri_path = prepare_fmri(options.n_images)
     mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
 
-    data = fmri_img.dataobj
-    print(f"image     {fmri_path.name}, {fmri_img.shape}, {data.dtype}")
+    fmri_img = nib.load(fmri_path, keep_file_open=True)
+    dtype = fmri_img.dataobj[..., :0].dtype  # scale factors applied; nothing is read yet
+    size = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize
+    print(f"image     {fmri_path.name}, {fmri_img.shape}, {dtype}")
     print(f"on disk   {fmri_path.stat().st_size / 2**20:8.1f} MiB")
-    print(f"in memory {data.nbytes / 2**20:8.1f} MiB")
+    print(f"in memory {size / 2**20:8.1f} MiB")
     for path, mask in zip(mask_paths, mask_imgs, strict=True):
         print(f"{path.name}: {np.count_nonzero(mask.dataobj)} voxels")
 
 # %%
-# The masks, drawn as contours on the mean of all volumes, in slices through their centres:
+# The masks, drawn as contours on the mean of all volumes, in slices through their centres. The
+# mean is summed up volume by volume, which does not need the image in memory:
 
 if __name__ == "__main__":
     import matplotlib.pyplot as plt
-    from nilearn.image import mean_img
     from nilearn.plotting import plot_anat
 
     centres = [np.argwhere(mask.dataobj).mean(axis=0) for mask in mask_imgs]
@@ -333,9 +358,12 @@ if __name__ == "__main__":
     shown = heights[np.linspace(0, len(heights) - 1, min(6, len(heights))).astype(int)]
     colors = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"]
 
+    n_volumes = fmri_img.shape[3]
+    mean = sum(np.nan_to_num(fmri_img.dataobj[..., i]) for i in range(n_volumes)) / n_volumes
+
     figure = plt.figure(figsize=(9, 3.5))
     display = plot_anat(
-        mean_img(fmri_img, copy_header=True),
+        nib.Nifti1Image(mean.astype("float32"), fmri_img.affine),
         display_mode="z",
         cut_coords=shown.tolist(),
         colorbar=False,

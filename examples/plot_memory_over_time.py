@@ -79,8 +79,9 @@ def read_phases(phases_path, mprof_path):
     mib : array of shape (n_samples,)
         Memory of all processes.
     phases : list of dict
-        ``method``, ``mode``, and as numbers ``began``, ``ended`` (same clock as `times`) and
-        ``peak_mib``.
+        ``method``, ``mode``, ``status`` (``measured``; ``predicted`` if it was not run;
+        ``stopped``), and as numbers ``began``, ``ended`` (same clock as `times`), ``peak_mib``
+        and ``predicted_mib``.
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
     stamps, mib = np.array(profile["timestamp"]), np.array(profile["mem_usage"])
@@ -89,6 +90,7 @@ def read_phases(phases_path, mprof_path):
     start = float(phases[0]["began"]) - 1
     for phase in phases:
         phase["began"], phase["ended"] = (float(phase[key]) - start for key in ("began", "ended"))
+        phase["predicted_mib"] = float(phase["predicted_mib"])
     times = stamps - start
     for phase in phases:
         inside = (times >= phase["began"]) & (times <= phase["ended"])
@@ -96,6 +98,20 @@ def read_phases(phases_path, mprof_path):
         phase["peak_mib"] = float(mib[inside].max() if inside.any() else mib[nearest])
     shown = times >= 0
     return times[shown], mib[shown], phases
+
+
+# %%
+# A method that may not fit into memory was not run. Its place in the figure is hatched, and
+# its label says what the model predicts.
+
+
+def peak_text(status, measured_mib, predicted_mib):
+    """Write a peak: as measured, as predicted, or as far as it went before it was stopped."""
+    return {
+        "measured": f"{measured_mib:,.0f} MiB",
+        "predicted": f"not run; predicted {predicted_mib:,.0f} MiB",
+        "stopped": f"stopped at {measured_mib:,.0f} MiB",
+    }[status]
 
 
 # %%
@@ -161,8 +177,12 @@ def plot_phases(times, mib, phases, metric, tall=False):
     fill(times, mib, color="0.8", linewidth=0)
     for phase in phases:
         inside = (times >= phase["began"]) & (times <= phase["ended"])
-        span(phase["began"], phase["ended"], color=color_of(phase["method"]), alpha=0.18, lw=0)
-        fill(times, mib, where=inside, color=color_of(phase["method"]), linewidth=0)
+        color = color_of(phase["method"])
+        if phase["status"] == "predicted":
+            span(phase["began"], phase["ended"], fill=False, hatch="xxxx", edgecolor=color, lw=0)
+            continue
+        span(phase["began"], phase["ended"], color=color, alpha=0.18, lw=0)
+        fill(times, mib, where=inside, color=color, linewidth=0)
     time_axis, memory_axis = (ax.yaxis, ax.xaxis) if tall else (ax.xaxis, ax.yaxis)
     time_axis.set_label_text("seconds")
     memory_axis.set_label_text(f"MiB ({metric}, all processes)")
@@ -187,7 +207,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
         ax.plot(*zip(anchor, elbow, strict=True), color=color, lw=1, transform=both, clip_on=False)
         ax.text(
             *text,
-            f"{name}\n{phase['peak_mib']:,.0f} MiB",
+            f"{name}\n{peak_text(phase['status'], phase['peak_mib'], phase['predicted_mib'])}",
             transform=both,
             rotation=0 if tall else 42,
             rotation_mode="anchor",
@@ -232,16 +252,22 @@ def plot_peaks(rows):
     for i, row in enumerate(rows):
         pss, rss = float(row["peak_pss_mib"]), float(row["peak_rss_mib"])
         color = color_of(row["method"])
-        ax.barh(i, rss, height=0.42, color="white", edgecolor=color, hatch="////", lw=1)
-        ax.barh(i, pss, height=0.42, color=color)
-        ax.barh(i, float(row["before_mib"]), height=0.42, color="white", alpha=0.6)
-        label = ax.text(0, i - 0.29, f"{row['method']}: {pss:,.0f} MiB", fontsize=9, va="bottom")
+        if row["status"] == "predicted":
+            ax.barh(i, pss, height=0.42, color="white", edgecolor=color, hatch="xxxx", lw=1, ls=":")
+        else:
+            ax.barh(i, rss, height=0.42, color="white", edgecolor=color, hatch="////", lw=1)
+            ax.barh(i, pss, height=0.42, color=color)
+            ax.barh(i, float(row["before_mib"]), height=0.42, color="white", alpha=0.6)
+        text = f"{row['method']}: {peak_text(row['status'], pss, pss)}"
+        label = ax.text(0, i - 0.29, text, fontsize=9, va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     image_mib = float(rows[0]["image_mib"])
     ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=1.5)
     side = "left" if image_mib < 0.6 * ax.get_xlim()[1] else "right"
     ax.text(image_mib, len(rows) - 0.55, f" the image: {image_mib:,.0f} MiB ", fontsize=9, ha=side)
-    ax.set(xlabel="MiB; solid PSS, hatched RSS", yticks=[], ylim=(len(rows) - 0.35, -0.75))
+    crossed = any(row["status"] == "predicted" for row in rows)
+    meaning = f"solid PSS, hatched RSS{', crossed: predicted' if crossed else ''}"
+    ax.set(xlabel=f"MiB; {meaning}", yticks=[], ylim=(len(rows) - 0.35, -0.75))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.spines[["top", "right", "left"]].set_visible(False)

@@ -189,10 +189,10 @@ if __name__ == "__main__":
 
 if __name__ == "__main__":
     import tempfile
-    from peak_memory import measure
+    from peak_memory import Trace, measure
     from whole_experiment import METHODS, run
 
-    shared = METHODS[-1]
+    shared = next(m for m in METHODS if m.function.__name__ == "numpy_masker_shared_parallel")
     with tempfile.TemporaryDirectory() as folder:
         one_volume = Path(folder) / "one_volume.nii.gz"
         nib.load(fmri_path).slicer[..., :1].to_filename(one_volume)
@@ -202,6 +202,9 @@ if __name__ == "__main__":
 
     def print_copies(title, trace):
         """Print how often the image is in memory, as processes and as files show it."""
+        if not isinstance(trace, Trace) or trace.exception is not None:
+            print(f"{title}: was not run to its end")
+            return
         if image_mib < 50:
             print(f"{title}: the image is too small to tell a copy of it from noise")
             return
@@ -248,12 +251,18 @@ def shared_array_as_argument(fmri_path, mask_paths, n_regions):
 
 if __name__ == "__main__":
     # As a function of the module: workers then import the same as above.
+    from memory_budget import available_shm_mib, guard
     from plot_shared_memory import shared_array_as_argument
 
-    sent = measure(shared_array_as_argument, fmri_path, mask_paths, len(mask_paths))
-    sent.result()
-    print_copies("the array is sent", sent)
-    ax = sent.plot(image_mib=image_mib, title="The array is sent to the workers")
+    # As much as an image in memory that is sent to workers, with both copies in /dev/shm.
+    like = "NumPy indexing, in-memory image, parallel"
+    _, reason = guard(like, fmri_path, mask_paths, len(mask_paths))
+    if reason or 2 * image_mib > available_shm_mib():
+        print(f"the array is sent: not run. {reason or 'There is no room for two copies.'}")
+    else:
+        sent = measure(shared_array_as_argument, fmri_path, mask_paths, len(mask_paths))
+        print_copies("the array is sent", sent)
+        ax = sent.plot(image_mib=image_mib, title="The array is sent to the workers")
 
 # %%
 # What to conclude

@@ -256,7 +256,8 @@ if __name__ == "__main__":
     trace = traces["Streaming, masks, one pass"]
     output_mib = sum(series.nbytes for series in reference) / 2**20
     print(f"the image in memory would be     {image_mib:8.1f} MiB")
-    print(f"peak above the start             {trace.peak_pss_mib - trace.before_mib:8.1f} MiB")
+    if hasattr(trace, "before_mib"):  # it was run
+        print(f"peak above the start             {trace.peak_pss_mib - trace.before_mib:8.1f} MiB")
     print(f"of it the result                 {output_mib:8.1f} MiB")
 
 # %%

@@ -37,7 +37,7 @@ from memory_budget import allowed_mib, guard
 from options import read_options
 from peak_memory import Watchdog
 from plot_in_memory import numpy_masker_joblib_map, numpy_masker_mapped, numpy_masker_threads
-from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, load_in_memory
+from plot_large_image import atlas_to_masks, get_atlas_path, load_in_memory, prepare_fmri
 from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
 from plot_numpy_indexing import (
     numpy_masker_parallel_inmemory,
@@ -124,7 +124,7 @@ def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"
     phases_path : str or pathlib.Path
         Where to write when each method began and ended, in seconds as `time.time` has them.
     """
-    _, fmri_path = get_fmri_path(n_images)  # the path alone: every method starts from the file
+    fmri_path = prepare_fmri(n_images)
     _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, n_regions)
     phases = []
     for number, method in enumerate(METHODS, start=1):

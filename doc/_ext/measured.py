@@ -30,6 +30,7 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 PLACEHOLDER = "[not measured yet]"
+NOT_RUN = "not measured"
 
 
 class Measurements:
@@ -86,16 +87,20 @@ class Measurements:
             row = self.row(*words[:2])
             if row is None:
                 raise KeyError(key)
-            return written(words[2], row[words[2]])
+            return written(words[2], row[words[2]]) + remark(words[2], row)
         if words[0] == "ratio":
             if not self.rows:
                 return PLACEHOLDER
             column = words[3] if len(words) == 4 else "peak_pss_mib"
-            above, below = (float(self.row(name, "all masks")[column]) for name in words[1:3])
+            pair = [self.row(name, "all masks") for name in words[1:3]]
+            if not all(row[column] for row in pair):
+                return NOT_RUN
+            above, below = (float(row[column]) for row in pair)
             least = {"above_mib": 1, "seconds": 0.01}.get(column, 0)  # less is noise
             ratio = above / max(below, least)
             more = "more than " if below < least else ""
-            return more + (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}")
+            text = more + (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}")
+            return text + max((remark(column, row) for row in pair), key=len)
         value = self.values
         if not value:
             return PLACEHOLDER
@@ -104,8 +109,17 @@ class Measurements:
         return written(words[-1], value)
 
 
+def remark(name, row):
+    """Say of a peak that was not measured to its end what it is; nothing of other values."""
+    if "peak" not in name and name != "above_mib":
+        return ""
+    return {"predicted": " (predicted)", "stopped": " (then stopped)"}.get(row["status"], "")
+
+
 def written(name, value):
     """Write a value as it reads well: the unit follows from its name."""
+    if value == "" and name in ("seconds", "identical"):
+        return NOT_RUN
     if name.endswith("_mib"):
         return f"{float(value):,.0f} MiB"
     if name.endswith("_gib"):
@@ -173,16 +187,24 @@ class MeasuredTable(SphinxDirective):
         group = nodes.tgroup(cols=len(self.HEADINGS))
         table += group
         group += [nodes.colspec(colwidth=1) for _ in self.HEADINGS]
-        cells = [[written(name, row[name]) for name in self.HEADINGS] for row in rows]
+        cells = [
+            [written(name, row[name]) + remark(name, row) for name in self.HEADINGS] for row in rows
+        ]
         head, body = nodes.thead(), nodes.tbody()
         group += [head, body]
         for target, lines in ((head, [list(self.HEADINGS.values())]), (body, cells)):
             for line in lines:
                 row = nodes.row()
+                if any("(predicted)" in text for text in line):
+                    row["classes"].append("predicted")
                 row += [nodes.entry("", nodes.paragraph(text, text)) for text in line]
                 target += row
         link = ":download:`summary.csv </measured/summary.csv>`"
-        return [table, *self.parse_text_to_nodes(f"The same numbers without rounding: {link}.")]
+        text = [f"The same numbers without rounding: {link}."]
+        text += [
+            f"* {row['method']}, {row['mode']}: {row['reason']}" for row in rows if row["reason"]
+        ]
+        return [table, *self.parse_text_to_nodes("\n\n".join(text))]
 
 
 class MeasuredFigure(SphinxDirective):
