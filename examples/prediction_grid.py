@@ -38,7 +38,7 @@ from plot_large_image import atlas_to_masks, get_atlas_path
 from whole_experiment import METHODS, run
 
 FULL = {
-    "images": (1, 2, 4, 8),
+    "images": (8, 4, 2, 1),
     "kinds": ("float32", "int16"),
     "endings": (".nii.gz", ".nii"),
     "workers": (1, 2, 6),
@@ -152,31 +152,29 @@ def measure_grid(points, folder):
     machine = calibrate()
     about = describe_machine() | {"date": datetime.date.today().isoformat(), "imports": machine}
     rows = []
-    images = itertools.groupby(points, lambda point: point[:3])
-    for _, group in images:
+    for _, group in itertools.groupby(points, lambda point: point[:3]):
         group = list(group)
         with tempfile.TemporaryDirectory() as temporary:
             fmri_path = write_image(group[0], temporary)
             _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, 6)
-            for i, point in enumerate(group):
-                methods = [m for m in METHODS if m.mode == "parallel" or i == 0]
-                print(point, file=sys.__stderr__, flush=True)
+            for point in group:
+                print(*point, file=sys.__stderr__, flush=True)
+                methods = [m for m in METHODS if m.mode == "parallel" or point is group[0]]
                 rows += measure_point(point, fmri_path, mask_paths, methods)
-    for name, write in {
-        "prediction.csv": lambda file: write_rows(file, rows),
-        "prediction.json": lambda file: json.dump({"prediction": about}, file),
-    }.items():
-        unfinished = folder / f"{name}.unfinished"
-        with open(unfinished, "w", newline="") as file:
-            write(file)
-        unfinished.replace(folder / name)
+        write_rows(folder / "prediction.csv", rows)  # what there is, if the rest is interrupted
+    unfinished = folder / "prediction.json.unfinished"
+    unfinished.write_text(json.dumps({"prediction": about}))
+    unfinished.replace(folder / "prediction.json")
 
 
-def write_rows(file, rows):
+def write_rows(path, rows):
     """Write rows as a table with a header."""
-    writer = csv.DictWriter(file, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
 
 
 if __name__ == "__main__":
