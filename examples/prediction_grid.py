@@ -35,7 +35,7 @@ from measured_methods import describe_machine
 from memory_budget import calibrate, count_all, read_header
 from peak_memory import measure
 from plot_large_image import atlas_to_masks, get_atlas_path
-from whole_experiment import METHODS, run
+from whole_experiment import METHODS, run, title
 
 FULL = {
     "images": (8, 4, 2, 1),
@@ -55,7 +55,7 @@ class Point(NamedTuple):
     n_images: int
     kind: str  # "float32", "int16", or "scaled": int16 with a slope and an intercept
     ending: str
-    n_jobs: int
+    n_jobs: int  # 0: methods without workers only
 
 
 def full_grid():
@@ -73,8 +73,11 @@ def full_grid():
 
 
 def small_grid():
-    """Give a few points, in which each type and each ending occurs."""
-    return [Point(1, "int16", ".nii", 2), Point(1, "scaled", ".nii.gz", 2)]
+    """Give a few points, in which each type and each ending occurs.
+
+    At the second one only methods without workers are measured.
+    """
+    return [Point(1, "int16", ".nii", 2), Point(1, "scaled", ".nii.gz", 0)]
 
 
 def write_image(point, folder):
@@ -119,8 +122,8 @@ def measure_point(point, fmri_path, mask_paths, methods):
     image = read_header(fmri_path)
     for method in methods:
         masks = mask_paths[: max(point.n_jobs, 2)] if method.mode == "parallel" else mask_paths
-        call = functools.partial(run, method, fmri_path, masks, point.n_jobs)
-        call.__name__ = f"{method.name}, {method.mode}"
+        call = functools.partial(run, method, fmri_path, masks, point.n_jobs or 1)
+        call.__name__ = title(method)
         trace = measure(call)
         trace.result()
         yield {
@@ -159,12 +162,39 @@ def measure_grid(points, folder):
             _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, 6)
             for point in group:
                 print(*point, file=sys.__stderr__, flush=True)
-                methods = [m for m in METHODS if m.mode == "parallel" or point is group[0]]
+                methods = [
+                    method
+                    for method in METHODS
+                    if (point.n_jobs if method.mode == "parallel" else point is group[0])
+                ]
                 rows += measure_point(point, fmri_path, mask_paths, methods)
         write_rows(folder / "prediction.csv", rows)  # what there is, if the rest is interrupted
     unfinished = folder / "prediction.json.unfinished"
     unfinished.write_text(json.dumps({"prediction": about}))
     unfinished.replace(folder / "prediction.json")
+
+
+def measure_again(method_title, point, times=2):
+    """Measure one method at a point again.
+
+    Parameters
+    ----------
+    method_title : str
+        As in the column ``method``.
+    point : Point
+    times : int
+
+    Returns
+    -------
+    list of float
+        Peak PSS in MiB.
+    """
+    method = next(method for method in METHODS if title(method) == method_title)
+    with tempfile.TemporaryDirectory() as temporary:
+        fmri_path = write_image(point, temporary)
+        _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, 6)
+        rows = measure_point(point, fmri_path, mask_paths, [method] * times)
+        return [float(row["peak_pss_mib"]) for row in rows]
 
 
 def write_rows(path, rows):

@@ -1,0 +1,342 @@
+"""
+Will it fit? Prediction against measurement
+===========================================
+
+How much memory a method needs can be told from the header of the image alone, before
+anything is loaded. On this page you will
+
+1. see the budget for the image of this build: what each method needs, and whether it fits,
+2. see of which parts each peak consists, beside what was measured, and
+3. see the model held against measurements: in this build, and over a whole grid of images,
+   types and numbers of workers.
+
+For your own image, use :doc:`memory_budget.py </auto_examples/memory_budget>` on the command
+line, or :ref:`the calculator <calculator>` in the browser.
+"""
+
+# %%
+# The budget of this build
+# ------------------------
+# Only headers are read. The likely peak is what the machine will probably show; the most is
+# what it shows if all workers are at their peak at the same moment. Before a build runs a
+# method, it holds the most against the memory that is available, and does not run what may
+# not fit.
+
+if __name__ == "__main__":
+    from measured_methods import complete_summary, prepare_all
+    from memory_budget import budget
+
+    fmri_path, mask_paths, *_ = prepare_all()
+    budget_rows = budget(fmri_path, mask_paths)
+
+# %%
+# Of which parts
+# --------------
+# A bar is a method's likely peak, put together from its parts; the dot is what the meter
+# found. The reasons for each part are printed by ``memory_budget.py --explain``.
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
+    "imports": ("#999999", "", "interpreters and imports"),
+    "caller": ("#0072b2", "", "the calling process"),
+    "worker": ("#d55e00", "///", "workers"),
+    "block": ("#009e73", "...", "shared memory"),
+    "file": ("#f0e442", "\\\\\\", "mapped file"),
+}
+
+
+def plot_parts(predictions, measured):
+    """Draw the parts of each predicted peak as a bar, and what was measured as a dot.
+
+    Parameters
+    ----------
+    predictions : list of memory_model.Prediction
+    measured : dict of str to float
+        Measured peaks in MiB, by the method; those that were not run are not in it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = plt.figure(figsize=(4.4, 1.6 + 0.5 * len(predictions)), layout="constrained")
+    ax = figure.gca()
+    for i, prediction in enumerate(predictions):
+        left = 0
+        for holder, (color, hatch, name) in HOLDERS.items():
+            mib = sum(
+                part.pss_mib
+                for part in prediction.parts
+                if ("imports" if part.reason == "imports" else part.holder) == holder
+            )
+            style = {"height": 0.4, "color": color, "hatch": hatch, "edgecolor": "white", "lw": 0}
+            ax.barh(i, mib, left=left, label=name if i == 0 else None, **style)
+            left += mib
+        if prediction.method in measured:
+            ax.plot(measured[prediction.method], i, "o", ms=5, mfc="white", mec="black")
+        label = ax.text(0, i - 0.27, prediction.method, fontsize=8.5, va="bottom")
+        label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
+    ax.plot([], [], "o", ms=5, mfc="white", mec="black", label="measured")
+    ax.set(xlabel="MiB (PSS)", yticks=[], ylim=(len(predictions) - 0.5, -0.8), xlim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    ax.set_title("Predicted peaks and their parts", fontsize=11)
+    return figure
+
+
+if __name__ == "__main__":
+    summary = complete_summary()
+    measured = {
+        f"{row['method']}, {row['mode']}": float(row["peak_pss_mib"])
+        for row in summary
+        if row["status"] == "measured"
+    }
+    plot_parts([row.prediction for row in budget_rows], measured)
+    plt.show()
+
+# %%
+# Held against measurements
+# -------------------------
+# A prediction may be off by 15 %, or by 40 MiB where that is more. If a method is off by more
+# on the default data, it is measured twice again; if the median is off, too, this page stops
+# the build. So a new version of nilearn or joblib that makes another copy is noticed.
+
+TOLERANCE = 0.15, 40  # a part of what was measured; MiB
+
+
+def tolerance(measured_mib):
+    """Tell by how much a prediction may be off, in MiB."""
+    return max(TOLERANCE[0] * measured_mib, TOLERANCE[1])
+
+
+def read_grid(folder):
+    """Read what `prediction_grid` has measured, and predict the same.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+
+    Returns
+    -------
+    list of dict
+        For each measurement ``method``, ``image`` in words, ``n_jobs``, ``measured_mib`` and
+        ``predicted_mib``, of PSS, and ``measured_rss_mib`` and ``predicted_rss_mib``; also
+        ``point``, the point of the grid.
+    dict
+        The machine on which it was measured.
+    """
+    from memory_model import Image, predict
+    from prediction_grid import Point
+
+    about = json.loads((Path(folder) / "prediction.json").read_text())["prediction"]
+    with open(Path(folder) / "prediction.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    points = []
+    for row in rows:
+        image = Image(
+            shape=tuple(int(n) for n in row["shape"].split()),
+            dtype="float32" if row["kind"] == "float32" else "int16",
+            compressed=row["ending"].endswith(".gz"),
+            slope=row["slope"] == "True",
+            inter=row["inter"] == "True",
+        )
+        masks = [int(n) for n in row["mask_voxels"].split()]
+        prediction = predict(
+            row["method"], image, masks, max(int(row["n_jobs"]), 1), about["imports"]
+        )
+        points.append(
+            {
+                "method": row["method"],
+                "image": f"{row['kind']}{row['ending']}, {row['n_images']} in one",
+                "point": Point(
+                    int(row["n_images"]), row["kind"], row["ending"], int(row["n_jobs"])
+                ),
+                "n_jobs": max(int(row["n_jobs"]), 1),
+                "measured_mib": float(row["peak_pss_mib"]),
+                "predicted_mib": prediction.peak_pss_mib,
+                "measured_rss_mib": float(row["peak_rss_mib"]),
+                "predicted_rss_mib": prediction.peak_rss_mib,
+            }
+        )
+    return points, about
+
+
+def off(point):
+    """Tell how far a prediction is off: 1 is what it may be."""
+    difference = point["predicted_mib"] - point["measured_mib"]
+    return difference / tolerance(point["measured_mib"])
+
+
+def plot_points(series, title):
+    """Draw predicted against measured peaks, with the tolerance as a band.
+
+    Parameters
+    ----------
+    series : dict of str to list of dict
+        Points as `read_grid` gives them, by what they are.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from plot_memory_over_time import COLORS, color_of
+
+    figure = plt.figure(figsize=(4.6, 5.6), layout="constrained")
+    ax = figure.gca()
+    every = [p[key] for points in series.values() for p in points for key in KEYS]
+    low, high = min(every) / 1.3, max(every) * 1.3
+    line = np.geomspace(low, high, 200)
+    width = np.array([tolerance(mib) for mib in line])
+    ax.fill_between(line, line - width, line + width, color="0.88", lw=0, label="tolerance")
+    ax.plot(line, line, color="0.5", lw=1)
+    for marker, points in zip("ox", series.values(), strict=False):
+        for point in points:
+            face = {"mfc": "none"} if marker == "o" else {}
+            color = color_of(point["method"])
+            ax.plot(*(point[key] for key in KEYS), marker, color=color, ms=5, **face)
+    for name, color in COLORS.items():
+        ax.plot([], [], "s", color=color, label=name)
+    for marker, name in zip("ox", series, strict=False):
+        ax.plot([], [], marker, color="0.2", mfc="none" if marker == "o" else None, label=name)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis, name in ((ax.xaxis, "measured"), (ax.yaxis, "predicted")):
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter("")
+        axis.set_label_text(f"{name} peak PSS, MiB")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    ax.set_title(title, fontsize=11)
+    return figure
+
+
+KEYS = "measured_mib", "predicted_mib"
+
+
+def print_off(points):
+    """Print which points are off by more than the tolerance, and how many are not."""
+    for point in points:
+        if abs(off(point)) > 1:
+            print(f"{point['method']}, {point['image']}, {point['n_jobs']} workers: ", end="")
+            print(f"predicted {point['predicted_mib']:,.0f} MiB, ", end="")
+            print(f"measured {point['measured_mib']:,.0f} MiB")
+    inside = sum(abs(off(point)) <= 1 for point in points)
+    if points:
+        print(f"{inside} of {len(points)} within the tolerance")
+
+
+# %%
+# This build's own image, and a few points of the grid:
+
+if __name__ == "__main__":
+    import subprocess
+    import sys
+
+    from options import read_options
+    from peak_memory import HAS_PSS
+    from whole_experiment import METHODS
+
+    options = read_options()
+    subprocess.run([sys.executable, "prediction_grid.py", options.measured], check=True)
+    few, _ = read_grid(options.measured)
+    own = [
+        {
+            "method": row.prediction.method,
+            "image": fmri_path.name,
+            "n_jobs": max(row.prediction.n_jobs, 1),
+            "measured_mib": measured[row.prediction.method],
+            "predicted_mib": row.prediction.peak_pss_mib,
+        }
+        for row in budget_rows
+        if row.prediction.method in measured
+    ]
+    plot_points({"this image": own, "points of the grid": few}, "This build")
+    plt.show()
+    print_off(own + few)
+
+# %%
+# What is off is measured again:
+
+if __name__ == "__main__":
+    import functools
+    import statistics
+
+    from peak_memory import measure
+    from prediction_grid import measure_again
+    from whole_experiment import run, title
+
+    def again(point):
+        """Measure a point's method twice more."""
+        if "point" in point:
+            return measure_again(point["method"], point["point"])
+        method = next(method for method in METHODS if title(method) == point["method"])
+        call = functools.partial(run, method, fmri_path, mask_paths)
+        return [measure(call).peak_pss_mib for _ in range(2)]
+
+    still = []
+    for point in own + few:
+        if abs(off(point)) > 1:
+            three = [point["measured_mib"], *again(point)]
+            point["measured_mib"] = statistics.median(three)
+            still += [point] if abs(off(point)) > 1 else []
+    print_off(still)
+    if still and not options.fmri and HAS_PSS:
+        raise RuntimeError(
+            "The model is off by more than its tolerance, as printed above. If a library makes "
+            "copies that it did not make before, or makes fewer, memory_model.py must be told."
+        )
+
+# %%
+# .. measured-download:: prediction.csv prediction.json
+#
+# The whole grid
+# --------------
+# One, two, four and eight subjects in one image, float32 and int16, compressed and not, with one,
+# two and six workers, as ``make record`` measured it. The predictions are those of this build's
+# model, with the imports of the machine that measured.
+
+if __name__ == "__main__":
+    recorded = Path(options.measured).parent / "recorded"
+    grid, about = [], {}
+    if (recorded / "prediction.json").exists():
+        grid, about = read_grid(recorded)
+        print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
+        print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
+        print(*(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "numpy", "joblib")))
+        print()
+        print_off(grid)
+    else:
+        print(f"Nothing was recorded in {recorded}: run 'make record'.")
+
+# %%
+
+if __name__ == "__main__" and grid:
+    plot_points({f"recorded {about['date']}": grid}, "The whole grid")
+    plt.show()
+
+# %%
+# How far off each method is, as a part of the measured peak:
+
+if __name__ == "__main__" and grid:
+    for method in dict.fromkeys(point["method"] for point in grid):
+        ratios = [p["predicted_mib"] / p["measured_mib"] for p in grid if p["method"] == method]
+        low, middle, high = np.quantile(ratios, [0, 0.5, 1]) - 1
+        print(f"{method:42}{middle:+6.0%}  ({low:+.0%} to {high:+.0%}, {len(ratios)} points)")
+
+# %%
+# .. recorded-download:: prediction.csv prediction.json
+#
+# What to conclude
+# ----------------
+# What a method needs follows from the copies that it makes, and these can be counted. What
+# cannot be counted is chance: when workers begin one after the other, it depends on the
+# machine how many are at their peak at once. So rely on the most, not on the likely peak, if
+# what else runs on the machine must not be harmed. And of a mapped file, what is in memory
+# depends on where the regions lie, and on how long the workers look.
