@@ -2,8 +2,8 @@
 #
 # Options are variables here and in the environment; examples/options.py says what they mean:
 #   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=1
-#   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz
-OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS PAUSE
+#   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
+OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
 SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test mprof benchmark serve linkcheck lint clean check-options
+.PHONY: help html html-noplot test mprof benchmark record serve linkcheck lint clean check-options
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: mak
 
 benchmark: $(VENV)/.built ## time every method beside the limit at full size, into doc/recorded
 	MEASURED=$(CURDIR)/doc/recorded $(VENV)/bin/python examples/benchmark.py --full doc/recorded
+
+record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (hours)
+	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale \
+		$(VENV)/bin/python examples/measured_methods.py --measure
+	$(VENV)/bin/python examples/prediction_grid.py --full doc/recorded
 
 serve: ## show the built site at http://localhost:8000
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)

@@ -15,6 +15,7 @@ which the chapter takes its table, its figures and the numbers in its text:
     the image, the masks, the machine and the versions of what was used.
 """
 
+import argparse
 import csv
 import datetime
 import functools
@@ -380,7 +381,12 @@ def _describe(options, fmri_path, mask_imgs):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description="Prepare image, masks and reference; with --measure, measure what is missing."
+    )
+    parser.add_argument("--measure", action="store_true", help="measure every method")
+    prepare_or_measure = complete_summary if parser.parse_args().measure else prepare_all
     try:
-        prepare_all()
+        prepare_or_measure()
     except (ValueError, OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         sys.exit(str(error))

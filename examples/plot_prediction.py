@@ -159,7 +159,7 @@ def read_grid(folder):
                 "point": Point(
                     int(row["n_images"]), row["kind"], row["ending"], int(row["n_jobs"])
                 ),
-                "n_jobs": max(int(row["n_jobs"]), 1),
+                "n_jobs": n_jobs,
                 "measured_mib": float(row["peak_pss_mib"]),
                 "predicted_mib": prediction.peak_pss_mib,
                 "measured_rss_mib": float(row["peak_rss_mib"]),

@@ -59,7 +59,7 @@ def fingerprint(path):
         parts.append(repr(environ))
         recorded = Path(options.measured).parent / "recorded"
         if '"recorded"' in path.read_text():  # measured once, and kept
-            parts += [file.read_text() for file in sorted(recorded.glob("*.*"))]
+            parts += [file.read_text() for file in sorted(recorded.rglob("*.*"))]
         for own in filter(None, (options.fmri, *options.atlas)):
             status = Path(own).stat()
             parts.append(f"{own} {status.st_size} {status.st_mtime_ns}")

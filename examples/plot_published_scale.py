@@ -1,0 +1,176 @@
+"""
+At the scale of the published figure
+====================================
+
+The figure that made this experiment known has ten subjects in one image, twenty regions and
+twenty workers, and shows a peak of about 110 GB. On this page you will
+
+1. see these published numbers beside what the model predicts for the methods of this site,
+2. see beside them what was measured, on a machine of known size, for the methods that fit, and
+3. see what streaming needs for the same result.
+"""
+
+# %%
+# What was published
+# ------------------
+# The numbers are read off the figure of nilearn's example `Working with long time series fMRI
+# images <https://nilearn.github.io/stable/auto_examples/07_advanced/plot_mask_large_fmri.html>`_
+# (read in August 2026). They are sums of RSS, and hold leftovers of the methods that ran before
+# in the same process. Its functions are not those of this site: :ref:`the chapter
+# <masker_memory_usage>` lists the differences. Two weigh here: its image "in memory" is a proxy
+# that each worker reads, and its indexing converts to float64.
+
+PUBLISHED_GB = {  # of 10 ** 9 bytes
+    "NiftiMasker, path, parallel": 110,
+    "NiftiMasker, in-memory image, parallel": 41,
+    "NumPy indexing, path, parallel": 62,
+    "NumPy indexing, shared memory, parallel": 6,
+}
+
+# %%
+# Predicted, and measured
+# -----------------------
+# ``make record`` runs the experiment at this scale. A method that may not fit into the machine's
+# memory is not run; what stands for it is the prediction, and it is marked as such.
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+GIB = 2**30
+
+
+def read_scale(folder):
+    """Read what was recorded, and predict the same.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        With ``summary.csv`` and ``experiment.json``.
+
+    Returns
+    -------
+    list of dict
+        For each method of all masks: ``method``, ``published_gib`` (RSS; None if it was not
+        published), ``rss_gib``, ``pss_gib``, as predicted, and ``measured_rss_gib`` and
+        ``measured_pss_gib`` (None if it was not run).
+    dict
+        The image, the machine and the date.
+    """
+    from memory_budget import this_machine
+    from memory_model import Image, predict
+
+    folder = Path(folder)
+    about = json.loads((folder / "experiment.json").read_text())
+    image = Image(tuple(about["image"]["shape"]), about["image"]["stored_dtype"])
+    masks = about["image"]["mask_voxels"]
+    with open(folder / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = []
+    for row in rows:
+        if row["mode"] == "single":
+            continue
+        method = f"{row['method']}, {row['mode']}"
+        prediction = predict(method, image, masks, len(masks), this_machine())
+        known = row["status"] == "measured"
+        published = PUBLISHED_GB.get(method)
+        table.append(
+            {
+                "method": method,
+                "published_gib": published and published * 1e9 / GIB,
+                "rss_gib": prediction.peak_rss_mib / 1024,
+                "pss_gib": prediction.peak_pss_mib / 1024,
+                "measured_rss_gib": float(row["peak_rss_mib"]) / 1024 if known else None,
+                "measured_pss_gib": float(row["peak_pss_mib"]) / 1024 if known else None,
+            }
+        )
+    return table, about
+
+
+def plot_scale(table):
+    """Draw published, predicted and measured peaks, one below the other for each method.
+
+    Parameters
+    ----------
+    table : list of dict
+        As `read_scale` gives it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    kinds = [
+        ("published_gib", "published (RSS)", {"color": "#999999"}),
+        ("rss_gib", "predicted (RSS)", {"fc": "white", "ec": "#0072b2", "hatch": "xxxx"}),
+        ("measured_rss_gib", "measured (RSS)", {"color": "#0072b2"}),
+        ("pss_gib", "predicted (PSS)", {"fc": "white", "ec": "#d55e00", "hatch": "xxxx"}),
+        ("measured_pss_gib", "measured (PSS)", {"color": "#d55e00"}),
+    ]
+    figure = plt.figure(figsize=(4.4, 1.4 + 0.95 * len(table)), layout="constrained")
+    ax = figure.gca()
+    for i, row in enumerate(table):
+        for k, (key, _, style) in enumerate(kinds):
+            y = i + (k - 1.5) * 0.15
+            if row[key] is None:
+                why = "not published" if key == "published_gib" else "not run"
+                ax.text(0, y, f" {why}", fontsize=6.5, va="center", color="0.35")
+            else:
+                ax.barh(y, row[key], height=0.13, lw=0.7, **style)
+                ax.text(row[key], y, f" {row[key]:.1f}", fontsize=6.5, va="center")
+        ax.text(0, i - 0.33, row["method"], fontsize=8.5, va="bottom")
+    for _, name, style in kinds:
+        ax.barh(0, 0, label=name, **style)
+    right = max(row[key] or 0 for row in table for key, *_ in kinds)
+    ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.35, -0.75), xlim=(0, right * 1.15))
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    ax.set_title("Ten subjects, twenty regions", fontsize=11)
+    return figure
+
+
+if __name__ == "__main__":
+    from options import read_options
+
+    recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
+    table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
+    if not table:
+        print(f"Nothing was recorded in {recorded}: run 'make record'.")
+    else:
+        machine, shape = about["machine"], " x ".join(map(str, about["image"]["shape"]))
+        print(f"Image {shape}, {about['image']['dtype']}, ", end="")
+        print(f"{about['image']['in_memory_mib']:,.0f} MiB; {about['image']['n_masks']} masks.")
+        print(
+            f"Recorded on {about['date']}: {machine['system']}, {machine['cores']} cores, ", end=""
+        )
+        print(f"{machine['memory_gib']:.0f} GiB.\n")
+        print(f"{'GiB':42}{'published':>10}{'RSS predicted':>15}{'measured':>10}", end="")
+        print(f"{'PSS predicted':>15}{'measured':>10}")
+        for row in table:
+            numbers = [
+                "-" if row[key] is None else f"{row[key]:.1f}"
+                for key in ("published_gib", "rss_gib", "measured_rss_gib")
+            ] + [
+                "not run" if row[key] is None else f"{row[key]:.2f}"
+                for key in ("pss_gib", "measured_pss_gib")
+            ]
+            print("{:42}{:>10}{:>15}{:>10}{:>15}{:>10}".format(row["method"], *numbers))
+
+# %%
+
+if __name__ == "__main__" and table:
+    plot_scale(table)
+    plt.show()
+
+# %%
+# .. recorded-download:: published_scale/summary.csv published_scale/experiment.json
+#
+# What to conclude
+# ----------------
+# A worker of NiftiMasker from a path holds two copies of the image at its peak, and twenty
+# workers hold forty; the published figure is higher still, because another version read the
+# file with other copies, and because a sum of RSS with leftovers counts what is not there
+# twice. The
+# way out is not a larger machine. One copy of the image that all workers share is
+# a fortieth of it, and one pass over the file needs no copy at all.
