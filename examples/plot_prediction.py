@@ -149,9 +149,8 @@ def read_grid(folder):
             inter=row["inter"] == "True",
         )
         masks = [int(n) for n in row["mask_voxels"].split()]
-        prediction = predict(
-            row["method"], image, masks, max(int(row["n_jobs"]), 1), about["imports"]
-        )
+        n_jobs = max(int(row["n_jobs"]), 1)
+        prediction = predict(row["method"], image, masks, n_jobs, about["imports"])
         points.append(
             {
                 "method": row["method"],
