@@ -126,7 +126,9 @@ def count_voxels(mask_path, shape):
         The file is not an image, or on another grid, or no voxel differs from zero.
     """
     try:
-        mask = np.asarray(nib.load(mask_path).dataobj)
+        mask_img = nib.load(mask_path)
+        fits = mask_img.shape == tuple(shape)
+        mask = np.asarray(mask_img.dataobj) if fits else None  # another may be large
     except FileNotFoundError:
         raise
     except (
@@ -134,13 +136,15 @@ def count_voxels(mask_path, shape):
         *(EOFError, OSError, OverflowError, ValueError, zlib.error),
     ) as error:
         raise ValueError(f"{mask_path} is not an image that can be read ({error}).") from error
-    inside = int(np.count_nonzero(np.nan_to_num(mask, posinf=0, neginf=0)))
-    if mask.shape != tuple(shape) or not inside:
+    if not fits:
         raise ValueError(
-            f"{mask_path} has {inside} voxels that are not zero, on the grid {mask.shape}; a "
-            f"mask has some, on the grid of the image, {tuple(shape)}. To bring one there: "
+            f"{mask_path} is on the grid {mask_img.shape}; the image is on {tuple(shape)}. To "
+            "bring a mask there: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
+    inside = int(np.count_nonzero(np.nan_to_num(mask, posinf=0, neginf=0)))
+    if not inside:
+        raise ValueError(f"{mask_path} has 0 voxels that are not zero; a mask has some.")
     return inside
 
 
