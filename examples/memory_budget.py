@@ -258,9 +258,10 @@ def this_machine():
     """Give what `calibrate` found for these versions, or the typical numbers."""
     try:
         machine = json.loads(machine_path().read_text())
-        return machine if machine["measured"] == _versions() else TYPICAL
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return TYPICAL
+    whole = isinstance(machine, dict) and machine.keys() == TYPICAL.keys()
+    return machine if whole and machine["measured"] == _versions() else TYPICAL
 
 
 def _versions():
