@@ -81,20 +81,22 @@ def read_header(fmri_path):
         raise ValueError(f"{path} holds values of type {dtype}; {', '.join(DTYPES)} are known.")
     source = Path(img.file_map["image"].filename)
     promised = int(proxy.offset) + int(np.prod(shape, dtype=object)) * proxy.dtype.itemsize
-    compressed = source.suffix.lower() == ".gz"
+    gzipped = source.suffix.lower() == ".gz"
+    compressed = gzipped or source.suffix.lower() in (".bz2", ".zst")
     there = source.stat().st_size
-    if compressed and there * DEFLATE_AT_MOST >= promised:
+    if gzipped and there * DEFLATE_AT_MOST >= promised:
         with open(source, "rb") as file:
             several = file.read(4)[3:] not in (b"\0", b"\x08")  # bgzip writes many parts
             file.seek(-4, os.SEEK_END)
             unpacked = int.from_bytes(file.read(), "little")  # gzip keeps it modulo 2 ** 32
         there = promised if several or unpacked == promised % 2**32 else unpacked
         says = "its end says that it unpacks to"
-    elif compressed:
+    elif gzipped:
         says = f"no {there} bytes of gzip hold more than {DEFLATE_AT_MOST} times as many: it has"
     else:
         says = "it has"
-    if (there != promised) if compressed else (there < promised):
+    complete = there == promised if gzipped else compressed or there >= promised
+    if not complete:  # what bzip2 and zstd hold, their files do not say
         raise ValueError(
             f"{path} is incomplete, or its header is wrong: by its header, {shape} of {dtype}, "
             f"it should hold {promised} bytes, and {says} {there}."
