@@ -1,0 +1,700 @@
+"""If these fail, a method is said to fit that does not, or the reverse, or an image is read."""
+
+import gzip
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import nibabel.testing
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import memory_budget
+import whole_experiment
+from made_images import make_image, make_masks, save_all
+from memory_budget import (
+    TYPICAL,
+    budget,
+    calibrate,
+    count_voxels,
+    guard,
+    machine_path,
+    most_workers,
+    predict_peak,
+    read_header,
+    this_machine,
+    uses_block,
+    why_not,
+)
+from memory_model import DTYPES, METHODS, REASONS, Image, as_json, check, predict, quantities
+from options import parse_memory
+
+MIB = 2**20
+NIBABELS = Path(nibabel.testing.data_path)
+SHAPE = (5, 6, 4, 7)
+FROM_PATH = [method for method in METHODS if ", path," in method]
+
+
+# --- What a header says
+
+
+def as_nibabel_says(path):
+    """Hold a header that was read against the arrays that nibabel gives."""
+    image, img = read_header(path), nib.load(path)
+    array = np.asanyarray(img.dataobj)
+    assert image.shape == img.shape
+    assert np.dtype(image.dtype) == img.get_data_dtype().newbyteorder("=")
+    assert (image.slope or image.inter) == (array.dtype == "float64" != img.get_data_dtype())
+    found = quantities(image, [1], "single")
+    assert found["array"] == array.nbytes
+    assert found["stored"] == math.prod(img.shape) * img.get_data_dtype().itemsize
+    return image
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nii.bz2"])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "scaling"),
+    [
+        *[(t, None) for t in ("<i2", ">i2", "u1", "<f4", ">f4", "<f8", ">f8", "<u2", "<i8")],
+        *[("<i2", (2, 0)), ("<i2", (1, 3)), (">i2", (0.25, -3)), ("u1", (1, 0))],
+        *[("<f4", (3, 1)), ("<i2", (np.nan, np.nan)), ("<i2", (0.5, 0))],
+    ],
+)
+def test_header_is_what_nibabel_reads(dtype, scaling, version, suffix, tmp_path):
+    """The size of the arrays is told wrong for a type, a byte order or scale factors."""
+    data = np.arange(math.prod(SHAPE)).reshape(SHAPE) % 100
+    img = make_image(data=data, dtype=dtype, scaling=scaling)
+    if version == 2:
+        header = nib.Nifti2Header.from_header(img.header)
+        img = nib.Nifti2Image(img.dataobj, img.affine, header)
+        if scaling:
+            img.header.set_slope_inter(*scaling)
+    path = tmp_path / f"fmri{suffix}"
+    img.to_filename(path)
+    image = as_nibabel_says(path)
+    assert image.compressed == (suffix != ".nii")
+    slope, inter = scaling or (1, 0)
+    assert image.slope == (slope not in (1, 0) and not np.isnan(slope))
+    assert image.inter == (inter != 0 and not np.isnan(inter))
+
+
+@pytest.mark.parametrize("name", ["example4d.nii.gz", "example_nifti2.nii.gz", "functional.nii"])
+def test_images_that_others_wrote(name):
+    """Images that were not written for these tests are told wrong."""
+    as_nibabel_says(NIBABELS / name)
+
+
+def test_image_in_two_files(tmp_path):
+    """Of a pair of header and image the header's size is taken for the image's."""
+    nib.Nifti1Pair(make_image().get_fdata(dtype="f4"), np.eye(4)).to_filename(tmp_path / "a.hdr")
+    as_nibabel_says(tmp_path / "a.hdr")
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.img"):
+        read_header(tmp_path / "a.hdr")
+
+
+def test_image_in_several_gzip_members(tmp_path):
+    """What bgzip wrote, in many parts with an extra field each, counts as incomplete."""
+    make_image().to_filename(tmp_path / "plain.nii")
+    raw = (tmp_path / "plain.nii").read_bytes()
+
+    def member(data):
+        deflated = gzip.compress(data, mtime=0)[10:]
+        extra = b"BC\x02\x00" + struct.pack("<H", len(deflated) + 17)
+        return b"\x1f\x8b\x08\x04" + b"\0" * 5 + b"\xff" + struct.pack("<H", 6) + extra + deflated
+
+    parts = [member(raw[i : i + 1000]) for i in range(0, len(raw), 1000)]
+    (tmp_path / "bgzip.nii.gz").write_bytes(b"".join([*parts, member(b"")]))
+    as_nibabel_says(tmp_path / "bgzip.nii.gz")
+
+
+# --- Nothing is read
+
+
+def sparse_image(path, shape=(100, 100, 100, 2500)):
+    """Write the header of a large image, and let the file system promise the rest."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype("f4")
+    header.set_data_shape(shape)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with open(path, "wb") as file:
+        file.write(header.binaryblock + b"\0" * 4)
+        file.truncate(352 + 4 * math.prod(shape))
+
+
+def run_command(*arguments, **options):
+    """Run the command line."""
+    return subprocess.Popen(
+        [sys.executable, memory_budget.__file__, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
+def test_large_image_is_not_read(tmp_path):
+    """A budget for 10 GB takes as long, and as much memory, as to read them."""
+    sparse_image(tmp_path / "large.nii")
+    mask = np.zeros((100, 100, 100))
+    mask[:10] = 1
+    make_image(data=mask, dtype="u1").to_filename(tmp_path / "mask.nii.gz")
+    command = run_command(tmp_path / "large.nii", tmp_path / "mask.nii.gz", "--memory", "16G")
+    with command as process:
+        out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert "9,537 MiB in memory" in out
+    assert usage.ru_utime + usage.ru_stime < 10
+    assert usage.ru_maxrss / 1024 < 1500, "MiB of an image of 9,537"
+
+
+def test_image_in_place_of_a_mask_is_not_read(tmp_path):
+    """A pattern that catches the image too lets the budget read the whole image."""
+    sparse_image(tmp_path / "large.nii")
+    with pytest.raises(ValueError, match=r"\(100, 100, 100, 2500\)"):
+        count_voxels(tmp_path / "large.nii", (100, 100, 100))
+    make_image((3, 3, 3)).to_filename(tmp_path / "mask.nii")
+    raw = bytearray((tmp_path / "mask.nii").read_bytes())
+    raw[42:48] = struct.pack("<3h", 32000, 32000, 32000)  # no machine has room for it
+    (tmp_path / "mask.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(ValueError, match="32000"):
+        count_voxels(tmp_path / "mask.nii.gz", (3, 3, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_named_pipe_is_refused(tmp_path):
+    """The command waits for ever for somebody to write an image into a pipe."""
+    os.mkfifo(tmp_path / "pipe.nii")
+    with run_command(tmp_path / "pipe.nii", "mask.nii") as process:
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "pipe.nii" in err
+
+
+# --- Nonsense
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An image and masks."""
+    fmri_img = make_image()
+    return save_all(tmp_path, fmri_img, make_masks(fmri_img))
+
+
+def cut(path, raw):
+    """Leave away the end."""
+    path.write_bytes(raw[: len(raw) * 2 // 3])
+
+
+def more_volumes(path, raw):
+    """Let the header promise more volumes than there are."""
+    raw = bytearray(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    raw[48:50] = struct.pack("<h", 8)
+    path.write_bytes(gzip.compress(bytes(raw)) if path.suffix == ".gz" else raw)
+
+
+def many_volumes(path, raw):
+    """Let the header promise more than any gzip file of this size can hold."""
+    raw = bytearray(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    raw[48:50] = struct.pack("<h", 32000)
+    path.write_bytes(gzip.compress(bytes(raw)) if path.suffix == ".gz" else raw)
+
+
+def negative_volumes(path, raw):
+    """Let the header promise less than nothing."""
+    raw = bytearray(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    raw[48:50] = struct.pack("<h", -7)
+    path.write_bytes(gzip.compress(bytes(raw)) if path.suffix == ".gz" else raw)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("spoil", [cut, more_volumes, many_volumes, negative_volumes])
+def test_file_that_does_not_hold_what_it_says(spoil, suffix, tmp_path):
+    """A budget is made for an image that cannot be read, or crashes."""
+    path = tmp_path / f"spoiled{suffix}"
+    make_image().to_filename(path)
+    spoil(path, path.read_bytes())
+    with pytest.raises(ValueError, match=f"spoiled{suffix}") as error:
+        read_header(path)
+    if spoil is not negative_volumes:
+        promised = 352 + math.prod(SHAPE[:3]) * 4
+        promised = {cut: 352 + 480 * 7, more_volumes: 352 + 480 * 8}.get(spoil, 352 + 480 * 32000)
+        assert f"it should hold {promised} bytes" in str(error.value)
+
+
+def test_what_is_not_an_image_of_four_dimensions(tmp_path):
+    """A budget is made for what no method can read."""
+    (tmp_path / "text.nii").write_text("not an image")
+    (tmp_path / "text.nii.gz").write_text("not compressed")
+    (tmp_path / "empty.nii").touch()
+    (tmp_path / "empty.nii.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "folder.nii").mkdir()
+    make_image((5, 6, 4)).to_filename(tmp_path / "volume.nii")
+    colours = np.zeros(SHAPE, dtype=[(c, "u1") for c in "RGB"])
+    nib.Nifti1Image(colours, np.eye(4)).to_filename(tmp_path / "colours.nii")
+    complexes = np.zeros(SHAPE, dtype="complex64")
+    nib.Nifti1Image(complexes, np.eye(4)).to_filename(tmp_path / "complex.nii")
+    nib.AnalyzeImage(np.zeros(SHAPE, "f4"), np.eye(4)).to_filename(tmp_path / "analyze.hdr")
+    names = [p.name for p in tmp_path.iterdir() if p.suffix != ".img"]
+    assert len(names) == 9
+    for name in names:
+        with pytest.raises(ValueError, match=name):
+            read_header(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
+        read_header(tmp_path / "none.nii")
+
+
+@pytest.mark.parametrize("n_jobs", [0, -1, 1.5, 2.0, math.nan, "2"])
+def test_number_of_workers_is_refused(n_jobs, files):
+    """A budget is made for a number of workers that cannot be."""
+    for call in (
+        lambda: budget(*files, n_jobs),
+        lambda: predict_peak(FROM_PATH[0], *files, n_jobs),
+    ):
+        with pytest.raises(ValueError, match=f"workers is {n_jobs}"):
+            call()
+
+
+@pytest.mark.parametrize("memory", ["-16G", "0", "nan", "inf", "a lot", "", 0, -5, math.nan])
+def test_memory_is_refused(memory, files):
+    """A budget is made for an amount of memory that cannot be."""
+    with pytest.raises(ValueError, match="is not a positive size of memory") as error:
+        budget(*files, memory=memory)
+    assert repr(memory) in str(error.value)
+    with pytest.raises(ValueError, match="is not a positive size of memory"):
+        budget(*files, shm=memory)
+
+
+@pytest.mark.parametrize("voxels", [0, -3, 2.5, 121, math.nan, "x" * 0 or None])
+def test_numbers_of_voxels_are_refused(voxels, files):
+    """A budget is made for a mask that is empty, or larger than a volume."""
+    with pytest.raises(ValueError, match=f"A mask has {voxels} voxels; from 1 to 120"):
+        budget(files[0], [5, voxels])
+
+
+def test_masks_are_refused(files, tmp_path):
+    """A budget is made without masks, or for masks that no method takes."""
+    fmri_path, mask_paths = files
+    with pytest.raises(ValueError, match="There is no mask"):
+        budget(fmri_path, [])
+    make_image(data=np.zeros(SHAPE[:3]), dtype="u1").to_filename(tmp_path / "none_inside.nii")
+    make_image(data=np.full(SHAPE[:3], np.nan)).to_filename(tmp_path / "nan.nii")
+    make_image(data=np.ones((5, 6, 5)), dtype="u1").to_filename(tmp_path / "other.nii")
+    (tmp_path / "text.nii").write_text("not an image")
+    for name, message in [
+        ("none_inside.nii", "0 voxels"),
+        ("nan.nii", "0 voxels"),
+        ("other.nii", r"\(5, 6, 5\).* \(5, 6, 4\)"),
+        ("fmri.nii.gz", r"\(5, 6, 4, 7\).* \(5, 6, 4\)"),
+        ("text.nii", "not an image that can be read"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} .*{message}"):
+            budget(fmri_path, [mask_paths[0], tmp_path / name])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        budget(fmri_path, [tmp_path / "nowhere.nii"])
+
+
+def test_voxels_are_counted(files):
+    """Masks are counted in another way than methods read them."""
+    counts = [count_voxels(path, SHAPE[:3]) for path in files[1]]
+    assert counts == [np.count_nonzero(nib.load(path).get_fdata()) for path in files[1]]
+    assert counts[2:] == [1, 120]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": (5, 6, 4)}, "The shape is (5, 6, 4)"),
+        ({"shape": (5, 6, 4, 0)}, "The shape is (5, 6, 4, 0)"),
+        ({"shape": (5, 6, 4, 2.5)}, "The shape is (5, 6, 4, 2.5)"),
+        ({"dtype": "complex64"}, "The type is 'complex64'"),
+    ],
+)
+def test_images_are_refused(change, message):
+    """The model gives numbers for an image that cannot be."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        check(Image(SHAPE)._replace(**change), [1], 1)
+    assert str(error.value).startswith(message)
+
+
+def test_unknown_method_is_refused():
+    """A misspelt method is taken for another."""
+    with pytest.raises(ValueError, match="There is no method 'Magic'; there are: NiftiMasker"):
+        predict("Magic", Image(SHAPE), [1], 1, TYPICAL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["none.nii", "mask_0.nii.gz"], 1, "none.nii"),
+        (["mask_0.nii.gz", "mask_0.nii.gz"], 1, "a 4D NIfTI image is needed"),
+        (["fmri.nii.gz", "mask_0.nii.gz", "--jobs", "0"], 1, "workers is 0"),
+        (["fmri.nii.gz", "mask_0.nii.gz", "--jobs", "1.5"], 2, "--jobs"),
+        (["fmri.nii.gz", "mask_0.nii.gz", "--memory", "plenty"], 1, "'plenty'"),
+        (["fmri.nii.gz"], 2, "masks"),
+    ],
+)
+def test_command_refuses_without_a_traceback(arguments, status, message, files, tmp_path):
+    """The reader gets a traceback, or a shell goes on as if there were a budget."""
+    with run_command(*arguments, cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_command_line(files, tmp_path):
+    """The command prints another table than the function, or ignores an option."""
+    fmri_path, mask_paths = files
+    arguments = (fmri_path, *mask_paths, "--jobs", 2, "--memory", "2G", "--shm", "64M", "--explain")
+    with run_command(*arguments, cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "available 2,048 MiB; in /dev/shm 64 MiB" in out
+    for method in METHODS:
+        assert f"\n{method}" in out
+        assert f"\n{method}, while " in out
+
+
+# --- The model
+
+SIDES = st.integers(1, 80)
+
+
+@st.composite
+def cases(draw):
+    """An image, its masks and a number of workers."""
+    shape = (draw(SIDES), draw(SIDES), draw(SIDES), draw(st.integers(1, 2000)))
+    image = Image(
+        shape,
+        draw(st.sampled_from(DTYPES)),
+        *(draw(st.booleans()) for _ in range(3)),
+    )
+    grid = math.prod(shape[:3])
+    masks = draw(st.lists(st.integers(1, grid), min_size=1, max_size=8))
+    return image, masks, draw(st.integers(1, 12))
+
+
+many = settings(deadline=None, max_examples=60)
+methods = pytest.mark.parametrize("method", METHODS)
+
+
+@methods
+@many
+@given(case=cases())
+def test_numbers_are_possible(method, case):
+    """A peak is negative or not a number, PSS is above RSS, or the parts are not the peak."""
+    image, masks, n_jobs = case
+    found = predict(method, image, masks, n_jobs, TYPICAL)
+    assert all(math.isfinite(number) and number > 0 for number in found[2:5])
+    assert 0 <= found.shm_mib <= found.most_mib
+    assert found.peak_pss_mib <= found.peak_rss_mib * (1 + 1e-9)
+    assert sum(part.pss_mib for part in found.parts) == pytest.approx(found.peak_pss_mib)
+    for part in found.parts:
+        assert min(part[1:5]) >= 0
+        assert part.pss_mib <= part.rss_mib * (1 + 1e-9)
+        assert part.reason in REASONS
+    own = [p.pss_mib for p in found.parts if p.holder in ("caller", "worker", "helpers")]
+    assert found.most_mib >= sum(own) * (1 - 1e-9)
+    assert found.peak_pss_mib >= TYPICAL["caller"][0]
+    parallel = METHODS[method].mode == "parallel" and METHODS[method].imports
+    assert found.n_jobs == (n_jobs if parallel and n_jobs > 1 else 0)
+    if not parallel:
+        assert found == predict(method, image, masks, n_jobs + 3, TYPICAL)
+
+
+@methods
+@many
+@given(case=cases(), more=st.integers(1, 2000))
+def test_more_volumes_do_not_need_less(method, case, more):
+    """A longer image is said to need less."""
+    image, masks, n_jobs = case
+    longer = image._replace(shape=(*image.shape[:3], image.shape[3] + more))
+    one, other = (predict(method, i, masks, n_jobs, TYPICAL) for i in (image, longer))
+    for before, after in zip(one[2:6], other[2:6], strict=True):
+        assert after >= before * (1 - 1e-9)
+
+
+@methods
+@many
+@given(case=cases())
+def test_more_workers_or_masks_do_not_need_less(method, case):
+    """One worker more, or one mask more, is said to make room."""
+    image, masks, n_jobs = case
+    one, other = (predict(method, image, masks, n, TYPICAL) for n in (n_jobs, n_jobs + 1))
+    assert other.most_mib >= one.most_mib * (1 - 1e-9)
+    if METHODS[method].mode == "single":
+        return
+    longer = predict(method, image, [*masks, max(masks)], n_jobs, TYPICAL)
+    assert longer.most_mib >= one.most_mib * (1 - 1e-9)
+
+
+def test_two_copies_for_each_worker():
+    """The number that the site is about, twice the image for a worker, is another."""
+    image, masks = Image((64, 64, 36, 1680), compressed=True), [2000] * 20
+    array = quantities(image, masks, "parallel")["array"] / MIB
+    found = predict("NiftiMasker, path, parallel", image, masks, 20, TYPICAL)
+    assert 40 * array < found.most_mib < 40 * array + 20 * 150 + 500
+    streamed = predict("Streaming, masks, one pass", image, masks, 20, TYPICAL)
+    assert streamed.most_mib < 0.5 * array
+
+
+def test_methods_are_those_of_the_experiment():
+    """A method was added or renamed, and the model does not know it."""
+    known = {whole_experiment.title(m): (m.function.__name__, m.mode) for m in METHODS_RUN}
+    assert {name: (model.function, model.mode) for name, model in METHODS.items()} == known
+    assert list(METHODS) == list(known), "the table is in another order"
+
+
+METHODS_RUN = whole_experiment.METHODS
+
+
+def test_model_as_json():
+    """The calculator misses a method, or what a part refers to."""
+    model = json.loads(as_json(TYPICAL))
+    assert list(model["methods"]) == list(METHODS)
+    assert model["machine"] == TYPICAL
+    assert model["dtypes"] == {name: np.dtype(name).itemsize for name in DTYPES}
+    known = {*quantities(Image(SHAPE), [1], "parallel")}
+    for name, method in model["methods"].items():
+        moments = METHODS[name].moments
+        assert [m["name"] for m in method["moments"]] == [m.name for m in moments]
+        for moment in method["moments"]:
+            for part in moment["parts"]:
+                assert part["quantity"] in known
+                assert part["reason"] in model["reasons"]
+                assert part["holder"] in ("caller", "worker", "file", "block")
+
+
+# --- Whether it fits
+
+LARGE = Image((64, 64, 36, 2000), "float32")  # 1,125 MiB
+
+
+@methods
+@settings(deadline=None, max_examples=20)
+@given(case=cases(), memory=st.floats(150, 40_000), shm=st.floats(1, 40_000))
+def test_most_workers_is_the_largest_that_fits(method, case, memory, shm):
+    """The number of workers that is recommended does not fit, or more would fit."""
+    image, masks, _ = case
+    most = most_workers(method, image, masks, memory, shm, TYPICAL)
+    fits = [
+        n
+        for n in range(1, len(masks) + 1)
+        if not why_not(predict(method, image, masks, n, TYPICAL), memory, shm)
+    ]
+    assert most == max(fits, default=0)
+
+
+def test_reason_names_what_is_too_small():
+    """The reader buys memory where /dev/shm is too small, or the reverse."""
+    shared = predict("NumPy indexing, shared memory, parallel", LARGE, [2000] * 4, 4, TYPICAL)
+    assert shared.shm_mib == 1125
+    assert why_not(shared, 1e6, 1e6) == ""
+    assert why_not(shared, 1e6, shared.shm_mib) == ""
+    assert why_not(shared, shared.most_mib, 1e6) == ""
+    reason = why_not(shared, 1e6, 1000)
+    assert reason == "It needs 1,125 MiB in /dev/shm, which has 1,000 MiB left."
+    reason = why_not(shared, 1234, 1000)
+    assert reason == f"It may need {shared.most_mib:,.0f} MiB, and 1,234 MiB are available."
+
+
+def test_joblib_avoids_a_small_folder():
+    """The rule by which joblib chooses a folder is another: it writes to /dev/shm, or does not."""
+    from joblib import _memmapping_reducer
+
+    assert _memmapping_reducer.SYSTEM_SHARED_MEM_FS_MIN_SIZE == 2e9
+    longer = LARGE._replace(shape=(64, 64, 36, 6000))
+    method = "NiftiMasker, in-memory image, parallel"
+    found = predict(method, longer, [2000] * 4, 4, TYPICAL)
+    assert not uses_block(method)
+    assert found.shm_mib == 3375
+    assert why_not(found, 1e6, 2e9 / MIB) == ""
+    assert "/dev/shm" in why_not(found, 1e6, 2e9 / MIB + 1)
+    assert why_not(found, 1e6, 3375) == ""
+    blocks = [name for name in METHODS if uses_block(name)]
+    assert blocks == ["NumPy indexing, shared memory, parallel"]
+
+
+def test_what_is_left_counts_by_default(monkeypatch, files):
+    """A method is held against other numbers than what the machine has left."""
+    found = predict_peak(FROM_PATH[0], *files)
+    monkeypatch.setattr(memory_budget, "available_mib", lambda: 100)
+    assert "100 MiB are available" in why_not(found)
+    monkeypatch.setattr(memory_budget, "available_mib", lambda: 1e6)
+    assert why_not(found) == ""
+
+
+@pytest.mark.parametrize(
+    ("memory", "fits"), [("unlimited", True), ("100M", False), ("64G", True), (None, False)]
+)
+def test_guard_follows_the_option(memory, fits, files, monkeypatch):
+    """A build runs what may not fit, or does not run what the reader wants to run."""
+    monkeypatch.setattr(memory_budget, "available_mib", lambda: 100)
+    monkeypatch.setattr(memory_budget, "available_shm_mib", lambda: 100)
+    monkeypatch.setattr(memory_budget, "reserve_mib", lambda: 30)
+    if memory:
+        monkeypatch.setenv("MEMORY", memory)
+    prediction, reason = guard(FROM_PATH[0], *files, 2)
+    assert prediction.method == FROM_PATH[0]
+    assert (reason == "") == fits
+    if not fits:
+        assert f"{100 if memory else 70} MiB are available" in reason
+
+
+# --- The table
+
+
+def lines_of(text):
+    """The lines of the table, by method."""
+    return {m: line for line in text.splitlines() for m in METHODS if line.startswith(f"{m}  ")}
+
+
+def test_table(files, capsys):
+    """A method is missing in the table, or is said to fit where its row does not."""
+    rows = budget(*files, memory="64G", shm="64G")
+    out = capsys.readouterr().out
+    lines = lines_of(out)
+    assert list(lines) == [row.prediction.method for row in rows] == list(METHODS)
+    assert all(line.endswith("  yes") for line in lines.values())
+    assert "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker." in out
+    assert "numpy_masker_threads" in out
+    assert "4 masks" in out
+    assert all(row.most_workers == 4 for row in rows)
+
+
+def test_table_honours_memory_and_shared_memory(tmp_path, capsys):
+    """What is too large is said to fit, or the number of workers that fits is wrong."""
+    sparse_image(tmp_path / "large.nii", (64, 64, 36, 2000))
+    masks = [2000] * 20
+    rows = {
+        row.prediction.method: row
+        for row in budget(tmp_path / "large.nii", masks, memory="4G", shm="1G")
+    }
+    out = capsys.readouterr().out
+    lines = lines_of(out)
+    row = rows["NiftiMasker, path, parallel"]
+    assert row.most_workers == 2
+    assert lines["NiftiMasker, path, parallel"].endswith("  with 2 workers")
+    assert "4,096 MiB are available" in row.reason
+    row = rows["NumPy indexing, shared memory, parallel"]
+    assert "/dev/shm" in row.reason
+    assert lines["NumPy indexing, shared memory, parallel"].endswith("  no")
+    assert "available 4,096 MiB; in /dev/shm 1,024 MiB" in out
+
+
+def test_time_series_that_do_not_fit(tmp_path, capsys):
+    """The reader is told to keep time series in memory for which there is no room."""
+    sparse_image(tmp_path / "large.nii", (64, 64, 36, 2000))
+    budget(tmp_path / "large.nii", [64 * 64 * 36] * 20, memory="4G")
+    out = capsys.readouterr().out
+    assert "out=names" in out
+    assert "numpy_masker_threads" not in out
+
+
+def test_parts_are_explained(files, capsys):
+    """The reader is not told what the peak consists of."""
+    rows = budget(*files, explain=True)
+    out = capsys.readouterr().out
+    for row in rows:
+        assert f"\n{row.prediction.method}, while {row.prediction.moment}:" in out
+    assert "apply_mask_fmri" in out
+
+
+# --- The machine
+
+
+def test_imports_are_measured_once(files, tmp_path, capsys):
+    """Imports are measured wrong, are not kept, or what is kept is not used."""
+    assert this_machine() is TYPICAL
+    machine = calibrate()
+    assert machine_path() == tmp_path / "masker_cache" / "machine.json"
+    assert [path.name for path in machine_path().parent.iterdir()] == ["machine.json"]
+    assert machine.keys() == TYPICAL.keys()
+    assert this_machine() == machine == json.loads(machine_path().read_text())
+    assert "numpy" in machine["measured"]
+    assert machine["caller"][0] > 50
+    for metric in (0, 1):
+        levels = [machine[name][metric] for name in ("numpy", "nibabel", "nilearn")]
+        assert 5 < levels[0] < levels[1] < levels[2]
+    pairs = [pair for name, pair in machine.items() if name != "measured"]
+    assert all(0 < pss <= rss for pss, rss in pairs)
+    budget(*files)
+    assert "imports: measured here" in capsys.readouterr().out
+    assert predict_peak(FROM_PATH[0], *files).parts[0].pss_mib == machine["caller"][0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "{", "[]", "null", "3", '"text"', "{}", '{"measured": "SAME"}', "\ud800"],
+        json.dumps(TYPICAL | {"measured": "Python 2.7"}),
+    ],
+)
+def test_damaged_or_foreign_measurement_is_ignored(text, files, capsys):
+    """A file that was cut off, or of other versions, breaks the budget or falsifies it."""
+    machine_path().parent.mkdir()
+    text = text.replace("SAME", memory_budget._versions())
+    machine_path().write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert this_machine() is TYPICAL
+    budget(*files)
+    assert "imports: typical" in capsys.readouterr().out
+
+
+# --- Sizes
+
+
+@given(
+    mib=st.floats(0.01, 1e12),
+    unit=st.sampled_from(["", "K", "M", "G", "T"]),
+    ending=st.sampled_from(["", "B", "iB", "b"]),
+    space=st.sampled_from(["", " ", "  "]),
+    lower=st.booleans(),
+)
+def test_sizes_with_units(mib, unit, ending, space, lower):
+    """A size with a unit is taken for another."""
+    text = f"{mib:.3f}{space}{unit}{ending if unit else ''}"
+    factor = {"": 1, "K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit]
+    text = text.lower() if lower else text
+    assert parse_memory(f" {text} ") == pytest.approx(float(f"{mib:.3f}") * factor)
+
+
+@given(st.floats(1e-3, 1e300) | st.integers(1, 10**18))
+def test_sizes_as_numbers(mib):
+    """A number of MiB is refused because of how Python writes it."""
+    assert parse_memory(mib) == pytest.approx(mib, rel=1e-3)
+
+
+@given(st.text())
+def test_any_text_is_a_size_or_refused(text):
+    """Some text gives a size that is no positive number, or another error."""
+    try:
+        mib = parse_memory(text)
+    except ValueError as error:
+        assert repr(text) in str(error)  # noqa: PT017
+    else:
+        assert 0 < mib < math.inf
+
+
+@pytest.mark.parametrize(
+    "text", ["16X", "16GiBs", "G", "1.2.3G", "1e3", "+5", "5 0", "1_000", "16 G B", "٣G", "5\u212a"]
+)
+def test_text_that_is_not_a_size(text):
+    """A typing error gives some size."""
+    with pytest.raises(ValueError, match="is not a positive size of memory"):
+        parse_memory(text)
