@@ -154,6 +154,10 @@ REASONS = {
         "a block of volumes, and the copies that the masker makes of it",
         "stream_masker, memory_mib",
     ),
+    "clean": (
+        "nilearn.signal.clean makes a copy of the time series",
+        f"{NILEARN}/signal.py, clean",
+    ),
     "imports": (
         "the interpreter and what it imports, as measured on this machine",
         "calibrate",
@@ -199,11 +203,13 @@ INTO_MEMORY = (
     ),
 )
 ARRAY = Part("caller", 1, "array", "image")
-RESULTS = Part("caller", 1, "outputs", "results")
+RESULTS = Part("caller", 1, "results", "results")
 MASKS = Part("caller", 1, "masks", "masks")
 INDEX = Part("worker", 2, "output", "index")
 COPY = Part("worker", 1, "copy", "masker")
 FINITE = Part("worker", 1, "finite", "finite")
+TAKEN = Part("worker", 1, "output", "index")
+SENT = Part("block", 1, "array", "joblib", "workers")
 TOUCHED = Part("file", 1, "touched", "touched")
 TOUCHED_FROM_PATH = (  # without workers, one mask's map is given up before the next is made
     Part("file", 1, "touched", "touched", "workers"),
@@ -214,13 +220,12 @@ MASKER_FROM_PATH = (
     *reading("worker"),
     Moment("copying", (*image("worker"), COPY, RESULTS)),
     Moment("looking for values that are not finite", (COPY, FINITE, RESULTS)),
+    Moment("taking the voxels", (COPY, TAKEN, RESULTS)),
 )
 MASKER_IN_MEMORY = (
     *INTO_MEMORY,
-    Moment(
-        "looking for values that are not finite",
-        (ARRAY, Part("block", 1, "array", "joblib", "workers"), COPY, FINITE, RESULTS),
-    ),
+    Moment("looking for values that are not finite", (ARRAY, SENT, COPY, FINITE, RESULTS)),
+    Moment("taking the voxels", (ARRAY, SENT, COPY, TAKEN, RESULTS)),
 )
 INDEX_FROM_PATH = (
     *reading("worker"),
@@ -241,6 +246,7 @@ INDEX_IN_MEMORY = (
     ),
 )
 VOLUME = Part("caller", 2, "volume", "volume")
+SERIES = Part("caller", 1, "outputs", "results")
 
 METHODS = {
     "NiftiMasker, path, single": Model("nifti_masker_single", "single", "", MASKER_FROM_PATH),
@@ -299,11 +305,14 @@ METHODS = {
     ),
     "Streaming, any masker, one pass": Model(
         *("stream_nifti_maskers", "one pass", ""),
-        (Moment("streaming", (RESULTS, MASKS, Part("caller", 1, "blocks", "blocks"))),),
+        (
+            Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
+            Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
+        ),
     ),
     "Streaming, masks, one pass": Model(
         *("stream_masks", "one pass", ""),
-        (Moment("streaming", (RESULTS, Part("caller", 1, "streamed", "stream"))),),
+        (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
     ),
 }
 
@@ -401,6 +410,7 @@ def quantities(image, mask_voxels, mode, active=0, together=1):
         untouched *= 1 - span * (together if active else 1)
 
     positions = sum(masks)
+    at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
     rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
     streamed = (
         rows * positions * (stored_size + 2 * copy_size) + 12 * positions + 2 * grid * stored_size
@@ -413,7 +423,8 @@ def quantities(image, mask_voxels, mode, active=0, together=1):
         "finite": voxels,
         "volume": grid * array_size,
         "masks": len(masks) * grid,
-        "output": max(masks) * n_volumes * copy_size,
+        "output": at_work / max(active, 1) * n_volumes * copy_size,
+        "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
         "span": max(spans) * voxels * array_size,
         "touched": (1 - untouched) * voxels * array_size,
