@@ -209,6 +209,7 @@ INTO_MEMORY = (
 ARRAY = Part("caller", 1, "array", "image")
 RESULTS = Part("caller", 1, "results", "results")
 MASKS = Part("caller", 1, "masks", "masks")
+MASKS_SENT = Part("caller", 1, "masks", "joblib", "workers")
 INDEX = Part("worker", 2, "output", "index")
 COPY = Part("worker", 1, "copy", "masker")
 FINITE = Part("worker", 1, "finite", "finite")
@@ -237,7 +238,7 @@ INDEX_FROM_PATH = (
         "indexing",
         (
             Part("worker", 1, "array", "image", "read"),
-            Part("file", 1, "span", "touched", "mapped"),  # over before others have begun
+            *(part._replace(when=f"mapped {part.when}") for part in TOUCHED_FROM_PATH),
             *(INDEX, RESULTS),
         ),
     ),
@@ -249,6 +250,7 @@ INDEX_IN_MEMORY = (
         (ARRAY, Part("block", 1, "touched in block", "joblib", "workers"), INDEX, RESULTS),
     ),
 )
+BLOCK = Part("block", 1, "array", "block")
 VOLUME = Part("caller", 2, "volume", "volume")
 SERIES = Part("caller", 1, "outputs", "results")
 
@@ -278,31 +280,29 @@ METHODS = {
     "NumPy indexing, shared memory, parallel": Model(
         *("numpy_masker_shared_parallel", "parallel", "nibabel"),
         (
-            Moment(
-                "filling the block", (Part("block", 1, "array", "block"), VOLUME, MASKS), early=True
-            ),
-            Moment("indexing", (Part("block", 1, "array", "block"), INDEX, RESULTS, MASKS)),
+            Moment("filling the block", (BLOCK, VOLUME, MASKS), early=True),
+            Moment("indexing", (BLOCK, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
     ),
     "NumPy indexing, threads, parallel": Model(
         *("numpy_masker_threads", "parallel", ""),
         (
             Moment("reading volume by volume", (ARRAY, VOLUME, MASKS)),
-            Moment("indexing", (ARRAY, INDEX, RESULTS, MASKS)),
+            Moment("indexing", (ARRAY, Part("caller", 2, "outputs", "index"), MASKS)),
         ),
     ),
     "NumPy indexing, joblib map, parallel": Model(
         *("numpy_masker_joblib_map", "parallel", "numpy"),
         (
             Moment("writing the file", (VOLUME, MASKS), early=True),
-            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS)),
+            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
     ),
     "NumPy indexing, mapped file, parallel": Model(
         *("numpy_masker_mapped", "parallel", "numpy"),
         (
             Moment("writing the file", (VOLUME, MASKS), "read", early=True),
-            Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS)),
+            Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
     ),
     "Streaming, any masker, one pass": Model(

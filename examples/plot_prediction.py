@@ -132,8 +132,8 @@ def read_grid(folder):
     -------
     list of dict
         For each measurement ``method``, ``image`` in words, ``n_jobs``, ``measured_mib`` and
-        ``predicted_mib``, of PSS, and the range's lower end ``least_mib``, and ``measured_rss_mib`` and ``predicted_rss_mib``; also
-        ``point``, the point of the grid.
+        ``predicted_mib``, of PSS, and the range's lower end ``least_mib``; the same of RSS as
+        ``measured_rss_mib`` and ``predicted_rss_mib``; also ``point``, the point of the grid.
     dict
         The machine on which it was measured.
     """
