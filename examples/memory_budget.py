@@ -81,20 +81,22 @@ def read_header(fmri_path):
         raise ValueError(f"{path} holds values of type {dtype}; {', '.join(DTYPES)} are known.")
     source = Path(img.file_map["image"].filename)
     promised = int(proxy.offset) + int(np.prod(shape, dtype=object)) * proxy.dtype.itemsize
-    compressed = source.suffix.lower() == ".gz"
+    gzipped = source.suffix.lower() == ".gz"
+    compressed = gzipped or source.suffix.lower() in (".bz2", ".zst")
     there = source.stat().st_size
-    if compressed and there * DEFLATE_AT_MOST >= promised:
+    if gzipped and there * DEFLATE_AT_MOST >= promised:
         with open(source, "rb") as file:
             several = file.read(4)[3:] not in (b"\0", b"\x08")  # bgzip writes many parts
             file.seek(-4, os.SEEK_END)
             unpacked = int.from_bytes(file.read(), "little")  # gzip keeps it modulo 2 ** 32
         there = promised if several or unpacked == promised % 2**32 else unpacked
         says = "its end says that it unpacks to"
-    elif compressed:
+    elif gzipped:
         says = f"no {there} bytes of gzip hold more than {DEFLATE_AT_MOST} times as many: it has"
     else:
         says = "it has"
-    if (there != promised) if compressed else (there < promised):
+    complete = there == promised if gzipped else compressed or there >= promised
+    if not complete:  # what bzip2 and zstd hold, their files do not say
         raise ValueError(
             f"{path} is incomplete, or its header is wrong: by its header, {shape} of {dtype}, "
             f"it should hold {promised} bytes, and {says} {there}."
@@ -126,7 +128,9 @@ def count_voxels(mask_path, shape):
         The file is not an image, or on another grid, or no voxel differs from zero.
     """
     try:
-        mask = np.asarray(nib.load(mask_path).dataobj)
+        mask_img = nib.load(mask_path)
+        fits = mask_img.shape == tuple(shape)
+        mask = np.asarray(mask_img.dataobj) if fits else None  # another may be large
     except FileNotFoundError:
         raise
     except (
@@ -134,13 +138,15 @@ def count_voxels(mask_path, shape):
         *(EOFError, OSError, OverflowError, ValueError, zlib.error),
     ) as error:
         raise ValueError(f"{mask_path} is not an image that can be read ({error}).") from error
-    inside = int(np.count_nonzero(np.nan_to_num(mask, posinf=0, neginf=0)))
-    if mask.shape != tuple(shape) or not inside:
+    if not fits:
         raise ValueError(
-            f"{mask_path} has {inside} voxels that are not zero, on the grid {mask.shape}; a "
-            f"mask has some, on the grid of the image, {tuple(shape)}. To bring one there: "
+            f"{mask_path} is on the grid {mask_img.shape}; the image is on {tuple(shape)}. To "
+            "bring a mask there: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
+    inside = int(np.count_nonzero(np.nan_to_num(mask, posinf=0, neginf=0)))
+    if not inside:
+        raise ValueError(f"{mask_path} has 0 voxels that are not zero; a mask has some.")
     return inside
 
 
@@ -254,9 +260,10 @@ def this_machine():
     """Give what `calibrate` found for these versions, or the typical numbers."""
     try:
         machine = json.loads(machine_path().read_text())
-        return machine if machine["measured"] == _versions() else TYPICAL
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return TYPICAL
+    whole = isinstance(machine, dict) and machine.keys() == TYPICAL.keys()
+    return machine if whole and machine["measured"] == _versions() else TYPICAL
 
 
 def _versions():

@@ -337,7 +337,7 @@ class Image(NamedTuple):
     dtype : str
         Type of the stored values, one of ``DTYPES``.
     compressed : bool
-        Whether the file is a ``.nii.gz``.
+        Whether the file is compressed: a ``.nii.gz``, ``.bz2`` or ``.zst``.
     slope, inter : bool
         Whether the header has a slope other than 1, and an intercept other than 0.
     """

@@ -168,9 +168,8 @@ def parse_memory(size):
     ValueError
         It is not a size, or not a positive one.
     """
-    found = re.fullmatch(
-        r"([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?", str(size).strip(), re.I
-    )
+    text = f"{size:f}" if isinstance(size, float) else str(size).strip()  # not 1e+20
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?", text, re.I | re.A)
     mib = float(found[1]) * 1024.0 ** ("KMGT".index((found[2] or "M").upper()) - 1) if found else 0
     if not 0 < mib < math.inf:
         raise ValueError(f"{size!r} is not a positive size of memory, such as 16G or 500M.")
