@@ -461,7 +461,7 @@ def budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=Fa
 def _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
     """Print the table of `budget`, and the recommendation."""
     stored, files = (
-        f"{quantities(image, masks, 1, 'parallel')[q] / MIB:,.0f}" for q in ("array", "outputs")
+        f"{quantities(image, masks, 'parallel')[q] / MIB:,.0f}" for q in ("array", "outputs")
     )
     kind = f"{image.dtype}{', scaled' if image.slope or image.inter else ''}"
     kind += ", compressed" if image.compressed else ""
