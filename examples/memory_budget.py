@@ -476,7 +476,7 @@ def _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
         parallel = (
             METHODS[prediction.method].mode == "parallel" and METHODS[prediction.method].imports
         )
-        fits = "yes" if not reason else f"with {most} workers" if parallel and most > 1 else "no"
+        fits = "yes" if not reason else f"with {most} at most" if parallel and most else "no"
         print(
             f"{prediction.method:42}{prediction.n_jobs or '-':>8}{prediction.peak_pss_mib:12,.0f}"
             f"{prediction.peak_rss_mib:13,.0f}{prediction.most_mib:10,.0f}  {fits}"

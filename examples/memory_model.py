@@ -18,8 +18,11 @@ Two things are not known beforehand:
 * **How many workers are at their own peak at the same moment.** The prediction has a likely
   peak, in which the others hold a part of theirs, and the most that is possible. Whether a
   method fits is decided by the most.
-* **Which pages of a mapped file are touched.** Workers that map a file have in memory what
-  they look at, and some pages around it. For that, a region is taken for a ball.
+* **Which pages of a mapped file are in memory.** Workers that map a file have in memory what
+  they look at, and some pages around it, which depends on the kernel and the file system. For
+  that, a region is taken for a ball. And they look for some milliseconds only: whether several
+  do so at once is chance. So for these methods the prediction is a range, whose lower end is
+  without what is looked at.
 """
 
 import json
@@ -70,10 +73,11 @@ class Moment(NamedTuple):
 class Model(NamedTuple):
     """What a method has in memory.
 
-    Workers begin one after the other, and their number at the peak is a matter of chance: on
-    top of one worker at its peak, each other holds the part ``together`` of the same, less
-    the voxels (in millions) that are done before the last one begins. These two numbers, and
-    they alone, were fitted to measurements.
+    Workers begin one after the other, and their number at the peak is a matter of chance. On
+    top of one worker at its peak, each other holds the part ``together`` of the same, less what
+    is over before the last one begins: ``late``, in millions of voxels of the image. These two
+    numbers were fitted to measurements, and so was how much of a mapped file is in memory around
+    what is looked at (`AROUND`).
     """
 
     function: str
@@ -154,6 +158,10 @@ REASONS = {
         "a block of volumes, and the copies that the masker makes of it",
         "stream_masker, memory_mib",
     ),
+    "clean": (
+        "nilearn.signal.clean makes a copy of the time series",
+        f"{NILEARN}/signal.py, clean",
+    ),
     "imports": (
         "the interpreter and what it imports, as measured on this machine",
         "calibrate",
@@ -199,11 +207,14 @@ INTO_MEMORY = (
     ),
 )
 ARRAY = Part("caller", 1, "array", "image")
-RESULTS = Part("caller", 1, "outputs", "results")
+RESULTS = Part("caller", 1, "results", "results")
 MASKS = Part("caller", 1, "masks", "masks")
+MASKS_SENT = Part("caller", 1, "masks", "joblib", "workers")
 INDEX = Part("worker", 2, "output", "index")
 COPY = Part("worker", 1, "copy", "masker")
 FINITE = Part("worker", 1, "finite", "finite")
+TAKEN = Part("worker", 1, "output", "index")
+SENT = Part("block", 1, "array", "joblib", "workers")
 TOUCHED = Part("file", 1, "touched", "touched")
 TOUCHED_FROM_PATH = (  # without workers, one mask's map is given up before the next is made
     Part("file", 1, "touched", "touched", "workers"),
@@ -214,13 +225,12 @@ MASKER_FROM_PATH = (
     *reading("worker"),
     Moment("copying", (*image("worker"), COPY, RESULTS)),
     Moment("looking for values that are not finite", (COPY, FINITE, RESULTS)),
+    Moment("taking the voxels", (COPY, TAKEN, RESULTS)),
 )
 MASKER_IN_MEMORY = (
     *INTO_MEMORY,
-    Moment(
-        "looking for values that are not finite",
-        (ARRAY, Part("block", 1, "array", "joblib", "workers"), COPY, FINITE, RESULTS),
-    ),
+    Moment("looking for values that are not finite", (ARRAY, SENT, COPY, FINITE, RESULTS)),
+    Moment("taking the voxels", (ARRAY, SENT, COPY, TAKEN, RESULTS)),
 )
 INDEX_FROM_PATH = (
     *reading("worker"),
@@ -228,7 +238,7 @@ INDEX_FROM_PATH = (
         "indexing",
         (
             Part("worker", 1, "array", "image", "read"),
-            Part("file", 1, "span", "touched", "mapped"),  # over before others have begun
+            *(part._replace(when=f"mapped {part.when}") for part in TOUCHED_FROM_PATH),
             *(INDEX, RESULTS),
         ),
     ),
@@ -237,10 +247,12 @@ INDEX_IN_MEMORY = (
     *INTO_MEMORY,
     Moment(
         "indexing",
-        (ARRAY, Part("block", 1, "touched", "joblib", "workers"), INDEX, RESULTS),
+        (ARRAY, Part("block", 1, "touched in block", "joblib", "workers"), INDEX, RESULTS),
     ),
 )
+BLOCK = Part("block", 1, "array", "block")
 VOLUME = Part("caller", 2, "volume", "volume")
+SERIES = Part("caller", 1, "outputs", "results")
 
 METHODS = {
     "NiftiMasker, path, single": Model("nifti_masker_single", "single", "", MASKER_FROM_PATH),
@@ -268,42 +280,41 @@ METHODS = {
     "NumPy indexing, shared memory, parallel": Model(
         *("numpy_masker_shared_parallel", "parallel", "nibabel"),
         (
-            Moment(
-                "filling the block", (Part("block", 1, "array", "block"), VOLUME, MASKS), early=True
-            ),
-            Moment("indexing", (Part("block", 1, "array", "block"), INDEX, RESULTS, MASKS)),
+            Moment("filling the block", (BLOCK, VOLUME, MASKS), early=True),
+            Moment("indexing", (BLOCK, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
     ),
     "NumPy indexing, threads, parallel": Model(
         *("numpy_masker_threads", "parallel", ""),
         (
             Moment("reading volume by volume", (ARRAY, VOLUME, MASKS)),
-            Moment("indexing", (ARRAY, INDEX, RESULTS, MASKS)),
+            Moment("indexing", (ARRAY, Part("caller", 2, "outputs", "index"), MASKS)),
         ),
     ),
     "NumPy indexing, joblib map, parallel": Model(
         *("numpy_masker_joblib_map", "parallel", "numpy"),
         (
             Moment("writing the file", (VOLUME, MASKS), early=True),
-            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS)),
+            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
-        *(1, 35),
     ),
     "NumPy indexing, mapped file, parallel": Model(
         *("numpy_masker_mapped", "parallel", "numpy"),
         (
             Moment("writing the file", (VOLUME, MASKS), "read", early=True),
-            Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS)),
+            Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
-        *(1, 35),
     ),
     "Streaming, any masker, one pass": Model(
         *("stream_nifti_maskers", "one pass", ""),
-        (Moment("streaming", (RESULTS, MASKS, Part("caller", 1, "blocks", "blocks"))),),
+        (
+            Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
+            Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
+        ),
     ),
     "Streaming, masks, one pass": Model(
         *("stream_masks", "one pass", ""),
-        (Moment("streaming", (RESULTS, Part("caller", 1, "streamed", "stream"))),),
+        (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
     ),
 }
 
@@ -362,7 +373,7 @@ def check(image, mask_voxels, n_jobs):
 # ------------------------
 
 
-def quantities(image, mask_voxels, mode, active=0, together=1):
+def quantities(image, mask_voxels, mode, active=0):
     """Give what parts are made of, in bytes.
 
     Parameters
@@ -374,8 +385,6 @@ def quantities(image, mask_voxels, mode, active=0, together=1):
         A single run has the first mask only.
     active : int
         Workers that have a task; 0 where the calling process does the work itself.
-    together : float
-        How much of its peak each other worker holds while one is at its own.
 
     Returns
     -------
@@ -390,17 +399,16 @@ def quantities(image, mask_voxels, mode, active=0, together=1):
     copy_size = array_size if floats else 4
     masks = [int(n) for n in mask_voxels[: 1 if mode == "single" else None]]
 
-    # A ball's slices are next to each other in the file; the kernel reads 64 KiB at least.
-    volume = grid * array_size
-    spans = [
-        min(1, ((6 * n / np.pi) ** (1 / 3) * x * y * array_size + 65536) / volume) for n in masks
-    ]
-    largest, *others = sorted(spans, reverse=True)
-    untouched = 1 - largest
-    for span in others[: active - 1 if active else None]:
-        untouched *= 1 - span * (together if active else 1)
+    spans, touched = {}, {}
+    for holder, around in AROUND.items():
+        found = sorted((span_of(n, x * y, grid, array_size, around) for n in masks), reverse=True)
+        untouched = 1 - found[0]
+        for span in found[1 : active or None]:
+            untouched *= 1 - span
+        spans[holder], touched[holder] = found[0], 1 - untouched
 
     positions = sum(masks)
+    at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
     rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
     streamed = (
         rows * positions * (stored_size + 2 * copy_size) + 12 * positions + 2 * grid * stored_size
@@ -413,13 +421,29 @@ def quantities(image, mask_voxels, mode, active=0, together=1):
         "finite": voxels,
         "volume": grid * array_size,
         "masks": len(masks) * grid,
-        "output": max(masks) * n_volumes * copy_size,
+        "output": at_work / max(active, 1) * n_volumes * copy_size,
+        "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
-        "span": max(spans) * voxels * array_size,
-        "touched": (1 - untouched) * voxels * array_size,
+        "span": spans["file"] * voxels * array_size,
+        "touched": touched["file"] * voxels * array_size,
+        "span in block": spans["block"] * voxels * array_size,
+        "touched in block": touched["block"] * voxels * array_size,
         "streamed": streamed,
         "blocks": block * grid * (3 * array_size + copy_size + 1),
     }
+
+
+AROUND = {"file": 256 * 1024, "block": 0}  # bytes in memory around what is looked at
+
+
+def span_of(n_voxels, slice_voxels, grid, value_size, around):
+    """Give the part of a mapped image that is in memory when a region is looked at.
+
+    The region is taken for a ball: the slices that it goes through are next to each other in
+    each volume of the file.
+    """
+    diameter = (6 * n_voxels / np.pi) ** (1 / 3)
+    return min(1, (diameter * slice_voxels * value_size + around) / (grid * value_size))
 
 
 # %%
@@ -432,6 +456,7 @@ class Held(NamedTuple):
 
     holder: str
     pss_mib: float
+    least_mib: float
     rss_mib: float
     most_mib: float
     shm_mib: float
@@ -448,6 +473,9 @@ class Prediction(NamedTuple):
         Workers that are started; 0 if there are none.
     peak_pss_mib : float
         The likely peak, as PSS summed over all processes.
+    least_pss_mib : float
+        The same without what workers look at in a mapped file. That is over so soon that it is
+        a matter of chance whether several do so at once, and whether a sample finds it.
     peak_rss_mib : float
         The same as RSS, as mprof shows it by default.
     most_mib : float
@@ -465,6 +493,7 @@ class Prediction(NamedTuple):
     method: str
     n_jobs: int
     peak_pss_mib: float
+    least_pss_mib: float
     peak_rss_mib: float
     most_mib: float
     shm_mib: float
@@ -512,7 +541,7 @@ def predict(method, image, masks, n_jobs, machine):
     }
     together = model.together * max(0, 1 - model.late * 1e6 / math.prod(image.shape))
     likely = 1 + (active - 1) * together if workers else 1
-    amounts = quantities(image, masks, model.mode, active, together)
+    amounts = quantities(image, masks, model.mode, active)
 
     caller, *others = imported(model, machine, workers, active)
     moments = []
@@ -523,10 +552,10 @@ def predict(method, image, masks, n_jobs, machine):
                 if set(part.when.split()) <= conditions:
                     parts.append(held(part, amounts, active, likely))
             moments.append((moment.name, parts))
-    peaks = [[sum(part[i] for part in parts) for i in range(1, 5)] for _, parts in moments]
-    pss, rss, most, shm = (max(values) for values in zip(*peaks, strict=True))
+    peaks = [[sum(part[i] for part in parts) for i in range(1, 6)] for _, parts in moments]
+    pss, least, rss, most, shm = (max(values) for values in zip(*peaks, strict=True))
     name, parts = moments[[peak[0] for peak in peaks].index(pss)]
-    return Prediction(method, workers, pss, rss, most, shm, name, parts)
+    return Prediction(method, workers, pss, least, rss, most, shm, name, parts)
 
 
 def imported(model, machine, workers, active):
@@ -537,10 +566,11 @@ def imported(model, machine, workers, active):
         found.append(("worker", active, model.imports))
     if workers > active:  # these get no task
         found.append(("worker", workers - active, "numpy"))
-    return [
-        Held(holder, n * machine[what][0], n * machine[what][1], n * machine[what][0], 0, "imports")
-        for holder, n, what in found
-    ]
+    parts = []
+    for holder, n, what in found:
+        pss, rss = (n * mib for mib in machine[what])
+        parts.append(Held(holder, pss, pss, rss, pss, 0, "imports"))
+    return parts
 
 
 def held(part, amounts, active, likely):
@@ -561,19 +591,23 @@ def held(part, amounts, active, likely):
     Held
     """
     mib = part.times * amounts[part.quantity] / MIB
-    span, array = amounts["span"] / MIB, amounts["array"] / MIB
+    touched = part.quantity.startswith("touched")
+    span = amounts[part.quantity.replace("touched", "span")] / MIB if touched else mib
+    array = amounts["array"] / MIB
+    holder = part.holder if active or part.holder != "worker" else "caller"
     if part.holder == "worker":
-        sizes = likely * mib, likely * mib, max(active, 1) * mib, 0
+        sizes = likely * mib, likely * mib, likely * mib, max(active, 1) * mib, 0
     elif part.holder == "caller":
-        sizes = mib, mib, mib, 0
+        sizes = mib, mib, mib, mib, 0
     elif part.holder == "file":
-        seen = span if part.quantity == "touched" else mib
-        sizes = mib, likely * seen if active else mib, 0, 0
+        glance = part.reason == "touched" and active
+        sizes = mib, 0 if glance else mib, likely * span if active else mib, 0, 0
     elif part.reason == "block":  # the caller has filled it; workers look at a part
-        sizes = mib, mib + likely * span * (active > 0), array, array
+        looked_at = likely * amounts["span in block"] / MIB if active else 0
+        sizes = mib, mib, mib + looked_at, array, array
     else:  # joblib has written it, without a process that maps it
-        sizes = mib, likely * (span if part.quantity == "touched" else mib), array, array
-    return Held(part.holder, *sizes, part.reason)
+        sizes = mib, mib, likely * span, array, array
+    return Held(holder, *sizes, part.reason)
 
 
 def as_json(machine):
