@@ -590,7 +590,7 @@ def test_table_honours_memory_and_shared_memory(tmp_path, capsys):
     lines = lines_of(out)
     row = rows["NiftiMasker, path, parallel"]
     assert row.most_workers == 2
-    assert lines["NiftiMasker, path, parallel"].endswith("  with 2 workers")
+    assert lines["NiftiMasker, path, parallel"].endswith("  with 2 at most")
     assert "4,096 MiB are available" in row.reason
     row = rows["NumPy indexing, shared memory, parallel"]
     assert "/dev/shm" in row.reason
