@@ -8,15 +8,17 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
 import peak_memory
-from peak_memory import HAS_PSS, MIB, Trace, measure
+from peak_memory import HAS_PSS, MIB, Trace, available_mib, measure, measure_within
 
 TOLERANCE = 40  # MiB
 HOLD = 0.4  # seconds for which known amounts are held: many samples
@@ -174,6 +176,278 @@ def test_system_without_shared_memory_files(monkeypatch, tmp_path):
     trace = measure(give)
     assert trace.shm_mib is None
     assert trace.peak_pss_mib > 0
+
+
+def allocate_for_a_moment(mib):
+    """Allocate, and free at once."""
+    np.ones(mib * MIB, dtype="uint8")
+
+
+@pytest.mark.skipif(not HAS_PSS, reason="needs Linux")
+def test_peak_between_two_samples(monkeypatch):
+    """A peak that is over before the next sample is lost, or one before the call is counted."""
+    monkeypatch.setattr(peak_memory, "PAUSES", (600, 600))  # no sample but the first
+    trace = measure(allocate_for_a_moment, 300)
+    assert len(trace.times) == 1
+    assert 280 < trace.peak_pss_mib - trace.before_mib < 300 + TOLERANCE
+    assert trace.peak_rss_mib >= trace.peak_pss_mib
+    assert trace.peak_pss_mib == trace.high_water_mib[0]
+    trace = measure(give, Garbage(300))
+    assert trace.peak_pss_mib - trace.before_mib < 100
+
+
+class Garbage:
+    """An argument that needs much memory while it is made again in another process."""
+
+    def __init__(self, mib):
+        self.mib = mib
+
+    def __reduce__(self):
+        return (allocate_for_a_moment, (self.mib,))
+
+
+# --- How much is left
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with 16,000 MiB, of which 9,000 are available."""
+    memory = SimpleNamespace(total=16_000 * MIB, available=9_000 * MIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    return memory
+
+
+def write_groups(root, lines, groups, version):
+    """Write the files of control groups: limit, use and cache in MiB for each folder."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("\n".join(lines) + "\n")
+    limit, used, cache = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    for place, (most, taken, cached) in groups.items():
+        folder = root / "sys/fs/cgroup" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        most = most if isinstance(most, str) else most * MIB
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{taken * MIB}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{cache} {cached * MIB}\nfile 7\n")
+
+
+V2, V1 = ["0::/jobs/one"], ["5:cpu,cpuacct:/", "4:memory:/jobs/one", "0::/else"]
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "groups", "left"),
+    [
+        (2, V2, {}, 9000),
+        (2, V2, {"jobs/one": (2000, 500, 0)}, 1500),
+        (2, V2, {"jobs/one": (2000, 500, 200)}, 1700),
+        (2, V2, {"jobs/one": (2000, 2500, 0)}, 0),
+        (2, V2, {"jobs/one": ("max", 500, 0)}, 9000),
+        (2, V2, {"jobs/one": ("max", 500, 0), "jobs": (3000, 1000, 0)}, 2000),
+        (2, V2, {"jobs/one": (2000, 100, 0), "jobs": (3000, 2900, 0)}, 100),
+        (2, V2, {"jobs/one": (2000, 100, 0), "jobs": (8000, 100, 0)}, 1900),
+        (2, V2, {"jobs/one": (12_000, 100, 0)}, 9000),
+        (2, V2, {"jobs/one": (20_000, 19_000, 0)}, 9000),
+        (2, V2, {"jobs/other": (100, 100, 0)}, 9000),
+        (2, ["0::/"], {"": (2000, 500, 0)}, 1500),
+        (2, ["0::/not/visible/here"], {"": (2000, 500, 0)}, 1500),
+        (1, V1, {"memory/jobs/one": (2000, 500, 0)}, 1500),
+        (1, V1, {"memory/jobs/one": (2000, 500, 300)}, 1800),
+        (1, V1, {"memory/jobs/one": (2000, 500, 0), "memory/jobs": (600, 500, 0)}, 100),
+        (1, V1, {"memory/jobs/one": (2**43, 500, 0)}, 9000),
+        (1, V1, {"memory": (2000, 500, 0)}, 1500),
+        (1, ["4:memory:/docker/f00"], {"memory": (2000, 500, 0)}, 1500),
+    ],
+)
+def test_memory_of_a_control_group(version, lines, groups, left, tmp_path, machine):
+    """A container, or a job of a cluster, is ended because the machine had more than it had."""
+    write_groups(tmp_path, lines, groups, version)
+    assert available_mib(tmp_path) == left
+
+
+def test_memory_without_control_groups(tmp_path, machine):
+    """Where there are no control groups nothing is available."""
+    assert available_mib(tmp_path) == 9000
+    machine.available = 100 * MIB
+    assert available_mib(tmp_path) == 100
+
+
+def test_memory_is_looked_up_anew(tmp_path, machine):
+    """What was available once is said to be available for ever."""
+    write_groups(tmp_path, V2, {"jobs/one": (2000, 500, 0)}, 2)
+    assert available_mib(tmp_path) == 1500
+    (tmp_path / "sys/fs/cgroup/jobs/one/memory.current").write_text(str(800 * MIB))
+    assert available_mib(tmp_path) == 1200
+    (tmp_path / "sys/fs/cgroup/jobs/one/memory.stat").unlink()
+    assert available_mib(tmp_path) == 9000  # of a group that is gone nothing is known
+
+
+def test_memory_of_this_machine():
+    """What is available here is nothing, or more than there is."""
+    assert 0 < available_mib() <= psutil.virtual_memory().total / MIB
+    assert 256 <= peak_memory.reserve_mib() < psutil.virtual_memory().total / MIB
+
+
+# --- Stopped before the machine runs out of memory
+
+
+@pytest.fixture
+def own_machine(monkeypatch):
+    """A machine with 16,000 MiB on which nothing runs but what a test starts."""
+
+    def left():
+        used = 0
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                used += process.memory_full_info().uss
+        return 16_000 - used / MIB
+
+    monkeypatch.setattr(peak_memory, "available_mib", left)
+    monkeypatch.setattr(peak_memory, "reserve_mib", lambda: 500)
+
+
+def take_step_by_step(folder, number, mib):
+    """Take so much, a little at a time, and hold it until somebody stops this."""
+    (folder / f"{number}.pid").write_text(str(os.getpid()))
+    taken = [np.ones(5 * MIB, dtype="uint8") for _ in range(mib // 5)]
+    (folder / f"{number}.full").touch()
+    time.sleep(60)
+    return len(taken)
+
+
+def take_in_workers(folder, mib):
+    """Make a shared block and a temporary folder, and take memory in workers."""
+    from joblib import Parallel, delayed
+
+    (folder / "call.pid").write_text(str(os.getpid()))
+    shared = SharedMemory(create=True, size=20 * MIB)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            Path(temporary, "file").touch()
+            (folder / "names").write_text(f"{shared.name} {temporary}")
+            shared.buf[:] = b"\1" * shared.size
+            return Parallel(n_jobs=2)(delayed(take_step_by_step)(folder, i, mib) for i in range(2))
+    finally:
+        shared.close()
+        shared.unlink()
+
+
+@pytest.mark.skipif(not peak_memory.SHM.is_dir(), reason="this system has no /dev/shm")
+def test_call_that_takes_too_much_is_stopped(tmp_path, own_machine):
+    """The machine runs out of memory, or workers, files or shared memory are left behind."""
+    began = time.monotonic()
+    trace = measure_within(250, take_in_workers, tmp_path, 200)
+    assert time.monotonic() - began < 50, "it ended by itself"
+    assert isinstance(trace.exception, MemoryError)
+    with pytest.raises(MemoryError, match=r"take_in_workers: stopped while it ran, with \d"):
+        trace.result()
+    taken = str(trace.exception).split(" with ")[1].split()[0]
+    assert 250 <= int(taken.replace(",", "")) < 500
+    assert trace.value is None
+    assert trace.peak_pss_mib > 150
+    block, temporary = (tmp_path / "names").read_text().split()
+    pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+    assert len(pids) >= 2
+    assert wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
+    assert not Path(temporary).exists()
+    assert not (peak_memory.SHM / block).exists()
+    for path in tmp_path.glob("*.pid"):
+        path.unlink()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".full") == ["names"]
+
+
+def take_here(folder, mib, stubborn=False):
+    """Take memory in the calling process, and note if it was interrupted."""
+    try:
+        return take_step_by_step(folder, "call", mib)
+    except KeyboardInterrupt:
+        (folder / "interrupted").touch()
+        if stubborn:
+            take_step_by_step(folder, "call", mib)
+        raise
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_caller_that_takes_too_much_is_stopped(stubborn, tmp_path, own_machine, monkeypatch):
+    """A call without workers is not stopped, or one that does not listen goes on."""
+    if stubborn:  # half of the reserve: then it is killed
+        monkeypatch.setattr(peak_memory, "reserve_mib", lambda: 15_850)
+    trace = measure_within(150, take_here, tmp_path, 200)
+    assert isinstance(trace.exception, MemoryError)
+    assert (tmp_path / "interrupted").exists()
+    assert not psutil.pid_exists(int((tmp_path / "call.pid").read_text()))
+    assert trace.seconds < 40
+
+
+def test_call_within_its_limit_is_not_touched(own_machine):
+    """A call that keeps to its limit is stopped, or has another result."""
+    trace = measure_within(400, hold, 100)
+    assert trace.result() == 1
+    assert trace.peak_pss_mib - trace.before_mib == near(100)
+
+
+def test_reserve_is_kept_free(tmp_path, own_machine, monkeypatch):
+    """Without a limit a call takes also what the machine needs to go on."""
+    monkeypatch.setattr(peak_memory, "reserve_mib", lambda: 15_800)
+    trace = measure(take_here, tmp_path, 300)
+    with pytest.raises(MemoryError, match="15,800 MiB are kept free"):
+        trace.result()
+
+
+def test_stopped_inside_a_process_that_goes_on(tmp_path):
+    """The whole experiment ends with the first method that takes too much, or waits for it."""
+    script = """
+        import math, os, sys, time
+        from pathlib import Path
+        import numpy as np
+        import psutil
+        from joblib import Parallel, delayed
+        import peak_memory, whole_experiment
+        from memory_budget import TYPICAL
+        from memory_model import Image, predict
+
+        def left():
+            used = psutil.Process().memory_full_info().uss
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    used += process.memory_full_info().uss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    pass
+            return 16_000 - used / 2**20
+
+        def take(mib):
+            taken = [np.ones(5 * 2**20, dtype="uint8") for _ in range(mib // 5)]
+            time.sleep(60)
+
+        def run(method, *_):
+            if method.mode == "single":
+                take(250)
+            elif method.mode == "parallel":
+                Parallel(n_jobs=2)(delayed(take)(150) for _ in range(2))
+            else:
+                Parallel(n_jobs=2)(delayed(abs)(i) for i in range(2))
+
+        peak_memory.available_mib, peak_memory.reserve_mib = left, lambda: 500
+        whole_experiment.run = run
+        whole_experiment.allowed_mib = lambda: (math.inf, 200)
+        found = predict("Streaming, masks, one pass", Image((5, 6, 4, 7)), [3], 1, TYPICAL)
+        whole_experiment.guard = lambda *_: (found, "")
+        for mode in ("single", "parallel", "one pass"):
+            method = next(m for m in whole_experiment.METHODS if m.mode == mode)
+            status, reason, mib = whole_experiment.run_guarded(method, "image", ["mask"])
+            print(mode, status, reason[:25], mib)
+    """
+    with run_script(script, tmp_path) as process:
+        try:
+            out, err = process.communicate(timeout=50)  # less than a method takes by itself
+        finally:
+            process.kill()
+    single, workers, after = out.splitlines() or [err] * 3
+    assert single.startswith("single stopped It was stopped while")
+    assert workers.startswith("parallel stopped It was stopped while")
+    assert after.startswith("one pass measured  ")
 
 
 # --- Values, exceptions, and ends of all kinds
