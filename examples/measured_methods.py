@@ -222,7 +222,7 @@ class NotRun(NamedTuple):
         ax.barh(peak / 2, 1, peak, color="white", edgecolor="0.4", hatch="xx", lw=0)
         ax.text(
             *(0.5, 0.5, "\n".join(textwrap.wrap(f"Not run. {self.reason}", 48))),
-            *(ax.transAxes,),
+            transform=ax.transAxes,
             bbox={"facecolor": "white", "linewidth": 0},
             ha="center",
             va="center",
