@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 import measured_methods
+import memory_budget
+import whole_experiment
 from measured_methods import (
     COLUMNS,
+    NotRun,
     complete_summary,
     identical,
     measure_methods,
@@ -23,8 +26,10 @@ from measured_methods import (
     prepare_all,
     read_summary,
 )
+from memory_budget import TYPICAL
+from memory_model import Image, predict
 from peak_memory import Trace
-from plot_nifti_masker import nifti_masker_single
+from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
 from plot_numpy_indexing import numpy_masker_single_inmemory, numpy_masker_single_path
 from whole_experiment import METHODS, Method
 
@@ -42,6 +47,9 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("N_REGIONS", "2")
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "prepared"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "numbers"))
+    machine = TYPICAL | {"measured": memory_budget._versions()}  # to measure it takes a while
+    memory_budget.machine_path().parent.mkdir()
+    memory_budget.machine_path().write_text(json.dumps(machine))
     return tmp_path / "numbers"
 
 
@@ -65,7 +73,12 @@ class Here:
     """Stands in for the meter: calls in this process, and gives numbers that are known."""
 
     def __init__(self):
-        self.called, self.peak, self.spoil, self.error = [], 100.0, 0, None
+        self.called, self.peak, self.spoil, self.error, self.limits = [], 100.0, 0, None, []
+
+    def within(self, memory_mib, func, *args):
+        """Note the limit."""
+        self.limits.append(memory_mib)
+        return self(func, *args)
 
     def __call__(self, func, *args):
         """Give a trace whose peak is `peak` and whose values are off by `spoil`."""
@@ -89,6 +102,7 @@ def here(monkeypatch):
     """Replace the meter."""
     here = Here()
     monkeypatch.setattr(measured_methods, "measure", here)
+    monkeypatch.setattr(measured_methods, "measure_within", here.within)
     return here
 
 
@@ -159,13 +173,15 @@ def test_measured_method_is_written_down(measured, capsys):
         "peak_rss_mib": f"{trace.peak_rss_mib:.1f}",
         "seconds": f"{trace.seconds:.2f}",
         "identical": "true",
+        "status": "measured",
+        "reason": "",
     }
     assert 20 < float(row["before_mib"]) <= float(row["peak_pss_mib"])
     assert "identical to NiftiMasker: true" in capsys.readouterr().out
     (saved,) = (measured / "traces").iterdir()
     assert saved.name == "numpy-indexing-path-single.dat"
     content = mprof.read_mprofile_file(saved)
-    assert max(content["mem_usage"]) == pytest.approx(trace.peak_pss_mib)
+    assert max(content["mem_usage"]) == pytest.approx(trace.total().max())
     assert not list(measured.glob("**/*unfinished*"))
 
 
@@ -238,7 +254,7 @@ def test_missing_region_is_told(here, monkeypatch):
     def first_region_only(fmri_path, mask_paths, n_regions):
         return [numpy_masker_single_path(fmri_path, mask_paths[0])]
 
-    method = Method("First region only", first_region_only, "parallel")
+    method = Method("NumPy indexing, path", first_region_only, "parallel")
     monkeypatch.setattr(measured_methods, "METHODS", [method])
     measure_methods(first_region_only)
     (row,) = read_summary()
@@ -248,8 +264,8 @@ def test_missing_region_is_told(here, monkeypatch):
 def test_failed_method_is_not_written_down(here):
     """A method that failed has a row with numbers."""
     prepare_all()
-    here.error = MemoryError("no room")
-    with pytest.raises(MemoryError, match="no room"):
+    here.error = ValueError("no such region")
+    with pytest.raises(ValueError, match="no such region"):
         measure_methods(numpy_masker_single_path)
     assert read_summary() == []
 
@@ -286,6 +302,118 @@ def test_figure_of_several_traces(here):
         assert first.get_ylim()[1] >= 300
     finally:
         plt.close(figure)
+
+
+# --- What may not fit
+
+
+def test_method_that_may_not_fit_is_not_run(measured, here, monkeypatch, capsys):
+    """A method that may not fit is run, is missing in the table, or seems to be measured."""
+    monkeypatch.setenv("MEMORY", "300M")
+    traces = measure_methods(nifti_masker_single, nifti_masker_parallel)
+    ran = [name for name in traces if name.endswith("single")]
+    assert here.called == ["reference_series", *ran]
+    assert here.limits == [300, 300]
+    rows = read_summary()
+    assert [row["status"] for row in rows] == ["measured"] * 2 + ["predicted"] * 2
+    assert [row["reason"] for row in rows[:2]] == ["", ""]
+    image = Image((4, 5, 6, 7), "int16", compressed=False, slope=True, inter=True)
+    for row in rows[2:]:
+        method = f"{row['method']}, {row['mode']}"
+        found = predict(method, image, [60, 36], 2, TYPICAL)
+        assert isinstance(traces[method], NotRun)
+        assert row["reason"] == (
+            f"Not run. It may need {found.most_mib:,.0f} MiB, and 300 MiB are available."
+        )
+        assert row["peak_pss_mib"] == f"{found.peak_pss_mib:.1f}"
+        assert row["peak_rss_mib"] == f"{found.peak_rss_mib:.1f}"
+        assert row["before_mib"] == f"{TYPICAL['caller'][0]:.1f}"
+        assert (row["seconds"], row["identical"], row["n_jobs"]) == ("", "", "2")
+    assert len(list((measured / "traces").iterdir())) == 2
+    out = capsys.readouterr().out
+    assert "NiftiMasker, path, parallel\n    not run: It may need" in out
+    assert out.count("identical to NiftiMasker") == 2
+
+
+def test_nothing_fits(here, monkeypatch):
+    """Where nothing fits the build fails, or the reference is made with what does not fit."""
+    monkeypatch.setenv("MEMORY", "100M")
+    measure_methods(*{method.function for method in METHODS})
+    assert here.called == ["stream_nifti_maskers"]
+    assert names(read_summary()) == [(method.name, method.mode) for method in METHODS]
+    assert {row["status"] for row in read_summary()} == {"predicted"}
+
+
+def test_unlimited_memory_runs_all(here, monkeypatch):
+    """The reader cannot have a method run that may not fit."""
+    monkeypatch.setattr(memory_budget, "available_mib", lambda: 1)
+    monkeypatch.setenv("MEMORY", "unlimited")
+    measure_methods(nifti_masker_single)
+    assert {row["status"] for row in read_summary()} == {"measured"}
+    assert here.limits == [np.inf, np.inf]
+
+
+def test_predicted_row_is_replaced(here, monkeypatch):
+    """A prediction stays in the table when the method was measured."""
+    monkeypatch.setenv("MEMORY", "100M")
+    measure_methods(numpy_masker_single_path)
+    monkeypatch.setenv("MEMORY", "unlimited")
+    measure_methods(numpy_masker_single_path)
+    (row,) = read_summary()
+    assert (row["status"], row["reason"], row["identical"]) == ("measured", "", "true")
+
+
+def test_method_that_was_stopped(here):
+    """A method that was stopped ends the build, or seems to have come to its end."""
+    prepare_all()
+    here.error = MemoryError("stopped while it ran")
+    measure_methods(numpy_masker_single_path)
+    (row,) = read_summary()
+    assert (row["status"], row["reason"]) == ("stopped", "stopped while it ran")
+    assert (row["seconds"], row["identical"], row["peak_pss_mib"]) == ("", "", "100.0")
+
+
+def test_figure_with_a_method_that_was_not_run(here, monkeypatch):
+    """A prediction looks like a trace, or its words are cut off."""
+    import matplotlib.pyplot as plt
+
+    traces = measure_methods(numpy_masker_single_path)
+    monkeypatch.setenv("MEMORY", "100M")
+    traces |= measure_methods(nifti_masker_parallel)
+    figure = plot_traces(traces, image_mib=70)
+    try:
+        figure.canvas.draw()
+        assert len(figure.axes) == 3
+        for ax, title in zip(figure.axes[1:], list(traces)[1:], strict=True):
+            assert ax.get_title().startswith(f"{title}: predicted peak ")
+            assert ax.patches[0].get_hatch()
+            (words,) = ax.texts
+            assert words.get_text().startswith("Not run. It may need")
+            box, frame = words.get_window_extent(), ax.get_window_extent()
+            assert frame.x0 < box.x0 < box.x1 < frame.x1
+            assert frame.y0 < box.y0 < box.y1 < frame.y1
+        assert len({ax.get_ylim() for ax in figure.axes}) == 1
+    finally:
+        plt.close(figure)
+
+
+@pytest.mark.parametrize(("memory", "status"), [("100M", "predicted"), ("unlimited", "measured")])
+def test_phases_of_the_whole_experiment(memory, status, tmp_path, monkeypatch, capsys):
+    """The whole experiment runs what may not fit, or its figure takes it for measured."""
+    monkeypatch.setenv("MEMORY", memory)
+    monkeypatch.setattr(whole_experiment, "METHODS", [SINGLE[2], METHODS[-1]])
+    whole_experiment.main(2, 2, pause=0, phases_path=tmp_path / "phases.csv")
+    with open(tmp_path / "phases.csv", newline="") as file:
+        phases = list(csv.DictReader(file))
+    assert names(phases) == [(m.name, m.mode) for m in whole_experiment.METHODS]
+    assert [phase["status"] for phase in phases] == [status] * 2
+    for phase in phases:
+        assert float(phase["predicted_mib"]) > 100
+        assert float(phase["began"]) < float(phase["ended"])
+        assert phase["reason"].startswith("Not run. It may need") == (status == "predicted")
+    if status == "predicted":
+        assert capsys.readouterr().out.count("Not run. It may need") == 2
+        assert all(float(p["ended"]) - float(p["began"]) >= 0.5 for p in phases)
 
 
 @pytest.mark.parametrize("wrong", ["option", "atlas"])

@@ -45,6 +45,7 @@ def test_defaults(folder, monkeypatch):
         "DATA": found.data,
         "FMRI": "(none)",
         "ATLAS": "(none)",
+        "MEMORY": "(what",
         "PAUSE": f"{found.pause:g}",
         "MASKER_CACHE": "``masker_cache``",
         "MEASURED": "``measured``",
@@ -68,6 +69,7 @@ def test_environment_is_read(monkeypatch):
         ({"N_REGIONS": "64"}, "n_regions", 64),
         (OWN | {"N_REGIONS": "500"}, "n_regions", 500),
         ({"DATA": "development_fmri"}, "data", "development_fmri"),
+        *[({"MEMORY": v}, "memory", v) for v in ("16G", "900 MiB", "0.5", "unlimited")],
         ({"PAUSE": "0"}, "pause", 0),
         ({"PAUSE": "0.5"}, "pause", 0.5),
         ({"PAUSE": "3600"}, "pause", 3600),
@@ -102,6 +104,10 @@ PAUSE = "a number, 0 to 3600."
             ({"PAUSE": v}, f"PAUSE is '{v}'; allowed: {PAUSE}")
             for v in ("-1", "3601", "nan", "inf", "a while")
         ],
+        *[
+            ({"MEMORY": v}, f"MEMORY is '{v}'; allowed: unlimited, or a size. '{v}' is not")
+            for v in ("0", "-1G", "nan", "inf", "much", "16 X", "Unlimited")
+        ],
         ({"FMRI": "fmri.nii.gz"}, "FMRI and ATLAS go together"),
         ({"ATLAS": "atlas.nii"}, "FMRI and ATLAS go together"),
         (OWN | {"N_IMAGES": "2"}, "N_IMAGES chooses prepared data and FMRI an own image"),
@@ -132,6 +138,7 @@ def test_missing_file_says_where_it_was_looked_for(folder):
 def test_all_wrong_options_are_named_at_once():
     """The reader repairs one option only to be told of the next."""
     environ = {"N_IMAGES": "x", "N_REGIONS": "0", "PAUSE": "-1", "FMRI": "a.nii", "ATLAS": "b.nii"}
+    environ["MEMORY"] = "0"
     with pytest.raises(ValueError, match="N_IMAGES") as error:
         read_options(environ)
     lines = str(error.value).splitlines()
@@ -173,6 +180,8 @@ def test_file_name_that_looks_like_a_pattern(folder):
         {},
         {"N_IMAGES": "3", "N_REGIONS": "4", "DATA": "development_fmri", "PAUSE": "0"},
         {"PAUSE": "1234.5678"},
+        {"MEMORY": "16G"},
+        OWN | {"MEMORY": "unlimited"},
         {"MASKER_CACHE": "a cache", "MEASURED": "measured here"},
         OWN | {"N_REGIONS": "99"},
         {"FMRI": "my fmri.nii", "ATLAS": "my atlas.nii"},
