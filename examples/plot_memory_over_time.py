@@ -197,8 +197,10 @@ def plot_phases(times, mib, phases, metric, tall=False):
     for phase, middle, place in zip(phases, middles, places, strict=True):
         color = color_of(phase["method"])
         name = f"{phase['method'].replace(' image', '')}, {phase['mode']}"
+        peak = peak_text(phase["status"], phase["peak_mib"], phase["predicted_mib"])
         if tall:
             name = "\n".join(name.split(", ", maxsplit=1))
+            peak = peak.replace("; ", "\n")
         anchor, elbow, text = [
             (1 + step, at) if tall else (at, 1 + step)
             for step, at in ((0, middle), (0.06, place), (0.09, place))
@@ -207,7 +209,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
         ax.plot(*zip(anchor, elbow, strict=True), color=color, lw=1, transform=both, clip_on=False)
         ax.text(
             *text,
-            f"{name}\n{peak_text(phase['status'], phase['peak_mib'], phase['predicted_mib'])}",
+            f"{name}\n{peak}",
             transform=both,
             rotation=0 if tall else 42,
             rotation_mode="anchor",
@@ -258,7 +260,8 @@ def plot_peaks(rows):
             ax.barh(i, rss, height=0.42, color="white", edgecolor=color, hatch="////", lw=1)
             ax.barh(i, pss, height=0.42, color=color)
             ax.barh(i, float(row["before_mib"]), height=0.42, color="white", alpha=0.6)
-        text = f"{row['method']}: {peak_text(row['status'], pss, pss)}"
+        name = row["method"].replace(" image", "")
+        text = f"{name}: {peak_text(row['status'], pss, pss)}"
         label = ax.text(0, i - 0.29, text, fontsize=9, va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     image_mib = float(rows[0]["image_mib"])

@@ -149,11 +149,13 @@ if __name__ == "__main__":
         print(f"{'PSS predicted':>15}{'measured':>10}")
         for row in table:
             numbers = [
-                "-" if row[key] is None else f"{row[key]:.1f}"
-                for key in ("published_gib", "rss_gib", "measured_rss_gib")
-            ] + [
-                "not run" if row[key] is None else f"{row[key]:.2f}"
-                for key in ("pss_gib", "measured_pss_gib")
+                ("-" if key == "published_gib" else "not run")
+                if row[key] is None
+                else f"{row[key]:{'.2f' if 'pss' in key else '.1f'}}"
+                for key in (
+                    *("published_gib", "rss_gib", "measured_rss_gib"),
+                    *("pss_gib", "measured_pss_gib"),
+                )
             ]
             print("{:42}{:>10}{:>15}{:>10}{:>15}{:>10}".format(row["method"], *numbers))
 
