@@ -262,7 +262,7 @@ def plot_peaks(rows):
             ax.barh(i, float(row["before_mib"]), height=0.42, color="white", alpha=0.6)
         name = row["method"].replace(" image", "")
         text = f"{name}: {peak_text(row['status'], pss, pss)}"
-        label = ax.text(0, i - 0.29, text, fontsize=9, va="bottom")
+        label = ax.text(0, i - 0.29, text, fontsize=8.5, va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     image_mib = float(rows[0]["image_mib"])
     ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=1.5)
