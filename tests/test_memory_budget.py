@@ -401,8 +401,9 @@ def test_numbers_are_possible(method, case):
     """A peak is negative or not a number, PSS is above RSS, or the parts are not the peak."""
     image, masks, n_jobs = case
     found = predict(method, image, masks, n_jobs, TYPICAL)
-    assert all(math.isfinite(number) and number > 0 for number in found[2:5])
+    assert all(math.isfinite(number) and number > 0 for number in found[2:6])
     assert 0 <= found.shm_mib <= found.most_mib
+    assert found.least_pss_mib <= found.peak_pss_mib * (1 + 1e-9)
     assert found.peak_pss_mib <= found.peak_rss_mib * (1 + 1e-9)
     assert sum(part.pss_mib for part in found.parts) == pytest.approx(found.peak_pss_mib)
     for part in found.parts:
@@ -426,7 +427,7 @@ def test_more_volumes_do_not_need_less(method, case, more):
     image, masks, n_jobs = case
     longer = image._replace(shape=(*image.shape[:3], image.shape[3] + more))
     one, other = (predict(method, i, masks, n_jobs, TYPICAL) for i in (image, longer))
-    for before, after in zip(one[2:6], other[2:6], strict=True):
+    for before, after in zip(one[2:7], other[2:7], strict=True):
         assert after >= before * (1 - 1e-9)
 
 
