@@ -163,7 +163,7 @@ REASONS = {
         f"{NILEARN}/signal.py, clean",
     ),
     "imports": (
-        "the interpreter and what it imports, as measured on this machine",
+        "the interpreter and what it imports",
         "calibrate",
     ),
 }
