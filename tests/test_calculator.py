@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from memory_budget import TYPICAL, Row, most_workers, read_header, recommend, why_not
-from memory_model import DTYPES, METHODS, Image, as_json, check, predict, quantities
+from memory_model import DTYPES, METHODS, REASONS, Image, as_json, check, predict, quantities
 from options import parse_memory
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +189,7 @@ IN_JAVASCRIPT = """cases => {
         return {
             recommendation: c.recommend(rows),
             amounts: ["single", "parallel"].map(
-                mode => c.quantities(one, masks, Math.min(n_jobs, masks.length), mode)),
+                mode => c.quantities(one, masks, mode, Math.min(n_jobs, masks.length), 0.7)),
             methods: Object.fromEntries(rows.map(row => [row.prediction.method, {
                 ...row.prediction, reason: row.reason,
                 most: c.mostWorkers(row.prediction.method, one, masks, memory, shm, machine),
@@ -209,7 +209,7 @@ def test_the_page_computes_what_python_computes(page):
         image = Image(*(case[key] for key in ("shape", "dtype", "compressed", "slope", "inter")))
         masks, n_jobs, memory, shm = (case[key] for key in ("masks", "n_jobs", "memory", "shm"))
         for mode, found in zip(("single", "parallel"), result["amounts"], strict=True):
-            wanted = quantities(image, masks, min(n_jobs, len(masks)), mode)
+            wanted = quantities(image, masks, mode, min(n_jobs, len(masks)), 0.7)
             assert list(found) == list(wanted)
             assert list(found.values()) == pytest.approx(list(wanted.values()), rel=1e-9, abs=1e-3)
         assert list(result["methods"]) == list(METHODS)
@@ -221,11 +221,11 @@ def test_the_page_computes_what_python_computes(page):
             assert there == pytest.approx(numbers, abs=0.49, rel=0), (method, case)
             assert found["moment"] == wanted.moment
             assert found["nJobs"] == wanted.n_jobs
-            assert [part[0] for part in found["parts"]] == [part[0] for part in wanted.parts]
-            assert [part[2:] for part in found["parts"]] == [[*part[2:]] for part in wanted.parts]
-            assert [part[1] for part in found["parts"]] == pytest.approx(
-                [part[1] for part in wanted.parts], abs=0.49, rel=0
-            )
+            assert len(found["parts"]) == len(wanted.parts)
+            for there, part in zip(found["parts"], wanted.parts, strict=True):
+                assert [there["holder"], there["reason"]] == [part.holder, part.reason]
+                sizes = [there[key] for key in ("pssMib", "rssMib", "mostMib", "shmMib")]
+                assert sizes == pytest.approx(list(part[1:5]), abs=0.49, rel=0)
             reason = why_not(wanted, memory, shm)
             assert found["reason"] == reason
             most = most_workers(method, image, masks, memory, shm, TYPICAL)
@@ -508,10 +508,10 @@ def test_entries_give_the_results_of_python(page):
         item.locator("summary").click()
         lines = item.locator("details li").all_inner_texts()
         assert len(lines) == len(prediction.parts)
-        for line, (_, mib, why, source) in zip(lines, prediction.parts, strict=True):
-            assert f"{mib:,.0f} MiB" in line
-            assert why in line
-            assert source.split(", ")[-1].split("/")[0] in line or source.startswith("http")
+        for line, part in zip(lines, prediction.parts, strict=True):
+            why, source = REASONS[part.reason]
+            assert f"{part.pss_mib:,.0f} MiB" in line
+            assert f"{why} ({source.split(', ', 1)[-1].removeprefix('https://')})" in line
 
 
 def test_no_room_given_is_half_the_memory(page):

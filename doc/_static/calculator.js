@@ -60,7 +60,7 @@
     }
   }
 
-  function quantities(image, maskVoxels, nJobs, mode) {
+  function quantities(image, maskVoxels, mode, active = 0, together = 1) {
     const [x, y, z, nVolumes] = image.shape;
     const grid = x * y * z;
     const voxels = grid * nVolumes;
@@ -75,10 +75,10 @@
     const spans = masks.map((n) =>
       Math.min(1, (((6 * n) / Math.PI) ** (1 / 3) * x * y * arraySize + 65536) / volume),
     );
-    const together = [...spans].sort((a, b) => b - a).slice(0, nJobs > 1 ? nJobs : undefined);
-    let untouched = 1.0;
-    for (const span of together) {
-      untouched *= 1 - span;
+    const [largest, ...others] = [...spans].sort((a, b) => b - a);
+    let untouched = 1 - largest;
+    for (const span of others.slice(0, active ? active - 1 : undefined)) {
+      untouched *= 1 - span * (active ? together : 1);
     }
 
     const positions = sum(masks);
@@ -116,7 +116,6 @@
     const model = METHODS[method];
     const workers = model.mode === "parallel" && model.imports && nJobs > 1 ? nJobs : 0;
     const active = Math.min(workers, masks.length);
-    const amounts = quantities(image, masks, Math.max(active, 1), model.mode);
     const scaled = image.slope || image.inter;
     const conditions = new Set([
       image.compressed ? "compressed" : "plain",
@@ -125,66 +124,70 @@
       workers ? "workers" : "alone",
       ...(image.slope && image.inter ? ["twice"] : []),
     ]);
-    const voxels = amounts.finite;
-    const together = model.together * Math.max(0, 1 - (model.late * 1e6) / voxels);
-    const likely = active ? 1 + (active - 1) * together : 1;
-    const base = [["caller", ...machine.caller]];
-    if (workers) {
-      base.push(["helpers", ...machine.helpers]);
-      base.push(["workers", ...machine[model.imports].map((mib) => active * mib)]);
-      base.push(["workers", ...machine.numpy.map((mib) => (workers - active) * mib)]);
-    }
-    const [basePss, baseRss] = [1, 2].map((i) => sum(base.map((part) => part[i])));
+    const size = image.shape.reduce((product, n) => product * n, 1);
+    const together = model.together * Math.max(0, 1 - (model.late * 1e6) / size);
+    const likely = workers ? 1 + (active - 1) * together : 1;
+    const amounts = quantities(image, masks, model.mode, active, together);
 
-    let best = null;
-    let [peakRss, most, shm] = [0, 0, 0];
+    const [caller, ...others] = imported(model, machine, workers, active);
+    const moments = [];
     for (const moment of model.moments) {
-      if (!holds(moment.when, conditions)) {
-        continue;
-      }
-      let [pss, rss, needed, inShm] = [basePss, baseRss, basePss, 0];
-      const parts = base
-        .filter(([, mib]) => mib)
-        .map(([holder, mib]) => [holder, mib, ...REASONS.imports]);
-      for (const part of moment.parts) {
-        if (!holds(part.when, conditions)) {
-          continue;
+      if (holds(moment.when, conditions)) {
+        const parts = [caller, ...(moment.early ? [] : others)];
+        for (const part of moment.parts) {
+          if (holds(part.when, conditions)) {
+            parts.push(held(part, amounts, active, likely));
+          }
         }
-        const mib = (part.times * amounts[part.quantity]) / MIB;
-        const seen = part.quantity === "touched" ? amounts.span / MIB : mib;
-        let shown, summed, least;
-        if (part.holder === "worker") {
-          [shown, summed, least] = [likely * mib, likely * mib, Math.max(active, 1) * mib];
-        } else if (part.holder === "caller") {
-          [shown, summed, least] = [mib, mib, mib];
-        } else if (part.holder === "file") {
-          [shown, summed, least] = [mib, workers ? likely * seen : mib, 0];
-        } else {
-          least = amounts.array / MIB;
-          const caller = part.reason === "block" ? mib : 0;
-          const span = caller ? amounts.span / MIB : seen;
-          [shown, summed] = [mib, workers ? caller + likely * span : mib];
-          inShm += least;
-        }
-        [pss, rss, needed] = [pss + shown, rss + summed, needed + least];
-        parts.push([part.holder, shown, ...REASONS[part.reason]]);
+        moments.push([moment.name, parts]);
       }
-      if (best === null || pss > best[0]) {
-        best = [pss, moment.name, parts];
-      }
-      [peakRss, most] = [Math.max(peakRss, rss), Math.max(most, needed)];
-      shm = Math.max(shm, inShm);
     }
+    const peaks = moments.map(([, parts]) =>
+      ["pssMib", "rssMib", "mostMib", "shmMib"].map((key) => sum(parts.map((part) => part[key]))),
+    );
+    const [pss, rss, most, shm] = [0, 1, 2, 3].map((i) => Math.max(...peaks.map((peak) => peak[i])));
+    const [name, parts] = moments[peaks.map((peak) => peak[0]).indexOf(pss)];
     return {
-      method,
-      nJobs: workers,
-      peakPssMib: best[0],
-      peakRssMib: peakRss,
-      mostMib: most,
-      shmMib: shm,
-      moment: best[1],
-      parts: best[2],
+      ...{ method, nJobs: workers, peakPssMib: pss, peakRssMib: rss, mostMib: most },
+      ...{ shmMib: shm, moment: name, parts },
     };
+  }
+
+  function imported(model, machine, workers, active) {
+    const found = [["caller", 1, "caller"]];
+    if (workers) {
+      found.push(["helpers", 1, "helpers"]);
+      found.push(["worker", active, model.imports]);
+    }
+    if (workers > active) {
+      found.push(["worker", workers - active, "numpy"]); // these get no task
+    }
+    return found.map(([holder, n, what]) =>
+      asHeld(holder, n * machine[what][0], n * machine[what][1], n * machine[what][0], 0, "imports"),
+    );
+  }
+
+  const asHeld = (holder, pssMib, rssMib, mostMib, shmMib, reason) => (
+    { holder, pssMib, rssMib, mostMib, shmMib, reason }
+  );
+
+  function held(part, amounts, active, likely) {
+    const mib = (part.times * amounts[part.quantity]) / MIB;
+    const [span, array] = [amounts.span / MIB, amounts.array / MIB];
+    let sizes;
+    if (part.holder === "worker") {
+      sizes = [likely * mib, likely * mib, Math.max(active, 1) * mib, 0];
+    } else if (part.holder === "caller") {
+      sizes = [mib, mib, mib, 0];
+    } else if (part.holder === "file") {
+      const seen = part.quantity === "touched" ? span : mib;
+      sizes = [mib, active ? likely * seen : mib, 0, 0];
+    } else if (part.reason === "block") { // the caller has filled it; workers look at a part
+      sizes = [mib, mib + likely * span * (active > 0), array, array];
+    } else { // joblib has written it, without a process that maps it
+      sizes = [mib, likely * (part.quantity === "touched" ? span : mib), array, array];
+    }
+    return asHeld(part.holder, ...sizes, part.reason);
   }
 
   // -- memory_budget.py ------------------------------------------------------------------
@@ -616,9 +619,8 @@
   /** MiB of each kind of part, in the order of KINDS. */
   function byKind(prediction) {
     const found = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
-    for (const [holder, amount, reason] of prediction.parts) {
-      const imports = reason === REASONS.imports[0];
-      found[imports ? "imports" : holderOf(prediction, holder)] += amount;
+    for (const { holder, pssMib, reason } of prediction.parts) {
+      found[reason === "imports" ? "imports" : holderOf(prediction, holder)] += pssMib;
     }
     return found;
   }
@@ -698,17 +700,14 @@
     const holders = {
       caller: "calling process", worker: "workers", file: "mapped file", block: "shared memory",
     };
-    return prediction.parts.map(([holder, amount, reason, source]) => {
+    return prediction.parts.map(({ holder, pssMib, reason }) => {
+      const [why, source] = REASONS[reason];
       const [address, ...rest] = source.split(", ");
-      const where = source.startsWith("http")
-        ? element("a", { href: address }, rest.join(", ") || new URL(address).hostname)
-        : element("code", {}, source);
+      const name = element("code", {}, rest.join(", ") || source.replace(/^https?:\/\//, ""));
+      const where = source.startsWith("http") ? element("a", { href: address }, name) : name;
       const who = holderOf(prediction, holder);
-      return element(
-        "li", {},
-        element("strong", {}, mib(amount)),
-        `, ${holders[who] || who}: ${reason} (`, where, ")",
-      );
+      const amount = element("strong", {}, mib(pssMib));
+      return element("li", {}, amount, `, ${holders[who] || who}: ${why} (`, where, ")");
     });
   }
 
@@ -745,7 +744,7 @@
     const rows = budget(image, masks, nJobs, memoryMib, shmMib, MODEL.machine);
     const end = scaleEnd(rows, memoryMib);
     const fitting = rows.filter((row) => !row.reason).length;
-    const amounts = quantities(image, masks, 1, "parallel");
+    const amounts = quantities(image, masks, "parallel");
     setText(
       byId("summary"),
       `${fitting} of ${rows.length} methods fit. The image has ${mib(amounts.array / MIB)} in ` +
