@@ -60,6 +60,17 @@
     }
   }
 
+  /** The spans are the same for all numbers of workers that are tried: keep the last ones. */
+  let kept = { inputs: [], spans: [] };
+
+  function sortedSpans(image, maskVoxels, mode, compute) {
+    const inputs = [image, maskVoxels, mode];
+    if (!inputs.every((input, i) => input === kept.inputs[i])) {
+      kept = { inputs, spans: compute() };
+    }
+    return kept.spans;
+  }
+
   function quantities(image, maskVoxels, mode, active = 0, together = 1) {
     const [x, y, z, nVolumes] = image.shape;
     const grid = x * y * z;
@@ -70,12 +81,14 @@
     const copySize = floats ? arraySize : 4;
     const masks = mode === "single" ? maskVoxels.slice(0, 1) : maskVoxels;
 
-    // A ball's slices are next to each other in the file; the kernel reads 64 KiB at least.
-    const volume = grid * arraySize;
-    const spans = masks.map((n) =>
-      Math.min(1, (((6 * n) / Math.PI) ** (1 / 3) * x * y * arraySize + 65536) / volume),
-    );
-    const [largest, ...others] = [...spans].sort((a, b) => b - a);
+    const [largest, ...others] = sortedSpans(image, maskVoxels, mode, () => {
+      // A ball's slices are next to each other in the file; the kernel reads 64 KiB at least.
+      const volume = grid * arraySize;
+      const spans = masks.map((n) =>
+        Math.min(1, (((6 * n) / Math.PI) ** (1 / 3) * x * y * arraySize + 65536) / volume),
+      );
+      return spans.sort((a, b) => b - a);
+    });
     let untouched = 1 - largest;
     for (const span of others.slice(0, active ? active - 1 : undefined)) {
       untouched *= 1 - span * (active ? together : 1);
@@ -98,7 +111,7 @@
       masks: masks.length * grid,
       output: Math.max(...masks) * nVolumes * copySize,
       outputs: positions * nVolumes * copySize,
-      span: Math.max(...spans) * voxels * arraySize,
+      span: largest * voxels * arraySize,
       touched: (1 - untouched) * voxels * arraySize,
       streamed,
       blocks: block * grid * (3 * arraySize + copySize + 1),
@@ -920,6 +933,10 @@
       take([...event.target.files]);
     }
   });
+  // The same file can be chosen again, after it was copied anew for instance.
+  byId("file").addEventListener("click", () => {
+    byId("file").value = "";
+  });
   const drop = byId("drop");
   for (const name of ["dragenter", "dragover"]) {
     drop.addEventListener(name, (event) => {
@@ -934,6 +951,11 @@
     byId("file").value = "";
     take([...event.dataTransfer.files]);
   });
+
+  // A file that misses the frame does not take the place of the page.
+  for (const name of ["dragover", "drop"]) {
+    window.addEventListener(name, (event) => event.preventDefault());
+  }
 
   byId("copy").addEventListener("click", async () => {
     const text = byId("snippet").textContent;
