@@ -620,7 +620,8 @@ def as_json(machine):
     Returns
     -------
     str
-        An object with ``methods``, ``reasons``, ``machine`` and ``dtypes`` (bytes of a value).
+        An object with ``methods``, ``reasons``, ``machine``, ``dtypes`` (bytes of a value) and
+        ``around``.
     """
 
     def plain(item):
@@ -635,5 +636,6 @@ def as_json(machine):
         "reasons": {key: list(reason) for key, reason in REASONS.items()},
         "machine": machine,
         "dtypes": {name: np.dtype(name).itemsize for name in DTYPES},
+        "around": AROUND,
     }
     return json.dumps(model)

@@ -189,7 +189,7 @@ IN_JAVASCRIPT = """cases => {
         return {
             recommendation: c.recommend(rows),
             amounts: ["single", "parallel"].map(
-                mode => c.quantities(one, masks, mode, Math.min(n_jobs, masks.length), 0.7)),
+                mode => c.quantities(one, masks, mode, Math.min(n_jobs, masks.length))),
             methods: Object.fromEntries(rows.map(row => [row.prediction.method, {
                 ...row.prediction, reason: row.reason,
                 most: c.mostWorkers(row.prediction.method, one, masks, memory, shm, machine),
@@ -209,7 +209,7 @@ def test_the_page_computes_what_python_computes(page):
         image = Image(*(case[key] for key in ("shape", "dtype", "compressed", "slope", "inter")))
         masks, n_jobs, memory, shm = (case[key] for key in ("masks", "n_jobs", "memory", "shm"))
         for mode, found in zip(("single", "parallel"), result["amounts"], strict=True):
-            wanted = quantities(image, masks, mode, min(n_jobs, len(masks)), 0.7)
+            wanted = quantities(image, masks, mode, min(n_jobs, len(masks)))
             assert list(found) == list(wanted)
             assert list(found.values()) == pytest.approx(list(wanted.values()), rel=1e-9, abs=1e-3)
         assert list(result["methods"]) == list(METHODS)
@@ -219,26 +219,29 @@ def test_the_page_computes_what_python_computes(page):
             numbers = [wanted.peak_pss_mib, wanted.peak_rss_mib, wanted.most_mib, wanted.shm_mib]
             there = [found[key] for key in ("peakPssMib", "peakRssMib", "mostMib", "shmMib")]
             assert there == pytest.approx(numbers, abs=0.49, rel=0), (method, case)
+            assert found["leastPssMib"] == pytest.approx(wanted.least_pss_mib, abs=0.49, rel=0)
             assert found["moment"] == wanted.moment
             assert found["nJobs"] == wanted.n_jobs
             assert len(found["parts"]) == len(wanted.parts)
             for there, part in zip(found["parts"], wanted.parts, strict=True):
                 assert [there["holder"], there["reason"]] == [part.holder, part.reason]
-                sizes = [there[key] for key in ("pssMib", "rssMib", "mostMib", "shmMib")]
-                assert sizes == pytest.approx(list(part[1:5]), abs=0.49, rel=0)
+                sizes = [
+                    there[key] for key in ("pssMib", "leastMib", "rssMib", "mostMib", "shmMib")
+                ]
+                assert sizes == pytest.approx(list(part[1:6]), abs=0.49, rel=0)
             reason = why_not(wanted, memory, shm)
             assert found["reason"] == reason
             most = most_workers(method, image, masks, memory, shm, TYPICAL)
             assert found["most"] == most
             rows.append(Row(wanted, reason, most))
             parallel = METHODS[method].mode == "parallel" and METHODS[method].imports
-            several = f"with {most} workers" if parallel and most > 1 else "no"
+            several = f"with {most} at most" if parallel and most else "no"
             assert found["fits"] == (several if reason else "yes")
             seen["moments"].add((method, wanted.moment))
             seen["verdicts"].add(re.sub(r"\d+", "n", found["fits"]))
             seen["limits"].add("shm" if "/dev/shm" in reason else bool(reason))
         assert result["recommendation"] == recommend(rows)
-    assert seen["verdicts"] == {"yes", "no", "with n workers"}
+    assert seen["verdicts"] == {"yes", "no", "with n at most"}
     assert seen["limits"] == {True, False, "shm"}
     assert {name for name, _ in seen["moments"]} == set(METHODS)
     assert len(seen["moments"]) > 2 * len(METHODS)

@@ -11,6 +11,7 @@
   const METHODS = MODEL.methods;
   const REASONS = MODEL.reasons;
   const DTYPES = MODEL.dtypes;
+  const AROUND = MODEL.around;
 
   // -- memory_model.py -------------------------------------------------------------------
 
@@ -60,18 +61,18 @@
     }
   }
 
-  /** The spans are the same for all numbers of workers that are tried: keep the last ones. */
-  let kept = { inputs: [], spans: [] };
+  /** What was sorted is the same for all numbers of workers that are tried: keep the last. */
+  let last = { inputs: [], found: {} };
 
-  function sortedSpans(image, maskVoxels, mode, compute) {
+  function sorted(image, maskVoxels, mode, compute) {
     const inputs = [image, maskVoxels, mode];
-    if (!inputs.every((input, i) => input === kept.inputs[i])) {
-      kept = { inputs, spans: compute() };
+    if (!inputs.every((input, i) => input === last.inputs[i])) {
+      last = { inputs, found: compute() };
     }
-    return kept.spans;
+    return last.found;
   }
 
-  function quantities(image, maskVoxels, mode, active = 0, together = 1) {
+  function quantities(image, maskVoxels, mode, active = 0) {
     const [x, y, z, nVolumes] = image.shape;
     const grid = x * y * z;
     const voxels = grid * nVolumes;
@@ -81,20 +82,24 @@
     const copySize = floats ? arraySize : 4;
     const masks = mode === "single" ? maskVoxels.slice(0, 1) : maskVoxels;
 
-    const [largest, ...others] = sortedSpans(image, maskVoxels, mode, () => {
-      // A ball's slices are next to each other in the file; the kernel reads 64 KiB at least.
-      const volume = grid * arraySize;
-      const spans = masks.map((n) =>
-        Math.min(1, (((6 * n) / Math.PI) ** (1 / 3) * x * y * arraySize + 65536) / volume),
-      );
-      return spans.sort((a, b) => b - a);
-    });
-    let untouched = 1 - largest;
-    for (const span of others.slice(0, active ? active - 1 : undefined)) {
-      untouched *= 1 - span * (active ? together : 1);
+    const [spans, touched] = [{}, {}];
+    const kept = sorted(image, maskVoxels, mode, () => ({
+      masks: [...masks].sort((a, b) => b - a),
+      spans: Object.entries(AROUND).map(([holder, around]) => [
+        holder,
+        masks.map((n) => spanOf(n, x * y, grid, arraySize, around)).sort((a, b) => b - a),
+      ]),
+    }));
+    for (const [holder, found] of kept.spans) {
+      let untouched = 1 - found[0];
+      for (const span of found.slice(1, active || undefined)) {
+        untouched *= 1 - span;
+      }
+      [spans[holder], touched[holder]] = [found[0], 1 - untouched];
     }
 
     const positions = sum(masks);
+    const atWork = sum(kept.masks.slice(0, Math.max(active, 1))); // the others' are done
     const rows = Math.min(
       Math.max(Math.floor((8 * MIB) / (4 * copySize * positions)), 1),
       nVolumes,
@@ -109,13 +114,21 @@
       finite: voxels,
       volume: grid * arraySize,
       masks: masks.length * grid,
-      output: Math.max(...masks) * nVolumes * copySize,
+      output: (atWork / Math.max(active, 1)) * nVolumes * copySize,
+      results: (positions - atWork) * nVolumes * copySize,
       outputs: positions * nVolumes * copySize,
-      span: largest * voxels * arraySize,
-      touched: (1 - untouched) * voxels * arraySize,
+      span: spans.file * voxels * arraySize,
+      touched: touched.file * voxels * arraySize,
+      "span in block": spans.block * voxels * arraySize,
+      "touched in block": touched.block * voxels * arraySize,
       streamed,
       blocks: block * grid * (3 * arraySize + copySize + 1),
     };
+  }
+
+  function spanOf(nVoxels, sliceVoxels, grid, valueSize, around) {
+    const diameter = ((6 * nVoxels) / Math.PI) ** (1 / 3);
+    return Math.min(1, (diameter * sliceVoxels * valueSize + around) / (grid * valueSize));
   }
 
   const holds = (when, conditions) =>
@@ -140,7 +153,7 @@
     const size = image.shape.reduce((product, n) => product * n, 1);
     const together = model.together * Math.max(0, 1 - (model.late * 1e6) / size);
     const likely = workers ? 1 + (active - 1) * together : 1;
-    const amounts = quantities(image, masks, model.mode, active, together);
+    const amounts = quantities(image, masks, model.mode, active);
 
     const [caller, ...others] = imported(model, machine, workers, active);
     const moments = [];
@@ -156,13 +169,15 @@
       }
     }
     const peaks = moments.map(([, parts]) =>
-      ["pssMib", "rssMib", "mostMib", "shmMib"].map((key) => sum(parts.map((part) => part[key]))),
+      SIZES.map((key) => sum(parts.map((part) => part[key]))),
     );
-    const [pss, rss, most, shm] = [0, 1, 2, 3].map((i) => Math.max(...peaks.map((peak) => peak[i])));
+    const [pss, least, rss, most, shm] = SIZES.map((_, i) =>
+      Math.max(...peaks.map((peak) => peak[i])),
+    );
     const [name, parts] = moments[peaks.map((peak) => peak[0]).indexOf(pss)];
     return {
-      ...{ method, nJobs: workers, peakPssMib: pss, peakRssMib: rss, mostMib: most },
-      ...{ shmMib: shm, moment: name, parts },
+      ...{ method, nJobs: workers, peakPssMib: pss, leastPssMib: least, peakRssMib: rss },
+      ...{ mostMib: most, shmMib: shm, moment: name, parts },
     };
   }
 
@@ -175,32 +190,39 @@
     if (workers > active) {
       found.push(["worker", workers - active, "numpy"]); // these get no task
     }
-    return found.map(([holder, n, what]) =>
-      asHeld(holder, n * machine[what][0], n * machine[what][1], n * machine[what][0], 0, "imports"),
-    );
+    return found.map(([holder, n, what]) => {
+      const [pss, rss] = machine[what].map((mib) => n * mib);
+      return asHeld(holder, [pss, pss, rss, pss, 0], "imports");
+    });
   }
 
-  const asHeld = (holder, pssMib, rssMib, mostMib, shmMib, reason) => (
-    { holder, pssMib, rssMib, mostMib, shmMib, reason }
+  const SIZES = ["pssMib", "leastMib", "rssMib", "mostMib", "shmMib"];
+
+  const asHeld = (holder, sizes, reason) => (
+    { holder, ...Object.fromEntries(SIZES.map((key, i) => [key, sizes[i]])), reason }
   );
 
   function held(part, amounts, active, likely) {
     const mib = (part.times * amounts[part.quantity]) / MIB;
-    const [span, array] = [amounts.span / MIB, amounts.array / MIB];
+    const touched = part.quantity.startsWith("touched");
+    const span = touched ? amounts[part.quantity.replace("touched", "span")] / MIB : mib;
+    const array = amounts.array / MIB;
+    const holder = active || part.holder !== "worker" ? part.holder : "caller";
     let sizes;
     if (part.holder === "worker") {
-      sizes = [likely * mib, likely * mib, Math.max(active, 1) * mib, 0];
+      sizes = [likely * mib, likely * mib, likely * mib, Math.max(active, 1) * mib, 0];
     } else if (part.holder === "caller") {
-      sizes = [mib, mib, mib, 0];
+      sizes = [mib, mib, mib, mib, 0];
     } else if (part.holder === "file") {
-      const seen = part.quantity === "touched" ? span : mib;
-      sizes = [mib, active ? likely * seen : mib, 0, 0];
+      const glance = part.reason === "touched" && active;
+      sizes = [mib, glance ? 0 : mib, active ? likely * span : mib, 0, 0];
     } else if (part.reason === "block") { // the caller has filled it; workers look at a part
-      sizes = [mib, mib + likely * span * (active > 0), array, array];
+      const lookedAt = active ? (likely * amounts["span in block"]) / MIB : 0;
+      sizes = [mib, mib, mib + lookedAt, array, array];
     } else { // joblib has written it, without a process that maps it
-      sizes = [mib, likely * (part.quantity === "touched" ? span : mib), array, array];
+      sizes = [mib, mib, likely * span, array, array];
     }
-    return asHeld(part.holder, ...sizes, part.reason);
+    return asHeld(holder, sizes, part.reason);
   }
 
   // -- memory_budget.py ------------------------------------------------------------------
@@ -264,7 +286,7 @@
   }
 
   function fitsText({ reason, mostWorkers: most }) {
-    return !reason ? "yes" : most > 1 ? `with ${most} workers` : "no";
+    return !reason ? "yes" : most ? `with ${most} at most` : "no";
   }
 
   function recommend(rows) {
@@ -625,15 +647,11 @@
 
   const mib = (number) => `${grouped(number)} MiB`;
 
-  /** Who holds a part: without workers, the calling process does their work. */
-  const holderOf = (prediction, holder) =>
-    holder === "worker" && !prediction.nJobs ? "caller" : holder;
-
   /** MiB of each kind of part, in the order of KINDS. */
   function byKind(prediction) {
     const found = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
     for (const { holder, pssMib, reason } of prediction.parts) {
-      found[reason === "imports" ? "imports" : holderOf(prediction, holder)] += pssMib;
+      found[reason === "imports" ? "imports" : holder] += pssMib;
     }
     return found;
   }
@@ -718,9 +736,8 @@
       const [address, ...rest] = source.split(", ");
       const name = element("code", {}, rest.join(", ") || source.replace(/^https?:\/\//, ""));
       const where = source.startsWith("http") ? element("a", { href: address }, name) : name;
-      const who = holderOf(prediction, holder);
       const amount = element("strong", {}, mib(pssMib));
-      return element("li", {}, amount, `, ${holders[who] || who}: ${why} (`, where, ")");
+      return element("li", {}, amount, `, ${holders[holder] || holder}: ${why} (`, where, ")");
     });
   }
 
@@ -770,14 +787,17 @@
       const card = cards[prediction.method];
       const fits = fitsText(row);
       const words = { yes: "Fits", no: "Does not fit" };
-      card.verdict.textContent = words[fits] || `Does not fit; fits ${fits}`;
+      const workersText = row.mostWorkers === 1 ? "1 worker" : `${row.mostWorkers} workers`;
+      card.verdict.textContent = words[fits] || `Does not fit; with ${workersText} at most`;
       card.verdict.dataset.fits = fits;
       card.bar.replaceChildren(drawBar(prediction, memoryMib, end));
       const shm = prediction.shmMib ? `; in /dev/shm ${mib(prediction.shmMib)}` : "";
       const workers = prediction.nJobs ? `${grouped(prediction.nJobs)} workers: ` : "";
+      const range = grouped(prediction.leastPssMib) !== grouped(prediction.peakPssMib);
+      const least = range ? `; from ${mib(prediction.leastPssMib)}` : "";
       card.numbers.replaceChildren(
         workers, "likely ", element("strong", {}, mib(prediction.peakPssMib)),
-        ` (PSS); at most ${mib(prediction.mostMib)}; RSS, summed, ` +
+        ` (PSS${least}); at most ${mib(prediction.mostMib)}; RSS, summed, ` +
           `${mib(prediction.peakRssMib)}${shm}`,
       );
       card.reason.textContent = row.reason;
