@@ -788,16 +788,18 @@
       const fits = fitsText(row);
       const words = { yes: "Fits", no: "Does not fit" };
       const workersText = row.mostWorkers === 1 ? "1 worker" : `${row.mostWorkers} workers`;
-      card.verdict.textContent = words[fits] || `Does not fit; with ${workersText} at most`;
+      card.verdict.textContent = words[fits] || `Does not fit; ${workersText} at most`;
       card.verdict.dataset.fits = fits;
       card.bar.replaceChildren(drawBar(prediction, memoryMib, end));
       const shm = prediction.shmMib ? `; in /dev/shm ${mib(prediction.shmMib)}` : "";
       const workers = prediction.nJobs ? `${grouped(prediction.nJobs)} workers: ` : "";
       const range = grouped(prediction.leastPssMib) !== grouped(prediction.peakPssMib);
       const least = range ? `; from ${mib(prediction.leastPssMib)}` : "";
+      const leftOut =
+        prediction.mostMib < prediction.peakPssMib - 0.5 ? " without mapped files" : "";
       card.numbers.replaceChildren(
         workers, "likely ", element("strong", {}, mib(prediction.peakPssMib)),
-        ` (PSS${least}); at most ${mib(prediction.mostMib)}; RSS, summed, ` +
+        ` (PSS${least}); at most ${mib(prediction.mostMib)}${leftOut}; RSS, summed, ` +
           `${mib(prediction.peakRssMib)}${shm}`,
       );
       card.reason.textContent = row.reason;
