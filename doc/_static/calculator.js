@@ -214,8 +214,7 @@
     } else if (part.holder === "caller") {
       sizes = [mib, mib, mib, mib, 0];
     } else if (part.holder === "file") {
-      const glance = part.reason === "touched" && active;
-      sizes = [mib, glance ? 0 : mib, active ? likely * span : mib, 0, 0];
+      sizes = [mib, part.reason === "touched" ? 0 : mib, active ? likely * span : mib, 0, 0];
     } else if (part.reason === "block") { // the caller has filled it; workers look at a part
       const lookedAt = active ? (likely * amounts["span in block"]) / MIB : 0;
       sizes = [mib, mib, mib + lookedAt, array, array];
