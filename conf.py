@@ -34,6 +34,7 @@ html_title = project
 # -- General ----------------------------------------------------------------------------
 
 extensions = [
+    "calculator",
     "measured",
     "rerun",
     "sphinx.ext.intersphinx",
@@ -93,7 +94,12 @@ html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
 html_show_sphinx = False
-html_sidebars = {"index": [], "masker_memory_usage": [], "glossary": []}
+html_sidebars = {
+    "index": [],
+    "masker_memory_usage": [],
+    "calculator": [],
+    "glossary": [],
+}
 html_theme_options = {
     "logo": {"text": project},
     "show_toc_level": 2,

@@ -163,7 +163,7 @@ REASONS = {
         f"{NILEARN}/signal.py, clean",
     ),
     "imports": (
-        "the interpreter and what it imports, as measured on this machine",
+        "the interpreter and what it imports",
         "calibrate",
     ),
 }
@@ -474,8 +474,8 @@ class Prediction(NamedTuple):
     peak_pss_mib : float
         The likely peak, as PSS summed over all processes.
     least_pss_mib : float
-        The same without what workers look at in a mapped file. That is over so soon that it is
-        a matter of chance whether several do so at once, and whether a sample finds it.
+        The same without what is looked at in a mapped file. How much around it is in memory
+        depends on kernel and file system, and whether several workers look at once is chance.
     peak_rss_mib : float
         The same as RSS, as mprof shows it by default.
     most_mib : float
@@ -600,8 +600,7 @@ def held(part, amounts, active, likely):
     elif part.holder == "caller":
         sizes = mib, mib, mib, mib, 0
     elif part.holder == "file":
-        glance = part.reason == "touched" and active
-        sizes = mib, 0 if glance else mib, likely * span if active else mib, 0, 0
+        sizes = mib, 0 if part.reason == "touched" else mib, likely * span if active else mib, 0, 0
     elif part.reason == "block":  # the caller has filled it; workers look at a part
         looked_at = likely * amounts["span in block"] / MIB if active else 0
         sizes = mib, mib, mib + looked_at, array, array
@@ -621,7 +620,8 @@ def as_json(machine):
     Returns
     -------
     str
-        An object with ``methods``, ``reasons``, ``machine`` and ``dtypes`` (bytes of a value).
+        An object with ``methods``, ``reasons``, ``machine``, ``dtypes`` (bytes of a value) and
+        ``around``.
     """
 
     def plain(item):
@@ -636,5 +636,6 @@ def as_json(machine):
         "reasons": {key: list(reason) for key, reason in REASONS.items()},
         "machine": machine,
         "dtypes": {name: np.dtype(name).itemsize for name in DTYPES},
+        "around": AROUND,
     }
     return json.dumps(model)

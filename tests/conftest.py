@@ -1,6 +1,11 @@
 """What every test starts from: options that are not given, and folders of its own."""
 
+import functools
+import http.server
 import os
+import shutil
+import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -14,6 +19,45 @@ def _fresh_options(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "masker_cache"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "measured"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set; no chromium found"
+        pytest.skip("chromium is not installed, so no page can be opened")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--disable-gpu", "--disable-background-networking"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """A function that serves a folder on this machine, and gives its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ExitStack() as stack:
+
+        def start(folder):
+            handler = functools.partial(Quiet, directory=folder)
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            stack.enter_context(server)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start
 
 
 def pytest_collection_modifyitems(items):

@@ -5,8 +5,6 @@ more without any change. The image is a real int16 one from nibabel's own tests.
 """
 
 import csv
-import functools
-import http.server
 import json
 import os
 import re
@@ -14,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -235,36 +232,9 @@ def test_a_change_reruns_what_depends_on_it(tmp_path, monkeypatch, change, again
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set; no chromium found"
-        pytest.skip("chromium is not installed, so no page can be opened")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--disable-gpu", "--disable-background-networking"]
-    if os.geteuid() == 0:
-        flags.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def address(site):
+def address(site, serve):
     """The built site, served on this machine."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=site.html)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    return serve(site.html)
 
 
 def all_pages(site):
