@@ -25,6 +25,7 @@ import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
+from xml.parsers.expat import ExpatError
 
 import nibabel as nib
 import numpy as np
@@ -40,6 +41,10 @@ from peak_memory import MIB, available_mib, measure, reserve_mib
 # more than there can be is found out. Of a mask, the voxels are counted.
 
 DEFLATE_AT_MOST = 1032  # bytes that come out of one byte of gzip: https://zlib.net/zlib_tech.html
+UNREADABLE = (  # what nibabel raises when it is given something else than an image
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+    *(EOFError, OSError, OverflowError, ValueError, zlib.error, ExpatError),
+)
 
 
 def read_header(fmri_path):
@@ -66,17 +71,15 @@ def read_header(fmri_path):
         img = nib.load(path)
     except FileNotFoundError:
         raise
-    except (
-        *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-        *(EOFError, OSError, OverflowError, ValueError, zlib.error),
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a NIfTI image that can be read ({error}).") from error
-    proxy = img.dataobj
-    shape, dtype = img.shape, proxy.dtype.newbyteorder("=").name
+    shape = getattr(img, "shape", ())  # a surface has none
     if not isinstance(img, nib.Nifti1Pair) or len(shape) != 4 or min(shape) < 1:
         raise ValueError(
             f"{path} is a {type(img).__name__} of shape {shape}; a 4D NIfTI image is needed."
         )
+    proxy = img.dataobj
+    dtype = proxy.dtype.newbyteorder("=").name
     if dtype not in DTYPES:
         raise ValueError(f"{path} holds values of type {dtype}; {', '.join(DTYPES)} are known.")
     source = Path(img.file_map["image"].filename)
@@ -129,18 +132,16 @@ def count_voxels(mask_path, shape):
     """
     try:
         mask_img = nib.load(mask_path)
-        fits = mask_img.shape == tuple(shape)
+        grid = getattr(mask_img, "shape", ())  # a surface has none
+        fits = grid == tuple(shape)
         mask = np.asarray(mask_img.dataobj) if fits else None  # another may be large
     except FileNotFoundError:
         raise
-    except (
-        *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-        *(EOFError, OSError, OverflowError, ValueError, zlib.error),
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{mask_path} is not an image that can be read ({error}).") from error
     if not fits:
         raise ValueError(
-            f"{mask_path} is on the grid {mask_img.shape}; the image is on {tuple(shape)}. To "
+            f"{mask_path} is on the grid {grid}; the image is on {tuple(shape)}. To "
             "bring a mask there: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
