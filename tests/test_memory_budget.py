@@ -249,8 +249,11 @@ def test_what_is_not_an_image_of_four_dimensions(tmp_path):
     complexes = np.zeros(SHAPE, dtype="complex64")
     nib.Nifti1Image(complexes, np.eye(4)).to_filename(tmp_path / "complex.nii")
     nib.AnalyzeImage(np.zeros(SHAPE, "f4"), np.eye(4)).to_filename(tmp_path / "analyze.hdr")
+    nib.GiftiImage().to_filename(tmp_path / "surface.gii")
+    (tmp_path / "text.gii").write_text("<not xml")
+    nib.MGHImage(np.zeros(SHAPE, "f4"), np.eye(4)).to_filename(tmp_path / "freesurfer.mgz")
     names = [p.name for p in tmp_path.iterdir() if p.suffix != ".img"]
-    assert len(names) == 9
+    assert len(names) == 12
     for name in names:
         with pytest.raises(ValueError, match=name):
             read_header(tmp_path / name)
@@ -295,7 +298,9 @@ def test_masks_are_refused(files, tmp_path):
     make_image(data=np.full(SHAPE[:3], np.nan)).to_filename(tmp_path / "nan.nii")
     make_image(data=np.ones((5, 6, 5)), dtype="u1").to_filename(tmp_path / "other.nii")
     (tmp_path / "text.nii").write_text("not an image")
+    nib.GiftiImage().to_filename(tmp_path / "surface.gii")
     for name, message in [
+        ("surface.gii", r"\(\)"),
         ("none_inside.nii", "0 voxels"),
         ("nan.nii", "0 voxels"),
         ("other.nii", r"\(5, 6, 5\).* \(5, 6, 4\)"),
