@@ -153,6 +153,7 @@ def count_voxels(mask_path, shape):
 
 def count_all(masks, shape):
     """Count the voxels of the masks that are files; leave numbers as they are."""
+    masks = [masks] if isinstance(masks, (str, Path)) else masks
     return [count_voxels(m, shape) if isinstance(m, (str, Path)) else m for m in masks]
 
 
@@ -381,7 +382,8 @@ def allowed_mib():
     """
     memory = read_options().memory
     if memory in ("", "unlimited"):
-        return float("inf") if memory else available_mib() - reserve_mib(), float("inf")
+        left = max(available_mib() - reserve_mib(), 0)
+        return float("inf") if memory else left, float("inf")
     return parse_memory(memory), parse_memory(memory)
 
 
@@ -482,29 +484,35 @@ def _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
             f"{prediction.method:42}{prediction.n_jobs or '-':>8}{prediction.peak_pss_mib:12,.0f}"
             f"{prediction.peak_rss_mib:13,.0f}{prediction.most_mib:10,.0f}  {fits}"
         )
-    print(f"\n{recommend(rows)}")
+    print(f"\n{recommend(rows, memory_mib)}")
 
 
-def recommend(rows):
+def recommend(rows, memory_mib):
     """Recommend a method, in a sentence or two.
 
     Parameters
     ----------
     rows : list of Row
+    memory_mib : float
+        What is available.
 
     Returns
     -------
     str
     """
-    fits = {row.prediction.method: not row.reason for row in rows}
-    if fits["Streaming, masks, one pass"]:
+    found = {row.prediction.method: row for row in rows}
+    streaming, reason, _ = found["Streaming, masks, one pass"]
+    least = sum(part.most_mib for part in streaming.parts if part.reason != "results")
+    if not reason:
         text = "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker."
-    else:
+    elif least <= memory_mib:
         text = (
             "Recommended: stream_masks(fmri_path, mask_paths, out=names) with the names of .npy "
             "files: the time series themselves do not fit."
         )
-    if fits["NumPy indexing, threads, parallel"]:
+    else:
+        text = f"Nothing fits: even without the time series, streaming takes {least:,.0f} MiB."
+    if not found["NumPy indexing, threads, parallel"].reason:
         text += "\nTo keep the image in memory: numpy_masker_threads(fmri_path, mask_paths, n)."
     return text
 

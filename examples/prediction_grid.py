@@ -32,7 +32,7 @@ import numpy as np
 
 import synthetic_data
 from measured_methods import describe_machine
-from memory_budget import calibrate, count_all, read_header
+from memory_budget import calibrate, count_all, guard, read_header
 from peak_memory import measure
 from plot_large_image import atlas_to_masks, get_atlas_path
 from whole_experiment import METHODS, run, title
@@ -105,7 +105,7 @@ def write_image(point, folder):
 
 
 def measure_point(point, fmri_path, mask_paths, methods):
-    """Measure methods at a point.
+    """Measure methods at a point, those that fit into memory.
 
     Parameters
     ----------
@@ -124,7 +124,11 @@ def measure_point(point, fmri_path, mask_paths, methods):
         masks = mask_paths[: max(point.n_jobs, 2)] if method.mode == "parallel" else mask_paths
         call = functools.partial(run, method, fmri_path, masks, point.n_jobs or 1)
         call.__name__ = title(method)
-        trace = measure(call)
+        _, reason = guard(title(method), fmri_path, masks, point.n_jobs or 1)
+        trace = None if reason else measure(call)
+        if reason or isinstance(trace.exception, MemoryError):
+            print(f"{title(method)}: {reason or trace.exception}", file=sys.__stderr__)
+            continue
         trace.result()
         yield {
             "method": call.__name__,

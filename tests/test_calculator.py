@@ -187,7 +187,7 @@ IN_JAVASCRIPT = """cases => {
         const {masks, n_jobs, memory, shm} = one;
         const rows = c.budget(one, masks, n_jobs, memory, shm, machine);
         return {
-            recommendation: c.recommend(rows),
+            recommendation: c.recommend(rows, memory),
             amounts: ["single", "parallel"].map(
                 mode => c.quantities(one, masks, mode, Math.min(n_jobs, masks.length))),
             methods: Object.fromEntries(rows.map(row => [row.prediction.method, {
@@ -240,7 +240,7 @@ def test_the_page_computes_what_python_computes(page):
             seen["moments"].add((method, wanted.moment))
             seen["verdicts"].add(re.sub(r"\d+", "n", found["fits"]))
             seen["limits"].add("shm" if "/dev/shm" in reason else bool(reason))
-        assert result["recommendation"] == recommend(rows)
+        assert result["recommendation"] == recommend(rows, memory)
     assert seen["verdicts"] == {"yes", "no", "with n at most"}
     assert seen["limits"] == {True, False, "shm"}
     assert {name for name, _ in seen["moments"]} == set(METHODS)

@@ -288,17 +288,25 @@
     return !reason ? "yes" : most ? `with ${most} at most` : "no";
   }
 
-  function recommend(rows) {
-    const fits = Object.fromEntries(rows.map((row) => [row.prediction.method, !row.reason]));
+  function recommend(rows, memoryMib) {
+    const found = Object.fromEntries(rows.map((row) => [row.prediction.method, row]));
+    const streaming = found["Streaming, masks, one pass"];
+    const least = streaming.prediction.parts
+      .filter((part) => part.reason !== "results")
+      .reduce((sum, part) => sum + part.mostMib, 0);
     let text;
-    if (fits["Streaming, masks, one pass"]) {
+    if (!streaming.reason) {
       text = "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker.";
-    } else {
+    } else if (least <= memoryMib) {
       text =
         "Recommended: stream_masks(fmri_path, mask_paths, out=names) with the names of .npy " +
         "files: the time series themselves do not fit.";
+    } else {
+      text =
+        "Nothing fits: even without the time series, streaming takes " +
+        `${grouped(least)} MiB.`;
     }
-    if (fits["NumPy indexing, threads, parallel"]) {
+    if (!found["NumPy indexing, threads, parallel"].reason) {
       text +=
         "\nTo keep the image in memory: numpy_masker_threads(fmri_path, mask_paths, n).";
     }
@@ -806,7 +814,7 @@
       card.parts.replaceChildren(...drawParts(prediction));
     }
     byId("recommendation").replaceChildren(
-      ...recommend(rows).split("\n").flatMap((line, i) => (i ? [element("br"), line] : [line])),
+      ...recommend(rows, memoryMib).split("\n").flatMap((line, i) => (i ? [element("br"), line] : [line])),
     );
     setText(byId("snippet"), recommendedCall(rows));
     setText(byId("copied"), "");
