@@ -189,6 +189,7 @@ def import_in_workers(runs):
     import importlib
     import time
 
+    import nilearn.datasets
     import nilearn.image
     import nilearn.maskers  # noqa: F401
     from joblib import Parallel, delayed

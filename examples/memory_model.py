@@ -260,10 +260,10 @@ METHODS = {
         "nifti_masker_single", "single", "", MASKER_IN_MEMORY
     ),
     "NiftiMasker, path, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_FROM_PATH), 0.93, 15
+        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_FROM_PATH), 0.95, 13
     ),
     "NiftiMasker, in-memory image, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_IN_MEMORY), 1, 22
+        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_IN_MEMORY), 1, 19
     ),
     "NumPy indexing, path, single": Model(
         "numpy_masker_single_path", "single", "", INDEX_FROM_PATH
@@ -272,7 +272,7 @@ METHODS = {
         "numpy_masker_single_inmemory", "single", "", INDEX_IN_MEMORY
     ),
     "NumPy indexing, path, parallel": Model(
-        *("numpy_masker_parallel_path", "parallel", "nibabel", INDEX_FROM_PATH), 0.85, 9
+        *("numpy_masker_parallel_path", "parallel", "nibabel", INDEX_FROM_PATH), 0.93, 9
     ),
     "NumPy indexing, in-memory image, parallel": Model(
         "numpy_masker_parallel_inmemory", "parallel", "nibabel", INDEX_IN_MEMORY

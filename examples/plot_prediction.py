@@ -154,7 +154,8 @@ def read_grid(folder):
         )
         masks = [int(n) for n in row["mask_voxels"].split()]
         n_jobs = max(int(row["n_jobs"]), 1)
-        prediction = predict(row["method"], image, masks, n_jobs, about["imports"])
+        machine = with_caller(about["imports"], row)
+        prediction = predict(row["method"], image, masks, n_jobs, machine)
         points.append(
             {
                 "method": row["method"],
@@ -171,6 +172,15 @@ def read_grid(folder):
             }
         )
     return points, about
+
+
+def with_caller(machine, row):
+    """Take what the calling process had before the call from the measurement itself.
+
+    How much of it is shared with other programs, and so how much PSS counts, depends on what
+    else runs on the machine.
+    """
+    return machine | {"caller": [float(row["before_mib"]), machine["caller"][1]]}
 
 
 def off(point):
@@ -227,16 +237,16 @@ def plot_points(series, title):
 KEYS = "measured_mib", "predicted_mib"
 
 
-def print_off(points):
-    """Print which points are off by more than the tolerance, and how many are not."""
-    for point in points:
-        if abs(off(point)) > 1:
-            print(f"{point['method']}, {point['image']}, {point['n_jobs']} workers: ", end="")
-            print(f"predicted {point['predicted_mib']:,.0f} MiB, ", end="")
-            print(f"measured {point['measured_mib']:,.0f} MiB")
-    inside = sum(abs(off(point)) <= 1 for point in points)
-    if points:
-        print(f"{inside} of {len(points)} within the tolerance")
+def say_off(points):
+    """Say which points are off by more than the tolerance, and how many are not."""
+    lines = [
+        f"{point['method']}, {point['image']}, {point['n_jobs']} workers: predicted "
+        f"{point['predicted_mib']:,.0f} MiB, measured {point['measured_mib']:,.0f} MiB"
+        for point in points
+        if abs(off(point)) > 1
+    ]
+    inside = len(points) - len(lines)
+    return "\n".join([*lines, f"{inside} of {len(points)} within the tolerance"])
 
 
 # %%
@@ -246,6 +256,7 @@ if __name__ == "__main__":
     import subprocess
     import sys
 
+    from memory_budget import predict_peak, this_machine
     from options import read_options
     from peak_memory import HAS_PSS
     from whole_experiment import METHODS
@@ -253,21 +264,26 @@ if __name__ == "__main__":
     options = read_options()
     subprocess.run([sys.executable, "prediction_grid.py", options.measured], check=True)
     few, _ = read_grid(options.measured)
-    own = [
-        {
-            "method": row.prediction.method,
-            "image": fmri_path.name,
-            "n_jobs": max(row.prediction.n_jobs, 1),
-            "measured_mib": measured[row.prediction.method],
-            "predicted_mib": row.prediction.peak_pss_mib,
-            "least_mib": row.prediction.least_pss_mib,
-        }
-        for row in budget_rows
-        if row.prediction.method in measured
-    ]
+    machine, own = this_machine(), []
+    for row in summary:
+        if row["status"] != "measured":
+            continue
+        name = f"{row['method']}, {row['mode']}"
+        here = with_caller(machine, row)
+        prediction = predict_peak(name, fmri_path, mask_paths, len(mask_paths), here)
+        own.append(
+            {
+                "method": name,
+                "image": fmri_path.name,
+                "n_jobs": max(prediction.n_jobs, 1),
+                "measured_mib": float(row["peak_pss_mib"]),
+                "predicted_mib": prediction.peak_pss_mib,
+                "least_mib": prediction.least_pss_mib,
+            }
+        )
     plot_points({"this image": own, "points of the grid": few}, "This build")
     plt.show()
-    print_off(own + few)
+    print(say_off(own + few))
 
 # %%
 # What is off is measured again:
@@ -294,11 +310,11 @@ if __name__ == "__main__":
             three = [point["measured_mib"], *again(point)]
             point["measured_mib"] = statistics.median(three)
             still += [point] if abs(off(point)) > 1 else []
-    print_off(still)
+    print(say_off(still) if still else "Nothing is off.")
     if still and not options.fmri and HAS_PSS:
         raise RuntimeError(
-            "The model is off by more than its tolerance, as printed above. If a library makes "
-            "copies that it did not make before, or makes fewer, memory_model.py must be told."
+            "The model is off by more than its tolerance. If a library makes copies that it did "
+            "not make before, or makes fewer, memory_model.py must be told.\n" + say_off(still)
         )
 
 # %%
@@ -319,7 +335,7 @@ if __name__ == "__main__":
         print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
         print(*(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "numpy", "joblib")))
         print()
-        print_off(grid)
+        print(say_off(grid))
     else:
         print(f"Nothing was recorded in {recorded}: run 'make record'.")
 
