@@ -16,6 +16,7 @@ method's peak. How it is computed: :doc:`/auto_examples/memory_model`. To use it
 """
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -37,8 +38,9 @@ from peak_memory import MIB, available_mib, measure, reserve_mib
 # %%
 # What goes in
 # ------------
-# Only the header of the image is read, and with it the file's size: a header that promises
-# more than there can be is found out. Of a mask, the voxels are counted.
+# Only the header of the image is read, and with it the file's size, and for gzip the size that
+# the file's end tells: a header that promises more than there is is found out. Only if the end
+# tells something else, the file is unpacked to its end. Of a mask, the voxels are counted.
 
 DEFLATE_AT_MOST = 1032  # bytes that come out of one byte of gzip: https://zlib.net/zlib_tech.html
 UNREADABLE = (  # what nibabel raises when it is given something else than an image
@@ -84,22 +86,13 @@ def read_header(fmri_path):
         raise ValueError(f"{path} holds values of type {dtype}; {', '.join(DTYPES)} are known.")
     source = Path(img.file_map["image"].filename)
     promised = int(proxy.offset) + int(np.prod(shape, dtype=object)) * proxy.dtype.itemsize
-    gzipped = source.suffix.lower() == ".gz"
-    compressed = gzipped or source.suffix.lower() in (".bz2", ".zst")
+    compressed = source.suffix.lower() in (".gz", ".bz2", ".zst")
     there = source.stat().st_size
-    if gzipped and there * DEFLATE_AT_MOST >= promised:
-        with open(source, "rb") as file:
-            several = file.read(4)[3:] not in (b"\0", b"\x08")  # bgzip writes many parts
-            file.seek(-4, os.SEEK_END)
-            unpacked = int.from_bytes(file.read(), "little")  # gzip keeps it modulo 2 ** 32
-        there = promised if several or unpacked == promised % 2**32 else unpacked
-        says = "its end says that it unpacks to"
-    elif gzipped:
-        says = f"no {there} bytes of gzip hold more than {DEFLATE_AT_MOST} times as many: it has"
+    if source.suffix.lower() == ".gz":
+        there, says = _unpacked_size(source, promised)
     else:
-        says = "it has"
-    complete = there == promised if gzipped else compressed or there >= promised
-    if not complete:  # what bzip2 and zstd hold, their files do not say
+        there, says = (promised if compressed else there), "it has"  # only gzip tells its size
+    if there < promised:
         raise ValueError(
             f"{path} is incomplete, or its header is wrong: by its header, {shape} of {dtype}, "
             f"it should hold {promised} bytes, and {says} {there}."
@@ -109,6 +102,27 @@ def read_header(fmri_path):
         slope=proxy.slope != 1,
         inter=proxy.inter != 0,
     )
+
+
+def _unpacked_size(path, promised):
+    """Tell how many bytes a gzip file holds, if it can be without unpacking it."""
+    size = path.stat().st_size
+    if size * DEFLATE_AT_MOST < promised:
+        return size, f"no gzip file holds more than {DEFLATE_AT_MOST} times its size, which is"
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(), "little") == promised % 2**32:  # kept modulo 2 ** 32
+            return promised, ""
+    # Cut off, or a header that is wrong; or of several parts, or with zeros at its end, which
+    # is allowed: only unpacking tells.
+    size = 0
+    try:
+        with gzip.open(path) as file:
+            while block := file.read(2**20):
+                size += len(block)
+    except (EOFError, OSError, zlib.error):
+        return size, "it is damaged, or cut off after"
+    return size, "it unpacks to"
 
 
 def count_voxels(mask_path, shape):
