@@ -474,7 +474,7 @@ class Prediction(NamedTuple):
     peak_pss_mib : float
         The likely peak, as PSS summed over all processes.
     least_pss_mib : float
-        The same without what is looked at in a mapped file. How much around it is in memory
+        The same without what is looked at in a mapped file, or in joblib's. How much around it is in memory
         depends on kernel and file system, and whether several workers look at once is chance.
     peak_rss_mib : float
         The same as RSS, as mprof shows it by default.
@@ -605,7 +605,7 @@ def held(part, amounts, active, likely):
         looked_at = likely * amounts["span in block"] / MIB if active else 0
         sizes = mib, mib, mib + looked_at, array, array
     else:  # joblib has written it, without a process that maps it
-        sizes = mib, mib, likely * span, array, array
+        sizes = mib, 0 if touched else mib, likely * span, array, array
     return Held(holder, *sizes, part.reason)
 
 

@@ -29,8 +29,8 @@ What it takes care of, because each of these has led to wrong numbers:
 Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
 looks at them, and then no process's PSS contains them: they are recorded separately.
 
-A peak between two samples is not lost where the calling process is alone: the kernel keeps
-the largest resident set size of each process. Before the machine runs out of memory, the call
+A peak of the calling process between two samples is not lost: the kernel keeps its largest
+resident set size. (What several processes need at once, only a sample can tell.) Before the machine runs out of memory, the call
 is stopped, and the trace says so.
 
 A difference of less than about 50 MiB is noise. With several workers the noise is larger:
@@ -98,7 +98,7 @@ class Trace:
         takes room there whether or not a process looks at it, and other programs' files
         count too. None where there is no such folder.
     high_water_mib : tuple of float
-        PSS and RSS in MiB at the peak that the kernel noted, if the call had no other process.
+        PSS and RSS in MiB of the calling process at the peak that the kernel noted.
     """
 
     name: str
@@ -561,8 +561,10 @@ def _trace(name, samples, started, seconds, value, exception, high_water):
     absent = (0, 0, 0)
     numbers = np.array([[tree.get(pid, absent) for pid in pids] for tree in trees]) / MIB
     pss, rss, _ = numbers[0, 0]
-    alone = HAS_PSS and len(pids) == 1 and high_water  # what is added is its own
-    high_water = (pss + high_water / MIB - rss, high_water / MIB) if alone else (0, 0)
+    if HAS_PSS and high_water:  # what the caller took more than before counts once at least
+        high_water = pss + high_water / MIB - rss, high_water / MIB
+    else:
+        high_water = 0, 0
     return Trace(
         name=name,
         started=started,

@@ -219,7 +219,7 @@
       const lookedAt = active ? (likely * amounts["span in block"]) / MIB : 0;
       sizes = [mib, mib, mib + lookedAt, array, array];
     } else { // joblib has written it, without a process that maps it
-      sizes = [mib, mib, likely * span, array, array];
+      sizes = [mib, touched ? 0 : mib, likely * span, array, array];
     }
     return asHeld(holder, sizes, part.reason);
   }
