@@ -474,8 +474,9 @@ class Prediction(NamedTuple):
     peak_pss_mib : float
         The likely peak, as PSS summed over all processes.
     least_pss_mib : float
-        The same without what is looked at in a mapped file, or in joblib's. How much around it is in memory
-        depends on kernel and file system, and whether several workers look at once is chance.
+        The same without what is looked at in a mapped file, or in joblib's. How much around it
+        is in memory depends on kernel and file system, and whether several workers look at
+        once is chance.
     peak_rss_mib : float
         The same as RSS, as mprof shows it by default.
     most_mib : float

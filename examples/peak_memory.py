@@ -30,8 +30,9 @@ Files in ``/dev/shm``, which joblib and shared memory use, take memory also whil
 looks at them, and then no process's PSS contains them: they are recorded separately.
 
 A peak of the calling process between two samples is not lost: the kernel keeps its largest
-resident set size. (What several processes need at once, only a sample can tell.) Before the machine runs out of memory, the call
-is stopped, and the trace says so.
+resident set size. (What several processes need at once, only a sample can tell.)
+
+Before the machine runs out of memory, the call is stopped, and the trace says so.
 
 A difference of less than about 50 MiB is noise. With several workers the noise is larger:
 it is chance how many of them are at their own peak at the same moment.
