@@ -75,9 +75,9 @@ class Model(NamedTuple):
 
     Workers begin one after the other, and their number at the peak is a matter of chance. On
     top of one worker at its peak, each other holds the part ``together`` of the same, less what
-    is over before the last one begins: ``late``, in millions of voxels of the image. These two
-    numbers were fitted to measurements, and so was how much of a mapped file is in memory around
-    what is looked at (`AROUND`).
+    is over before the last one begins: ``late``, in millions of voxels, for an image that has to
+    be decompressed and for one that has not. These numbers were fitted to measurements, and so
+    was how much of a mapped file is in memory around what is looked at (`AROUND`).
     """
 
     function: str
@@ -85,7 +85,7 @@ class Model(NamedTuple):
     imports: str  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
     moments: tuple
     together: float = 1
-    late: float = 0
+    late: tuple = (0, 0)
 
 
 NIBABEL = "https://github.com/nipy/nibabel/blob/5.4.2/nibabel"
@@ -260,10 +260,10 @@ METHODS = {
         "nifti_masker_single", "single", "", MASKER_IN_MEMORY
     ),
     "NiftiMasker, path, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_FROM_PATH), 0.95, 13
+        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_FROM_PATH), 0.95, (13, 27)
     ),
     "NiftiMasker, in-memory image, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_IN_MEMORY), 1, 19
+        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_IN_MEMORY), 1, (22, 22)
     ),
     "NumPy indexing, path, single": Model(
         "numpy_masker_single_path", "single", "", INDEX_FROM_PATH
@@ -272,7 +272,7 @@ METHODS = {
         "numpy_masker_single_inmemory", "single", "", INDEX_IN_MEMORY
     ),
     "NumPy indexing, path, parallel": Model(
-        *("numpy_masker_parallel_path", "parallel", "nibabel", INDEX_FROM_PATH), 0.93, 9
+        *("numpy_masker_parallel_path", "parallel", "nibabel", INDEX_FROM_PATH), 0.93, (9, 9)
     ),
     "NumPy indexing, in-memory image, parallel": Model(
         "numpy_masker_parallel_inmemory", "parallel", "nibabel", INDEX_IN_MEMORY
@@ -540,7 +540,8 @@ def predict(method, image, masks, n_jobs, machine):
         "workers" if workers else "alone",
         *(["twice"] if image.slope and image.inter else []),
     }
-    together = model.together * max(0, 1 - model.late * 1e6 / math.prod(image.shape))
+    late = model.late[0 if image.compressed else 1] * 1e6
+    together = model.together * max(0, 1 - late / math.prod(image.shape))
     likely = 1 + (active - 1) * together if workers else 1
     amounts = quantities(image, masks, model.mode, active)
 
@@ -627,7 +628,7 @@ def as_json(machine):
 
     def plain(item):
         return item._asdict() | {
-            key: [plain(one) for one in value]
+            key: [plain(one) if isinstance(one, tuple) else one for one in value]
             for key, value in item._asdict().items()
             if isinstance(value, tuple)
         }

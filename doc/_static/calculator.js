@@ -151,7 +151,8 @@
       ...(image.slope && image.inter ? ["twice"] : []),
     ]);
     const size = image.shape.reduce((product, n) => product * n, 1);
-    const together = model.together * Math.max(0, 1 - (model.late * 1e6) / size);
+    const late = model.late[image.compressed ? 0 : 1] * 1e6;
+    const together = model.together * Math.max(0, 1 - late / size);
     const likely = workers ? 1 + (active - 1) * together : 1;
     const amounts = quantities(image, masks, model.mode, active);
 
