@@ -352,7 +352,7 @@ def _describe(options, fmri_path, mask_imgs):
     subject = {
         "name": fmri_path.name,
         "source": "own" if options.fmri else options.data,
-        "path": str(fmri_path),
+        "path": os.path.relpath(fmri_path, options.cache) if not options.fmri else options.fmri,
         "changed": fmri_path.stat().st_mtime,
         "shape": list(fmri_img.shape),
         "dtype": str(dtype),
