@@ -87,15 +87,15 @@ def read_header(fmri_path):
     source = Path(img.file_map["image"].filename)
     promised = int(proxy.offset) + int(np.prod(shape, dtype=object)) * proxy.dtype.itemsize
     compressed = source.suffix.lower() in (".gz", ".bz2", ".zst")
-    there = source.stat().st_size
+    there, says = source.stat().st_size, "it has {}"
     if source.suffix.lower() == ".gz":
         there, says = _unpacked_size(source, promised)
-    else:
-        there, says = (promised if compressed else there), "it has"  # only gzip tells its size
+    elif compressed:
+        there = promised  # their files do not tell
     if there < promised:
         raise ValueError(
             f"{path} is incomplete, or its header is wrong: by its header, {shape} of {dtype}, "
-            f"it should hold {promised} bytes, and {says} {there}."
+            f"it should hold {promised} bytes, and {says.format(there)}."
         )
     return Image(
         *(shape, dtype, compressed),
@@ -108,7 +108,7 @@ def _unpacked_size(path, promised):
     """Tell how many bytes a gzip file holds, if it can be without unpacking it."""
     size = path.stat().st_size
     if size * DEFLATE_AT_MOST < promised:
-        return size, f"no gzip file holds more than {DEFLATE_AT_MOST} times its size, which is"
+        return size, f"no gzip file holds more than {DEFLATE_AT_MOST} times its size, which is {{}}"
     with open(path, "rb") as file:
         file.seek(-4, os.SEEK_END)
         if int.from_bytes(file.read(), "little") == promised % 2**32:  # kept modulo 2 ** 32
@@ -121,8 +121,8 @@ def _unpacked_size(path, promised):
             while block := file.read(2**20):
                 size += len(block)
     except (EOFError, OSError, zlib.error):
-        return size, "it is damaged, or cut off after"
-    return size, "it unpacks to"
+        return 0, "it is damaged, or cut off"
+    return size, "it unpacks to {}"
 
 
 def count_voxels(mask_path, shape):

@@ -13,12 +13,14 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 # %%
 # What was published
 # ------------------
-# The numbers are read off the figure of nilearn's example `Working with long time series fMRI
-# images <https://nilearn.github.io/stable/auto_examples/07_advanced/plot_mask_large_fmri.html>`_
-# (read in August 2026). They are sums of RSS, and hold leftovers of the methods that ran before
-# in the same process. Its functions are not those of this site: :ref:`the chapter
-# <masker_memory_usage>` lists the differences. Two weigh here: its image "in memory" is a proxy
-# that each worker reads, and its indexing converts to float64.
+# The numbers are read off a figure: memory over time of a script in a draft chapter for nilearn's
+# user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, from which
+# nilearn's example came, also has one of ten images and twenty regions.) They
+# are approximate, and they are sums of RSS. Its methods are those of this site, with three
+# differences that weigh: the calling process has the image in memory all the time, also while
+# workers read it from a path; the workers of one method are alive while the next one runs;
+# and the array over shared memory is handed to joblib, which copies it. How much of a peak is
+# due to which, a figure does not tell.
 
 PUBLISHED_GB = {  # of 10 ** 9 bytes
     "NiftiMasker, path, parallel": 110,
@@ -171,8 +173,7 @@ if __name__ == "__main__" and table:
 # What to conclude
 # ----------------
 # A worker of NiftiMasker from a path holds two copies of the image at its peak, and twenty
-# workers hold forty; the published figure is higher still, because another version read the
-# file with other copies, and because a sum of RSS with leftovers counts what is not there
-# twice. The
-# way out is not a larger machine. One copy of the image that all workers share is
-# a fortieth of it, and one pass over the file needs no copy at all.
+# workers hold forty. The published peak is higher than that by far: a sum of RSS, with what
+# other methods left behind in it, does not tell what a method needs. The way out is not a
+# larger machine. One copy of the image that all workers share is a fortieth of it, and one pass
+# over the file needs no copy at all.

@@ -414,9 +414,6 @@ def damaged(tmp_path, name):
         (tmp_path / name).write_bytes(write_image(tmp_path / "x.nii.gz").read_bytes()[:-20])
     elif name.startswith("promise"):
         write_image(tmp_path / name, **promise)
-    elif name == "long.nii.gz":  # the end of the file says another size
-        plain = write_image(tmp_path / "x.nii").read_bytes()
-        (tmp_path / name).write_bytes(gzip.compress(plain + b"\0"))
     elif name.startswith("3D"):
         write_image(tmp_path / name, shape=(9, 8, 7))
     elif name.startswith("5D"):
@@ -442,7 +439,7 @@ def damaged(tmp_path, name):
     "name",
     [
         *("not NIfTI.nii", "not NIfTI.nii.gz", "not gzip.nii.gz", "empty.nii", "short.nii"),
-        *("cut.nii", "cut.nii.gz", "promise.nii", "promise.nii.gz", "long.nii.gz"),
+        *("cut.nii", "cut.nii.gz", "promise.nii", "promise.nii.gz"),
         *("3D.nii", "3D.nii.gz", "5D.nii", "zero.nii", "complex.nii.gz", "code.nii"),
         *("intercept.nii", "offset.nii", "line ends.nii", "name.txt"),
     ],
@@ -462,7 +459,7 @@ def test_a_file_that_cannot_be_is_refused_as_in_python(one_page, tmp_path, name)
         assert message == re.sub(r" is a \w+ of shape", " is of shape", words)
     else:
         assert message == words
-    if name.startswith(("cut", "promise", "long")):
+    if name.startswith(("cut", "promise")):
         assert "it should hold" in message
     # An entry of the image by hand takes the place of the file.
     fill(one_page, x="10", y="10", z="10", t="20", dtype="int16", scaling="none")

@@ -459,6 +459,32 @@
   }
 
   /** Read the header of a File, and nothing else but gzip's trailer. */
+  /** How many bytes a gzip file holds, if it can be told without unpacking it. */
+  async function unpackedSize(file, promised) {
+    const size = BigInt(file.size);
+    if (size * DEFLATE_AT_MOST < promised) {
+      const most = `no gzip file holds more than ${DEFLATE_AT_MOST} times its size`;
+      return [size, `${most}, which is ${size}`];
+    }
+    const flags = new Uint8Array(await file.slice(0, 4).arrayBuffer())[3];
+    const end = new DataView(await file.slice(-4).arrayBuffer());
+    const unpackedAtEnd = BigInt(end.getUint32(0, true)); // kept modulo 2 ** 32
+    // bgzip writes many parts, with an extra field; browsers unpack the first one only.
+    if (unpackedAtEnd === promised % 2n ** 32n || flags & 4) {
+      return [promised, ""];
+    }
+    let unpacked = 0n;
+    try {
+      const reader = file.stream().pipeThrough(new DecompressionStream("gzip")).getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        unpacked += BigInt(part.value.length);
+      }
+    } catch {
+      return [0n, "it is damaged, or cut off"];
+    }
+    return [unpacked, `it unpacks to ${unpacked}`];
+  }
+
   async function readHeader(file) {
     const compressed = /\.gz$/i.test(file.name);
     let header;
@@ -488,22 +514,13 @@
       throw new Error(`${file.name} holds values of type ${dtype}; ${known} are known.`);
     }
     const promised = offset + shape.reduce((product, n) => product * n, 1n) * size;
-    let there = BigInt(file.size);
-    let says = "it has";
-    if (compressed && there * DEFLATE_AT_MOST >= promised) {
-      const start = new Uint8Array(await file.slice(0, 4).arrayBuffer());
-      const several = start[3] !== 0 && start[3] !== 8; // bgzip writes many parts
-      const end = new DataView(await file.slice(-4).arrayBuffer());
-      const unpacked = BigInt(end.getUint32(0, true)); // gzip keeps it modulo 2 ** 32
-      there = several || unpacked === promised % 2n ** 32n ? promised : unpacked;
-      says = "its end says that it unpacks to";
-    } else if (compressed) {
-      says = `no ${there} bytes of gzip hold more than ${DEFLATE_AT_MOST} times as many: it has`;
-    }
-    if (compressed ? there !== promised : there < promised) {
+    const [there, says] = compressed
+      ? await unpackedSize(file, promised)
+      : [BigInt(file.size), `it has ${file.size}`];
+    if (there < promised) {
       throw new Error(
         `${file.name} is incomplete, or its header is wrong: by its header, ${written} of ` +
-          `${dtype}, it should hold ${promised} bytes, and ${says} ${there}.`,
+          `${dtype}, it should hold ${promised} bytes, and ${says}.`,
       );
     }
     return {
