@@ -212,6 +212,11 @@ def get_atlas_path():
         return paths[0] if len(paths) == 1 else paths
     if options.data == "development_fmri":
         return Path(_download(fetch_atlas_difumo, dimension=64, resolution_mm=2).maps)
+    return synthetic_atlas_path()
+
+
+def synthetic_atlas_path():
+    """Prepare the atlas that goes with the synthetic data."""
 
     def fill(folder):
         synthetic_data.synthetic_atlas().to_filename(folder / "maps.nii.gz")

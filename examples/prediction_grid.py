@@ -34,7 +34,7 @@ import synthetic_data
 from measured_methods import describe_machine
 from memory_budget import calibrate, count_all, guard, read_header
 from peak_memory import measure
-from plot_large_image import atlas_to_masks, get_atlas_path
+from plot_large_image import atlas_to_masks, synthetic_atlas_path
 from whole_experiment import METHODS, run, title
 
 FULL = {
@@ -163,7 +163,7 @@ def measure_grid(points, folder):
         group = list(group)
         with tempfile.TemporaryDirectory() as temporary:
             fmri_path = write_image(group[0], temporary)
-            _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, 6)
+            _, mask_paths = atlas_to_masks(synthetic_atlas_path(), fmri_path, 6)
             for point in group:
                 print(*point, file=sys.__stderr__, flush=True)
                 methods = [
@@ -196,7 +196,7 @@ def measure_again(method_title, point, times=2):
     method = next(method for method in METHODS if title(method) == method_title)
     with tempfile.TemporaryDirectory() as temporary:
         fmri_path = write_image(point, temporary)
-        _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, 6)
+        _, mask_paths = atlas_to_masks(synthetic_atlas_path(), fmri_path, 6)
         rows = measure_point(point, fmri_path, mask_paths, [method] * times)
         return [float(row["peak_pss_mib"]) for row in rows]
 
