@@ -73,11 +73,27 @@ def full_grid():
 
 
 def small_grid():
-    """Give a few points, in which each type and each ending occurs.
-
-    At the second one only methods without workers are measured.
-    """
+    """Give two points: one for the methods with workers, and one for the others."""
     return [Point(1, "int16", ".nii", 2), Point(1, "scaled", ".nii.gz", 0)]
+
+
+def methods_at(point, first, full):
+    """Choose the methods that are measured at a point.
+
+    Parameters
+    ----------
+    point : Point
+    first : bool
+        Whether it is the first point of its image: methods without workers are measured there.
+    full : bool
+        Whether they are also measured where others have workers.
+
+    Returns
+    -------
+    list of whole_experiment.Method
+    """
+    alone = first and (full or not point.n_jobs)
+    return [method for method in METHODS if (point.n_jobs if method.mode == "parallel" else alone)]
 
 
 def write_image(point, folder):
@@ -144,7 +160,7 @@ def measure_point(point, fmri_path, mask_paths, methods):
         }
 
 
-def measure_grid(points, folder):
+def measure_grid(points, folder, full=True):
     """Measure every method at every point, and write ``prediction.csv`` and ``.json``.
 
     A method without workers is measured once for an image.
@@ -153,6 +169,8 @@ def measure_grid(points, folder):
     ----------
     points : list of Point
     folder : str or pathlib.Path
+    full : bool
+        As for `methods_at`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,11 +184,7 @@ def measure_grid(points, folder):
             _, mask_paths = atlas_to_masks(synthetic_atlas_path(), fmri_path, 6)
             for point in group:
                 print(*point, file=sys.__stderr__, flush=True)
-                methods = [
-                    method
-                    for method in METHODS
-                    if (point.n_jobs if method.mode == "parallel" else point is group[0])
-                ]
+                methods = methods_at(point, point is group[0], full)
                 rows += measure_point(point, fmri_path, mask_paths, methods)
         write_rows(folder / "prediction.csv", rows)  # what there is, if the rest is interrupted
     unfinished = folder / "prediction.json.unfinished"
@@ -216,4 +230,5 @@ if __name__ == "__main__":
     parser.add_argument("--full", action="store_true", help="the whole grid")
     parser.add_argument("folder", help="where to write what was measured")
     arguments = parser.parse_args()
-    measure_grid(full_grid() if arguments.full else small_grid(), arguments.folder)
+    points = full_grid() if arguments.full else small_grid()
+    measure_grid(points, arguments.folder, arguments.full)

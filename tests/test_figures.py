@@ -244,6 +244,25 @@ def write_grid(folder):
 INT16 = [("int16", ".nii", 1)]
 
 
+def test_grid_has_every_combination():
+    """A method, a type, an ending or a number of workers is left out."""
+    from prediction_grid import full_grid, methods_at, small_grid
+
+    points = full_grid()
+    for wanted in itertools.product(
+        (1, 2, 4, 8), ("float32", "int16"), (".nii", ".nii.gz"), (1, 2, 6)
+    ):
+        assert points.count(wanted) == 1
+    for grid, full in ((points, True), (small_grid(), False)):
+        images = itertools.groupby(grid, lambda point: point[:3])
+        measured = [
+            {method for i, point in enumerate(group) for method in methods_at(point, i == 0, full)}
+            for _, group in images
+        ]
+        assert set.union(*measured) == set(METHODS)
+        assert all(len(methods) == len(METHODS) for methods in measured) == full
+
+
 def test_grid_is_read_and_predicted(tmp_path):
     """What was measured is held against the prediction for another image or machine."""
     write_grid(tmp_path)
