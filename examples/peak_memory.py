@@ -99,7 +99,8 @@ class Trace:
         takes room there whether or not a process looks at it, and other programs' files
         count too. None where there is no such folder.
     high_water_mib : tuple of float
-        PSS and RSS in MiB of the calling process at the peak that the kernel noted.
+        PSS and RSS in MiB of the calling process at the peak that the kernel noted; zero where
+        shared memory was used, which a process may map, and RSS count, more than once.
     """
 
     name: str
@@ -562,7 +563,8 @@ def _trace(name, samples, started, seconds, value, exception, high_water):
     absent = (0, 0, 0)
     numbers = np.array([[tree.get(pid, absent) for pid in pids] for tree in trees]) / MIB
     pss, rss, _ = numbers[0, 0]
-    if HAS_PSS and high_water:  # what the caller took more than before counts once at least
+    shared = shm[0] is not None and max(shm) - shm[0] > MIB  # RSS may count a block twice
+    if HAS_PSS and high_water and not shared:  # what the caller took more is its own
         high_water = pss + high_water / MIB - rss, high_water / MIB
     else:
         high_water = 0, 0
