@@ -32,7 +32,7 @@ import numpy as np
 
 import synthetic_data
 from measured_methods import describe_machine
-from memory_budget import calibrate, count_all, guard, read_header
+from memory_budget import calibrate, count_all, guard, read_header, this_machine
 from peak_memory import measure
 from plot_large_image import atlas_to_masks, synthetic_atlas_path
 from whole_experiment import METHODS, run, title
@@ -174,7 +174,7 @@ def measure_grid(points, folder, full=True):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    machine = calibrate()
+    machine = calibrate() if full else this_machine()  # a build has just measured it
     about = describe_machine() | {"date": datetime.date.today().isoformat(), "imports": machine}
     rows = []
     for _, group in itertools.groupby(points, lambda point: point[:3]):
