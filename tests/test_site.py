@@ -21,9 +21,11 @@ import psutil
 import pytest
 from nibabel.testing import data_path
 
+from memory_model import METHODS
+
 ROOT = Path(__file__).parent.parent
 N_REGIONS = 2
-N_METHODS = 14  # the nine ways of the three methods, three more in memory, two that stream
+N_METHODS = len(METHODS)
 SVG_TEXT = re.compile(r"<!-- (.*?) -->")
 
 

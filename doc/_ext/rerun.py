@@ -21,6 +21,9 @@ from options import read_options
 def local_imports(path):
     """Give the files of a folder that a script needs: itself, and what it imports, and so on.
 
+    The table of methods names the examples that have their functions, so that a string that is
+    a module's name counts as an import, too.
+
     Parameters
     ----------
     path : pathlib.Path
@@ -42,6 +45,8 @@ def local_imports(path):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names = [node.value] if node.value.isidentifier() else []
             to_read += [path.parent / f"{name.split('.')[0]}.py" for name in names]
     return found
 
