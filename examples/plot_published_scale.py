@@ -138,7 +138,7 @@ if __name__ == "__main__":
     recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
     table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
     if not table:
-        print(f"Nothing was recorded in {recorded}: run 'make record'.")
+        print("Nothing was recorded in doc/recorded: run 'make record'.")
     else:
         machine, shape = about["machine"], " x ".join(map(str, about["image"]["shape"]))
         print(f"Image {shape}, {about['image']['dtype']}, ", end="")
