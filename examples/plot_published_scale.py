@@ -20,7 +20,8 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 # differences that weigh: the calling process has the image in memory all the time, also while
 # workers read it from a path; the workers of one method are alive while the next one runs;
 # and the array over shared memory is handed to joblib, which copies it. How much of a peak is
-# due to which, a figure does not tell.
+# due to which, a figure does not tell. It is labelled in GB (110 GB are 102 GiB); from here on,
+# everything is in GiB.
 
 PUBLISHED_GB = {  # of 10 ** 9 bytes
     "NiftiMasker, path, parallel": 110,

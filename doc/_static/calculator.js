@@ -703,7 +703,7 @@
       role: "img",
       "aria-label":
         `Likely peak ${mib(prediction.peakPssMib)}: ${list.join(", ")}. ` +
-        `At most ${mib(prediction.mostMib)}. Memory ${mib(memoryMib)}.`,
+        `At most ${mib(prediction.mostMib)}. Your memory: ${mib(memoryMib)}.`,
     });
     const stack = element("div", { class: "calc-stack" });
     let from = 0;
@@ -739,12 +739,12 @@
     const axis = byId("axis");
     const zero = element("span", { class: "calc-zero" }, "0");
     if (memoryMib > end) {
-      const text = `memory ${mib(memoryMib)} \u2192`;
+      const text = `your memory: ${mib(memoryMib)} \u2192`;
       axis.replaceChildren(zero, element("span", { class: "calc-end" }, text));
       return;
     }
     const place = (100 * memoryMib) / end;
-    const label = element("span", { class: "calc-at" }, `memory ${mib(memoryMib)}`);
+    const label = element("span", { class: "calc-at" }, `your memory: ${mib(memoryMib)}`);
     label.style.setProperty("--at", `${place}%`);
     axis.replaceChildren(zero, label);
     if (place < 60) {
