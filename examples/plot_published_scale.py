@@ -20,7 +20,8 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 # differences that weigh: the calling process has the image in memory all the time, also while
 # workers read it from a path; the workers of one method are alive while the next one runs;
 # and the array over shared memory is handed to joblib, which copies it. How much of a peak is
-# due to which, a figure does not tell.
+# due to which, a figure does not tell. It is labelled in GB (110 GB are 102 GiB); from here on,
+# everything is in GiB.
 
 PUBLISHED_GB = {  # of 10 ** 9 bytes
     "NiftiMasker, path, parallel": 110,
@@ -138,7 +139,7 @@ if __name__ == "__main__":
     recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
     table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
     if not table:
-        print(f"Nothing was recorded in {recorded}: run 'make record'.")
+        print("Nothing was recorded in doc/recorded: run 'make record'.")
     else:
         machine, shape = about["machine"], " x ".join(map(str, about["image"]["shape"]))
         print(f"Image {shape}, {about['image']['dtype']}, ", end="")
@@ -173,7 +174,10 @@ if __name__ == "__main__" and table:
 # What to conclude
 # ----------------
 # A worker of NiftiMasker from a path holds two copies of the image at its peak, and twenty
-# workers hold forty. The published peak is higher than that by far: a sum of RSS, with what
-# other methods left behind in it, does not tell what a method needs. The way out is not a
-# larger machine. One copy of the image that all workers share is a fortieth of it, and one pass
-# over the file needs no copy at all.
+# workers hold forty. The published peaks of the methods that read from a path are higher than
+# that by far, and nothing that was measured here explains them; those of the in-memory image and
+# of shared memory are near the prediction, both a little below it. A closer comparison
+# cannot be made: the published sums of RSS contain what other methods left behind, and the
+# methods with the highest peaks do not fit into the machine that measured. What it does tell is
+# that the way out is not a larger machine: one copy of the image, which all workers share, needs
+# a fraction of that, and one pass over the file needs no copy at all.

@@ -703,7 +703,7 @@
       role: "img",
       "aria-label":
         `Likely peak ${mib(prediction.peakPssMib)}: ${list.join(", ")}. ` +
-        `At most ${mib(prediction.mostMib)}. Memory ${mib(memoryMib)}.`,
+        `At most ${mib(prediction.mostMib)}. Your memory: ${mib(memoryMib)}.`,
     });
     const stack = element("div", { class: "calc-stack" });
     let from = 0;
