@@ -104,6 +104,15 @@ sphinx_gallery_conf = {
 # sitemap and the page for what is not found need it.
 html_baseurl = os.environ.get("SITE_URL", "http://localhost:8000").rstrip("/") + "/"
 notfound_urls_prefix = urlsplit(html_baseurl).path
+ways = {"index": "front page", "search": "search", "auto_examples/index": "examples"}
+notfound_context = {
+    "title": "This page does not exist",
+    "body": "<h1>This page does not exist</h1><p>The address may be an old one. Try the "
+    + ", or the ".join(
+        f'<a href="{notfound_urls_prefix}{page}.html">{name}</a>' for page, name in ways.items()
+    )
+    + ".</p>",
+}
 ogp_site_url = html_baseurl
 ogp_image = "_static/card.png"
 ogp_image_alt = f"{project}: the highest and the lowest peak of memory in this build."

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
-from measured import Measurements
+from measured import Measurements, written
 
 CARD = "_static/card.png"
 SIZE = 1200, 630  # pixels, the shape that OpenGraph recommends
@@ -31,7 +31,7 @@ def draw_card(project, measurements, path):
     figure.text(0.06, 0.83, project, color="white", fontsize=52, weight="bold")
     figure.text(
         *(0.06, 0.71, "Masking large fMRI images in parallel, without running out of memory"),
-        **{"color": "white", "fontsize": 23},
+        **{"color": "white", "fontsize": 21},
     )
     rows = [measurements.row(which, "all masks") for which in ("highest", "lowest")]
     if all(rows):
@@ -40,7 +40,7 @@ def draw_card(project, measurements, path):
         peaks = [float(row["peak_pss_mib"]) for row in rows]
         ax.barh([1, 0], peaks, height=0.34, color=["#e69f00", "#56b4e9"])
         for height, row, peak in zip([1, 0], rows, peaks, strict=True):
-            text = f"{row['method']}: {peak:,.0f} MiB"
+            text = f"{row['method']}: {written('peak_pss_mib', peak)}"
             ax.text(0, height + 0.24, text, color="white", fontsize=27, va="bottom")
         ax.set_ylim(-0.2, 1.7)
     figure.savefig(path)
