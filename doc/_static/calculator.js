@@ -739,12 +739,12 @@
     const axis = byId("axis");
     const zero = element("span", { class: "calc-zero" }, "0");
     if (memoryMib > end) {
-      const text = `your memory: ${mib(memoryMib)} \u2192`;
+      const text = `memory ${mib(memoryMib)} \u2192`;
       axis.replaceChildren(zero, element("span", { class: "calc-end" }, text));
       return;
     }
     const place = (100 * memoryMib) / end;
-    const label = element("span", { class: "calc-at" }, `your memory: ${mib(memoryMib)}`);
+    const label = element("span", { class: "calc-at" }, `memory ${mib(memoryMib)}`);
     label.style.setProperty("--at", `${place}%`);
     axis.replaceChildren(zero, label);
     if (place < 60) {
