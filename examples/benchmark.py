@@ -2,10 +2,10 @@
 The benchmark: time beside the limit, and how it grows
 ======================================================
 
-No method can be faster than the limit: to decompress the file and throw the content away, or,
-for a file that is not compressed, to read it. So each time is taken together with the limit,
-one right after the other, and it is their ratio that is compared: machines are noisy, and what
-slows one down mostly slows the other, too.
+No method can be faster than the limit: to :term:`decompress <decompression>` the file and
+throw the content away, or, for a file that is not compressed, to read it. So each time is
+taken together with the limit, one right after the other, and it is their ratio that is
+compared: machines are noisy, and what slows one down mostly slows the other, too.
 
 Each method runs once without being timed, so that imports are done, workers are started and
 the file is in the page cache, then as often as asked for. Its workers stay until it is done,
@@ -491,3 +491,8 @@ if __name__ == "__main__":
         benchmark(arguments.folder, FULL, with_memory=("methods", *GROWTH))
     else:
         benchmark(arguments.folder)
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what it found.
