@@ -1,7 +1,7 @@
 # Beyond the masker. `make` alone lists what there is.
 #
 # Options are variables here and in the environment; examples/options.py says what they mean:
-#   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=1
+#   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=0.5
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
 SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA

@@ -490,17 +490,25 @@ def _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
     print(f"available {memory_mib:,.0f} MiB; in /dev/shm {shm}")
     origin = "measured here" if machine["measured"] else "typical; --measure does it here"
     print(f"imports: {origin}\n")
-    print(f"{'MiB':42}{'workers':>8}{'likely PSS':>12}{'RSS, summed':>13}{'at most':>10}  fits")
+    print(f"{'MiB':42}{'workers':>8}{'likely PSS':>14}{'RSS, summed':>13}{'at most':>10}  fits")
     for prediction, reason, most in rows:
         parallel = (
             METHODS[prediction.method].mode == "parallel" and METHODS[prediction.method].imports
         )
         fits = "yes" if not reason else f"with {most} at most" if parallel and most else "no"
         print(
-            f"{prediction.method:42}{prediction.n_jobs or '-':>8}{prediction.peak_pss_mib:12,.0f}"
+            f"{prediction.method:42}{prediction.n_jobs or '-':>8}{_range(prediction):>14}"
             f"{prediction.peak_rss_mib:13,.0f}{prediction.most_mib:10,.0f}  {fits}"
         )
+    if any(row.prediction.most_mib < row.prediction.peak_pss_mib for row in rows):
+        print("At most leaves out what is mapped from disk: the kernel can drop it.")
     print(f"\n{recommend(rows, memory_mib)}")
+
+
+def _range(prediction):
+    """Write the likely peak in MiB; from and to, where it depends on what is looked at."""
+    least, likely = (f"{n:,.0f}" for n in (prediction.least_pss_mib, prediction.peak_pss_mib))
+    return likely if least == likely else f"{least}-{likely}"
 
 
 def recommend(rows, memory_mib):

@@ -502,7 +502,7 @@ class Prediction(NamedTuple):
     parts: list
 
 
-def predict(method, image, masks, n_jobs, machine):
+def predict(method, image, masks, n_jobs, machine, overlap=None):
     """Predict the peak memory of a method, with all its processes.
 
     Parameters
@@ -516,6 +516,9 @@ def predict(method, image, masks, n_jobs, machine):
         Workers; methods without workers ignore it.
     machine : dict
         What interpreters and imports take, as `memory_budget.calibrate` gives it.
+    overlap : float, optional
+        Which part of a worker's peak each other worker holds at the same moment: 0 if one is at
+        its peak alone, 1 if all are. What was fitted to the method by default.
 
     Returns
     -------
@@ -540,9 +543,10 @@ def predict(method, image, masks, n_jobs, machine):
         "workers" if workers else "alone",
         *(["twice"] if image.slope and image.inter else []),
     }
-    late = model.late[0 if image.compressed else 1] * 1e6
-    together = model.together * max(0, 1 - late / math.prod(image.shape))
-    likely = 1 + (active - 1) * together if workers else 1
+    if overlap is None:
+        late = model.late[0 if image.compressed else 1] * 1e6
+        overlap = model.together * max(0, 1 - late / math.prod(image.shape))
+    likely = 1 + (active - 1) * overlap if workers else 1
     amounts = quantities(image, masks, model.mode, active)
 
     caller, *others = imported(model, machine, workers, active)

@@ -18,7 +18,7 @@ ATLAS         (none)                         its regions: a 4D probabilistic atl
 MEMORY        (what is left)                 memory that a method may take, such as ``16G``;
                                              one that would take more is not run, and shown
                                              as predicted. ``unlimited`` runs all
-PAUSE         1                              seconds of rest before each method in the
+PAUSE         0.5                            seconds of rest before each method in the
                                              whole experiment
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
 MEASURED      ``measured``                   folder that receives measurements
@@ -51,7 +51,7 @@ class Options:
     fmri: str = ""
     atlas: tuple = ()
     memory: str = ""
-    pause: float = 1.0
+    pause: float = 0.5
     cache: str = "masker_cache"
     measured: str = "measured"
 
@@ -141,7 +141,7 @@ def read_options(environ=None):
         fmri=fmri and str(Path(fmri).absolute()),
         atlas=tuple(str(Path(path).absolute()) for path in atlas),
         memory=memory,
-        pause=number("PAUSE", 1, float, 0, 3600),
+        pause=number("PAUSE", 0.5, float, 0, 3600),
         cache=str(Path(given.get("MASKER_CACHE", "masker_cache")).absolute()),
         measured=str(Path(given.get("MEASURED", "measured")).absolute()),
     )

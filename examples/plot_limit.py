@@ -75,7 +75,7 @@ if __name__ == "__main__":
         print_ratios(times, memory)
     else:
         times = None
-        print(f"Nothing was recorded in {recorded}: run 'make benchmark'.")
+        print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
 
 # %%
 

@@ -138,7 +138,7 @@ if __name__ == "__main__":
     recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
     table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
     if not table:
-        print(f"Nothing was recorded in {recorded}: run 'make record'.")
+        print("Nothing was recorded in doc/recorded: run 'make record'.")
     else:
         machine, shape = about["machine"], " x ".join(map(str, about["image"]["shape"]))
         print(f"Image {shape}, {about['image']['dtype']}, ", end="")
@@ -173,7 +173,10 @@ if __name__ == "__main__" and table:
 # What to conclude
 # ----------------
 # A worker of NiftiMasker from a path holds two copies of the image at its peak, and twenty
-# workers hold forty. The published peak is higher than that by far: a sum of RSS, with what
-# other methods left behind in it, does not tell what a method needs. The way out is not a
-# larger machine. One copy of the image that all workers share is a fortieth of it, and one pass
-# over the file needs no copy at all.
+# workers hold forty. The published peaks of the methods that read from a path are higher than
+# that by far, and nothing that was measured here explains them; those of the in-memory image and
+# of shared memory are near the prediction, both a little below it. A closer comparison
+# cannot be made: the published sums of RSS contain what other methods left behind, and the
+# methods with the highest peaks do not fit into the machine that measured. What it does tell is
+# that the way out is not a larger machine: one copy of the image, which all workers share, needs
+# a fraction of that, and one pass over the file needs no copy at all.

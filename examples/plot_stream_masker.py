@@ -445,9 +445,9 @@ def stream_nifti_maskers(fmri_path, mask_paths):
 # does. Streaming gives the values of the whole image; four chunks give others. (An image of
 # fewer than 100 volumes is too short for chunks to be filtered at all.)
 
-import matplotlib.pyplot as plt
-
 if __name__ == "__main__":
+    import matplotlib.pyplot as plt
+
     from measured_methods import prepare_all
 
     fmri_path, mask_paths, reference, image_mib = prepare_all()
