@@ -130,11 +130,17 @@ COLORS = {
     "NiftiMasker": "#d55e00",
     "NumPy indexing": "#0072b2",
 }
+MARKERS = {"Streaming": "o", "shared memory": "D", "NiftiMasker": "s", "NumPy indexing": "^"}
 
 
 def color_of(method):
     """One colour for each family of methods, safe for colour-blind readers."""
-    return next((color for word, color in COLORS.items() if word in method), "#7f7f7f")
+    return next((color for word, color in COLORS.items() if word in method), "#707070")
+
+
+def marker_of(method):
+    """One marker for each family of methods, for those who do not see its colour."""
+    return next((marker for word, marker in MARKERS.items() if word in method), "X")
 
 
 def spread(positions, distance, low, high):
@@ -250,8 +256,8 @@ def plot_phases(times, mib, phases, metric, tall=False):
     )
     peaks = "; ".join(f"{i}, {name_of(p)}: {peak_of(p)}" for i, p in enumerate(phases, start=1))
     figure.set_label(
-        f"Memory of the script and its workers over time ({metric}), recorded by mprof. Each method "
-        "is shaded and numbered, and listed with its peak. Grey: between the methods.\n\n"
+        f"Memory of the script and its workers over time ({metric}), recorded by mprof. Each "
+        "method is shaded and numbered, and listed with its peak. Grey: between the methods.\n\n"
         f"Area chart of the {metric} of all processes together over {end:,.0f} seconds, while "
         f"{len(phases)} methods run one after the other. Their peaks are: {peaks}."
     )

@@ -78,8 +78,8 @@ def save(figure, path):
 
     if not re.fullmatch(r"\S.*?\n\n\S.*", figure.get_label(), re.DOTALL):
         raise ExtensionError(
-            f"{path.name}: the figure's label must hold a caption, an empty line and a description, "
-            f"not {figure.get_label()!r}."
+            f"{path.name}: the figure's label must hold a caption, an empty line and a "
+            f"description, not {figure.get_label()!r}."
         )
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
         figure.savefig(path, metadata={"Description": figure.get_label(), "Date": None})
@@ -110,7 +110,8 @@ def size(svg):
 
 def has_own_colours(svg):
     """Tell whether a figure is drawn on another background than white."""
-    return re.search(r'\bfill(?:: |=")(#\w+)', svg)[1] != "#ffffff"
+    behind = re.search(r"<(?:path|rect)\b[^>]*>", svg)[0]
+    return "#ffffff" not in behind
 
 
 def for_theme(svg, theme):
@@ -137,7 +138,8 @@ def for_theme(svg, theme):
         svg = re.sub(r"(\b(?:fill|stroke)(?:: |=\"))#([0-9a-f]{2})\2\2\b", counterpart, svg)
         # What is black has no colour of its own in matplotlib's files.
         svg = svg.replace("<svg ", f'<svg fill="{THEMES[theme][0]}" ', 1)
-    return svg.replace("<svg ", f'<svg font-family="{TYPE}" ', 1)
+    # Words begin with the space that was drawn.
+    return svg.replace("<svg ", f'<svg font-family="{TYPE}" style="white-space: pre" ', 1)
 
 
 class Picture(SphinxDirective):
