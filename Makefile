@@ -3,8 +3,9 @@
 # Options are variables here and in the environment; examples/options.py says what they mean:
 #   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=0.5
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
+# SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
-SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE_URL
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parent.resolve()
 sys.path[:0] = [str(ROOT / "doc" / "_ext"), str(ROOT / "examples")]
@@ -36,11 +37,16 @@ html_title = project
 extensions = [
     "calculator",
     "measured",
+    "notfound.extension",
+    "numpydoc",
+    "published",
     "rerun",
+    "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
 nitpicky = True
@@ -65,6 +71,12 @@ intersphinx_mapping = {
     }.items()
 }
 
+# -- Functions ----------------------------------------------------------------------------
+# The examples are modules: their docstrings are the pages of doc/functions.rst.
+
+add_module_names = False
+numpydoc_show_class_members = False
+
 # -- Gallery ----------------------------------------------------------------------------
 
 sphinx_gallery_conf = {
@@ -88,6 +100,24 @@ sphinx_gallery_conf = {
 
 # -- HTML -------------------------------------------------------------------------------
 
+# Where the site is published. Pages link each other without it; the card for links, the
+# sitemap and the page for what is not found need it.
+html_baseurl = os.environ.get("SITE_URL", "http://localhost:8000").rstrip("/") + "/"
+notfound_urls_prefix = urlsplit(html_baseurl).path
+ways = {"index": "front page", "search": "search", "auto_examples/index": "examples"}
+notfound_context = {
+    "title": "This page does not exist",
+    "body": "<h1>This page does not exist</h1><p>The address may be an old one. Try the "
+    + ", or the ".join(
+        f'<a href="{notfound_urls_prefix}{page}.html">{name}</a>' for page, name in ways.items()
+    )
+    + ".</p>",
+}
+ogp_site_url = html_baseurl
+ogp_image = "_static/card.png"
+ogp_image_alt = f"{project}: the highest and the lowest peak of memory in this build."
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
+
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["doc/_static"]
 html_css_files = ["custom.css"]
@@ -98,7 +128,9 @@ html_sidebars = {
     "index": [],
     "masker_memory_usage": [],
     "calculator": [],
+    "functions": [],
     "glossary": [],
+    "404": [],
 }
 html_theme_options = {
     "logo": {"text": project},

@@ -2,10 +2,10 @@
 The benchmark: time beside the limit, and how it grows
 ======================================================
 
-No method can be faster than the limit: to decompress the file and throw the content away, or,
-for a file that is not compressed, to read it. So each time is taken together with the limit,
-one right after the other, and it is their ratio that is compared: machines are noisy, and what
-slows one down mostly slows the other, too.
+No method can be faster than the limit: to :term:`decompress <decompression>` the file and
+throw the content away, or, for a file that is not compressed, to read it. So each time is
+taken together with the limit, one right after the other, and it is their ratio that is
+compared: machines are noisy, and what slows one down mostly slows the other, too.
 
 Each method runs once without being timed, so that imports are done, workers are started and
 the file is in the page cache, then as often as asked for. Its workers stay until it is done,
@@ -49,7 +49,7 @@ from measured_methods import describe_machine
 from peak_memory import MIB, measure
 from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
-from plot_memory_over_time import color_of
+from plot_memory_over_time import color_of, marker_of
 from plot_numpy_indexing import numpy_masker_parallel_path
 from plot_stream_masks import gzip as fast_gzip
 from plot_stream_masks import stream_masks
@@ -306,21 +306,29 @@ def plot_ratios(times, title):
         what: pairs[:, 0] / pairs[:, 1] for (q, what, _), pairs in times.items() if q == "methods"
     }
     ordered = sorted(ratios, key=lambda what: -np.median(ratios[what]))
-    figure = plt.figure(figsize=(5, 0.9 + 0.42 * len(ordered)), layout="constrained")
+    figure = plt.figure(figsize=(4.2, 1.2 + 0.45 * len(ordered)), layout="constrained")
     ax = figure.gca()
+    found = []
     for i, what in enumerate(ordered):
         low, middle, high = np.quantile(ratios[what], [0, 0.5, 1])
         ax.plot([low, high], [i, i], color=color_of(what), lw=3, solid_capstyle="butt", alpha=0.5)
         ax.plot(middle, i, "o", color=color_of(what), ms=7)
-        label = ax.text(0.75, i - 0.22, f"{what}: {middle:.3g}", fontsize=9, va="bottom")
+        label = ax.text(0.75, i - 0.22, f"{what}: {middle:.3g}", va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
+        found.append(f"{what} {middle:.3g} ({low:.3g} to {high:.3g})")
     ax.axvline(1, color="black", ls="--", lw=1, zorder=1)
-    ax.text(1.03, len(ordered) - 0.35, "the limit", fontsize=9, va="center")
+    ax.text(1.03, len(ordered) - 0.35, "the limit", va="center")
     ax.set(xscale="log", xlabel="time, in units of the limit", yticks=[])
     ax.set(ylim=(len(ordered), -0.9), xlim=(0.7, None))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=12)
+    figure.set_label(
+        f"{title}: each method as a dot, the median of several runs; the line goes from the "
+        "smallest to the largest. The dashed line is the limit.\n\n"
+        f"Dot chart of the time of {len(ordered)} ways, as multiples of the limit, median with "
+        f"smallest and largest: {'; '.join(found)}."
+    )
     return figure
 
 
@@ -352,8 +360,18 @@ def plot_growth(times, title):
         _line(ax, what, x, middle)
         if question != "workers":
             limit = [np.median(times[key][:, 1]) for key in keys]
-            ax.plot(x, limit, color="black", lw=1, ls=":", label="the limit")
+            ax.plot(x, limit, color="black", lw=1.2, ls=":", label="the limit")
         _finish(ax, "seconds")
+    _describe(
+        figure,
+        f"{title}: the line is the median of several runs, the band goes from the fastest to the "
+        "slowest. Dotted: the limit.",
+        [
+            (q, what, x, [np.median(times[key][:, 0]) for key in keys])
+            for q, _, what, x, keys in panels
+        ],
+        "seconds",
+    )
     return figure
 
 
@@ -375,40 +393,64 @@ def plot_memory_growth(memory, title):
         above, output = zip(*(memory[key] for key in keys), strict=True)
         _line(ax, what, x, above)
         if "Streaming" in what:
-            ax.plot(x, output, color="black", lw=1, ls=":", label="the output")
+            ax.plot(x, output, color="black", lw=1.2, ls=":", label="the output")
         _finish(ax, "MiB")
+    _describe(
+        figure,
+        f"{title}: the peak above the level before the call. Dotted: the size of the output.",
+        [(q, what, x, [memory[key][0] for key in keys]) for q, _, what, x, keys in panels],
+        "MiB",
+    )
     return figure
 
 
 def _panels(measured, title):
     """Prepare a panel for each question; list question, panel, what, x and keys of each line."""
     asked = [question for question in GROWTH if any(key[0] == question for key in measured)]
+    ways = {q: sorted({what for one, what, _ in measured if one == q}) for q in asked}
+    heights = [2.1 + 0.2 * len(ways[question]) for question in asked]
     figure, axes = plt.subplots(
-        len(asked), 1, figsize=(5, 0.5 + 2.4 * len(asked)), layout="constrained", squeeze=False
+        *(len(asked), 1),
+        figsize=(4.2, 0.4 + sum(heights)),
+        height_ratios=heights,
+        layout="constrained",
+        squeeze=False,
     )
     lines = []
     for question, ax in zip(asked, axes[:, 0], strict=True):
         ax.set_xlabel(GROWTH[question])
-        for what in sorted({what for q, what, _ in measured if q == question}):
+        for what in ways[question]:
             keys = sorted(key for key in measured if key[:2] == (question, what))
             lines.append((question, ax, what, [key[2] for key in keys], keys))
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=12)
     return figure, lines
 
 
 def _line(ax, what, x, y):
     """Draw what was measured of one way, in its colour; threads are dashed."""
     style = "--" if "threads" in what else "-"
-    ax.plot(x, y, style, marker="o", ms=4, color=color_of(what), label=what)
+    ax.plot(x, y, style, marker=marker_of(what), ms=5, color=color_of(what), label=what)
 
 
 def _finish(ax, label):
-    """Label a panel, with room for the legend above the lines."""
+    """Label a panel, with the legend above the lines."""
     ax.set_ylabel(label)
-    ax.set_ylim(0, 1.3 * ax.dataLim.y1)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set_ylim(0, 1.05 * ax.dataLim.y1)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.03, 1), borderaxespad=0)
+
+
+def _describe(figure, caption, lines, unit):
+    """Say what a figure of growth shows, with the numbers at the ends of each line."""
+    ends = [
+        f"{what}, {GROWTH[question]} from {x[0]} to {x[-1]}: {y[0]:.3g} to {y[-1]:.3g} {unit}"
+        for question, what, x, y in lines
+    ]
+    panels = len(figure.axes)
+    figure.set_label(
+        f"{caption}\n\nLine chart in {panels} panel{'s' if panels > 1 else ''}. {'; '.join(ends)}."
+    )
 
 
 # %%
@@ -491,3 +533,8 @@ if __name__ == "__main__":
         benchmark(arguments.folder, FULL, with_memory=("methods", *GROWTH))
     else:
         benchmark(arguments.folder)
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what it found.

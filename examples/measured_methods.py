@@ -7,8 +7,8 @@ compared with those of NiftiMasker, and a row for it goes into the folder ``meas
 which the chapter takes its table, its figures and the numbers in its text:
 
 ``summary.csv``
-    a row for each method: peaks and the level before the call in MiB, seconds, and whether
-    the arrays are identical to NiftiMasker's;
+    a row for each method: :term:`peaks <peak>` and the level before the call in MiB,
+    seconds, and whether the arrays are identical to NiftiMasker's;
 ``traces/``
     a file for each method, in mprof's format;
 ``experiment.json``
@@ -221,17 +221,23 @@ class NotRun(NamedTuple):
         peak = self.prediction.peak_pss_mib
         ax.barh(peak / 2, 1, peak, color="white", edgecolor="0.4", hatch="xx", lw=0)
         ax.text(
-            *(0.5, 0.5, "\n".join(textwrap.wrap(f"Not run. {self.reason}", 48))),
+            *(0.5, 0.5, "\n".join(textwrap.wrap(f"Not run. {self.reason}", 34))),
             transform=ax.transAxes,
             bbox={"facecolor": "white", "linewidth": 0},
             ha="center",
             va="center",
         )
         if image_mib:
-            ax.axhline(image_mib, color="#009e73")
+            ax.axhline(image_mib, color="#009e73", label="the image")
         ax.set(xlim=(0, 1), xticks=[], ylabel="MiB")
-        ax.set_title(f"{title or self.prediction.method}: predicted peak {peak:,.0f} MiB")
+        title = title or self.prediction.method
+        ax.set_title(f"{title}:\npredicted peak {peak:,.0f} MiB", loc="left", fontsize=11)
         return ax
+
+    def in_words(self, title=None):
+        """Say what is drawn, with its numbers."""
+        peak = self.prediction.peak_pss_mib
+        return f"{title or self.prediction.method}: not run, predicted peak {peak:,.0f} MiB."
 
 
 def _measured_row(trace, n_masks, reference):
@@ -291,14 +297,28 @@ def plot_traces(traces, image_mib=None):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        len(traces), 1, figsize=(8, 0.8 + 2.2 * len(traces)), squeeze=False, layout="constrained"
+        *(len(traces), 1),
+        figsize=(4.2, 2 + 2.5 * len(traces)),
+        squeeze=False,
+        layout="constrained",
     )
+    known = {}
     for ax, (name, trace) in zip(axes.flat, traces.items(), strict=True):
         trace.plot(ax, image_mib, name)
-    for ax in [ax for ax in axes.flat if ax.get_legend()][1:]:
-        ax.get_legend().remove()
+        handles, labels = ax.get_legend_handles_labels()
+        known |= dict(zip(labels, handles, strict=True))
+        if ax.get_legend():
+            ax.get_legend().remove()
+    figure.legend(known.values(), known, loc="outside lower left", frameon=False)
     plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
-    figure.suptitle("Memory over time")
+    figure.suptitle("Memory over time", fontsize=12)
+    image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
+    figure.set_label(
+        f"Memory over time of {next(iter(traces)) if len(traces) == 1 else 'each method'}: the "
+        "calling process and its workers stacked, the sum of RSS above them.\n\n"
+        f"Area chart, {len(traces)} panel{'s' if len(traces) > 1 else ''} on one scale. "
+        f"{' '.join(trace.in_words(name) for name, trace in traces.items())}{image}"
+    )
     plt.show()
     return figure
 
@@ -390,3 +410,10 @@ if __name__ == "__main__":
         prepare_or_measure()
     except (ValueError, OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         sys.exit(str(error))
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: the figures that are drawn from what is
+#   kept here.
+# * :ref:`sphx_glr_auto_examples_peak_memory.py`: the meter itself.

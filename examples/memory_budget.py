@@ -2,9 +2,9 @@
 Will it fit? A budget of memory
 ===============================
 
-How much memory will a method take, and how many workers can I afford? This file answers
-that before anything is loaded, from the header of the image, the sizes of the masks and the
-number of workers:
+How much memory will a method take, and how many :term:`workers <worker>` can I afford? This
+file answers that before anything is loaded, from the header of the image, the sizes of the
+masks and the number of workers:
 
 .. code-block:: bash
 
@@ -575,3 +575,9 @@ if __name__ == "__main__":
         )
     except (OSError, ValueError) as error:
         sys.exit(str(error))
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_memory_model.py`: how it is computed.
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: how well it agrees with measurements.

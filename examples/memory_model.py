@@ -19,11 +19,12 @@ Two things are not known beforehand:
 * **How many workers are at their own peak at the same moment.** The prediction has a likely
   peak, in which the others hold a part of theirs, and the most that is possible. Whether a
   method fits is decided by the most.
-* **Which pages of a mapped file are in memory.** Workers that map a file have in memory what
-  they look at, and some pages around it, which depends on the kernel and the file system. For
-  that, a region is taken for a ball. And they look for some milliseconds only: whether several
-  do so at once is chance. So for these methods the prediction is a range, whose lower end is
-  without what is looked at.
+* **Which pages of a mapped file are in memory.** :term:`Workers <worker>` that
+  :term:`map <memory map>` a file have in memory what they look at, and some pages around
+  it, which depends on the kernel and the file system. For that, a region is taken for a
+  ball. And they look for some milliseconds only: whether several do so at once is chance.
+  So for these methods the prediction is a range, whose lower end is without what is looked
+  at.
 """
 
 import json
@@ -666,3 +667,10 @@ def as_json(machine):
         "around": AROUND,
     }
     return json.dumps(model)
+
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: the model beside measurements.
+# * :ref:`sphx_glr_auto_examples_memory_budget.py`: the model asked for your own image.

@@ -19,12 +19,12 @@ What it takes care of, because each of these has led to wrong numbers:
   imported what the call needs. Nothing that an earlier call left behind is counted.
 * **From outside.** The process that measures is not part of what is measured.
 * **The whole tree.** Workers, and the workers' children, are summed at every sample.
-* **PSS.** Resident set sizes (RSS) of several processes cannot be added: each counts every
-  page that it shares with the others in full. The proportional set size (PSS) divides a
-  shared page by the number of processes that have it, so its sum is what the machine really
-  spends. RSS is recorded next to it, since that is what most tools show, and the unique set
-  size (USS), which leaves shared pages out. Linux alone tells the PSS; on other systems USS
-  stands in for it, and the trace says so.
+* **PSS.** Resident set sizes (:term:`RSS`) of several processes cannot be added: each
+  counts every page that it shares with the others in full. The proportional set size
+  (:term:`PSS`) divides a shared page by the number of processes that have it, so its sum is
+  what the machine really spends. RSS is recorded next to it, since that is what most tools
+  show, and the unique set size (:term:`USS`), which leaves shared pages out. Linux alone
+  tells the PSS; on other systems USS stands in for it, and the trace says so.
 
 Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
 looks at them, and then no process's PSS contains them: they are recorded separately.
@@ -195,26 +195,51 @@ class Trace:
         import matplotlib.pyplot as plt
         from matplotlib import patheffects
 
-        ax = ax or plt.figure(figsize=(8, 3.6), layout="constrained").gca()
+        own = ax is None
+        if own:
+            ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
+        title = title or self.name
         caller, *workers = self.processes.values()
         children = np.sum([worker["pss"] for worker in workers], axis=0) if workers else None
         layers = [caller["pss"]] if children is None else [caller["pss"], children]
         labels = ["calling process", "workers"][: len(layers)]
-        colors = ["#0072b2", "#56b4e9"][: len(layers)]
-        ax.stackplot(self.times, layers, labels=labels, colors=colors)
-        ax.plot(self.times, self.total("rss"), color="#d55e00", ls="--", label="RSS, summed")
+        colors = ["#0072b2", "#d55e00"][: len(layers)]
+        hatches = [None, "//"][: len(layers)]
+        style = {"colors": colors, "hatch": hatches, "edgecolor": "white", "lw": 0}
+        ax.stackplot(self.times, layers, labels=labels, **style)
         halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
-        ax.axhline(
-            self.before_mib, color="black", ls=":", path_effects=halo, label="before the call"
-        )
+        for level, line, label in (
+            (self.total("rss"), "--", "RSS, summed"),
+            (np.full(len(self.times), self.before_mib), ":", "before the call"),
+        ):
+            ax.plot(self.times, level, color="black", ls=line, path_effects=halo, label=label)
         if image_mib:
-            ax.axhline(image_mib, color="#009e73", label="the image")
+            ax.axhline(image_mib, color="#009e73", path_effects=halo, label="the image")
         right = max(self.times[-1], self.seconds)  # a short call has a sample before it only
         ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, right))
         ax.set_ylim(bottom=0)
-        ax.set_title(f"{title or self.name}: peak {self.peak_pss_mib:,.0f} MiB {self.metric}")
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        peak = f"peak {self.peak_pss_mib:,.0f} MiB {self.metric}"
+        ax.set_title(f"{title}:\n{peak}", loc="left", fontsize=11)
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
+        if own:
+            ax.figure.set_label(
+                f"Memory over time of {title}: the calling process and its workers stacked, the "
+                f"sum of RSS above them.\n\nArea chart. {self.in_words(title)}"
+            )
         return ax
+
+    def in_words(self, title=None):
+        """Say what a figure of the trace shows, with its numbers."""
+        total = self.total("pss")
+        when = max(self.times[total.argmax()], 0)
+        workers = len(self.processes) - 1
+        return (
+            f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
+            f"call to a peak of {self.peak_pss_mib:,.0f} MiB, {when:.1f} s into the call of "
+            f"{self.seconds:.1f} s, with {workers or 'no'} worker{'s' if workers != 1 else ''}; "
+            f"summed RSS peaks at {self.peak_rss_mib:,.0f} MiB."
+        )
 
 
 # %%
@@ -615,3 +640,10 @@ if __name__ == "__main__":
     import matplotlib.pyplot as plt
 
     plt.show()
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_measured_methods.py`: how the methods of this site are measured
+#   with it.
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: the same with mprof, for a whole script.

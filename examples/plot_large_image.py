@@ -3,10 +3,10 @@ A large image and its masks
 ===========================
 
 Every page of this site works on the same two things: one large 4D fMRI image, and a set of
-binary masks, one for each region of interest. On this page you will
+binary :term:`masks <mask>`, one for each region of interest. On this page you will
 
 1. put several subjects' images together into one large image,
-2. turn the regions of an atlas into masks on the grid of that image, and
+2. turn the regions of an :term:`atlas` into masks on the grid of that image, and
 3. see how large the image is on disk, and how large in memory.
 
 Unless you ask for something else, the data are a stand-in that is made on your machine, of
@@ -347,8 +347,9 @@ if __name__ == "__main__":
     print(f"image     {fmri_path.name}, {fmri_img.shape}, {dtype}")
     print(f"on disk   {fmri_path.stat().st_size / 2**20:8.1f} MiB")
     print(f"in memory {size / 2**20:8.1f} MiB")
-    for path, mask in zip(mask_paths, mask_imgs, strict=True):
-        print(f"{path.name}: {np.count_nonzero(mask.dataobj)} voxels")
+    sizes = [np.count_nonzero(mask.dataobj) for mask in mask_imgs]
+    for path, size in zip(mask_paths, sizes, strict=True):
+        print(f"{path.name}: {size} voxels")
 
 # %%
 # The masks, drawn as contours on the mean of all volumes, in slices through their centres. The
@@ -366,16 +367,33 @@ if __name__ == "__main__":
     n_volumes = fmri_img.shape[3]
     mean = sum(np.nan_to_num(fmri_img.dataobj[..., i]) for i in range(n_volumes)) / n_volumes
 
-    figure = plt.figure(figsize=(9, 3.5))
-    display = plot_anat(
-        nib.Nifti1Image(mean.astype("float32"), fmri_img.affine),
-        display_mode="z",
-        cut_coords=shown.tolist(),
-        colorbar=False,
-        figure=figure,
+    rows = np.array_split(shown, 2 if len(shown) > 3 else 1)
+    figure = plt.figure(figsize=(4.2, 0.5 + 1.9 * len(rows)), facecolor="black")
+    room = 1 - 0.4 / figure.get_figheight()
+    for i, heights in enumerate(rows):
+        display = plot_anat(
+            nib.Nifti1Image(mean.astype("float32"), fmri_img.affine),
+            display_mode="z",
+            cut_coords=heights.tolist(),
+            colorbar=False,
+            axes=(0, room * (1 - (i + 1) / len(rows)), 1, room / len(rows)),
+            figure=figure,
+        )
+        for number, mask in enumerate(mask_imgs):
+            color = colors[number % len(colors)]
+            display.add_contours(mask, levels=[0.5], colors=[color], linewidths=2)
+    figure.suptitle(f"{len(mask_imgs)} masks on the mean image", color="white", fontsize=12)
+    at = ", ".join(f"{height:g}" for height in shown)
+    figure.set_label(
+        f"The masks as contours on the mean image of {fmri_path.name}, in axial slices through "
+        "their centres.\n\n"
+        f"{len(shown)} axial slices of the mean image, at z = {at} mm, with the contours of "
+        f"{len(mask_imgs)} masks of {min(sizes)} to {max(sizes)} voxels."
     )
-    for number, mask in enumerate(mask_imgs):
-        color = colors[number % len(colors)]
-        display.add_contours(mask, levels=[0.5], colors=[color], linewidths=2)
-    figure.suptitle(f"{len(mask_imgs)} masks on the mean image of {fmri_path.name}")
     plt.show()
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_nifti_masker.py`: the usual way to take these regions out of
+#   this image, measured.

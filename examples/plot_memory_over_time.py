@@ -5,10 +5,10 @@ Memory over time, with every method labelled
 :doc:`/auto_examples/whole_experiment` runs all methods in sequence. On this page you will
 
 1. run it under ``mprof``, once with its default metric and once with the proportional set
-   size (PSS),
+   size (:term:`PSS`),
 2. draw memory over time from mprof's files, with each method shaded and labelled by the
    program, and
-3. compare the peaks of all methods.
+3. compare the :term:`peaks <peak>` of all methods.
 """
 
 # %%
@@ -115,11 +115,13 @@ def peak_text(status, measured_mib, predicted_mib):
 
 
 # %%
-# Labels must not lie on each other, however short a phase is. They are moved apart, and a
-# line leads from each to its phase. There are two layouts: time to the right, for a wide
-# screen, and time downwards, for a phone.
+# Each phase has a number, and a list beside the figure tells its method and its peak. Numbers
+# must not lie on each other, however short a phase is: they are moved apart, and a line leads
+# from each to its phase. There are two layouts: the list to the right, for a wide screen, and
+# below, for a phone. Of a long run, only the largest sample of each short while is drawn.
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 COLORS = {
@@ -128,11 +130,17 @@ COLORS = {
     "NiftiMasker": "#d55e00",
     "NumPy indexing": "#0072b2",
 }
+MARKERS = {"Streaming": "o", "shared memory": "D", "NiftiMasker": "s", "NumPy indexing": "^"}
 
 
 def color_of(method):
     """One colour for each family of methods, safe for colour-blind readers."""
-    return next((color for word, color in COLORS.items() if word in method), "#7f7f7f")
+    return next((color for word, color in COLORS.items() if word in method), "#707070")
+
+
+def marker_of(method):
+    """One marker for each family of methods, for those who do not see its colour."""
+    return next((marker for word, marker in MARKERS.items() if word in method), "X")
 
 
 def spread(positions, distance, low, high):
@@ -148,8 +156,27 @@ def spread(positions, distance, low, high):
     return placed
 
 
+def thin(times, mib, n_parts=1500):
+    """Keep the largest sample of each of so many parts of the time: peaks stay."""
+    if len(times) <= n_parts:
+        return times, mib
+    parts = np.array_split(np.arange(len(times)), n_parts)
+    kept = [part[np.argmax(mib[part])] for part in parts]
+    return times[kept], mib[kept]
+
+
+def name_of(phase):
+    """Give a phase's method and mode, as short as they are clear."""
+    return f"{phase['method'].replace(' image', '')}, {phase['mode']}"
+
+
+def peak_of(phase):
+    """Write a phase's peak."""
+    return peak_text(phase["status"], phase["peak_mib"], phase["predicted_mib"])
+
+
 def plot_phases(times, mib, phases, metric, tall=False):
-    """Draw memory over time, each phase shaded and labelled with its method and peak.
+    """Draw memory over time, each phase shaded, numbered, and listed with its peak.
 
     Parameters
     ----------
@@ -158,71 +185,81 @@ def plot_phases(times, mib, phases, metric, tall=False):
     metric : str
         What was summed: ``"PSS"`` or ``"RSS"``.
     tall : bool
-        Time downwards, for a narrow screen.
+        The list below the curve instead of beside it, for a narrow screen.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    length = 0.65 * len(phases) + 0.6 if tall else 0.49 * len(phases)  # of the axis, in inches
-    length = max(length, 6.5)
+    # All lengths are in inches.
+    line, between = 0.19, 0.09
+    lines = [2 if tall or phase["status"] != "measured" else 1 for phase in phases]
+    list_height = line * sum(lines) + between * (len(lines) - 1)
     if tall:
-        figure = plt.figure(figsize=(4, length + 1.1))
-        ax = figure.add_axes((0.16, 0.57 / (length + 1.1), 0.39, length / (length + 1.1)))
+        width, height = 4.2, list_height + 4.05
+        chart = 0.78, list_height + 0.75, 3.3, 2.5
+        list_left, list_top = 0.1, list_height + 0.08
     else:
-        figure = plt.figure(figsize=(length + 3.1, 6))
-        ax = figure.add_axes((0.85 / (length + 3.1), 0.09, length / (length + 3.1), 0.50))
-    fill, span = (ax.fill_betweenx, ax.axhspan) if tall else (ax.fill_between, ax.axvspan)
+        width, height = 9.8, max(list_height + 0.75, 4.6)
+        chart = 0.78, 0.55, 4.25, height - 1.45
+        list_left, list_top = 5.25, height - 0.55
+    figure = plt.figure(figsize=(width, height))
+    ax = figure.add_axes(tuple(np.array(chart) / (width, height, width, height)))
     end = phases[-1]["ended"] + 1
-    fill(times, mib, color="0.8", linewidth=0)
+    drawn_times, drawn_mib = thin(times, mib)
+    ax.fill_between(drawn_times, drawn_mib, color="0.8", linewidth=0)
     for phase in phases:
         inside = (times >= phase["began"]) & (times <= phase["ended"])
         color = color_of(phase["method"])
         if phase["status"] == "predicted":
-            span(phase["began"], phase["ended"], fill=False, hatch="xxxx", edgecolor=color, lw=0)
-            continue
-        span(phase["began"], phase["ended"], color=color, alpha=0.18, lw=0)
-        fill(times, mib, where=inside, color=color, linewidth=0)
-    time_axis, memory_axis = (ax.yaxis, ax.xaxis) if tall else (ax.xaxis, ax.yaxis)
-    time_axis.set_label_text("seconds")
-    memory_axis.set_label_text(f"MiB ({metric}, all processes)")
-    memory_axis.set_major_formatter("{x:,.0f}")
-    memory_axis.set_major_locator(MaxNLocator(3 if tall else 6))
-    highest = max(mib.max(), 1) * 1.05
-    ax.set(ylim=(end, 0), xlim=(0, highest)) if tall else ax.set(xlim=(0, end), ylim=(0, highest))
+            style = {"fill": False, "hatch": "xxxx", "edgecolor": color}
+        else:
+            style = {"color": color, "alpha": 0.18}
+            ax.fill_between(*thin(times[inside], mib[inside]), color=color, linewidth=0)
+        ax.axvspan(phase["began"], phase["ended"], lw=0, **style)
+    ax.set(xlabel="seconds", xlim=(0, end), ylim=(0, max(mib.max(), 1) * 1.05))
+    ax.set_ylabel(f"MiB ({metric}, all processes)")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.spines[["top", "right"]].set_visible(False)
 
     middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    places = spread(middles, end * (0.64 if tall else 0.47) / length, 0, end)
-    for phase, middle, place in zip(phases, middles, places, strict=True):
-        color = color_of(phase["method"])
-        name = f"{phase['method'].replace(' image', '')}, {phase['mode']}"
-        peak = peak_text(phase["status"], phase["peak_mib"], phase["predicted_mib"])
-        if tall:
-            name = "\n".join(name.split(", ", maxsplit=1))
-            peak = peak.replace("; ", "\n")
-        anchor, elbow, text = [
-            (1 + step, at) if tall else (at, 1 + step)
-            for step, at in ((0, middle), (0.06, place), (0.09, place))
-        ]
-        both = ax.get_yaxis_transform() if tall else ax.get_xaxis_transform()
-        ax.plot(*zip(anchor, elbow, strict=True), color=color, lw=1, transform=both, clip_on=False)
-        ax.text(
-            *text,
-            f"{name}\n{peak}",
-            transform=both,
-            rotation=0 if tall else 42,
-            rotation_mode="anchor",
-            ha="left",
-            va="center",
-            fontsize=8.5 if tall else 10,
-            linespacing=1.1,
-            color="0.1",
-        )
-    figure.suptitle(
+    places = spread(middles, end * 0.215 / chart[2], 0, end)
+    top = list_top
+    for number, phase in enumerate(phases):
+        elbow = ax.get_xaxis_transform()
+        at = [middles[number], places[number]], [1.01, 1 + 0.2 / chart[3]]
+        ax.plot(*at, color="0.5", lw=0.8, transform=elbow, clip_on=False)
+        above = (places[number], 1 + 0.23 / chart[3])
+        ax.text(*above, f"{number + 1}", transform=elbow, ha="center", va="bottom")
+
+        inches = figure.dpi_scale_trans
+        style = {"color": color_of(phase["method"])}
+        if phase["status"] == "predicted":
+            style = {"fill": False, "hatch": "xxxx", "edgecolor": style["color"]}
+        box = Rectangle((list_left, top - 0.155), 0.13, 0.13, lw=0.8, transform=inches, **style)
+        figure.add_artist(box)
+        left = list_left + 0.5
+        beside, below = (width - 0.05, 0, "right"), (left, 1, "left")
+        for (x, row, side), text in (
+            ((list_left + 0.42, 0, "right"), f"{number + 1}"),
+            ((left, 0, "left"), name_of(phase)),
+            (beside if lines[number] == 1 else below, peak_of(phase)),
+        ):
+            y = top - row * line - 0.155
+            figure.text(x, y, text, transform=inches, ha=side, va="baseline")
+        top -= line * lines[number] + between
+    figure.text(
+        *(0.1, height - 0.08),
         f"Memory over time ({metric}), all methods",
-        y=1 - 0.1 / figure.get_figheight(),
-        fontsize=11 if tall else 13,
+        **{"transform": figure.dpi_scale_trans, "fontsize": 12, "va": "top"},
+    )
+    peaks = "; ".join(f"{i}, {name_of(p)}: {peak_of(p)}" for i, p in enumerate(phases, start=1))
+    figure.set_label(
+        f"Memory of the script and its workers over time ({metric}), recorded by mprof. Each "
+        "method is shaded and numbered, and listed with its peak. Grey: between the methods.\n\n"
+        f"Area chart of the {metric} of all processes together over {end:,.0f} seconds, while "
+        f"{len(phases)} methods run one after the other. Their peaks are: {peaks}."
     )
     return figure
 
@@ -249,33 +286,57 @@ def plot_peaks(rows):
     matplotlib.figure.Figure
     """
     rows = [row for row in rows if row["mode"] != "single"]
-    figure = plt.figure(figsize=(4.2, 0.9 + 0.6 * len(rows)), layout="constrained")
+    crossed = any(row["status"] == "predicted" for row in rows)
+    unfinished = any(row["status"] != "measured" for row in rows)  # their labels have two lines
+    pitch = 0.78 if unfinished else 0.58
+    height = 1.15 + pitch * len(rows)
+    figure = plt.figure(figsize=(4.2, height), layout="constrained")
     ax = figure.gca()
+    bar, peaks = 0.2 / pitch, []
     for i, row in enumerate(rows):
         pss, rss = float(row["peak_pss_mib"]), float(row["peak_rss_mib"])
         color = color_of(row["method"])
         if row["status"] == "predicted":
-            ax.barh(i, pss, height=0.42, color="white", edgecolor=color, hatch="xxxx", lw=1, ls=":")
+            ax.barh(i, pss, height=bar, color="white", edgecolor=color, hatch="xxxx", lw=1, ls=":")
         else:
-            ax.barh(i, rss, height=0.42, color="white", edgecolor=color, hatch="////", lw=1)
-            ax.barh(i, pss, height=0.42, color=color)
-            ax.barh(i, float(row["before_mib"]), height=0.42, color="white", alpha=0.6)
+            ax.barh(i, rss, height=bar, color="white", edgecolor=color, hatch="////", lw=1)
+            ax.barh(i, pss, height=bar, color=color)
+            ax.barh(i, float(row["before_mib"]), height=bar, color="white", alpha=0.6)
         name = row["method"].replace(" image", "")
-        text = f"{name}: {peak_text(row['status'], pss, pss)}"
-        label = ax.text(0, i - 0.29, text, fontsize=8.5, va="bottom")
+        peak = peak_text(row["status"], pss, pss)
+        between = ": " if row["status"] == "measured" else ":\n"
+        label = ax.text(0, i - bar / 2 - 0.03 / pitch, f"{name}{between}{peak}", va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
+        peaks.append(f"{row['method']}: {peak}")
+        if row["status"] == "measured":
+            peaks[-1] += f" (RSS {rss:,.0f} MiB)"
     image_mib = float(rows[0]["image_mib"])
     ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=1.5)
-    side = "left" if image_mib < 0.6 * ax.get_xlim()[1] else "right"
-    ax.text(image_mib, len(rows) - 0.55, f" the image: {image_mib:,.0f} MiB ", fontsize=9, ha=side)
-    crossed = any(row["status"] == "predicted" for row in rows)
+    side = "left" if image_mib < 0.5 * ax.get_xlim()[1] else "right"
+    bottom = len(rows) - 1 + bar / 2 + 0.34 / pitch
+    words = f" the image: {image_mib:,.0f} MiB "
+    ax.text(image_mib, bottom, words, ha=side, va="bottom")
     meaning = f"solid PSS, hatched RSS{', crossed: predicted' if crossed else ''}"
-    ax.set(xlabel=f"MiB; {meaning}", yticks=[], ylim=(len(rows) - 0.35, -0.75))
+    ax.set(xlabel=f"MiB; {meaning}", yticks=[], ylim=(bottom, -bar / 2 - (pitch - 0.2) / pitch))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_title(f"Peak memory for {rows[0]['n_masks']} masks", fontsize=11)
+    title = f"Peak memory for {rows[0]['n_masks']} masks"
+    figure.suptitle(title, fontsize=12)
+    figure.set_label(
+        f"{title}, each method in a process of its own: PSS as solid bars, RSS as hatched bars. "
+        "The pale part was there before the call: the interpreter and its imports. The dashed "
+        f"line is the image itself.{' Crossed: predicted, not run.' if crossed else ''}\n\n"
+        f"Bar chart of {len(rows)} methods, with the image's {image_mib:,.0f} MiB as a line. "
+        f"Peak PSS of {'; '.join(peaks)}."
+    )
     return figure
+
+
+def save(figure, path):
+    """Save a figure as SVG, with words as words, and what it shows beside them."""
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Description": figure.get_label()})
 
 
 # %%
@@ -295,16 +356,14 @@ if __name__ == "__main__":
     measured = Path(options.measured)
 
     def run_and_draw(metric, backend):
-        """Run under mprof and write the figure in both layouts; leave the wide one open."""
+        """Run under mprof, draw the figure in both layouts, and write it."""
         label = {"psutil": "RSS", "psutil_pss": "PSS", "psutil_uss": "USS"}[backend]
         files = measured / f"mprof_{metric}.dat", measured / f"phases_{metric}.csv"
         run_under_mprof("whole_experiment.py", *files, backend)
         phases = read_phases(*reversed(files))
-        for layout in ("tall", "wide"):
+        for layout in ("wide", "tall"):
             figure = plot_phases(*phases, label, tall=layout == "tall")
-            figure.savefig(measured / f"memory_over_time_{metric}_{layout}.svg")
-            if layout == "tall":
-                plt.close(figure)
+            save(figure, measured / f"memory_over_time_{metric}_{layout}.svg")
 
     run_and_draw("rss", "psutil")
 
@@ -319,4 +378,9 @@ if __name__ == "__main__":
 # The peaks, method by method:
 
 if __name__ == "__main__":
-    plot_peaks(rows).savefig(measured / "peaks.svg")
+    save(plot_peaks(rows), measured / "peaks.svg")
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: where these peaks come from, copy by copy.

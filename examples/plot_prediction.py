@@ -6,7 +6,7 @@ How much memory a method needs can be told from the header of the image alone, b
 anything is loaded. On this page you will
 
 1. see the budget for the image of this build: what each method needs, and whether it fits,
-2. see of which parts each peak consists, beside what was measured, and
+2. see of which parts each :term:`peak` consists, beside what was measured, and
 3. see the model held against measurements: in this build, and over a whole grid of images,
    types and numbers of workers.
 
@@ -43,14 +43,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
-    "imports": ("#999999", "", "interpreters and imports"),
-    "caller": ("#0072b2", "", "the calling process"),
+    "imports": ("#707070", "", "interpreters and imports"),
+    "caller": ("#0072b2", "xxxx", "the calling process"),
     "worker": ("#d55e00", "///", "workers"),
-    "block": ("#009e73", "...", "shared memory"),
-    "file": ("#f0e442", "\\\\\\", "mapped file"),
+    "block": ("#009e73", "+++", "shared memory"),
+    "file": ("#aa4499", "\\\\\\", "mapped file"),
 }
 
 
@@ -67,10 +67,11 @@ def plot_parts(predictions, measured):
     -------
     matplotlib.figure.Figure
     """
-    figure = plt.figure(figsize=(4.4, 1.6 + 0.5 * len(predictions)), layout="constrained")
+    figure = plt.figure(figsize=(4.2, 2.3 + 0.5 * len(predictions)), layout="constrained")
     ax = figure.gca()
+    bars = []
     for i, prediction in enumerate(predictions):
-        left = 0
+        left, known = 0, measured.get(prediction.method)
         for holder, (color, hatch, name) in HOLDERS.items():
             mib = sum(
                 part.pss_mib
@@ -80,17 +81,23 @@ def plot_parts(predictions, measured):
             style = {"height": 0.4, "color": color, "hatch": hatch, "edgecolor": "white", "lw": 0}
             ax.barh(i, mib, left=left, label=name if i == 0 else None, **style)
             left += mib
-        if prediction.method in measured:
-            ax.plot(measured[prediction.method], i, "o", ms=5, mfc="white", mec="black")
-        label = ax.text(0, i - 0.27, prediction.method, fontsize=8.5, va="bottom")
+        if known is not None:
+            ax.plot(known, i, "o", ms=6, mfc="white", mec="black")
+        label = ax.text(0, i - 0.25, prediction.method, va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
-    ax.plot([], [], "o", ms=5, mfc="white", mec="black", label="measured")
+        found = "not measured" if known is None else f"measured {known:,.0f} MiB"
+        bars.append(f"{prediction.method}: predicted {left:,.0f} MiB, {found}")
+    ax.plot([], [], "o", ms=6, mfc="white", mec="black", label="measured")
     ax.set(xlabel="MiB (PSS)", yticks=[], ylim=(len(predictions) - 0.5, -0.8), xlim=(0, None))
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
-    ax.set_title("Predicted peaks and their parts", fontsize=11)
+    figure.legend(loc="outside lower left", frameon=False, handlelength=2.5, handleheight=1.2)
+    figure.suptitle("Predicted peaks and their parts", fontsize=12)
+    figure.set_label(
+        "Each method's likely peak, put together from its parts. The dot is what was measured.\n\n"
+        f"Stacked bar chart of {len(predictions)} methods. {'; '.join(bars)}."
+    )
     return figure
 
 
@@ -229,38 +236,57 @@ def plot_points(series, title):
     -------
     matplotlib.figure.Figure
     """
-    from plot_memory_over_time import COLORS, color_of
+    from plot_memory_over_time import COLORS, MARKERS, color_of, marker_of
 
-    figure = plt.figure(figsize=(4.6, 5.6), layout="constrained")
+    figure = plt.figure(figsize=(4.2, 6.2), layout="constrained")
     ax = figure.gca()
-    every = [p[key] for points in series.values() for p in points for key in KEYS]
-    low, high = min(every) / 1.3, max(every) * 1.3
+    every = [p[key] for points in series.values() for p in points for key in (*KEYS, *RANGE)]
+    low, high = min(every) / 1.15, max(every) * 1.15
     line = np.geomspace(low, high, 200)
     width = np.array([tolerance(mib) for mib in line])
-    ax.fill_between(line, line - width, line + width, color="0.88", lw=0, label="tolerance")
+    ax.fill_between(line, line - width, line + width, color="0.85", lw=0)
     ax.plot(line, line, color="0.5", lw=1)
-    for marker, points in zip("ox", series.values(), strict=False):
-        for point in points:
-            face = {"mfc": "none"} if marker == "o" else {}
-            color = color_of(point["method"])
-            ax.plot(*(point[key] for key in KEYS), marker, color=color, ms=5, **face)
-            ends = point["low_mib"], point["high_mib"]
-            ax.plot([point["measured_mib"]] * 2, ends, color=color, lw=0.8, alpha=0.6)
-    for name, color in COLORS.items():
-        ax.plot([], [], "s", color=color, label=name)
-    for marker, name in zip("ox", series, strict=False):
-        ax.plot([], [], marker, color="0.2", mfc="none" if marker == "o" else None, label=name)
+    faces = dict(zip(series, ("white", None), strict=False))  # open, filled
+    for name, points in series.items():
+        for family in dict.fromkeys(color_of(point["method"]) for point in points):
+            own = [point for point in points if color_of(point["method"]) == family]
+            x, y, least, most = ([point[key] for point in own] for key in (*KEYS, *RANGE))
+            marker = marker_of(own[0]["method"])
+            ax.vlines(x, least, most, color=family, lw=1, alpha=0.6)
+            ax.plot(x, y, marker, ls="", color=family, ms=5, mfc=faces[name] or family)
+    for family, color in COLORS.items():
+        ax.plot([], [], MARKERS[family], color=color, label=family)
+    if len(series) > 1:
+        for name, face in faces.items():
+            ax.plot([], [], "o", color="0.2", mfc=face or "0.2", label=name)
+    ax.plot([], [], color="0.4", lw=1, marker="|", ls="", ms=14, label="range of the prediction")
+    ax.fill_between([], [], color="0.85", lw=0, label="tolerance")
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis, name in ((ax.xaxis, "measured"), (ax.yaxis, "predicted")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5)))
         axis.set_major_formatter("{x:,.0f}")
-        axis.set_minor_formatter("")
+        axis.set_minor_locator(NullLocator())
         axis.set_label_text(f"{name} peak PSS, MiB")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
-    ax.set_title(title, fontsize=11)
+    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    figure.legend(loc="outside lower left", frameon=False)
+    figure.suptitle(title, fontsize=12)
+    both = [point for points in series.values() for point in points]
+    inside = sum(abs(off(point)) <= 1 for point in both)
+    ratios = [point["predicted_mib"] / point["measured_mib"] for point in both]
+    peaks = [point["measured_mib"] for point in both]
+    figure.set_label(
+        f"{title}: predicted against measured peaks. The line of a point is the range of its "
+        "prediction; the grey band is what a prediction may be off.\n\n"
+        f"Scatter plot of {len(both)} points on logarithmic axes, from "
+        f"{min(peaks):,.0f} to {max(peaks):,.0f} MiB measured. {inside} of them are within the tolerance; the likely peak is "
+        f"{min(ratios):.2f} to {max(ratios):.2f} times what was measured, "
+        f"{np.median(ratios):.2f} times in the middle."
+    )
     return figure
 
 
 KEYS = "measured_mib", "predicted_mib"
+RANGE = "low_mib", "high_mib"
 
 
 def say_off(points):
@@ -394,3 +420,9 @@ if __name__ == "__main__" and grid:
 # machine how many are at their peak at once. So rely on the most, not on the likely peak, if
 # what else runs on the machine must not be harmed. And of a mapped file, what is in memory
 # depends on where the regions lie, and on how long the workers look.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_published_scale.py`: the same at ten subjects and twenty
+#   regions.
+# * :ref:`sphx_glr_auto_examples_memory_budget.py`: what each method would need for your own image.

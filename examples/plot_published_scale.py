@@ -7,21 +7,21 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 
 1. see these published numbers beside what the model predicts for the methods of this site,
 2. see beside them what was measured, on a machine of known size, for the methods that fit, and
-3. see what streaming needs for the same result.
+3. see what :term:`streaming` needs for the same result.
 """
 
 # %%
 # What was published
 # ------------------
-# The numbers are read off a figure: memory over time of a script in a draft chapter for nilearn's
-# user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, from which
-# nilearn's example came, also has one of ten images and twenty regions.) They
-# are approximate, and they are sums of RSS. Its methods are those of this site, with three
-# differences that weigh: the calling process has the image in memory all the time, also while
-# workers read it from a path; the workers of one method are alive while the next one runs;
-# and the array over shared memory is handed to joblib, which copies it. How much of a peak is
-# due to which, a figure does not tell. It is labelled in GB (110 GB are 102 GiB); from here on,
-# everything is in GiB.
+# The numbers are read off a figure: memory over time of a script in a draft chapter for
+# nilearn's user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_,
+# from which nilearn's example came, also has one of ten images and twenty regions.) They
+# are approximate, and they are sums of :term:`RSS`. Its methods are those of this site,
+# with three differences that weigh: the calling process has the image in memory all the
+# time, also while workers read it from a path; the workers of one method are alive while
+# the next one runs; and the array over shared memory is handed to joblib, which copies it.
+# How much of a peak is due to which, a figure does not tell. It is labelled in GB (110 GB
+# are 102 GiB); from here on, everything is in GiB.
 
 PUBLISHED_GB = {  # of 10 ** 9 bytes
     "NiftiMasker, path, parallel": 110,
@@ -41,6 +41,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
 
 GIB = 2**30
 
@@ -105,31 +106,40 @@ def plot_scale(table):
     matplotlib.figure.Figure
     """
     kinds = [
-        ("published_gib", "published (RSS)", {"color": "#999999"}),
+        ("published_gib", "published (RSS)", {"fc": "#707070", "ec": "#707070"}),
         ("rss_gib", "predicted (RSS)", {"fc": "white", "ec": "#0072b2", "hatch": "xxxx"}),
-        ("measured_rss_gib", "measured (RSS)", {"color": "#0072b2"}),
+        ("measured_rss_gib", "measured (RSS)", {"fc": "#0072b2", "ec": "#0072b2"}),
         ("pss_gib", "predicted (PSS)", {"fc": "white", "ec": "#d55e00", "hatch": "xxxx"}),
-        ("measured_pss_gib", "measured (PSS)", {"color": "#d55e00"}),
+        ("measured_pss_gib", "measured (PSS)", {"fc": "#d55e00", "ec": "#d55e00"}),
     ]
-    figure = plt.figure(figsize=(4.4, 1.4 + 0.95 * len(table)), layout="constrained")
+    figure = plt.figure(figsize=(4.2, 2.2 + 1.25 * len(table)), layout="constrained")
     ax = figure.gca()
+    bars = []
     for i, row in enumerate(table):
-        for k, (key, _, style) in enumerate(kinds):
-            y = i + (k - 1.5) * 0.15
+        said = []
+        for k, (key, name, style) in enumerate(kinds):
+            y = i + (k - 1.5) * 0.155
             if row[key] is None:
-                why = "not published" if key == "published_gib" else "not run"
-                ax.text(0, y, f" {why}", fontsize=6.5, va="center", color="0.35")
+                text = "not published" if key == "published_gib" else "not run"
+                ax.text(0, y, f" {text}", va="center", color="0.3")
             else:
-                ax.barh(y, row[key], height=0.13, lw=0.7, **style)
-                ax.text(row[key], y, f" {row[key]:.1f}", fontsize=6.5, va="center")
-        ax.text(0, i - 0.33, row["method"], fontsize=8.5, va="bottom")
-    for _, name, style in kinds:
-        ax.barh(0, 0, label=name, **style)
+                text = f"{row[key]:.1f}"
+                ax.barh(y, row[key], height=0.12, lw=0.7, **style)
+                ax.text(row[key], y, f" {text}", va="center")
+            said.append(f"{name} {text}")
+        ax.text(0, i - 0.325, row["method"], va="bottom", weight="bold")
+        bars.append(f"{row['method']}: {', '.join(said)}")
     right = max(row[key] or 0 for row in table for key, *_ in kinds)
-    ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.35, -0.75), xlim=(0, right * 1.15))
+    ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.4, -0.55), xlim=(0, right * 1.2))
     ax.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
-    ax.set_title("Ten subjects, twenty regions", fontsize=11)
+    proxies = [Patch(label=name, lw=0.7, **style) for _, name, style in kinds]
+    figure.legend(handles=proxies, loc="outside lower left", frameon=False)
+    figure.suptitle("Ten subjects, twenty regions", fontsize=12)
+    figure.set_label(
+        "Ten subjects, twenty regions: published, predicted and measured peaks of each method for "
+        "all masks, in GiB.\n\n"
+        f"Bar chart of {len(table)} methods, in GiB. {'; '.join(bars)}."
+    )
     return figure
 
 
@@ -181,3 +191,9 @@ if __name__ == "__main__" and table:
 # methods with the highest peaks do not fit into the machine that measured. What it does tell is
 # that the way out is not a larger machine: one copy of the image, which all workers share, needs
 # a fraction of that, and one pass over the file needs no copy at all.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: the way out, as a function to copy.
+# * :ref:`sphx_glr_auto_examples_memory_budget.py`: whether your own image fits, before anything is
+#   loaded.

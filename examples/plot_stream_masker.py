@@ -13,7 +13,8 @@ remove confounds any more <https://github.com/nilearn/nilearn/issues/1415>`_. (S
 On this page you will
 
 1. see why the chunks' time series are wrong as soon as they are cleaned,
-2. write a function that does what ``fit_transform`` does, block of volumes by block, and
+2. write a function that does what ``fit_transform`` does, :term:`block` of volumes by
+   block, and
 3. see what becomes of every parameter of the maskers.
 """
 
@@ -21,10 +22,10 @@ On this page you will
 # What goes wrong with chunks
 # ---------------------------
 # A masker works in two parts. The spatial part (resampling, smoothing, extraction) looks at
-# one volume at a time. The temporal part (detrending, filtering, confounds, standardising)
-# looks at the whole time series. When ``fit_transform`` gets a chunk, each chunk has a trend,
-# a mean, a variance and a fit of the confounds of its own: there are steps where chunks meet,
-# and oscillations slower than a chunk are gone.
+# one volume at a time. The temporal part (detrending, filtering, :term:`confounds`,
+# standardising) looks at the whole time series. When ``fit_transform`` gets a chunk, each
+# chunk has a trend, a mean, a variance and a fit of the confounds of its own: there are
+# steps where chunks meet, and oscillations slower than a chunk are gone.
 
 
 def chunk_masker(masker, fmri_img, confounds, n_chunks):
@@ -472,17 +473,28 @@ if __name__ == "__main__" and n_timepoints >= 100:
         difference = np.abs(series - results["whole"]).max()
         print(f"{name:>9}: differs from whole by {difference:.2g} at most")
 
-    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = plt.figure(figsize=(4.2, 4.2), layout="constrained")
+    ax = figure.gca()
     styles = {"whole": ("#0072b2", "-", 6), "4 chunks": ("#d55e00", "-", 1.5)}
     for name, series in results.items():
-        color, line, width = styles.get(name, ("#009e73", "--", 2))
+        color, line, width = styles.get(name, ("black", "--", 1.5))
         alpha = 0.4 if name == "whole" else 1
         ax.plot(series.mean(axis=1), line, color=color, lw=width, alpha=alpha, label=name)
     for chunk in np.array_split(np.arange(n_timepoints), 4)[1:]:
         ax.axvline(chunk[0], color="0.5", lw=1, ls=":")
     ax.set(xlabel="volume", ylabel="mean over the region's voxels, in SD")
-    ax.set_title("A cleaned region: streamed as whole, chunks differ", fontsize=12)
-    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=10)
+    figure.suptitle("A cleaned region", fontsize=12)
+    figure.legend(loc="outside lower left", frameon=False)
+    chunks, streamed = (
+        np.abs(results[name] - results["whole"]).max() for name in ("4 chunks", "streamed")
+    )
+    figure.set_label(
+        "A cleaned region: streamed, it is what it is when the whole series is cleaned; cleaned in "
+        "chunks, it is not. Dotted: where a chunk begins.\n\n"
+        f"Line chart of a region's mean over {n_timepoints} volumes, cleaned in three ways. The "
+        f"streamed line lies on that of the whole, with differences of up to {streamed:.2g}; the "
+        f"line of four chunks departs from it by up to {chunks:.2g} standard deviations in a voxel."
+    )
     plt.show()
 
 
@@ -511,3 +523,9 @@ if __name__ == "__main__":
 # whenever they are called, here for every block. With spheres on a fine grid that can take
 # seconds each time: give such a masker a ``mask_img``, and blocks as large as there is room for
 # (``memory_mib``).
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what one pass costs beside the time to decompress
+#   the file.
+# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: when the same image is needed again and again.

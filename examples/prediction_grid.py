@@ -3,7 +3,7 @@ A grid of measurements to hold the model against
 ================================================
 
 Every method, for images of several lengths and types, compressed and not, with several
-numbers of workers: each a measurement in a fresh process.
+numbers of :term:`workers <worker>`: each a measurement in a fresh process.
 :ref:`sphx_glr_auto_examples_plot_prediction.py` compares them with what the model predicts.
 
 ``make record`` measures the whole grid, which takes most of an hour, into ``doc/recorded``; a
@@ -232,3 +232,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     points = full_grid() if arguments.full else small_grid()
     measure_grid(points, arguments.folder, arguments.full)
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: what becomes of these measurements.

@@ -208,3 +208,8 @@ if __name__ == "__main__":
         main(options.n_images, options.n_regions, options.pause, arguments.phases)
     except (ValueError, ConnectionError) as error:
         sys.exit(str(error))
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: the curves that come from this script.
