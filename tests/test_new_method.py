@@ -128,6 +128,7 @@ def test_it_is_measured(project, row):
 
 DRAW = """
 import json
+from matplotlib.text import Text
 from measured_methods import read_summary
 from plot_memory_over_time import plot_peaks, plot_phases, read_phases, run_under_mprof
 
@@ -139,7 +140,7 @@ figures = [
 figures.append(plot_peaks(read_summary()))
 figures[-1].savefig("../doc/measured/peaks.svg")
 print()
-print(json.dumps([[text.get_text() for text in figure.axes[0].texts] for figure in figures]))
+print(json.dumps([[text.get_text() for text in figure.findobj(Text)] for figure in figures]))
 """
 
 
@@ -148,10 +149,10 @@ def test_it_is_in_the_experiment_and_in_the_figures(project, row):
     out = project.python("-c", DRAW, N_REGIONS="1", MPLBACKEND="agg")
     assert f": {TITLE} ...\n    done in " in out
     wide, tall, chart = json.loads(out.splitlines()[-1])
-    assert len(wide) == len(tall) == len(memory_model.METHODS) + 1
-    assert sum(text.startswith(TITLE) for text in wide) == 1
-    assert sum(text.startswith(TITLE.replace(", ", "\n", 1)) for text in tall) == 1
-    assert [text for text in chart if text.startswith(f"{NAME}: ")]
+    for texts in (wide, tall):
+        assert texts.count(TITLE) == 1
+        assert str(len(memory_model.METHODS) + 1) in texts  # its number
+    assert sum(text.startswith(f"{NAME}: ") for text in chart) == 1
 
 
 PAGE = """
