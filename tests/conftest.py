@@ -15,7 +15,7 @@ os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in 
 @pytest.fixture(autouse=True)
 def _fresh_options(monkeypatch, tmp_path):
     """Keep the caller's options, cache and measurements out of the tests, and the reverse."""
-    for name in ("N_IMAGES", "N_REGIONS", "DATA", "FMRI", "ATLAS", "MEMORY", "PAUSE"):
+    for name in ("N_IMAGES", "N_REGIONS", "DATA", "FMRI", "ATLAS", "MEMORY", "PAUSE", "SITE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "masker_cache"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "measured"))

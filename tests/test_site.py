@@ -421,9 +421,143 @@ def test_links_inside_the_site_lead_somewhere(site):
             if link.startswith(("http", "mailto:", "data:")):
                 continue
             target, _, anchor = link.partition("#")
-            file = (path.parent / target.split("?")[0]) if target else path
+            folder = site.html if target.startswith("/") else path.parent  # as on the 404 page
+            file = (folder / target.split("?")[0].lstrip("/")) if target else path
             if not file.exists() or (
                 anchor and file.suffix == ".html" and f'id="{anchor}"' not in file.read_text()
             ):
                 missing.append((name, link))
     assert missing == []
+
+
+# -- Conventions -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide(browser):
+    """A page of a wide screen, in the dark scheme."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    yield page
+    page.close()
+
+
+def test_the_front_page_shows_the_result(wide, address, site):
+    """Its large numbers are the lowest and the highest peak, and their seconds; with the figure."""
+    wide.goto(f"{address}/index.html")
+    rows = [row for row in site.rows() if row["mode"] != "single"]
+    rows.sort(key=lambda row: float(row["peak_pss_mib"]))
+    shown = wide.locator(".headline .measured").all_inner_texts()
+    assert shown == [
+        *(f"{float(rows[place]['peak_pss_mib']):,.0f} MiB" for place in (0, -1)),
+        *(f"{float(rows[place]['seconds']):.3g} s" for place in (0, -1)),
+    ]
+    size = wide.locator(".headline .measured").first.evaluate("e => getComputedStyle(e).fontSize")
+    assert float(size.removesuffix("px")) >= 32
+    assert [image.is_visible() for image in wide.locator("#the-result img").all()].count(True) == 1
+
+
+def test_the_function_on_the_front_page_runs_when_copied(wide, address, site):
+    """What is folded up there is complete: pasted into an empty file, it masks an image."""
+    wide.goto(f"{address}/index.html")
+    wide.locator("details summary").click()
+    copied = {}
+    exec(wide.locator("details pre").inner_text(), copied)
+    atlas = nib.load(site.atlas)
+    masks = [
+        nib.Nifti1Image((atlas.get_fdata() == k).astype("uint8"), atlas.affine) for k in (3, 8)
+    ]
+    data = np.asanyarray(nib.load(site.fmri).dataobj)
+    for series, mask in zip(copied["stream_masks"](site.fmri, masks), masks, strict=True):
+        np.testing.assert_array_equal(series, data[mask.get_fdata() > 0].T)
+
+
+@pytest.mark.parametrize("term", ["PSS", "proxy image", "shared memory", "block"])
+def test_the_search_finds_the_glossary(wide, address, term):
+    """The first thing that the search finds for a term is its entry in the glossary."""
+    wide.goto(f"{address}/search.html?q={term.replace(' ', '+')}")
+    first = wide.locator("#search-results ul.search > li > a").first
+    assert first.get_attribute("href") == f"glossary.html#term-{term.replace(' ', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("example", "name", "address_of_name"),
+    [
+        ("plot_in_memory", "np.asanyarray", "https://numpy.org/.*#numpy.asanyarray"),
+        ("plot_stream_masks", "nib.load", "https://nipy.org/nibabel/.*load"),
+        ("plot_nifti_masker", "Parallel", "https://joblib.readthedocs.io/.*#joblib.Parallel"),
+        ("plot_nifti_masker", "NiftiMasker", "https://nilearn.github.io/.*NiftiMasker"),
+        ("plot_shared_memory", "SharedMemory", "https://docs.python.org/3/.*SharedMemory"),
+        ("plot_in_memory", "stream_masks", r"\.\./functions.html#plot_stream_masks.stream_masks"),
+    ],
+)
+def test_names_in_code_lead_to_their_documentation(wide, address, example, name, address_of_name):
+    """A name in a code block is a link to where it is explained, here or elsewhere."""
+    wide.goto(f"{address}/auto_examples/{example}.html")
+    links = wide.locator("div.highlight pre a").all()
+    found = [link.get_attribute("href") for link in links if link.inner_text() == name]
+    assert found
+    assert all(re.fullmatch(address_of_name, href) for href in found)
+
+
+def test_an_example_that_runs_tells_how_long_it_took(site):
+    """The footer of each page that is run has its time."""
+    for page in [*site.html.glob("auto_examples/plot_*.html")]:
+        assert "Total running time of the script:" in page.read_text(), page.name
+
+
+def test_every_page_has_a_card_for_links(site):
+    """Each page has its title and the card, which is there; nothing of it is loaded."""
+    card = "http://localhost:8000/_static/card.png"
+    for name in set(all_pages(site)) - {"404.html", "genindex.html", "search.html"}:
+        text = (site.html / name).read_text()
+        tags = dict(re.findall(r'<meta property="(og:[a-z:]+)" content="([^"]*)"', text))
+        assert tags["og:url"] == f"http://localhost:8000/{name}"
+        assert tags["og:image"] == card
+        assert tags["og:title"]
+        assert tags["og:description"]
+    assert (site.html / "_static" / "card.png").stat().st_size > 0
+
+
+def test_the_sitemap_lists_every_page(site):
+    """Also those that the last build did not write again."""
+    listed = re.findall(
+        r"<loc>http://localhost:8000/(.*?)</loc>", (site.html / "sitemap.xml").read_text()
+    )
+    assert sorted(listed) == sorted(
+        set(all_pages(site)) - {"404.html", "genindex.html", "search.html"}
+    )
+
+
+def test_the_page_for_what_is_not_found_works_at_any_depth(wide, address, site):
+    """Shown for an address deep below, it has its style, and its links lead into the site."""
+    wide.route(
+        f"{address}/some/where/deep.html",
+        lambda route: route.fulfill(path=site.html / "404.html", status=404),
+    )
+    failed = []
+    wide.on("response", lambda r: r.status < 400 or failed.append(r.url))
+    wide.goto(f"{address}/some/where/deep.html")
+    assert failed == [f"{address}/some/where/deep.html"]
+    wide.locator("article a", has_text="front page").click()
+    assert wide.url == f"{address}/index.html"
+
+
+def test_the_chapter_can_be_printed(wide, address):
+    """On paper there is the text alone, black, nothing wider than a sheet, nothing folded up."""
+    wide.goto(f"{address}/masker_memory_usage.html")
+    wide.emulate_media(media="print", color_scheme="dark")
+    wide.set_viewport_size({"width": 680, "height": 960})  # A4 without its margins
+    assert not wide.locator("header.bd-header").is_visible()
+    assert not wide.locator(".prev-next-footer").is_visible()
+    for what in ("article p", "article h2", "article pre span"):
+        color = wide.locator(what).first.evaluate("e => getComputedStyle(e).color")
+        assert color == "rgb(0, 0, 0)", what
+    cut = wide.evaluate(
+        """() => [...document.querySelectorAll("article *")]
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+            .map(e => e.outerHTML.slice(0, 100))"""
+    )
+    assert cut == []
+    for image in wide.locator("article figure img").all():
+        if image.is_visible():
+            assert "_tall" not in image.get_attribute("src")
