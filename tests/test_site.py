@@ -99,11 +99,16 @@ def placeholders(prose):
     return (prose.html / "masker_memory_usage.html").read_text()
 
 
+def in_shared_memory():
+    """The names of what is there; nothing where a system has no folder for it, as macOS."""
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+
 def left_in_shared_memory(before):
     """What is new there and stays, but for what belongs to other tests' living processes."""
     deadline = time.monotonic() + 20
     while True:
-        new = set(os.listdir("/dev/shm")) - before
+        new = in_shared_memory() - before
         new = {name for name in new if not any(map(psutil.pid_exists, pids_in(name)))}
         if not new or time.monotonic() > deadline:
             return new
@@ -118,7 +123,7 @@ def pids_in(name):
 @pytest.fixture(scope="module")
 def interrupted(prose, placeholders):
     """What is left when Ctrl-C comes between two measurements."""
-    shared_before = set(os.listdir("/dev/shm"))
+    shared_before = in_shared_memory()
     build = prose.start()
     deadline = time.monotonic() + 120
     while not (prose.measured / "summary.csv").exists():
