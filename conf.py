@@ -36,11 +36,13 @@ html_title = project
 extensions = [
     "calculator",
     "measured",
+    "pictures",
     "rerun",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "timeline",
 ]
 exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
 nitpicky = True
@@ -78,7 +80,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
-    "image_srcset": ["2x"],
+    "image_scrapers": ("pictures.scraper",),
     "min_reported_time": 0,
     "remove_config_comments": True,
     "show_memory": False,  # ignores workers
