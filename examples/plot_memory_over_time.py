@@ -197,7 +197,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     list_height = line * sum(lines) + between * (len(lines) - 1)
     if tall:
         width, height = 4.2, list_height + 4.05
-        chart = 0.78, list_height + 0.75, 3.3, 2.5
+        chart = 0.78, list_height + 0.75, 3.15, 2.5
         list_left, list_top = 0.1, list_height + 0.08
     else:
         width, height = 9.8, max(list_height + 0.75, 4.6)
@@ -269,8 +269,8 @@ def plot_phases(times, mib, phases, metric, tall=False):
 # --------------------
 # A page can also show the curve so that it tells, at each moment, the method and its processes.
 # For that, the samples are written down as they are drawn. mprof records each child process as
-# RSS, with any backend. A child that outlives a method is not a worker, but joblib's resource
-# tracker.
+# RSS, with any backend. A child that outlives a method is not a worker, but a resource tracker,
+# which removes what others leave behind.
 
 
 def read_children(phases, times, mprof_path):
@@ -299,7 +299,7 @@ def read_children(phases, times, mprof_path):
             n_workers[during[0]] += 1
             name = f"worker {n_workers[during[0]]}"
         else:
-            name = "joblib's resource tracker"
+            name = "resource tracker"
         children.append({"name": name, "rss_mib": np.zeros(len(times))})
         children[-1]["rss_mib"][nearest(times, at)] = rss_mib
     return children

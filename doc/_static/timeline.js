@@ -64,10 +64,11 @@
     const children = run.processes
       .map(({ name, first, mib: values }) => ({ name, amount: values[index - first] }))
       .filter(({ amount }) => amount);
-    const processes = children.map(({ name, amount }) => `${name} ${mib(amount)}`);
+    const together = (name, amount) => `${name} ${mib(amount)}`.replaceAll(" ", "\u00a0");
+    const processes = children.map(({ name, amount }) => together(name, amount));
     if (run.metric === "RSS") {
       const rest = run.mib[index] - children.reduce((sum, { amount }) => sum + amount, 0);
-      processes.unshift(`caller ${mib(Math.max(rest, 0))}`);
+      processes.unshift(together("caller", Math.max(rest, 0)));
     } else if (!processes.length) {
       processes.push("the caller alone");
     }
@@ -124,7 +125,7 @@
       const help =
         "Point at the curve, or move along it with the arrow keys; Page Up and Page Down go to the " +
         "next and previous method. To zoom in, drag over a part of it, turn the wheel with Ctrl " +
-        "held, or press + and −; 0 shows all. Child processes are joblib's: mprof reads their RSS, " +
+        "held, or press + and −; 0 shows all. mprof reads the RSS of each child process, " +
         "also where the curve is " + this.runs[0].metric + ", so that their sum may be more.";
       this.panel.append(
         this.controls(),
@@ -215,11 +216,13 @@
     }
 
     change(run) {
-      const part = this.end && this.run.times[this.index] / this.end;
+      const chosen = this.select.value;
+      const part = this.run.times[this.index] / this.end;
       this.run = run;
       this.index = nearest(run.times, part * this.end);
       this.list();
-      this.show(0, this.end);
+      this.select.value = chosen;
+      this.showPhase(Number(chosen));
     }
 
     read(index) {
