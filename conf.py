@@ -39,6 +39,7 @@ extensions = [
     "measured",
     "notfound.extension",
     "numpydoc",
+    "pictures",
     "published",
     "rerun",
     "sphinx.ext.autodoc",
@@ -47,6 +48,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxext.opengraph",
+    "timeline",
 ]
 exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
 nitpicky = True
@@ -90,7 +92,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
-    "image_srcset": ["2x"],
+    "image_scrapers": ("pictures.scraper",),
     "min_reported_time": 0,
     "remove_config_comments": True,
     "show_memory": False,  # ignores workers
