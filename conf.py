@@ -37,6 +37,7 @@ extensions = [
     "calculator",
     "measured",
     "rerun",
+    "slim",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
@@ -90,6 +91,7 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["doc/_static"]
+templates_path = ["doc/_templates"]
 html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
