@@ -34,6 +34,7 @@ html_title = project
 # -- General ----------------------------------------------------------------------------
 
 extensions = [
+    "accessible",
     "calculator",
     "measured",
     "rerun",
@@ -113,7 +114,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_context = {"default_mode": "auto"}
+# Without scripts; with them, the reader's system decides (doc/_templates/layout.html).
+html_context = {"default_mode": "light"}
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 

@@ -40,11 +40,13 @@ def classes_in(folder):
     """
     names, beginnings = set(), set()
     for page in folder.rglob("*.html"):
-        for value in re.findall(r'class="([^"]*)"', page.read_text()):
+        for _, value in re.findall(
+            r"""class *= *(["'])(.*?)\1""", page.read_text("utf-8"), re.DOTALL
+        ):
             names.update(value.split())
     for path in folder.rglob("*.js"):
         if path.name not in UNUSED:
-            script = path.read_text()
+            script = path.read_text("utf-8")
             names.update(re.findall(r"[\w-]+", script))
             beginnings.update(re.findall(r"([A-Za-z][\w-]*-)(?:\$\{|[\"'`])", script))
     return names, tuple(beginnings)
