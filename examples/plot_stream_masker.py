@@ -167,7 +167,7 @@ def treatment_table():
             ],
         },
         index=list(TREATMENT),
-    )
+    ).rename_axis(columns="parameter")
 
 
 if __name__ == "__main__":
