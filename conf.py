@@ -35,6 +35,7 @@ html_title = project
 # -- General ----------------------------------------------------------------------------
 
 extensions = [
+    "accessible",
     "calculator",
     "measured",
     "notfound.extension",
@@ -42,6 +43,7 @@ extensions = [
     "pictures",
     "published",
     "rerun",
+    "slim",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
@@ -122,6 +124,7 @@ ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image"
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["doc/_static"]
+templates_path = ["doc/_templates"]
 html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
@@ -145,7 +148,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_context = {"default_mode": "auto"}
+# Without scripts; with them, the reader's system decides (doc/_templates/layout.html).
+html_context = {"default_mode": "light"}
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 
