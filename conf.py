@@ -35,6 +35,7 @@ html_title = project
 
 extensions = [
     "calculator",
+    "downloads",
     "measured",
     "rerun",
     "sphinx.ext.intersphinx",
@@ -75,6 +76,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("gallery_helpers.warnings_are_errors", "matplotlib"),
     "reset_modules_order": "both",
     "abort_on_example_error": True,
+    "download_all_examples": False,  # doc/_ext/downloads.py makes a zip in which they run
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
@@ -112,6 +114,7 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_context = {"default_mode": "auto"}
+copybutton_selector = "div:not(.sphx-glr-script-out) > div.highlight pre"  # no output
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 

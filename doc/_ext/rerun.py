@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import platform
+import re
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from options import read_options
 
 
 def local_imports(path):
-    """Give the files of a folder that a script needs: itself, and what it imports, and so on.
+    """Give the files of a folder that a script needs: itself, what it imports, and so on.
+
+    A script that is started by its name, such as ``"whole_experiment.py"``, counts as well.
 
     Parameters
     ----------
@@ -42,6 +45,8 @@ def local_imports(path):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"\w+\.py", str(node.value)):
+                names = [node.value]
             to_read += [path.parent / f"{name.split('.')[0]}.py" for name in names]
     return found
 
