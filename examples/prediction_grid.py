@@ -7,8 +7,9 @@ numbers of workers: each a measurement in a fresh process.
 :ref:`sphx_glr_auto_examples_plot_prediction.py` compares them with what the model predicts.
 
 ``make record`` measures the whole grid with ``--full``, which takes most of an hour, into
-``doc/recorded``; a build measures a small part of it. Always with the default data: what is asked is whether the
-model counts right, and the reader's own image is compared by every page's measurement anyway.
+``doc/recorded``; a build measures a small part of it. Always with the default data: what is
+asked is whether the model counts right, and the reader's own image is compared by every page's
+measurement anyway.
 
 .. code-block:: bash
 

@@ -61,5 +61,6 @@ def serve():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the build of the site, which takes longest: the rest runs beside it."""
-    items.sort(key=lambda item: item.path.name != "test_site.py")
+    """Begin with what takes longest: the build of the site, and beside it what it offers."""
+    longest = ["test_site.py", "test_downloads.py"]
+    items.sort(key=lambda i: longest.index(i.path.name) if i.path.name in longest else 2)

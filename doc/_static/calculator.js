@@ -322,7 +322,7 @@
       "",
       "from plot_stream_masks import stream_masks",
       "",
-      'fmri_path = "image.nii.gz"',
+      'fmri_path = "image.nii.gz"  # yours',
       'mask_paths = sorted(Path("masks").glob("*.nii.gz"))',
     ];
     if (fits["Streaming, masks, one pass"]) {
