@@ -37,6 +37,7 @@ html_title = project
 extensions = [
     "accessible",
     "calculator",
+    "downloads",
     "measured",
     "notfound.extension",
     "numpydoc",
@@ -91,6 +92,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("gallery_helpers.warnings_are_errors", "matplotlib"),
     "reset_modules_order": "both",
     "abort_on_example_error": True,
+    "download_all_examples": False,  # doc/_ext/downloads.py makes a zip in which they run
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
@@ -150,6 +152,7 @@ html_theme_options = {
 }
 # Without scripts; with them, the reader's system decides (doc/_templates/layout.html).
 html_context = {"default_mode": "light"}
+copybutton_selector = "div:not(.sphx-glr-script-out) > div.highlight pre"  # no output
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 

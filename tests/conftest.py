@@ -63,8 +63,8 @@ def serve():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the build of the site, which takes longest: the rest runs beside it."""
-    first = ["test_site.py", "test_pages.py"]
+    """Begin with what takes longest: the build of the site, and beside it what it offers."""
+    first = ["test_site.py", "test_pages.py", "test_downloads.py"]
     items.sort(key=lambda item: [item.path.name != name for name in first])
 
 
