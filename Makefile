@@ -77,7 +77,7 @@ check-options:
 	@$(PYTHON) examples/options.py > /dev/null
 
 # A stamp is written when the installation is complete.
-$(VENV)/.built: requirements.txt
+$(VENV)/.built: requirements.txt examples/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

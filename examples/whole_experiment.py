@@ -7,7 +7,7 @@ under mprof, which draws the memory of the process and of its workers over time:
 
 .. code-block:: bash
 
-    mprof run --include-children --multiprocess examples/whole_experiment.py
+    mprof run --include-children --multiprocess whole_experiment.py
     mprof plot
 
 Before each method the script rests for a moment, so that one can be told from the next.
@@ -22,7 +22,9 @@ Which methods there are, and where their functions stand, says the table ``METHO
 :doc:`/auto_examples/memory_model`.
 
 When each method began and ended is written to a table, on the same clock as mprof's file.
-:ref:`sphx_glr_auto_examples_plot_memory_over_time.py` labels the curve with it.
+
+**Recommended next:** :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`, which labels the
+curve with that table.
 """
 
 import argparse
@@ -208,8 +210,3 @@ if __name__ == "__main__":
         main(options.n_images, options.n_regions, options.pause, arguments.phases)
     except (ValueError, ConnectionError) as error:
         sys.exit(str(error))
-
-# %%
-# Recommended next
-# ----------------
-# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: the curves that come from this script.

@@ -1,8 +1,8 @@
-"""What a published site needs besides its pages: a card for links to it, and a sitemap.
+"""What a published site needs besides its pages: a card, a sitemap, and a search for terms.
 
-Both name the address of the site, which is ``html_baseurl`` in ``conf.py``. The card is what
-other sites show beside a link: the result of this build, as a picture. Both are written at the
-end of every build, for all pages, whether or not they were written again.
+The card is what other sites show beside a link: the result of this build, as a picture. The
+sitemap names every page by its address on the site, which begins with ``html_baseurl``. Both
+are written at the end of every build, whether or not the pages were written again.
 """
 
 from pathlib import Path
@@ -74,7 +74,13 @@ def write_both(app, exception):
         write_sitemap(app.config.html_baseurl, pages, folder / "sitemap.xml")
 
 
+def glossary_again(app, env, added, changed, removed):
+    """Read the glossary in every build: the search finds a term only if its page was written."""
+    return ["glossary"]
+
+
 def setup(app):
     """Write both when all else is there."""
     app.connect("build-finished", write_both)
+    app.connect("env-get-outdated", glossary_again)
     return {"parallel_read_safe": True}
