@@ -65,7 +65,9 @@ lint: $(VENV)/.tested ## check style and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
-	$(VENV)/bin/sphinx-lint doc README.md CONTRIBUTING.md
+	$(VENV)/bin/sphinx-lint doc README.md CONTRIBUTING.md CHANGELOG.md
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 clean: ## remove what was built, measured and prepared, and the environment
 	rm -rf doc/_build doc/auto_examples doc/measured masker_cache $(VENV)
@@ -75,7 +77,7 @@ check-options:
 	@$(PYTHON) examples/options.py > /dev/null
 
 # A stamp is written when the installation is complete.
-$(VENV)/.built: requirements.txt
+$(VENV)/.built: requirements.txt examples/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

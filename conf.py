@@ -35,18 +35,23 @@ html_title = project
 # -- General ----------------------------------------------------------------------------
 
 extensions = [
+    "accessible",
     "calculator",
+    "downloads",
     "measured",
     "notfound.extension",
     "numpydoc",
+    "pictures",
     "published",
     "rerun",
+    "slim",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxext.opengraph",
+    "timeline",
 ]
 exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
 nitpicky = True
@@ -87,10 +92,11 @@ sphinx_gallery_conf = {
     "reset_modules": ("gallery_helpers.warnings_are_errors", "matplotlib"),
     "reset_modules_order": "both",
     "abort_on_example_error": True,
+    "download_all_examples": False,  # doc/_ext/downloads.py makes a zip in which they run
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
-    "image_srcset": ["2x"],
+    "image_scrapers": ("pictures.scraper",),
     "min_reported_time": 0,
     "remove_config_comments": True,
     "show_memory": False,  # ignores workers
@@ -120,6 +126,7 @@ ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image"
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["doc/_static"]
+templates_path = ["doc/_templates"]
 html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
@@ -143,7 +150,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_context = {"default_mode": "auto"}
+# Without scripts; with them, the reader's system decides (doc/_templates/layout.html).
+html_context = {"default_mode": "light"}
+copybutton_selector = "div:not(.sphx-glr-script-out) > div.highlight pre"  # no output
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 

@@ -16,11 +16,11 @@ Memory is measured as everywhere on this site, by :ref:`the meter
 process of its own.
 
 :ref:`sphx_glr_auto_examples_plot_limit.py` runs this at a small size and draws the result.
-``make benchmark`` runs it at full size:
+``make benchmark`` runs it at full size, with ``--full``. On the command line:
 
 .. code-block:: bash
 
-    python examples/benchmark.py --full recorded
+    python benchmark.py folder
 """
 
 import argparse
@@ -46,6 +46,7 @@ from nilearn.masking import apply_mask
 
 import plot_stream_masks
 from measured_methods import describe_machine
+from options import read_options
 from peak_memory import MIB, measure
 from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
@@ -526,7 +527,8 @@ if __name__ == "__main__":
     for name in ("FMRI", "ATLAS", "DATA"):  # always the default data, whatever the build is for
         os.environ.pop(name, None)
     parser = argparse.ArgumentParser(description="Time the methods beside the limit.")
-    parser.add_argument("folder", help="where to write the results")
+    measured = read_options().measured
+    parser.add_argument("folder", nargs="?", default=measured, help="where to write the results")
     parser.add_argument("--full", action="store_true", help="at full size")
     arguments = parser.parse_args()
     if arguments.full:

@@ -558,15 +558,25 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description="Predict the peak memory of every method from an image's header."
     )
-    parser.add_argument("image", help="4D NIfTI file; its header is read")
-    parser.add_argument("masks", nargs="+", help="3D masks on its grid")
+    parser.add_argument("image", nargs="?", help="4D NIfTI file; its header is read")
+    parser.add_argument("masks", nargs="*", help="3D masks on its grid")
     parser.add_argument("--jobs", type=int, metavar="N", help="workers; one a mask by default")
     parser.add_argument("--memory", metavar="SIZE", help="such as 16G; what is left by default")
     parser.add_argument("--shm", metavar="SIZE", help="room in /dev/shm; what is left by default")
     parser.add_argument("--explain", action="store_true", help="what is in memory, and why")
     parser.add_argument("--measure", action="store_true", help="measure the imports here first")
     arguments = parser.parse_args()
+    if arguments.image and not arguments.masks:
+        parser.error("the image needs masks")
     try:
+        if not arguments.image:  # that of the options, as in the other examples
+            from plot_large_image import atlas_to_masks, get_atlas_path, prepare_fmri
+
+            options = read_options()
+            arguments.image = prepare_fmri(options.n_images)
+            _, arguments.masks = atlas_to_masks(
+                get_atlas_path(), arguments.image, options.n_regions
+            )
         if arguments.measure:
             calibrate()
         budget(

@@ -9,7 +9,8 @@ answers that, and it is all you need: copy it next to your script and write
 
     from peak_memory import measure
 
-    trace = measure(func, *args, **kwargs)
+    func, args = bytearray, (2**28,)  # yours
+    trace = measure(func, *args)
     print(trace)
     trace.plot()
 

@@ -16,8 +16,8 @@ with ``FMRI=`` and ``ATLAS=`` every page uses files of your own.
 
 .. note::
 
-    The scripts import each other: to run one on your own machine, download the folder as
-    one zip file, at the end of :ref:`the list of examples <examples>`.
+    The scripts import each other: to run one on your own machine, download the zip at the
+    end of its page, or :ref:`all examples <examples>` in one.
 """
 
 # %%

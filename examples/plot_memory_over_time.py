@@ -197,7 +197,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     list_height = line * sum(lines) + between * (len(lines) - 1)
     if tall:
         width, height = 4.2, list_height + 4.05
-        chart = 0.78, list_height + 0.75, 3.3, 2.5
+        chart = 0.78, list_height + 0.75, 3.15, 2.5
         list_left, list_top = 0.1, list_height + 0.08
     else:
         width, height = 9.8, max(list_height + 0.75, 4.6)
@@ -262,6 +262,96 @@ def plot_phases(times, mib, phases, metric, tall=False):
         f"{len(phases)} methods run one after the other. Their peaks are: {peaks}."
     )
     return figure
+
+
+# %%
+# The same to point at
+# --------------------
+# A page can also show the curve so that it tells, at each moment, the method and its processes.
+# For that, the samples are written down as they are drawn. mprof records each child process as
+# RSS, with any backend. A child that outlives a method is not a worker, but a resource tracker,
+# which removes what others leave behind.
+
+
+def read_children(phases, times, mprof_path):
+    """Read the RSS of each child process.
+
+    Parameters
+    ----------
+    phases, times
+        As `read_phases` gives them.
+    mprof_path : str or pathlib.Path
+
+    Returns
+    -------
+    list of dict
+        ``name``, and ``rss_mib``, an array of shape (n_samples,) that is zero where the process
+        was not there.
+    """
+    profile = mprof.read_mprofile_file(str(mprof_path))
+    start = profile["timestamp"][-1] - times[-1]
+    children, n_workers = [], [0] * len(phases)
+    for samples in profile["children"].values():
+        rss_mib, stamps = np.array(samples).T
+        at = stamps - start
+        during = [i for i, p in enumerate(phases) if at[0] <= p["ended"] and at[-1] >= p["began"]]
+        if len(during) == 1:
+            n_workers[during[0]] += 1
+            name = f"worker {n_workers[during[0]]}"
+        else:
+            name = "resource tracker"
+        children.append({"name": name, "rss_mib": np.zeros(len(times))})
+        children[-1]["rss_mib"][nearest(times, at)] = rss_mib
+    return children
+
+
+def nearest(times, at):
+    """Give the index of the sample that is nearest to each moment."""
+    after = np.clip(np.searchsorted(times, at), 1, len(times) - 1)
+    return after - (at - times[after - 1] < times[after] - at)
+
+
+def as_timeline(times, mib, phases, children, metric):
+    """Give what is drawn as plain numbers and words, so that a page can draw it, too.
+
+    Parameters
+    ----------
+    times, mib, phases
+        As `read_phases` gives them.
+    children : list of dict
+        As `read_children` gives them.
+    metric : str
+
+    Returns
+    -------
+    dict
+    """
+    kept = np.flatnonzero(np.isin(times, thin(times, mib)[0]))
+    processes = []
+    for child in children:
+        rss_mib = child["rss_mib"][kept].round().astype(int)
+        there = np.flatnonzero(rss_mib)
+        if there.size:
+            first, last = int(there[0]), int(there[-1])
+            values = rss_mib[first : last + 1].tolist()
+            processes.append({"name": child["name"], "first": first, "mib": values})
+    return {
+        "metric": metric,
+        "times": times[kept].round(2).tolist(),
+        "mib": mib[kept].round().astype(int).tolist(),
+        "phases": [
+            {
+                "name": name_of(phase),
+                "peak": peak_of(phase),
+                "run": phase["status"] != "predicted",
+                "color": color_of(phase["method"]),
+                "began": round(phase["began"], 2),
+                "ended": round(phase["ended"], 2),
+            }
+            for phase in phases
+        ],
+        "processes": processes,
+    }
 
 
 # %%
@@ -360,21 +450,26 @@ if __name__ == "__main__":
         label = {"psutil": "RSS", "psutil_pss": "PSS", "psutil_uss": "USS"}[backend]
         files = measured / f"mprof_{metric}.dat", measured / f"phases_{metric}.csv"
         run_under_mprof("whole_experiment.py", *files, backend)
-        phases = read_phases(*reversed(files))
+        times, mib, phases = read_phases(*reversed(files))
         for layout in ("wide", "tall"):
-            figure = plot_phases(*phases, label, tall=layout == "tall")
+            figure = plot_phases(times, mib, phases, label, tall=layout == "tall")
             save(figure, measured / f"memory_over_time_{metric}_{layout}.svg")
+        children = read_children(phases, times, files[0])
+        return as_timeline(times, mib, phases, children, label)
 
-    run_and_draw("rss", "psutil")
+    rss = run_and_draw("rss", "psutil")
 
 # %%
 # And the proportional set size, which is what the machine really spends:
 
 if __name__ == "__main__":
-    run_and_draw("pss", "psutil_pss" if HAS_PSS else "psutil_uss")
+    pss = run_and_draw("pss", "psutil_pss" if HAS_PSS else "psutil_uss")
+    (measured / "timeline.json").write_text(json.dumps([pss, rss]))
     (measured / "mprof.json").write_text(json.dumps({"mprof": {"pause": options.pause}}))
 
 # %%
+# .. memory-timeline:: timeline.json
+#
 # The peaks, method by method:
 
 if __name__ == "__main__":

@@ -278,9 +278,9 @@ def plot_points(series, title):
         f"{title}: predicted against measured peaks. The line of a point is the range of its "
         "prediction; the grey band is what a prediction may be off.\n\n"
         f"Scatter plot of {len(both)} points on logarithmic axes, from "
-        f"{min(peaks):,.0f} to {max(peaks):,.0f} MiB measured. {inside} of them are within the tolerance; the likely peak is "
-        f"{min(ratios):.2f} to {max(ratios):.2f} times what was measured, "
-        f"{np.median(ratios):.2f} times in the middle."
+        f"{min(peaks):,.0f} to {max(peaks):,.0f} MiB measured. {inside} of them are "
+        f"within the tolerance; the likely peak is {min(ratios):.2f} to "
+        f"{max(ratios):.2f} times what was measured, {np.median(ratios):.2f} times in the middle."
     )
     return figure
 

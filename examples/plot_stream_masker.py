@@ -168,7 +168,7 @@ def treatment_table():
             ],
         },
         index=list(TREATMENT),
-    )
+    ).rename_axis(columns="parameter")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ under mprof, which draws the memory of the process and of its workers over time:
 
 .. code-block:: bash
 
-    mprof run --include-children --multiprocess examples/whole_experiment.py
+    mprof run --include-children --multiprocess whole_experiment.py
     mprof plot
 
 Before each method the script rests for a moment, so that one can be told from the next.

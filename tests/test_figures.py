@@ -12,15 +12,28 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import measured
 import numpy as np
+import pictures
 import pytest
+from matplotlib.collections import LineCollection
 from measured import Measurements
 
+from benchmark import plot_growth, plot_memory_growth, plot_ratios, read_benchmark
+from good_figures import is_a_good_figure, nothing_overlaps
 from memory_budget import TYPICAL
 from memory_model import METHODS as MODELS
 from memory_model import Image, predict
-from plot_memory_over_time import peak_text, plot_peaks, plot_phases, read_phases, spread
+from plot_memory_over_time import (
+    name_of,
+    peak_text,
+    plot_peaks,
+    plot_phases,
+    read_phases,
+    spread,
+    thin,
+)
 from plot_prediction import (
     KEYS,
+    RANGE,
     off,
     plot_parts,
     plot_points,
@@ -68,66 +81,39 @@ DURATIONS = {
 }
 
 
-def everything_is_inside(figure):
-    """Check that no words of a figure are cut off."""
-    figure.canvas.draw()
-    ax = figure.axes[0]
-    texts = [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
-    for axis in (ax.xaxis, ax.yaxis):
-        low, high = sorted(axis.get_view_interval())
-        texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-    for legend in figure.legends:
-        texts += legend.get_texts()
-    for text in texts:
-        if text.get_text():
-            box = text.get_window_extent()
-            assert figure.bbox.x0 <= box.x0, text
-            assert box.x1 <= figure.bbox.x1, text
-            assert figure.bbox.y0 <= box.y0, text
-            assert box.y1 <= figure.bbox.y1, text
-
-
-def nothing_overlaps(texts):
-    """Check that words do not lie on each other, by more than the room around letters."""
-    boxes = [text.get_window_extent() for text in texts]
-    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
-        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
-        high = min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert wide <= 1 or high <= 0.2 * min(a.height, b.height), (one, other)
-
-
 @pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
 @pytest.mark.parametrize("seconds", DURATIONS.values(), ids=DURATIONS)
 @pytest.mark.parametrize("status", STATUS.values(), ids=STATUS)
-def test_labels_are_inside_and_apart(status, seconds, tall):
-    """Every method has its label, whole, whatever its phase's length and place."""
+def test_numbers_and_list_are_inside_and_apart(status, seconds, tall):
+    """Every method has its number and its line in the list, whatever its phase's length."""
     phases = phases_of(seconds, status)
     figure = plot_phases(*phases, "PSS", tall=tall)
-    figure.canvas.draw()
-    page = figure.bbox
-    texts = [text for text in figure.axes[0].texts if text.get_text()]
-    assert len(texts) == N
-    for text, phase in zip(texts, phases[2], strict=True):
-        words = text.get_text().replace("not run\n", "not run; ")
-        assert words.endswith(peak_text(phase["status"], 112345, 112345))
+    is_a_good_figure(figure, "NiftiMasker, path, parallel", "112,345 MiB")
+    numbers = figure.axes[0].texts
+    assert [text.get_text() for text in numbers] == [str(i + 1) for i in range(N)]
+    nothing_overlaps([*figure.texts, *numbers, figure.axes[0].yaxis.label])
+    listed = [text.get_text() for text in figure.texts[:-1]]
+    expected = [
+        words
+        for number, phase in enumerate(phases[2], start=1)
+        for words in (str(number), name_of(phase), peak_text(phase["status"], 112345, 112345))
+    ]
+    assert listed == expected
     hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
     assert len(hatched) == sum(phase["status"] == "predicted" for phase in phases[2])
-    for text in [*texts, figure._suptitle, figure.axes[0].xaxis.label, figure.axes[0].yaxis.label]:
-        box = text.get_window_extent()
-        assert page.x0 <= box.x0, text
-        assert box.x1 <= page.x1, text
-        assert page.y0 <= box.y0, text
-        assert box.y1 <= page.y1, text
-    for one, other in itertools.pairwise(texts):
-        turned = np.deg2rad(one.get_rotation())
-        across = np.array([np.sin(turned), np.cos(turned)])
-        ends = figure.axes[0].transAxes.transform  # both are placed along one axis
-        places = [t.get_transform().transform(t.get_position()) for t in (one, other)]
-        distance = abs(np.dot(places[1] - places[0], across))
-        one.set_rotation(0)
-        height = one.get_window_extent().height
-        one.set_rotation(np.rad2deg(turned))
-        assert distance >= 0.95 * height, (one, other, ends)
+
+
+def test_a_long_run_keeps_its_peaks():
+    """Of a long run, a peak is not drawn."""
+    times = np.arange(100_000) / 10
+    mib = np.full(len(times), 300.0)
+    peaks = [7, 50_001, 99_999]
+    mib[peaks] = 5000
+    drawn_times, drawn_mib = thin(times, mib)
+    assert len(drawn_times) <= 1500
+    assert drawn_times[drawn_mib == 5000].tolist() == times[peaks].tolist()
+    assert (np.diff(drawn_times) > 0).all()
+    assert thin(times[:9], mib[:9])[0].tolist() == times[:9].tolist()
 
 
 def test_spread_keeps_places_that_are_apart():
@@ -186,10 +172,11 @@ def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     shown = [row for row in rows if row["mode"] != "single"]
     for text, row in zip(texts[:-1], shown, strict=True):
         words = peak_text(row["status"], 123456, 123456)
-        assert text.get_text() == f"{row['method'].replace(' image', '')}: {words}"
+        name, peak = re.split(r":\s", text.get_text(), maxsplit=1)
+        assert (name, peak) == (row["method"].replace(" image", ""), words)
     label = figure.axes[0].xaxis.label
     assert ("predicted" in label.get_text()) == ("predicted" in {row["status"] for row in shown})
-    everything_is_inside(figure)
+    is_a_good_figure(figure, "123,456 MiB", "NiftiMasker, path", f"{image_mib:,} MiB as a line")
     nothing_overlaps(texts)
 
 
@@ -311,10 +298,23 @@ def test_chart_of_points(tmp_path):
     write_grid(tmp_path)
     points, _ = read_grid(tmp_path)
     figure = plot_points({"this image": points[:2], "points of the grid": points[2:]}, "This build")
-    everything_is_inside(figure)
-    drawn = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    is_a_good_figure(figure, "6 points", "400 to 406 MiB")
+    drawn = [at for line in figure.axes[0].lines for at in line.get_xydata().tolist()]
+    ranges = [
+        path.vertices.tolist()
+        for lines in figure.axes[0].collections
+        if isinstance(lines, LineCollection)
+        for path in lines.get_paths()
+    ]
     for point in points:
-        assert [[point[key] for key in KEYS]] in drawn
+        assert [point[key] for key in KEYS] in drawn
+        low, high = ([point["measured_mib"], point[key]] for key in RANGE)
+        assert [low, high] in ranges
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"this image", "points of the grid", "range of the prediction"} <= set(legend)
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        labelled = [tick for tick in axis.get_major_ticks() if tick.label1.get_text()]
+        assert len(labelled) >= 2
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
         assert axis.get_scale() == "log"
 
@@ -326,7 +326,8 @@ def test_chart_of_parts(n_volumes):
     predictions = [predict(method, image, [2000] * 6, 6, TYPICAL) for method in MODELS]
     measured_mib = {p.method: 0.9 * p.peak_pss_mib for p in predictions[::2]}
     figure = plot_parts(predictions, measured_mib)
-    everything_is_inside(figure)
+    peak = f"{predictions[0].peak_pss_mib:,.0f} MiB"
+    is_a_good_figure(figure, f"{predictions[0].method}: predicted {peak}", "not measured")
     ax = figure.axes[0]
     nothing_overlaps(ax.texts)
     assert [text.get_text() for text in ax.texts] == list(MODELS)
@@ -380,7 +381,7 @@ def test_chart_of_the_published_scale(tmp_path):
     write_scale(tmp_path)
     table, _ = read_scale(tmp_path)
     figure = plot_scale(table)
-    everything_is_inside(figure)
+    is_a_good_figure(figure, "published (RSS) 102.4", "measured (PSS) not run")
     words = [text.get_text().strip() for text in figure.axes[0].texts]
     missing = [row for row in table if row["measured_rss_gib"] is None]
     assert words.count("not run") == 2 * len(missing) > 0
@@ -411,6 +412,151 @@ def test_page_of_the_published_scale(tmp_path):
     (line,) = lines
     assert line.split()[3] == "102.4"
     assert line.count("not run") == 2
+
+
+# --- Beside the limit
+
+
+@pytest.mark.parametrize("kind", ["ratios", "growth", "memory growth"])
+def test_figures_of_the_benchmark(kind):
+    """A figure of the benchmark is cut off, or does not say what it shows."""
+    times, memory = read_benchmark(Path(measured.__file__).parents[1] / "recorded")
+    if kind == "ratios":
+        figure = plot_ratios(times, "Time beside the limit, 672 volumes")
+        nothing_overlaps(figure.axes[0].texts)
+        what = "methods", "Streaming, masks, one pass"
+        (pairs,) = (times[key] for key in times if key[:2] == what)
+        number = f"Streaming, masks, one pass {np.median(pairs[:, 0] / pairs[:, 1]):.3g}"
+    elif kind == "growth":
+        figure = plot_growth(times, "How time grows, full sizes")
+        number = "Streaming, masks, masks from 1 to 64: "
+    else:
+        figure = plot_memory_growth(memory, "How memory grows, full sizes")
+        number = "Streaming, masks, masks from 1 to 64: "
+    is_a_good_figure(figure, number)
+
+
+# --- Light and dark
+
+
+SVG = (
+    '<svg xmlns="x" width="72pt" viewBox="0 0 72 36"><metadata><dc:description>{label}'
+    "</dc:description></metadata>"
+    '<path d="M0" style="fill: {behind}"/><text style="font-family: \'DejaVu Sans\', serif; '
+    'fill: #7f7f7f">a &lt; b</text><path style="stroke: #d55e00"/><rect fill="#000000"/></svg>'
+)
+
+
+def test_colours_of_the_theme():
+    """A grey is not the theme's, a colour of data is another, or the type is not the site's."""
+    for theme, text, behind, middle in (
+        ("light", "#222832", "#ffffff", "#909398"),
+        ("dark", "#ced6dd", "#14181e", "#71777e"),
+    ):
+        svg = pictures.for_theme(SVG.format(label="", behind="#ffffff"), theme)
+        assert re.findall(r"#\w{6}", svg) == [text, behind, middle, "#d55e00", text]
+        assert "DejaVu" not in svg
+        assert "system-ui" in svg
+        own = pictures.for_theme(SVG.format(label="", behind="#000000"), theme)
+        assert re.findall(r"#\w{6}", own) == ["#000000", "#7f7f7f", "#d55e00", "#000000"]
+
+
+def scrape(folder, *figures):
+    """Call the scraper as sphinx-gallery does; give the text and the folder of images."""
+    from sphinx_gallery.scrapers import ImagePathIterator
+
+    (folder / "images").mkdir(exist_ok=True)
+    paths = ImagePathIterator(folder / "images" / "page_{0:03}.png")
+    config = {"src_dir": str(folder)}
+    return pictures.scraper(None, {"image_path_iterator": paths}, config), folder / "images"
+
+
+def test_scraper(tmp_path):
+    """A figure is not shown, or two layouts of one figure are shown as two."""
+    for label in ("A.\n\nFirst.", "B & C.\n\nSecond: 1 < 2.", "B & C.\n\nSecond: 1 < 2."):
+        plt.figure(figsize=(4, 8)).text(0.5, 0.5, "words")
+        plt.gcf().set_label(label)
+    text, images = scrape(tmp_path)
+    assert text.split() == [
+        *("..", "picture::", "/images/page_001.svg"),
+        *("..", "picture::", "/images/page_002.svg", ":tall:", "/images/page_003.svg"),
+    ]
+    assert plt.get_fignums() == []
+    svg = (images / "page_002.svg").read_text()
+    assert pictures.what_it_shows(svg) == ("B & C.", "Second: 1 < 2.")
+    assert ">words</text>" in svg
+    assert pictures.size(svg) == ("384", "768")
+    assert [path.name for path in images.glob("*.png")] == ["page_001.png"]
+    height, width, _ = plt.imread(images / "page_001.png").shape
+    assert height / width == pytest.approx(pictures.THUMBNAIL, abs=0.01)
+
+
+@pytest.mark.parametrize("label", ["", "A caption alone.", "\n\nA description alone."])
+def test_a_figure_must_say_what_it_shows(label, tmp_path):
+    """A build goes on with a figure that has no description or no caption."""
+    plt.figure().set_label(label)
+    with pytest.raises(pictures.ExtensionError, match=r"page_001\.svg: the figure's label"):
+        scrape(tmp_path)
+
+
+def build(folder, text, *options):
+    """Build a page of one text; give the process and the page."""
+    folder.mkdir(exist_ok=True)
+    (folder / "index.rst").write_text(f"Page\n====\n\n{text}\n")
+    (folder / "conf.py").write_text('extensions = ["measured", "pictures", "timeline"]\n')
+    command = [sys.executable, "-m", "sphinx", "-W", "-b", "html", "-D", "measured_folder=measured"]
+    done = subprocess.run(
+        [*command, "-D", "html_theme=basic", *options, ".", folder / "out"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(measured.__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done, folder / "out" / "index.html"
+
+
+def test_picture_in_a_page(tmp_path):
+    """A picture has one version only, no alternative text, no caption, or is loaded unseen."""
+    (tmp_path / "a.svg").write_text(SVG.format(label="A.\n\nB &lt; 3.", behind="#ffffff"))
+    (tmp_path / "b.svg").write_text(SVG.format(label="", behind="#000000"))
+    text = ".. picture:: /a.svg\n   :tall: b.svg\n\n.. picture:: b.svg\n   :alt: D\n\n   *E*\n"
+    done, page = build(tmp_path, text)
+    assert done.returncode == 0, done.stderr
+    first, second = re.findall(r"<figure.*?</figure>", page.read_text(), re.DOTALL)
+    images = re.findall(r"<img [^>]*>", first)
+    kinds = [re.search(r'class="([^"]*)"', image)[1] for image in images]
+    assert kinds == ["only-light", "only-dark", "dark-light"]
+    for image in images:
+        assert 'alt="B &lt; 3."' in image
+        assert 'loading="lazy"' in image
+        assert {'width="96"', 'height="48"'} <= set(image.split())
+        assert (page.parent / re.search(r'src="([^"]*)"', image)[1]).exists()
+    assert re.search(r"picture-wide.*picture-narrow.*<figcaption>.*A\.", first, re.DOTALL)
+    assert second.count("<img") == 1
+    assert 'alt="D"' in second
+    assert "<em>E</em>" in second
+
+
+@pytest.mark.parametrize("label", ["", "Caption.", "\n\nDescription."])
+def test_picture_without_words_fails(label, tmp_path):
+    """A picture that says nothing of what it shows is put into a page."""
+    (tmp_path / "a.svg").write_text(SVG.format(label=label, behind="#ffffff"))
+    done, _ = build(tmp_path, ".. picture:: a.svg\n")
+    assert done.returncode != 0
+    assert "has no description, or no caption" in done.stderr
+
+
+def test_changed_picture_is_shown(tmp_path):
+    """A page keeps an old dark version when a figure was drawn again."""
+    path = tmp_path / "a.svg"
+    for words in ("3 MiB", "4 MiB"):
+        path.write_text(SVG.format(label=f"A.\n\nB: {words}.", behind="#ffffff"))
+        done, page = build(tmp_path, ".. picture:: a.svg\n")
+        assert done.returncode == 0, done.stderr
+        assert page.read_text().count(words) == 2
+        for image in page.parent.glob("_images/*.svg"):
+            assert words in image.read_text()
 
 
 # --- In the text
@@ -463,22 +609,13 @@ def test_table_lists_the_reasons(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     measurements(source / "measured", "measured", "predicted", "stopped")
-    (source / "index.rst").write_text("Page\n====\n\n.. measured-table::\n")
-    (source / "conf.py").write_text('extensions = ["measured"]\n')
-    command = [sys.executable, "-m", "sphinx", "-W", "-b", "html", "-D", "measured_folder=measured"]
-    done = subprocess.run(
-        [*command, "-D", "html_theme=basic", ".", tmp_path / "out"],
-        cwd=source,
-        env=os.environ | {"PYTHONPATH": str(Path(measured.__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done, page = build(source, ".. measured-table::")
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "out/index.html").read_text()
+    page = page.read_text()
     assert page.count("2,000 MiB (predicted)") == 1
     assert page.count("(then stopped)") == 2
     assert len(re.findall(r'<tr class="[^"]*predicted[^"]*"', page)) == 1
+    assert re.search(r'role="region" aria-label="\w+" tabindex="0">\s*<table', page)
     table, below = page.split("</table>")
     assert "Reason" not in table
     items = below.split("</li>")

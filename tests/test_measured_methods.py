@@ -16,6 +16,7 @@ import pytest
 import measured_methods
 import memory_budget
 import whole_experiment
+from good_figures import is_a_good_figure
 from measured_methods import (
     COLUMNS,
     NotRun,
@@ -292,11 +293,14 @@ def test_figure_of_several_traces(here):
     figure = plot_traces(traces, image_mib=70)
     try:
         assert figure.get_suptitle() == "Memory over time"
-        assert [ax.get_title() for ax in figure.axes] == [
-            "NumPy indexing, path, single: peak 100 MiB PSS",
-            "NumPy indexing, in-memory image, single: peak 300 MiB PSS",
+        assert [ax.get_title("left") for ax in figure.axes] == [
+            "NumPy indexing, path, single:\npeak 100 MiB PSS",
+            "NumPy indexing, in-memory image, single:\npeak 300 MiB PSS",
         ]
-        assert [ax.get_legend() is not None for ax in figure.axes] == [True, False]
+        assert [ax.get_legend() for ax in figure.axes] == [None, None]
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert {"calling process", "RSS, summed", "before the call", "the image"} <= set(labels)
+        is_a_good_figure(figure, "peak of 100 MiB", "peak of 300 MiB", "The image has 70 MiB")
         first, second = figure.axes
         assert first.get_ylim() == second.get_ylim()
         assert first.get_ylim()[1] >= 300
@@ -385,7 +389,7 @@ def test_figure_with_a_method_that_was_not_run(here, monkeypatch):
         figure.canvas.draw()
         assert len(figure.axes) == 3
         for ax, title in zip(figure.axes[1:], list(traces)[1:], strict=True):
-            assert ax.get_title().startswith(f"{title}: predicted peak ")
+            assert ax.get_title("left").startswith(f"{title}:\npredicted peak ")
             assert ax.patches[0].get_hatch()
             (words,) = ax.texts
             assert words.get_text().startswith("Not run. It may need")
@@ -393,6 +397,7 @@ def test_figure_with_a_method_that_was_not_run(here, monkeypatch):
             assert frame.x0 < box.x0 < box.x1 < frame.x1
             assert frame.y0 < box.y0 < box.y1 < frame.y1
         assert len({ax.get_ylim() for ax in figure.axes}) == 1
+        is_a_good_figure(figure, "peak of 100 MiB", "not run, predicted peak")
     finally:
         plt.close(figure)
 

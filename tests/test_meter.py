@@ -739,7 +739,7 @@ def test_plot(workers, axes):
     """A figure shows other amounts than were measured, or has no title to describe it by."""
     trace = trace_of(workers)
     assert trace.plot(axes, image_mib=70) is axes
-    assert axes.get_title() == f"function: peak {100 + 30 * workers} MiB PSS"
+    assert axes.get_title("left") == f"function:\npeak {100 + 30 * workers} MiB PSS"
     tops = [layer.get_paths()[0].vertices[:, 1].max() for layer in axes.collections]
     assert tops == ([100] if workers == 0 else [100, 160])
     labels = axes.get_legend_handles_labels()[1]
@@ -755,7 +755,11 @@ def test_plot_by_itself(axes):
     """Without axes nothing is drawn, or it is drawn into the last figure."""
     own = trace_of().plot(title="A title")
     assert own is not axes
-    assert own.get_title() == "A title: peak 160 MiB PSS"
+    assert own.get_title("left") == "A title:\npeak 160 MiB PSS"
+    caption, _, description = own.figure.get_label().partition("\n\n")
+    assert "A title" in caption
+    for words in ("100 MiB before the call", "peak of 160 MiB", "2 workers", "peaks at 220 MiB"):
+        assert words in description
     assert "the image" not in own.get_legend_handles_labels()[1]
 
 

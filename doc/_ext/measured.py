@@ -14,8 +14,9 @@ for all masks; with a column at its end, that column. The column ``above_mib`` i
 here: the peak PSS above the level before the call. Where nothing has been measured, a
 placeholder stands, so that the prose can be built alone.
 
-The directive ``measured-table`` shows ``summary.csv``, and ``measured-figure`` a figure of
-the folder, with an alternative text in which values stand in braces. A ``measured-note``
+The directive ``measured-table`` shows ``summary.csv``, and ``measured-figure`` a picture of
+the folder, with the description that is in the file, or with one in which values stand in
+braces. A ``measured-note``
 stands only where a value is as given. ``measured-download`` and ``recorded-download`` link
 files.
 """
@@ -26,7 +27,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst import directives
+from pictures import Picture
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 PLACEHOLDER = "[not measured yet]"
@@ -204,48 +205,30 @@ class MeasuredTable(SphinxDirective):
         text += [
             f"* {row['method']}, {row['mode']}: {row['reason']}" for row in rows if row["reason"]
         ]
-        return [table, *self.parse_text_to_nodes("\n\n".join(text))]
+        region = '<div class="scrolling" role="region" aria-label="Measurements" tabindex="0">'
+        around = [nodes.raw("", tag, format="html") for tag in (region, "</div>")]
+        return [around[0], table, around[1], *self.parse_text_to_nodes("\n\n".join(text))]
 
 
-class MeasuredFigure(SphinxDirective):
-    """The directive ``measured-figure``: a figure of the folder of measurements.
+class MeasuredFigure(Picture):
+    """The directive ``measured-figure``: a picture of the folder of measurements.
 
-    Its argument is the file's name. With the option ``tall``, the figure of that name takes
-    its place on a narrow screen. The content is the caption.
+    Its argument is the file's name. It has the options and the content of ``picture``; values
+    stand in braces in the option ``alt``.
     """
-
-    required_arguments = 1
-    has_content = True
-    option_spec = {  # noqa: RUF012
-        "alt": directives.unchanged_required,
-        "tall": directives.unchanged_required,
-    }
 
     def run(self):
         """Build the figure."""
         note_use(self.env)
         measurements = Measurements(self.config.measured_folder)
-        layouts = [(self.arguments[0], "measured-figure")]
-        if "tall" in self.options:
-            layouts = [
-                (self.arguments[0], "measured-figure only-wide"),
-                (self.options["tall"], "measured-figure only-narrow"),
-            ]
-        if not all((measurements.folder / name).exists() for name, _ in layouts):
+        names = {"wide": self.arguments[0], "narrow": self.options.get("tall")}
+        paths = {
+            layout: (measurements.folder / name).resolve() for layout, name in names.items() if name
+        }
+        if not all(path.exists() for path in paths.values()):
             return [nodes.paragraph(PLACEHOLDER, PLACEHOLDER)]
-        alt = re.sub(r"\{(.+?)\}", lambda m: measurements.text(m[1]), self.options["alt"])
-        figure = nodes.figure(classes=["measured-figure"])
-        for name, classes in layouts:
-            path = Path(measurements.folder, name).resolve()
-            uri = "/" + path.relative_to(Path(self.env.srcdir).resolve()).as_posix()
-            figure += nodes.image(uri=uri, alt=alt, classes=classes.split())
-        if self.content:
-            caption = nodes.caption()
-            children, messages = self.parse_inline(" ".join(self.content))
-            caption += children
-            figure += caption
-            figure += messages
-        return [figure]
+        alt = self.options.get("alt", "")
+        return self.figure(paths, re.sub(r"\{(.+?)\}", lambda m: measurements.text(m[1]), alt))
 
 
 class MeasuredDownload(SphinxDirective):

@@ -317,7 +317,14 @@
   /** The recommended call as lines to copy. */
   function recommendedCall(rows) {
     const fits = Object.fromEntries(rows.map((row) => [row.prediction.method, !row.reason]));
-    const lines = ["from plot_stream_masks import stream_masks", ""];
+    const lines = [
+      "from pathlib import Path",
+      "",
+      "from plot_stream_masks import stream_masks",
+      "",
+      'fmri_path = "image.nii.gz"  # yours',
+      'mask_paths = sorted(Path("masks").glob("*.nii.gz"))',
+    ];
     if (fits["Streaming, masks, one pass"]) {
       lines.push("series = stream_masks(fmri_path, mask_paths)");
     } else {

@@ -1,0 +1,91 @@
+"""What each figure must be, whatever it shows."""
+
+import io
+import itertools
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pictures
+
+PHONE = 328  # pixels that a figure has on a screen of 360
+COLUMN = 768  # pixels that a figure of two layouts has at least, where the wide one is shown
+SMALLEST = 8 * 96 / 72  # pixels
+
+
+def words_of(figure):
+    """Give all words of a figure that are seen."""
+    texts = [*figure.texts, *([figure._suptitle] if figure._suptitle else [])]
+    for ax in figure.axes:
+        texts += [*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = axis.get_major_ticks()
+            texts += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
+        texts += ax.get_legend().get_texts() if ax.get_legend() else []
+    for legend in figure.legends:
+        texts += legend.get_texts()
+    return [text for text in texts if text.get_text()]
+
+
+def is_a_good_figure(figure, *numbers):
+    """Check what each figure must be: whole, legible, described, and seen on both pages.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    *numbers : str
+        Words that its description must have.
+    """
+    figure.canvas.draw()
+    for text in words_of(figure):
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0, text
+        assert box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0, text
+        assert box.y1 <= figure.bbox.y1, text
+        width = figure.get_figwidth()
+        pixels = text.get_fontsize() * (PHONE if width < 5 else COLUMN) / 72 / width
+        assert pixels >= 0.99 * SMALLEST, text
+    caption, _, description = figure.get_label().partition("\n\n")
+    assert len(caption) > 20
+    assert len(description) > 80
+    for number in numbers:
+        assert number in description, number
+    colors_are_seen(figure)
+
+
+def colors_are_seen(figure):
+    """Check that each colour stands out from the light and from the dark page."""
+    with plt.rc_context({"svg.fonttype": "none"}):
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg")
+    svg = drawing.getvalue()
+    if pictures.has_own_colours(svg):
+        return
+    for theme, (_, behind) in pictures.THEMES.items():
+        found = set(re.findall(r"(?:fill|stroke): (#\w{6})", pictures.for_theme(svg, theme)))
+        hues = {color for color in found if np.ptp(list(bytes.fromhex(color[1:]))) > 60}
+        for color in hues:
+            assert contrast(color, behind) >= 3, (theme, color)
+
+
+def contrast(color, other):
+    """The contrast of two colours, as WCAG counts it."""
+
+    def luminance(text):
+        parts = np.array(list(bytes.fromhex(text[1:]))) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    low, high = sorted((luminance(color), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def nothing_overlaps(texts):
+    """Check that words do not lie on each other, by more than the room around letters."""
+    boxes = [text.get_window_extent() for text in texts]
+    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+        high = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert wide <= 1 or high <= 0.2 * min(a.height, b.height), (one, other)
