@@ -200,9 +200,9 @@ def plot_phases(times, mib, phases, metric, tall=False):
         chart = 0.78, list_height + 0.75, 3.15, 2.5
         list_left, list_top = 0.1, list_height + 0.08
     else:
-        width, height = 9.8, max(list_height + 0.75, 4.6)
-        chart = 0.78, 0.55, 4.25, height - 1.45
-        list_left, list_top = 5.25, height - 0.55
+        width, height = 9.2, max(list_height + 0.75, 4.6)
+        chart = 0.78, 0.55, 3.75, height - 1.45
+        list_left, list_top = 4.7, height - 0.55
     figure = plt.figure(figsize=(width, height))
     ax = figure.add_axes(tuple(np.array(chart) / (width, height, width, height)))
     end = phases[-1]["ended"] + 1

@@ -87,11 +87,11 @@ def save(figure, path):
 
 def save_thumbnail(figure, path):
     """Save the upper part of a figure, as high as a thumbnail is."""
-    from matplotlib.transforms import Bbox
+    import matplotlib.pyplot as plt
 
-    width, height = figure.get_size_inches()
-    bottom = max(height - THUMBNAIL * width, 0)
-    figure.savefig(path, dpi=200, bbox_inches=Bbox([[0, bottom], [width, height]]))
+    figure.savefig(path, dpi=150)
+    pixels = plt.imread(path)
+    plt.imsave(path, pixels[: round(THUMBNAIL * pixels.shape[1])])
 
 
 def what_it_shows(svg):
