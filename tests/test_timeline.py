@@ -179,7 +179,7 @@ def test_keys_move_and_zoom(page):
     page.keyboard.press("0")
     assert seen() == 3
     page.keyboard.press("Control+ArrowLeft")
-    assert readout(page)["Time"] == "10.0 s"
+    assert readout(page)["Time"] == "9.5 s"
 
 
 def test_zoom_without_keys(page):
