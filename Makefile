@@ -3,8 +3,9 @@
 # Options are variables here and in the environment; examples/options.py says what they mean:
 #   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=0.5
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
+# SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
-SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE_URL
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -64,7 +65,9 @@ lint: $(VENV)/.tested ## check style and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
-	$(VENV)/bin/sphinx-lint doc README.md CONTRIBUTING.md
+	$(VENV)/bin/sphinx-lint doc README.md CONTRIBUTING.md CHANGELOG.md
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 clean: ## remove what was built, measured and prepared, and the environment
 	rm -rf doc/_build doc/auto_examples doc/measured masker_cache $(VENV)
@@ -74,7 +77,7 @@ check-options:
 	@$(PYTHON) examples/options.py > /dev/null
 
 # A stamp is written when the installation is complete.
-$(VENV)/.built: requirements.txt
+$(VENV)/.built: requirements.txt examples/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parent.resolve()
 sys.path[:0] = [str(ROOT / "doc" / "_ext"), str(ROOT / "examples")]
@@ -34,14 +35,22 @@ html_title = project
 # -- General ----------------------------------------------------------------------------
 
 extensions = [
+    "accessible",
     "calculator",
+    "downloads",
     "measured",
+    "notfound.extension",
+    "numpydoc",
     "pictures",
+    "published",
     "rerun",
+    "slim",
+    "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinxext.opengraph",
     "timeline",
 ]
 exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
@@ -67,6 +76,12 @@ intersphinx_mapping = {
     }.items()
 }
 
+# -- Functions ----------------------------------------------------------------------------
+# The examples are modules: their docstrings are the pages of doc/functions.rst.
+
+add_module_names = False
+numpydoc_show_class_members = False
+
 # -- Gallery ----------------------------------------------------------------------------
 
 sphinx_gallery_conf = {
@@ -77,6 +92,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("gallery_helpers.warnings_are_errors", "matplotlib"),
     "reset_modules_order": "both",
     "abort_on_example_error": True,
+    "download_all_examples": False,  # doc/_ext/downloads.py makes a zip in which they run
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
@@ -90,8 +106,27 @@ sphinx_gallery_conf = {
 
 # -- HTML -------------------------------------------------------------------------------
 
+# Where the site is published. Pages link each other without it; the card for links, the
+# sitemap and the page for what is not found need it.
+html_baseurl = os.environ.get("SITE_URL", "http://localhost:8000").rstrip("/") + "/"
+notfound_urls_prefix = urlsplit(html_baseurl).path
+ways = {"index": "front page", "search": "search", "auto_examples/index": "examples"}
+notfound_context = {
+    "title": "This page does not exist",
+    "body": "<h1>This page does not exist</h1><p>The address may be an old one. Try the "
+    + ", or the ".join(
+        f'<a href="{notfound_urls_prefix}{page}.html">{name}</a>' for page, name in ways.items()
+    )
+    + ".</p>",
+}
+ogp_site_url = html_baseurl
+ogp_image = "_static/card.png"
+ogp_image_alt = f"{project}: the highest and the lowest peak of memory in this build."
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
+
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["doc/_static"]
+templates_path = ["doc/_templates"]
 html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
@@ -100,7 +135,9 @@ html_sidebars = {
     "index": [],
     "masker_memory_usage": [],
     "calculator": [],
+    "functions": [],
     "glossary": [],
+    "404": [],
 }
 html_theme_options = {
     "logo": {"text": project},
@@ -113,7 +150,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_context = {"default_mode": "auto"}
+# Without scripts; with them, the reader's system decides (doc/_templates/layout.html).
+html_context = {"default_mode": "light"}
+copybutton_selector = "div:not(.sphx-glr-script-out) > div.highlight pre"  # no output
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 

@@ -2,10 +2,10 @@
 The benchmark: time beside the limit, and how it grows
 ======================================================
 
-No method can be faster than the limit: to decompress the file and throw the content away, or,
-for a file that is not compressed, to read it. So each time is taken together with the limit,
-one right after the other, and it is their ratio that is compared: machines are noisy, and what
-slows one down mostly slows the other, too.
+No method can be faster than the limit: to :term:`decompress <decompression>` the file and
+throw the content away, or, for a file that is not compressed, to read it. So each time is
+taken together with the limit, one right after the other, and it is their ratio that is
+compared: machines are noisy, and what slows one down mostly slows the other, too.
 
 Each method runs once without being timed, so that imports are done, workers are started and
 the file is in the page cache, then as often as asked for. Its workers stay until it is done,
@@ -16,11 +16,11 @@ Memory is measured as everywhere on this site, by :ref:`the meter
 process of its own.
 
 :ref:`sphx_glr_auto_examples_plot_limit.py` runs this at a small size and draws the result.
-``make benchmark`` runs it at full size:
+``make benchmark`` runs it at full size, with ``--full``. On the command line:
 
 .. code-block:: bash
 
-    python examples/benchmark.py --full recorded
+    python benchmark.py folder
 """
 
 import argparse
@@ -46,6 +46,7 @@ from nilearn.masking import apply_mask
 
 import plot_stream_masks
 from measured_methods import describe_machine
+from options import read_options
 from peak_memory import MIB, measure
 from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
@@ -526,10 +527,16 @@ if __name__ == "__main__":
     for name in ("FMRI", "ATLAS", "DATA"):  # always the default data, whatever the build is for
         os.environ.pop(name, None)
     parser = argparse.ArgumentParser(description="Time the methods beside the limit.")
-    parser.add_argument("folder", help="where to write the results")
+    measured = read_options().measured
+    parser.add_argument("folder", nargs="?", default=measured, help="where to write the results")
     parser.add_argument("--full", action="store_true", help="at full size")
     arguments = parser.parse_args()
     if arguments.full:
         benchmark(arguments.folder, FULL, with_memory=("methods", *GROWTH))
     else:
         benchmark(arguments.folder)
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what it found.

@@ -7,8 +7,8 @@ compared with those of NiftiMasker, and a row for it goes into the folder ``meas
 which the chapter takes its table, its figures and the numbers in its text:
 
 ``summary.csv``
-    a row for each method: peaks and the level before the call in MiB, seconds, and whether
-    the arrays are identical to NiftiMasker's;
+    a row for each method: :term:`peaks <peak>` and the level before the call in MiB,
+    seconds, and whether the arrays are identical to NiftiMasker's;
 ``traces/``
     a file for each method, in mprof's format;
 ``experiment.json``
@@ -410,3 +410,10 @@ if __name__ == "__main__":
         prepare_or_measure()
     except (ValueError, OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         sys.exit(str(error))
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: the figures that are drawn from what is
+#   kept here.
+# * :ref:`sphx_glr_auto_examples_peak_memory.py`: the meter itself.

@@ -2,9 +2,9 @@
 Will it fit? A budget of memory
 ===============================
 
-How much memory will a method take, and how many workers can I afford? This file answers
-that before anything is loaded, from the header of the image, the sizes of the masks and the
-number of workers:
+How much memory will a method take, and how many :term:`workers <worker>` can I afford? This
+file answers that before anything is loaded, from the header of the image, the sizes of the
+masks and the number of workers:
 
 .. code-block:: bash
 
@@ -558,15 +558,25 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description="Predict the peak memory of every method from an image's header."
     )
-    parser.add_argument("image", help="4D NIfTI file; its header is read")
-    parser.add_argument("masks", nargs="+", help="3D masks on its grid")
+    parser.add_argument("image", nargs="?", help="4D NIfTI file; its header is read")
+    parser.add_argument("masks", nargs="*", help="3D masks on its grid")
     parser.add_argument("--jobs", type=int, metavar="N", help="workers; one a mask by default")
     parser.add_argument("--memory", metavar="SIZE", help="such as 16G; what is left by default")
     parser.add_argument("--shm", metavar="SIZE", help="room in /dev/shm; what is left by default")
     parser.add_argument("--explain", action="store_true", help="what is in memory, and why")
     parser.add_argument("--measure", action="store_true", help="measure the imports here first")
     arguments = parser.parse_args()
+    if arguments.image and not arguments.masks:
+        parser.error("the image needs masks")
     try:
+        if not arguments.image:  # that of the options, as in the other examples
+            from plot_large_image import atlas_to_masks, get_atlas_path, prepare_fmri
+
+            options = read_options()
+            arguments.image = prepare_fmri(options.n_images)
+            _, arguments.masks = atlas_to_masks(
+                get_atlas_path(), arguments.image, options.n_regions
+            )
         if arguments.measure:
             calibrate()
         budget(
@@ -575,3 +585,9 @@ if __name__ == "__main__":
         )
     except (OSError, ValueError) as error:
         sys.exit(str(error))
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_memory_model.py`: how it is computed.
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: how well it agrees with measurements.

@@ -8,21 +8,23 @@ or copying the array. At each moment certain things are in memory: so many copie
 image, of which type, held by the calling process, by each worker, or by all of them
 together. The peak is the largest sum.
 
-The table ``METHODS`` below is the whole model. :doc:`/auto_examples/memory_budget` asks it
-whether a method fits, :ref:`the calculator <calculator>` evaluates the same table in the
-browser, and :ref:`sphx_glr_auto_examples_plot_prediction.py` compares it with measurements in
-every build.
+The table ``METHODS`` below is the whole model, and the one place where a method is named:
+:doc:`/auto_examples/whole_experiment` takes the functions from it.
+:doc:`/auto_examples/memory_budget` asks it whether a method fits, :ref:`the calculator
+<calculator>` evaluates the same table in the browser, and
+:ref:`sphx_glr_auto_examples_plot_prediction.py` compares it with measurements in every build.
 
 Two things are not known beforehand:
 
 * **How many workers are at their own peak at the same moment.** The prediction has a likely
   peak, in which the others hold a part of theirs, and the most that is possible. Whether a
   method fits is decided by the most.
-* **Which pages of a mapped file are in memory.** Workers that map a file have in memory what
-  they look at, and some pages around it, which depends on the kernel and the file system. For
-  that, a region is taken for a ball. And they look for some milliseconds only: whether several
-  do so at once is chance. So for these methods the prediction is a range, whose lower end is
-  without what is looked at.
+* **Which pages of a mapped file are in memory.** :term:`Workers <worker>` that
+  :term:`map <memory map>` a file have in memory what they look at, and some pages around
+  it, which depends on the kernel and the file system. For that, a region is taken for a
+  ball. And they look for some milliseconds only: whether several do so at once is chance.
+  So for these methods the prediction is a range, whose lower end is without what is looked
+  at.
 """
 
 import json
@@ -71,7 +73,7 @@ class Moment(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a method has in memory.
+    """A method: where its function is, how it is called, and what it has in memory.
 
     Workers begin one after the other, and their number at the peak is a matter of chance. On
     top of one worker at its peak, each other holds the part ``together`` of the same, less what
@@ -80,10 +82,12 @@ class Model(NamedTuple):
     was how much of a mapped file is in memory around what is looked at (`AROUND`).
     """
 
+    module: str  # the example that has the function
     function: str
-    mode: str
-    imports: str  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
+    mode: str  # "single": the first mask; "parallel": all masks; "one pass": all, no worker
     moments: tuple
+    in_memory: bool = False  # is given images whose data are in memory, instead of paths
+    imports: str = ""  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
     together: float = 1
     late: tuple = (0, 0)
 
@@ -255,65 +259,83 @@ VOLUME = Part("caller", 2, "volume", "volume")
 SERIES = Part("caller", 1, "outputs", "results")
 
 METHODS = {
-    "NiftiMasker, path, single": Model("nifti_masker_single", "single", "", MASKER_FROM_PATH),
+    "NiftiMasker, path, single": Model(
+        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_FROM_PATH)
+    ),
     "NiftiMasker, in-memory image, single": Model(
-        "nifti_masker_single", "single", "", MASKER_IN_MEMORY
+        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_IN_MEMORY),
+        in_memory=True,
     ),
     "NiftiMasker, path, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_FROM_PATH), 0.95, (13, 27)
+        *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_FROM_PATH),
+        imports="nilearn",
+        together=0.95,
+        late=(13, 27),
     ),
     "NiftiMasker, in-memory image, parallel": Model(
-        *("nifti_masker_parallel", "parallel", "nilearn", MASKER_IN_MEMORY), 1, (22, 22)
+        *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_IN_MEMORY),
+        in_memory=True,
+        imports="nilearn",
+        late=(22, 22),
     ),
     "NumPy indexing, path, single": Model(
-        "numpy_masker_single_path", "single", "", INDEX_FROM_PATH
+        *("plot_numpy_indexing", "numpy_masker_single_path", "single", INDEX_FROM_PATH)
     ),
     "NumPy indexing, in-memory image, single": Model(
-        "numpy_masker_single_inmemory", "single", "", INDEX_IN_MEMORY
+        *("plot_numpy_indexing", "numpy_masker_single_inmemory", "single", INDEX_IN_MEMORY),
+        in_memory=True,
     ),
     "NumPy indexing, path, parallel": Model(
-        *("numpy_masker_parallel_path", "parallel", "nibabel", INDEX_FROM_PATH), 0.93, (9, 9)
+        *("plot_numpy_indexing", "numpy_masker_parallel_path", "parallel", INDEX_FROM_PATH),
+        imports="nibabel",
+        together=0.93,
+        late=(9, 9),
     ),
     "NumPy indexing, in-memory image, parallel": Model(
-        "numpy_masker_parallel_inmemory", "parallel", "nibabel", INDEX_IN_MEMORY
+        *("plot_numpy_indexing", "numpy_masker_parallel_inmemory", "parallel", INDEX_IN_MEMORY),
+        in_memory=True,
+        imports="nibabel",
     ),
     "NumPy indexing, shared memory, parallel": Model(
-        *("numpy_masker_shared_parallel", "parallel", "nibabel"),
+        *("plot_shared_memory", "numpy_masker_shared_parallel", "parallel"),
         (
             Moment("filling the block", (BLOCK, VOLUME, MASKS), early=True),
             Moment("indexing", (BLOCK, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
+        imports="nibabel",
     ),
     "NumPy indexing, threads, parallel": Model(
-        *("numpy_masker_threads", "parallel", ""),
+        *("plot_in_memory", "numpy_masker_threads", "parallel"),
         (
             Moment("reading volume by volume", (ARRAY, VOLUME, MASKS)),
             Moment("indexing", (ARRAY, Part("caller", 2, "outputs", "index"), MASKS)),
         ),
     ),
     "NumPy indexing, joblib map, parallel": Model(
-        *("numpy_masker_joblib_map", "parallel", "numpy"),
+        *("plot_in_memory", "numpy_masker_joblib_map", "parallel"),
         (
             Moment("writing the file", (VOLUME, MASKS), early=True),
             Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
+        imports="numpy",
     ),
     "NumPy indexing, mapped file, parallel": Model(
-        *("numpy_masker_mapped", "parallel", "numpy"),
+        *("plot_in_memory", "numpy_masker_mapped", "parallel"),
         (
             Moment("writing the file", (VOLUME, MASKS), "read", early=True),
             Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
+        imports="numpy",
     ),
     "Streaming, any masker, one pass": Model(
-        *("stream_nifti_maskers", "one pass", ""),
+        *("plot_stream_masker", "stream_nifti_maskers", "one pass"),
         (
             Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
             Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
         ),
     ),
     "Streaming, masks, one pass": Model(
-        *("stream_masks", "one pass", ""),
+        *("plot_stream_masks", "stream_masks", "one pass"),
         (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
     ),
 }
@@ -645,3 +667,10 @@ def as_json(machine):
         "around": AROUND,
     }
     return json.dumps(model)
+
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: the model beside measurements.
+# * :ref:`sphx_glr_auto_examples_memory_budget.py`: the model asked for your own image.

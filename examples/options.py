@@ -193,3 +193,8 @@ if __name__ == "__main__":
         print(read_options())
     except ValueError as error:
         sys.exit(str(error))
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_large_image.py`: the first page that these options change.

@@ -9,7 +9,8 @@ answers that, and it is all you need: copy it next to your script and write
 
     from peak_memory import measure
 
-    trace = measure(func, *args, **kwargs)
+    func, args = bytearray, (2**28,)  # yours
+    trace = measure(func, *args)
     print(trace)
     trace.plot()
 
@@ -19,12 +20,12 @@ What it takes care of, because each of these has led to wrong numbers:
   imported what the call needs. Nothing that an earlier call left behind is counted.
 * **From outside.** The process that measures is not part of what is measured.
 * **The whole tree.** Workers, and the workers' children, are summed at every sample.
-* **PSS.** Resident set sizes (RSS) of several processes cannot be added: each counts every
-  page that it shares with the others in full. The proportional set size (PSS) divides a
-  shared page by the number of processes that have it, so its sum is what the machine really
-  spends. RSS is recorded next to it, since that is what most tools show, and the unique set
-  size (USS), which leaves shared pages out. Linux alone tells the PSS; on other systems USS
-  stands in for it, and the trace says so.
+* **PSS.** Resident set sizes (:term:`RSS`) of several processes cannot be added: each
+  counts every page that it shares with the others in full. The proportional set size
+  (:term:`PSS`) divides a shared page by the number of processes that have it, so its sum is
+  what the machine really spends. RSS is recorded next to it, since that is what most tools
+  show, and the unique set size (:term:`USS`), which leaves shared pages out. Linux alone
+  tells the PSS; on other systems USS stands in for it, and the trace says so.
 
 Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
 looks at them, and then no process's PSS contains them: they are recorded separately.
@@ -640,3 +641,10 @@ if __name__ == "__main__":
     import matplotlib.pyplot as plt
 
     plt.show()
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_measured_methods.py`: how the methods of this site are measured
+#   with it.
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: the same with mprof, for a whole script.

@@ -6,9 +6,9 @@ Sometimes the whole image is wanted as an array: its voxels are used again and a
 are chosen while one looks at the results, or the work on each region is heavy. On this page
 you will
 
-1. share one array with threads, which cost next to no memory,
-2. share one memory-mapped file with worker processes, written for this purpose or simply the
-   image's own file, and
+1. share one array with :term:`threads <thread>`, which cost next to no memory,
+2. share one :term:`memory-mapped <memory map>` file with worker processes, written for this
+   purpose or simply the image's own file, and
 3. see the case in which parallel workers do pay: heavy work on each region.
 """
 
@@ -143,12 +143,12 @@ if __name__ == "__main__":
 # %%
 # Worker processes and a file
 # ---------------------------
-# Code that is written in Python keeps the lock, and then processes are needed. They share an
-# array if each of them maps the same file: the pages of a mapped file are in memory once,
-# whoever looks at them. joblib recognises a :class:`numpy.memmap` among the arguments of a
-# task and sends the file's name, type, shape and offset instead of its content, also for a
-# part of a map. (An array of more than 1 MB that is not mapped it writes to a file of its own
-# first, in ``/dev/shm``, which is memory: the second copy of
+# Code that is written in Python keeps the lock, and then processes are needed. They share
+# an array if each of them maps the same file: the :term:`pages <page>` of a mapped file are
+# in memory once, whoever looks at them. joblib recognises a :class:`numpy.memmap` among the
+# arguments of a task and sends the file's name, type, shape and offset instead of its
+# content, also for a part of a map. (An array of more than 1 MB that is not mapped it
+# writes to a file of its own first, in ``/dev/shm``, which is memory: the second copy of
 # :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.)
 #
 # joblib's documentation uses ``joblib.dump`` and then ``joblib.load`` with ``mmap_mode="r"``.
@@ -492,3 +492,8 @@ if __name__ == "__main__":
 # most the number of cores, and memory for one more Python process goes with each. If the
 # cores are busy with something else, there is none. For taking voxels alone the image need
 # not be in memory at all.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: all methods in one picture.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: when the image need not be in memory.

@@ -3,10 +3,10 @@ A large image and its masks
 ===========================
 
 Every page of this site works on the same two things: one large 4D fMRI image, and a set of
-binary masks, one for each region of interest. On this page you will
+binary :term:`masks <mask>`, one for each region of interest. On this page you will
 
 1. put several subjects' images together into one large image,
-2. turn the regions of an atlas into masks on the grid of that image, and
+2. turn the regions of an :term:`atlas` into masks on the grid of that image, and
 3. see how large the image is on disk, and how large in memory.
 
 Unless you ask for something else, the data are a stand-in that is made on your machine, of
@@ -16,8 +16,8 @@ with ``FMRI=`` and ``ATLAS=`` every page uses files of your own.
 
 .. note::
 
-    The scripts import each other: to run one on your own machine, download the folder as
-    one zip file, at the end of :ref:`the list of examples <examples>`.
+    The scripts import each other: to run one on your own machine, download the zip at the
+    end of its page, or :ref:`all examples <examples>` in one.
 """
 
 # %%
@@ -391,3 +391,9 @@ if __name__ == "__main__":
         f"{len(mask_imgs)} masks of {min(sizes)} to {max(sizes)} voxels."
     )
     plt.show()
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_nifti_masker.py`: the usual way to take these regions out of
+#   this image, measured.

@@ -3,11 +3,11 @@ How close to the limit
 ======================
 
 How fast can voxels be taken out of an image's file? Not faster than the file can be
-decompressed. On this page you will
+:term:`decompressed <decompression>`. On this page you will
 
 1. see the time of every method beside that limit, and beside nilearn's other ways,
 2. see how time and memory grow with the length of the image, with the number of masks, with
-   the size of a block, and with the number of workers, and
+   the size of a :term:`block`, and with the number of workers, and
 3. find the same at full size, as it was recorded on one machine.
 
 :doc:`/auto_examples/benchmark` says what is measured, and how. Each method is a dot: the
@@ -102,3 +102,10 @@ if __name__ == "__main__" and times:
 # only what is collected; a volume's voxels are taken while it is in the processor's cache.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_benchmark.py`: how the times were taken, to take them on your
+#   machine.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: all masks in one pass, as a function
+#   to copy.

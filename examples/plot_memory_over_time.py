@@ -5,10 +5,10 @@ Memory over time, with every method labelled
 :doc:`/auto_examples/whole_experiment` runs all methods in sequence. On this page you will
 
 1. run it under ``mprof``, once with its default metric and once with the proportional set
-   size (PSS),
+   size (:term:`PSS`),
 2. draw memory over time from mprof's files, with each method shaded and labelled by the
    program, and
-3. compare the peaks of all methods.
+3. compare the :term:`peaks <peak>` of all methods.
 """
 
 # %%
@@ -474,3 +474,8 @@ if __name__ == "__main__":
 
 if __name__ == "__main__":
     save(plot_peaks(rows), measured / "peaks.svg")
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: where these peaks come from, copy by copy.

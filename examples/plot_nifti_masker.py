@@ -3,8 +3,8 @@ NiftiMasker: the usual way
 ==========================
 
 :class:`~nilearn.maskers.NiftiMasker` is what most people reach for: it takes an image and a
-mask, and gives the time series of the voxels in the mask. It can also smooth, detrend,
-filter and standardise. On this page you will
+mask, and gives the :term:`time series` of the :term:`voxels <voxel>` in the mask. It can
+also smooth, detrend, filter and standardise. On this page you will
 
 1. extract one region, and then all regions in parallel,
 2. give the masker a path, and then an image whose data are in memory, and
@@ -85,9 +85,9 @@ def nifti_masker_single(fmri, mask):
 # %%
 # All masks in parallel
 # ---------------------
-# One worker for each mask, and the same function in each. A path travels to the workers as
-# a few bytes, and each worker then reads the whole file. An image in memory is written by
-# joblib to a file in shared memory, once, and the workers map that file.
+# One :term:`worker` for each mask, and the same function in each. A path travels to the
+# workers as a few bytes, and each worker then reads the whole file. An image in memory is
+# written by joblib to a file in :term:`shared memory`, once, and the workers map that file.
 
 from joblib import Parallel, delayed
 
@@ -136,3 +136,10 @@ if __name__ == "__main__":
 # out voxels is not asked for here, yet its copies are paid for.
 #
 # Taking out voxels is all that we need: :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`: taking out voxels without the masker's
+#   copy.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: the masker with all that it can do, without
+#   the image in memory.

@@ -2,8 +2,8 @@
 NumPy indexing: take the voxels, nothing else
 =============================================
 
-To get the time series of the voxels in a mask, a masker is not needed: index the image's
-array with the mask's. On this page you will
+To get the :term:`time series` of the voxels in a :term:`mask`, a :term:`masker` is not
+needed: index the image's array with the mask's. On this page you will
 
 1. write the function that gives the very values that NiftiMasker gives,
 2. run it in parallel, from a path and from an image in memory, and
@@ -135,9 +135,9 @@ def numpy_masker_single_path(fmri_path, mask_path):
 # %%
 # All masks in parallel
 # ---------------------
-# A path is a few bytes, and each worker reads the file for itself. An array of more than
-# 1 MB is not sent at all: joblib writes it to a file in shared memory, once, and the
-# workers map that file.
+# A path is a few bytes, and each :term:`worker` reads the file for itself. An array of more
+# than 1 MB is not sent at all: joblib writes it to a file in shared memory, once, and the
+# workers :term:`map <memory map>` that file.
 
 from joblib import Parallel, delayed
 
@@ -212,3 +212,8 @@ if __name__ == "__main__":
 # nor scaled is mapped, and costs little.) From memory, the workers share one copy, which is
 # joblib's file, and the process that calls them has its own. One copy would be enough:
 # :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_shared_memory.py`: one copy of the image for all workers.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: no copy at all, and no workers.

@@ -6,7 +6,7 @@ How much memory a method needs can be told from the header of the image alone, b
 anything is loaded. On this page you will
 
 1. see the budget for the image of this build: what each method needs, and whether it fits,
-2. see of which parts each peak consists, beside what was measured, and
+2. see of which parts each :term:`peak` consists, beside what was measured, and
 3. see the model held against measurements: in this build, and over a whole grid of images,
    types and numbers of workers.
 
@@ -420,3 +420,9 @@ if __name__ == "__main__" and grid:
 # machine how many are at their peak at once. So rely on the most, not on the likely peak, if
 # what else runs on the machine must not be harmed. And of a mapped file, what is in memory
 # depends on where the regions lie, and on how long the workers look.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_published_scale.py`: the same at ten subjects and twenty
+#   regions.
+# * :ref:`sphx_glr_auto_examples_memory_budget.py`: what each method would need for your own image.

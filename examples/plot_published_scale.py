@@ -7,20 +7,21 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 
 1. see these published numbers beside what the model predicts for the methods of this site,
 2. see beside them what was measured, on a machine of known size, for the methods that fit, and
-3. see what streaming needs for the same result.
+3. see what :term:`streaming` needs for the same result.
 """
 
 # %%
 # What was published
 # ------------------
-# The numbers are read off a figure: memory over time of a script in a draft chapter for nilearn's
-# user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, from which
-# nilearn's example came, also has one of ten images and twenty regions.) They
-# are approximate, and they are sums of RSS. Its methods are those of this site, with three
-# differences that weigh: the calling process has the image in memory all the time, also while
-# workers read it from a path; the workers of one method are alive while the next one runs;
-# and the array over shared memory is handed to joblib, which copies it. How much of a peak is
-# due to which, a figure does not tell.
+# The numbers are read off a figure: memory over time of a script in a draft chapter for
+# nilearn's user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_,
+# from which nilearn's example came, also has one of ten images and twenty regions.) They
+# are approximate, and they are sums of :term:`RSS`. Its methods are those of this site,
+# with three differences that weigh: the calling process has the image in memory all the
+# time, also while workers read it from a path; the workers of one method are alive while
+# the next one runs; and the array over shared memory is handed to joblib, which copies it.
+# How much of a peak is due to which, a figure does not tell. It is labelled in GB (110 GB
+# are 102 GiB); from here on, everything is in GiB.
 
 PUBLISHED_GB = {  # of 10 ** 9 bytes
     "NiftiMasker, path, parallel": 110,
@@ -190,3 +191,9 @@ if __name__ == "__main__" and table:
 # methods with the highest peaks do not fit into the machine that measured. What it does tell is
 # that the way out is not a larger machine: one copy of the image, which all workers share, needs
 # a fraction of that, and one pass over the file needs no copy at all.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: the way out, as a function to copy.
+# * :ref:`sphx_glr_auto_examples_memory_budget.py`: whether your own image fits, before anything is
+#   loaded.

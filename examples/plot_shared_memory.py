@@ -2,11 +2,11 @@
 Shared memory: one copy of the image for all
 ============================================
 
-Workers on one machine can look at the same memory. If the image is put there once, it is
-there once, however many workers there are. On this page you will
+:term:`Workers <worker>` on one machine can look at the same memory. If the image is put
+there once, it is there once, however many workers there are. On this page you will
 
-1. fill a block of shared memory from the image's file, part by part, so that no second copy
-   exists at any time,
+1. fill a :term:`block` of :term:`shared memory` from the image's file, part by part, so
+   that no second copy exists at any time,
 2. let workers attach to the block by its name and take their voxels out, and
 3. see what goes wrong when the array itself is given to joblib, which looks the same.
 """
@@ -272,3 +272,9 @@ if __name__ == "__main__":
 # that imports what it needs. It takes more care than the other methods: the room in
 # ``/dev/shm`` is limited (64 MB in a container, unless one asks for more), and somebody has
 # to remove the block.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: one copy with less care to take, in threads or
+#   in a file.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: no copy at all, and no workers.

@@ -13,7 +13,8 @@ remove confounds any more <https://github.com/nilearn/nilearn/issues/1415>`_. (S
 On this page you will
 
 1. see why the chunks' time series are wrong as soon as they are cleaned,
-2. write a function that does what ``fit_transform`` does, block of volumes by block, and
+2. write a function that does what ``fit_transform`` does, :term:`block` of volumes by
+   block, and
 3. see what becomes of every parameter of the maskers.
 """
 
@@ -21,10 +22,10 @@ On this page you will
 # What goes wrong with chunks
 # ---------------------------
 # A masker works in two parts. The spatial part (resampling, smoothing, extraction) looks at
-# one volume at a time. The temporal part (detrending, filtering, confounds, standardising)
-# looks at the whole time series. When ``fit_transform`` gets a chunk, each chunk has a trend,
-# a mean, a variance and a fit of the confounds of its own: there are steps where chunks meet,
-# and oscillations slower than a chunk are gone.
+# one volume at a time. The temporal part (detrending, filtering, :term:`confounds`,
+# standardising) looks at the whole time series. When ``fit_transform`` gets a chunk, each
+# chunk has a trend, a mean, a variance and a fit of the confounds of its own: there are
+# steps where chunks meet, and oscillations slower than a chunk are gone.
 
 
 def chunk_masker(masker, fmri_img, confounds, n_chunks):
@@ -167,7 +168,7 @@ def treatment_table():
             ],
         },
         index=list(TREATMENT),
-    )
+    ).rename_axis(columns="parameter")
 
 
 if __name__ == "__main__":
@@ -522,3 +523,9 @@ if __name__ == "__main__":
 # whenever they are called, here for every block. With spheres on a fine grid that can take
 # seconds each time: give such a masker a ``mask_img``, and blocks as large as there is room for
 # (``memory_mib``).
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what one pass costs beside the time to decompress
+#   the file.
+# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: when the same image is needed again and again.

@@ -2,10 +2,10 @@
 All masks in one pass over the file
 ===================================
 
-The voxels of all masks together are a small part of the image, and a NIfTI file holds one
-volume after the other. So the image need not be in memory at all: read a volume, take the
-voxels of every mask from it, forget it, and read the next. One pass serves all masks. On
-this page you will
+The :term:`voxels <voxel>` of all masks together are a small part of the image, and a NIfTI
+file holds one volume after the other. So the image need not be in memory at all: read a
+volume, take the voxels of every mask from it, forget it, and read the next. One pass serves
+all masks. On this page you will
 
 1. write the function that does it, and gives the very values that NiftiMasker gives,
 2. put the results into files, for those that are themselves too large for the memory, and
@@ -17,9 +17,10 @@ this page you will
 # ------------
 # What takes time is to decompress the file. isal, where it is installed, does that much
 # faster than Python's own gzip, with the same result. What the header says, and how stored
-# numbers become values, stays with nibabel: its proxy tells where the data begin, and of
-# which type they are, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale
-# factors, here to the voxels in the masks alone.
+# numbers become values, stays with nibabel: its :term:`proxy <proxy image>` tells where the
+# data begin, and of which type they are, and
+# :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale factors, here to the
+# voxels in the masks alone.
 #
 # The order of voxels needs care. In a file x changes fastest (Fortran order), while in
 # NiftiMasker's arrays z changes fastest (C order of the mask). An array of all positions in
@@ -287,3 +288,9 @@ if __name__ == "__main__":
 #
 # What it does not do: it does not resample a mask that is on another grid, but refuses it. And
 # of a file that is changed while it is read it knows nothing.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: when more is asked for than voxels.
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: how close this comes to the limit, and how it
+#   grows.

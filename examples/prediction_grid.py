@@ -3,17 +3,17 @@ A grid of measurements to hold the model against
 ================================================
 
 Every method, for images of several lengths and types, compressed and not, with several
-numbers of workers: each a measurement in a fresh process.
+numbers of :term:`workers <worker>`: each a measurement in a fresh process.
 :ref:`sphx_glr_auto_examples_plot_prediction.py` compares them with what the model predicts.
 
-``make record`` measures the whole grid, which takes most of an hour, into ``doc/recorded``; a
-build measures a small part of it. Always with the default data: what is asked is whether the
-model counts right, and the reader's own image is compared by every page's measurement anyway.
+``make record`` measures the whole grid with ``--full``, which takes most of an hour, into
+``doc/recorded``; a build measures a small part of it. Always with the default data: what is
+asked is whether the model counts right, and the reader's own image is compared by every page's
+measurement anyway.
 
 .. code-block:: bash
 
-    python prediction_grid.py folder          # a small part
-    python prediction_grid.py --full folder   # the whole grid
+    python prediction_grid.py folder
 """
 
 import argparse
@@ -33,6 +33,7 @@ import numpy as np
 import synthetic_data
 from measured_methods import describe_machine
 from memory_budget import calibrate, count_all, guard, read_header, this_machine
+from options import read_options
 from peak_memory import measure
 from plot_large_image import atlas_to_masks, synthetic_atlas_path
 from whole_experiment import METHODS, run, title
@@ -228,7 +229,13 @@ def write_rows(path, rows):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure a grid to hold the model against.")
     parser.add_argument("--full", action="store_true", help="the whole grid")
-    parser.add_argument("folder", help="where to write what was measured")
+    measured = read_options().measured
+    parser.add_argument("folder", nargs="?", default=measured, help="where to write the results")
     arguments = parser.parse_args()
     points = full_grid() if arguments.full else small_grid()
     measure_grid(points, arguments.folder, arguments.full)
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_prediction.py`: what becomes of these measurements.

@@ -5,7 +5,7 @@ A stand-in for the development fMRI data set
 The memory that a masking method needs depends on the size and the type of the image, not
 on whose brain it shows. So the default build makes its own data, without a network: images
 on the grid of the development fMRI data set as nilearn offers it (50 x 59 x 50 voxels of
-4 mm, 168 volumes for each subject, float32) and a probabilistic atlas of 64 overlapping
+4 mm, 168 volumes for each subject, float32) and a probabilistic :term:`atlas` of 64 overlapping
 maps, as DiFuMo has, on a finer grid.
 
 The brain is the MNI152 template that nilearn ships. Each map is a Gaussian around a centre
@@ -133,3 +133,10 @@ def synthetic_atlas():
     data = np.zeros((*ATLAS_SHAPE, N_MAPS), dtype="float32", order="F")
     data[brain > 0] = region_maps(brain, ATLAS_AFFINE)
     return nib.Nifti1Image(data, ATLAS_AFFINE)
+
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_large_image.py`: the images joined to a large one, and masks
+#   made of the atlas.

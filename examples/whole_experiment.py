@@ -7,7 +7,7 @@ under mprof, which draws the memory of the process and of its workers over time:
 
 .. code-block:: bash
 
-    mprof run --include-children --multiprocess examples/whole_experiment.py
+    mprof run --include-children --multiprocess whole_experiment.py
     mprof plot
 
 Before each method the script rests for a moment, so that one can be told from the next.
@@ -18,12 +18,18 @@ lie under the next method's peak.
 A method that may not fit into memory is not run, and one that is about to use it up is stopped;
 both are told, and the script goes on. ``MEMORY=unlimited`` runs all.
 
+Which methods there are, and where their functions stand, says the table ``METHODS`` of
+:doc:`/auto_examples/memory_model`.
+
 When each method began and ended is written to a table, on the same clock as mprof's file.
-:ref:`sphx_glr_auto_examples_plot_memory_over_time.py` labels the curve with it.
+
+**Recommended next:** :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`, which labels the
+curve with that table.
 """
 
 import argparse
 import csv
+import importlib.util
 import os
 import sys
 import time
@@ -33,21 +39,11 @@ from typing import NamedTuple
 
 from joblib.externals.loky import get_reusable_executor
 
+import memory_model
 from memory_budget import allowed_mib, guard
 from options import read_options
 from peak_memory import Watchdog
-from plot_in_memory import numpy_masker_joblib_map, numpy_masker_mapped, numpy_masker_threads
 from plot_large_image import atlas_to_masks, get_atlas_path, load_in_memory, prepare_fmri
-from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
-from plot_numpy_indexing import (
-    numpy_masker_parallel_inmemory,
-    numpy_masker_parallel_path,
-    numpy_masker_single_inmemory,
-    numpy_masker_single_path,
-)
-from plot_shared_memory import numpy_masker_shared_parallel
-from plot_stream_masker import stream_nifti_maskers
-from plot_stream_masks import stream_masks
 
 
 class Method(NamedTuple):
@@ -59,22 +55,39 @@ class Method(NamedTuple):
     in_memory: bool = False  # images whose data are in memory, instead of paths
 
 
-METHODS = [
-    Method("NiftiMasker, path", nifti_masker_single, "single"),
-    Method("NiftiMasker, in-memory image", nifti_masker_single, "single", in_memory=True),
-    Method("NiftiMasker, path", nifti_masker_parallel, "parallel"),
-    Method("NiftiMasker, in-memory image", nifti_masker_parallel, "parallel", in_memory=True),
-    Method("NumPy indexing, path", numpy_masker_single_path, "single"),
-    Method("NumPy indexing, in-memory image", numpy_masker_single_inmemory, "single", True),
-    Method("NumPy indexing, path", numpy_masker_parallel_path, "parallel"),
-    Method("NumPy indexing, in-memory image", numpy_masker_parallel_inmemory, "parallel", True),
-    Method("NumPy indexing, shared memory", numpy_masker_shared_parallel, "parallel"),
-    Method("NumPy indexing, threads", numpy_masker_threads, "parallel"),
-    Method("NumPy indexing, joblib map", numpy_masker_joblib_map, "parallel"),
-    Method("NumPy indexing, mapped file", numpy_masker_mapped, "parallel"),
-    Method("Streaming, any masker", stream_nifti_maskers, "one pass"),
-    Method("Streaming, masks", stream_masks, "one pass"),
-]
+def find_method(name, model):
+    """Take the function of a method out of its example.
+
+    Parameters
+    ----------
+    name : str
+        A key of `memory_model.METHODS`: the method's name, a comma, and its mode.
+    model : memory_model.Model
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    ValueError
+        The name does not end with the mode; there is no such example; or it does not have
+        the function.
+    """
+    place = f"METHODS of memory_model.py has {name!r}"
+    if model.mode not in ("single", "parallel", "one pass"):
+        raise ValueError(f"{place} with the mode {model.mode!r}, which is none.")
+    if not name.endswith(f", {model.mode}"):
+        raise ValueError(f"{place}, whose name must end with its mode: ', {model.mode}'.")
+    if importlib.util.find_spec(model.module) is None:
+        raise ValueError(f"{place}, and there is no example {model.module}.py.")
+    function = getattr(importlib.import_module(model.module), model.function, None)
+    if function is None:
+        raise ValueError(f"{place}, and {model.module}.py has no function {model.function!r}.")
+    return Method(name.removesuffix(f", {model.mode}"), function, model.mode, model.in_memory)
+
+
+METHODS = [find_method(name, model) for name, model in memory_model.METHODS.items()]
 
 
 def title(method):

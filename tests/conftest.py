@@ -9,13 +9,15 @@ from contextlib import ExitStack
 
 import pytest
 
+from small_site import interrupted, placeholders, prose, site  # noqa: F401
+
 os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in subprocesses
 
 
 @pytest.fixture(autouse=True)
 def _fresh_options(monkeypatch, tmp_path):
     """Keep the caller's options, cache and measurements out of the tests, and the reverse."""
-    for name in ("N_IMAGES", "N_REGIONS", "DATA", "FMRI", "ATLAS", "MEMORY", "PAUSE"):
+    for name in ("N_IMAGES", "N_REGIONS", "DATA", "FMRI", "ATLAS", "MEMORY", "PAUSE", "SITE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "masker_cache"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "measured"))
@@ -61,5 +63,19 @@ def serve():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the build of the site, which takes longest: the rest runs beside it."""
-    items.sort(key=lambda item: item.path.name != "test_site.py")
+    """Begin with what takes longest: the build of the site, and beside it what it offers."""
+    first = ["test_site.py", "test_pages.py", "test_downloads.py"]
+    items.sort(key=lambda item: [item.path.name != name for name in first])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let one worker run the tests of the site and of its pages, so that it is built once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneSite(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return file if os.environ.get("SITE") else file.replace("test_pages", "test_site")
+
+    return OneSite(config, log)

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -17,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from made_images import make_image, make_masks, save_all
 from memory_budget import TYPICAL, Row, most_workers, read_header, recommend, why_not
 from memory_model import DTYPES, METHODS, REASONS, Image, as_json, check, predict, quantities
 from options import parse_memory
@@ -706,8 +708,8 @@ def test_every_control_has_a_label(page):
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_the_call_can_be_copied(page, allowed):
-    """The button copies the recommended call, also where the clipboard is not allowed."""
+def test_the_call_can_be_copied(page, allowed, tmp_path):
+    """The button copies the recommended call, which runs, also without the clipboard."""
     page.evaluate(
         """allowed => {
             window.copied = [];
@@ -726,11 +728,18 @@ def test_the_call_can_be_copied(page, allowed):
     call = page.locator("#calc-snippet").inner_text()
     assert page.evaluate("window.copied") == [call]
     assert "stream_masks(fmri_path, mask_paths)" in call
-    compile(call, "call", "exec")
+    save_all(tmp_path, make_image(), [])
+    (tmp_path / "fmri.nii.gz").rename(tmp_path / "image.nii.gz")
+    (tmp_path / "masks").mkdir()
+    save_all(tmp_path / "masks", make_image(), make_masks(make_image()))
+    (tmp_path / "masks" / "fmri.nii.gz").unlink()
+    shutil.copy(ROOT / "examples" / "plot_stream_masks.py", tmp_path)
+    subprocess.run([sys.executable, "-W", "error", "-c", call], cwd=tmp_path, check=True)
     fill(page, memory="400M")
     call = page.locator("#calc-snippet").inner_text()
     assert "out=names" in call
-    compile(call, "call", "exec")
+    subprocess.run([sys.executable, "-W", "error", "-c", call], cwd=tmp_path, check=True)
+    assert len(list(tmp_path.glob("region_*.npy"))) == 4
     assert page.locator("#calc-copied").inner_text() == ""
 
 

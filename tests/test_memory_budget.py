@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memory_budget
-import whole_experiment
 from made_images import make_image, make_masks, save_all
 from memory_budget import (
     TYPICAL,
@@ -156,7 +155,8 @@ def test_large_image_is_not_read(tmp_path):
     assert process.returncode == 0
     assert "9,537 MiB in memory" in out
     assert usage.ru_utime + usage.ru_stime < 10
-    assert usage.ru_maxrss / 1024 < 1500, "MiB of an image of 9,537"
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert usage.ru_maxrss * unit / MIB < 1500, "MiB of an image of 9,537"
 
 
 def test_image_in_place_of_a_mask_is_not_read(tmp_path):
@@ -458,16 +458,6 @@ def test_two_copies_for_each_worker():
     assert 40 * array < found.most_mib < 40 * array + 20 * 150 + 500
     streamed = predict("Streaming, masks, one pass", image, masks, 20, TYPICAL)
     assert streamed.most_mib < 0.5 * array
-
-
-def test_methods_are_those_of_the_experiment():
-    """A method was added or renamed, and the model does not know it."""
-    known = {whole_experiment.title(m): (m.function.__name__, m.mode) for m in METHODS_RUN}
-    assert {name: (model.function, model.mode) for name, model in METHODS.items()} == known
-    assert list(METHODS) == list(known), "the table is in another order"
-
-
-METHODS_RUN = whole_experiment.METHODS
 
 
 def test_model_as_json():

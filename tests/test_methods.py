@@ -47,6 +47,7 @@ from plot_numpy_indexing import (
     numpy_masker_single_path,
 )
 from plot_shared_memory import numpy_masker_shared_parallel, numpy_masker_shared_single
+from whole_experiment import METHODS, Method, run, title
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,6 +76,10 @@ def shared_single(fmri_img, mask_img):
 
 def extract(way, fmri_path, mask_paths):
     """Call a way's function once for all masks, or for each; give a list of arrays."""
+    if isinstance(way, Method):
+        if way.mode == "single":
+            return [run(way, fmri_path, [mask_path])[0] for mask_path in mask_paths]
+        return run(way, fmri_path, mask_paths, 2)
     function, load = way
     fmri, masks = load(fmri_path), [load(path) for path in mask_paths]
     if "parallel" in function.__name__:
@@ -110,6 +115,20 @@ WAYS = {
     "indexing, path, parallel": (numpy_masker_parallel_path, str),
     "indexing, in-memory, parallel": (numpy_masker_parallel_inmemory, load_in_memory),
     **SHARED_WAYS,
+}
+
+
+OTHER_WAYS = {  # than the experiment's
+    **{name: way for name, way in WAYS.items() if way[1] is nib.load},
+    "shared, in-memory": SHARED_WAYS["shared, in-memory"],
+    "shared, single": (shared_single, nib.load),
+}
+EVERY_METHOD = {title(method): method for method in METHODS}
+# This one gives the files to nilearn's masker as they are, which resamples, warns and complains.
+STRICT_METHODS = {
+    name: method
+    for name, method in EVERY_METHOD.items()
+    if method.function.__name__ != "stream_nifti_maskers"
 }
 
 
@@ -172,18 +191,19 @@ def case(request, tmp_path_factory):
     return fmri_path, mask_paths, nifti_masker(fmri_path, mask_paths)
 
 
-@by_name("way", {**WAYS, "shared, single": (shared_single, nib.load)})
+@by_name("way", {**EVERY_METHOD, **OTHER_WAYS})
 def test_values_are_those_of_nifti_masker(case, way):
     """A way gives other values, another type or another shape than NiftiMasker."""
     fmri_path, mask_paths, reference = case
     assert reference[0].ndim == 2
     series = extract(way, fmri_path, mask_paths)
     assert_same(series, reference)
-    if "nifti_masker" not in way[0].__name__:  # NiftiMasker keeps the file's byte order
+    function = way.function if isinstance(way, Method) else way[0]
+    if "nifti_masker" not in function.__name__:  # NiftiMasker keeps the file's byte order
         assert all(a.dtype.isnative for a in series)
 
 
-@by_name("way", WAYS)
+@by_name("way", {**STRICT_METHODS, **WAYS})
 def test_voxels_of_a_mask_that_are_not_finite_are_outside(tmp_path, way):
     """A mask with NaN around its region, as SPM writes it, selects other voxels or warns."""
     img = make_image()
@@ -350,6 +370,18 @@ def test_bad_input_is_refused(bad_files, way, bad):
     """Bad input gives numbers, or an error that does not say what was found and what to do."""
     with parallel_config(backend="sequential"):  # worker processes end at an error
         assert_refused(bad_files, way, bad)
+
+
+@by_name("method", STRICT_METHODS)
+@by_name("bad", {name: bad for name, bad in BAD.items() if name != "4D mask"})
+def test_no_method_takes_bad_input(bad_files, method, bad):
+    """A method gives numbers for bad input.
+
+    What it says is tested with its function; a 4D mask of one volume may be taken for a mask.
+    """
+    paths = bad_files / bad[0], [bad_files / bad[1]]
+    with parallel_config(backend="sequential"), pytest.raises((ValueError, OSError)):
+        extract(method, *paths)
 
 
 @pytest.mark.parametrize(
@@ -609,10 +641,17 @@ if __name__ == "__main__":
     with open("result", "wb") as _file:
         _pickle.dump({}(*_arguments), _file)
 """
+TESTED_ELSEWHERE = ("plot_in_memory", "plot_stream_masks", "plot_stream_masker")
 COPIED = {
-    function.__name__: (function, load)
-    for function, load in (*WAYS.values(), (numpy_masker_shared_single, nib.load))
+    method.function.__name__: (
+        method.function,
+        load_in_memory if method.in_memory else Path,
+        method.mode,
+    )
+    for method in METHODS
+    if method.function.__module__ not in TESTED_ELSEWHERE
 }
+COPIED["numpy_masker_shared_single"] = (numpy_masker_shared_single, nib.load, "single")
 
 
 def copy_out(function):
@@ -627,8 +666,8 @@ def copy_out(function):
     )
 
 
-@by_name(("function", "load"), COPIED)
-def test_function_runs_alone(tmp_path, function, load):
+@by_name(("function", "load", "mode"), COPIED)
+def test_function_runs_alone(tmp_path, function, load, mode):
     """A function that is copied out of its page needs something that is not copied with it."""
     data, alone = tmp_path / "data", tmp_path / "alone"
     data.mkdir()
@@ -636,7 +675,7 @@ def test_function_runs_alone(tmp_path, function, load):
     fmri_path, mask_paths = save_all(data, make_image(), make_masks(make_image())[:2])
     script, name = copy_out(function), function.__name__
     fmri, masks = load(fmri_path), [load(path) for path in mask_paths]
-    arguments = (fmri, masks, 2) if "parallel" in name else (fmri, masks[0])
+    arguments = (fmri, masks[0] if mode == "single" else masks, 2)[: 3 if mode == "parallel" else 2]
     if function is numpy_masker_shared_single:  # this one needs a block to look at
         name = shared_single.__name__
         script += "\n\n\n" + inspect.getsource(shared_single)
@@ -654,7 +693,7 @@ def test_function_runs_alone(tmp_path, function, load):
     assert (done.returncode, done.stderr) == (0, "")
     result = pickle.loads((alone / "result").read_bytes())
     reference = nifti_masker(fmri_path, mask_paths)
-    if "parallel" in function.__name__:
-        assert_same(result, reference)
-    else:
+    if mode == "single":
         assert_same([result], reference[:1])
+    else:
+        assert_same(result, reference)

@@ -1,149 +1,24 @@
 """The site as a reader gets it: built for an image that the project has never seen.
 
-One copy of the project is built four times: prose only, interrupted, to the end, and once
-more without any change. The image is a real int16 one from nibabel's own tests.
+It is built in small_site.py: prose only, interrupted, and to the end; here once more without
+any change.
 """
 
 import csv
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import psutil
 import pytest
-from nibabel.testing import data_path
 
-ROOT = Path(__file__).parent.parent
-N_REGIONS = 2
-N_METHODS = 14  # the nine ways of the three methods, three more in memory, two that stream
+import pages
+from memory_model import METHODS
+from small_site import N_REGIONS, Site
+
+N_METHODS = len(METHODS)
 SVG_TEXT = re.compile(r"<text[^>]*>(.*?)</text>")
-
-
-class Site:
-    """A copy of the project, with its own options."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        ignore = shutil.ignore_patterns("_build", "auto_examples", "measured", "__pycache__")
-        for name in ("doc", "examples"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        shutil.copy(ROOT / "conf.py", folder)
-        self.fmri = shutil.copy(Path(data_path, "example4d.nii.gz"), folder / "a real image.nii.gz")
-        self.atlas = folder / "labels.nii.gz"
-        img = nib.load(self.fmri)
-        labels = np.zeros(img.shape[:3], "uint8")
-        labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
-        nib.Nifti1Image(labels, img.affine).to_filename(self.atlas)
-        self.html = folder / "doc" / "_build" / "html"
-        self.measured = folder / "doc" / "measured"
-        self.options = {
-            "FMRI": str(self.fmri),
-            "ATLAS": str(self.atlas),
-            "N_REGIONS": str(N_REGIONS),
-            "PAUSE": "0.1",
-            "MASKER_CACHE": str(folder / "cache"),
-            "MEASURED": str(self.measured),
-        }
-
-    def start(self, *arguments):
-        """Start a strict build in the background, its messages in a file."""
-        command = [sys.executable, "-m", "sphinx", "-c", ".", "-W", "--keep-going"]
-        with open(self.folder / "messages.txt", "w") as messages:
-            return subprocess.Popen(
-                [*command, *arguments, "doc", str(self.html)],
-                cwd=self.folder,
-                env=os.environ | self.options,
-                stdout=messages,
-                stderr=subprocess.STDOUT,
-                # Also where the tests run in the background, which ignores Ctrl-C.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-
-    def messages(self):
-        """What the last build said."""
-        return (self.folder / "messages.txt").read_text()
-
-    def build(self, *arguments):
-        """Build to the end; give the messages."""
-        code = self.start(*arguments).wait(timeout=400)
-        assert code == 0, self.messages()
-        return self.messages()
-
-    def rows(self):
-        """The rows of summary.csv."""
-        with open(self.measured / "summary.csv", newline="") as file:
-            return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def prose(tmp_path_factory):
-    """A site of prose only: nothing has been measured."""
-    site = Site(tmp_path_factory.mktemp("site"))
-    site.build("-D", "plot_gallery=0")
-    return site
-
-
-@pytest.fixture(scope="module")
-def placeholders(prose):
-    """The chapter as it is before anything was measured."""
-    return (prose.html / "masker_memory_usage.html").read_text()
-
-
-def left_in_shared_memory(before):
-    """What is new there and stays, but for what belongs to other tests' living processes."""
-    deadline = time.monotonic() + 20
-    while True:
-        new = set(os.listdir("/dev/shm")) - before
-        new = {name for name in new if not any(map(psutil.pid_exists, pids_in(name)))}
-        if not new or time.monotonic() > deadline:
-            return new
-        time.sleep(0.1)
-
-
-def pids_in(name):
-    """The numbers in the name of a block or a folder that loky or joblib made."""
-    return [int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)]
-
-
-@pytest.fixture(scope="module")
-def interrupted(prose, placeholders):
-    """What is left when Ctrl-C comes between two measurements."""
-    shared_before = set(os.listdir("/dev/shm"))
-    build = prose.start()
-    deadline = time.monotonic() + 120
-    while not (prose.measured / "summary.csv").exists():
-        assert build.poll() is None, prose.messages()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    tree = psutil.Process(build.pid).children(recursive=True)
-    build.send_signal(signal.SIGINT)
-    code = build.wait(timeout=60)
-    _, alive = psutil.wait_procs(tree, timeout=20)
-    files = [path for path in prose.measured.rglob("*") if path.is_file()]
-    return {
-        "code": code,
-        "alive": alive,
-        "shared": left_in_shared_memory(shared_before),
-        "unfinished": [path for path in files if "unfinished" in path.name],
-        "prepared": [path.name for path in (prose.folder / "cache").iterdir()],
-        "rows": prose.rows(),
-        "checksums": {path.name for path in prose.folder.glob("doc/auto_examples/*.md5")},
-    }
-
-
-@pytest.fixture(scope="module")
-def site(prose, interrupted):
-    """The site, built to its end after the interrupted build."""
-    prose.build()
-    return prose
 
 
 def test_prose_alone_has_placeholders_instead_of_numbers(placeholders):
@@ -237,49 +112,18 @@ def address(site, serve):
     return serve(site.html)
 
 
-def all_pages(site):
-    """Every page of the site, relative to its root."""
-    names = (str(path.relative_to(site.html)) for path in site.html.rglob("*.html"))
-    return sorted(name for name in names if not name.startswith("_"))
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
 def test_every_page_is_sound(browser, address, site, width, scheme):
-    """No page has an error, a foreign request, a broken picture, or runs out of the screen."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
-    )
-    problems = []
-    context.on("request", lambda r: r.url.startswith((address, "data:")) or problems.append(r.url))
-    # The browser gives up what it is still fetching, an icon for instance, when the next page
-    # is opened. That is not the page's failure; whatever was answered with one is seen here.
-    context.on(
-        "requestfailed",
-        lambda r: r.failure == "net::ERR_ABORTED" or problems.append(f"{r.failure}: {r.url}"),
-    )
-    context.on("response", lambda r: r.status < 400 or problems.append(f"{r.status}: {r.url}"))
-    context.on("console", lambda m: m.type == "error" and problems.append(m.text))
-    context.on("weberror", lambda error: problems.append(str(error.error)))
-    page = context.new_page()
-    for name in all_pages(site):
-        page.goto(f"{address}/{name}")
-        assert page.evaluate(
-            "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-        ), f"{name} is wider than the screen"
-        # The pictures in the list of examples are decoration: the titles stand below them.
-        for image in page.locator("main img:not(.sphx-glr-thumbcontainer img)").all():
-            state = image.evaluate(
-                """async img => {
-                    if (getComputedStyle(img).display == "none") return null;
-                    img.loading = "eager";
-                    await img.decode();
-                    return [img.naturalWidth, img.alt];
-                }"""
-            )
-            assert state is None or (state[0] > 0 and state[1]), f"{name}: {image}"
-    context.close()
-    assert problems == []
+    """No page for the reader's image fails, loads from elsewhere, or runs out of the screen."""
+    names = pages.all_pages(site.html)
+    options = {"width": width, "color_scheme": scheme}
+    assert pages.wrong_on_pages(browser, address, site.html, names, **options) == []
+
+
+def test_links_inside_the_site_lead_somewhere(site):
+    """No link of the site points to a page, a file or an anchor that is not there."""
+    assert pages.wrong_links(site.html) == []
 
 
 @pytest.fixture
@@ -408,19 +252,134 @@ def test_every_parameter_of_the_maskers_is_in_the_table(browser, address):
         assert set(kind().get_params()) <= set(shown), kind
 
 
-def test_links_inside_the_site_lead_somewhere(site):
-    """No link of the site points to a page, a file or an anchor that is not there."""
-    pattern = re.compile(r'(?:href|src)="([^"]+)"')
-    missing = []
-    for name in all_pages(site):
-        path = site.html / name
-        for link in pattern.findall(path.read_text()):
-            if link.startswith(("http", "mailto:", "data:")):
-                continue
-            target, _, anchor = link.partition("#")
-            file = (path.parent / target.split("?")[0]) if target else path
-            if not file.exists() or (
-                anchor and file.suffix == ".html" and f'id="{anchor}"' not in file.read_text()
-            ):
-                missing.append((name, link))
-    assert missing == []
+# -- Conventions -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide(browser):
+    """A page of a wide screen, in the dark scheme."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    yield page
+    page.close()
+
+
+def test_the_front_page_shows_the_result(wide, address, site):
+    """Its large numbers are the lowest and the highest peak, and their seconds; with the figure."""
+    wide.goto(f"{address}/index.html")
+    rows = [row for row in site.rows() if row["mode"] != "single"]
+    rows.sort(key=lambda row: float(row["peak_pss_mib"]))
+    shown = wide.locator(".headline .measured").all_inner_texts()
+    assert shown == [
+        *(f"{float(rows[place]['peak_pss_mib']):,.0f} MiB" for place in (0, -1)),
+        *(f"{float(rows[place]['seconds']):.3g} s" for place in (0, -1)),
+    ]
+    size = wide.locator(".headline .measured").first.evaluate("e => getComputedStyle(e).fontSize")
+    assert float(size.removesuffix("px")) >= 32
+    assert [image.is_visible() for image in wide.locator("#the-result img").all()].count(True) == 1
+
+
+def test_the_function_on_the_front_page_runs_when_copied(wide, address, site):
+    """What is folded up there is complete: pasted into an empty file, it masks an image."""
+    wide.goto(f"{address}/index.html")
+    wide.locator("details summary").click()
+    copied = {}
+    exec(wide.locator("details pre").inner_text(), copied)
+    atlas = nib.load(site.atlas)
+    masks = [
+        nib.Nifti1Image((atlas.get_fdata() == k).astype("uint8"), atlas.affine) for k in (3, 8)
+    ]
+    data = np.asanyarray(nib.load(site.fmri).dataobj)
+    for series, mask in zip(copied["stream_masks"](site.fmri, masks), masks, strict=True):
+        np.testing.assert_array_equal(series, data[mask.get_fdata() > 0].T)
+
+
+@pytest.mark.parametrize("term", ["PSS", "proxy image", "shared memory", "block"])
+def test_the_search_finds_the_glossary(wide, address, term):
+    """The first thing that the search finds for a term is its entry in the glossary."""
+    wide.goto(f"{address}/search.html?q={term.replace(' ', '+')}")
+    first = wide.locator("#search-results ul.search > li > a").first
+    assert first.get_attribute("href") == f"glossary.html#term-{term.replace(' ', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("example", "name", "address_of_name"),
+    [
+        ("plot_in_memory", "np.asanyarray", "https://numpy.org/.*#numpy.asanyarray"),
+        ("plot_stream_masks", "nib.load", "https://nipy.org/nibabel/.*load"),
+        ("plot_nifti_masker", "Parallel", "https://joblib.readthedocs.io/.*#joblib.Parallel"),
+        ("plot_nifti_masker", "NiftiMasker", "https://nilearn.github.io/.*NiftiMasker"),
+        ("plot_shared_memory", "SharedMemory", "https://docs.python.org/3/.*SharedMemory"),
+        ("plot_in_memory", "stream_masks", r"\.\./functions.html#plot_stream_masks.stream_masks"),
+    ],
+)
+def test_names_in_code_lead_to_their_documentation(wide, address, example, name, address_of_name):
+    """A name in a code block is a link to where it is explained, here or elsewhere."""
+    wide.goto(f"{address}/auto_examples/{example}.html")
+    links = wide.locator("div.highlight pre a").all()
+    found = [link.get_attribute("href") for link in links if link.inner_text() == name]
+    assert found
+    assert all(re.fullmatch(address_of_name, href) for href in found)
+
+
+def test_an_example_that_runs_tells_how_long_it_took(site):
+    """The footer of each page that is run has its time."""
+    for page in [*site.html.glob("auto_examples/plot_*.html")]:
+        assert "Total running time of the script:" in page.read_text(), page.name
+
+
+def test_every_page_has_a_card_for_links(site):
+    """Each page has its title and the card, which is there; nothing of it is loaded."""
+    card = "http://localhost:8000/_static/card.png"
+    for name in set(pages.all_pages(site.html)) - {"404.html", "genindex.html", "search.html"}:
+        text = (site.html / name).read_text()
+        tags = dict(re.findall(r'<meta property="(og:[a-z:]+)" content="([^"]*)"', text))
+        assert tags["og:url"] == f"http://localhost:8000/{name}"
+        assert tags["og:image"] == card
+        assert tags["og:title"]
+        assert tags["og:description"]
+    assert (site.html / "_static" / "card.png").stat().st_size > 0
+
+
+def test_the_sitemap_lists_every_page(site):
+    """Also those that the last build did not write again."""
+    listed = re.findall(
+        r"<loc>http://localhost:8000/(.*?)</loc>", (site.html / "sitemap.xml").read_text()
+    )
+    assert sorted(listed) == sorted(
+        set(pages.all_pages(site.html)) - {"404.html", "genindex.html", "search.html"}
+    )
+
+
+def test_the_page_for_what_is_not_found_works_at_any_depth(wide, address, site):
+    """Shown for an address deep below, it has its style, and its links lead into the site."""
+    wide.route(
+        f"{address}/some/where/deep.html",
+        lambda route: route.fulfill(path=site.html / "404.html", status=404),
+    )
+    failed = []
+    wide.on("response", lambda r: r.status < 400 or failed.append(r.url))
+    wide.goto(f"{address}/some/where/deep.html")
+    assert failed == [f"{address}/some/where/deep.html"]
+    wide.locator("article a", has_text="front page").click()
+    assert wide.url == f"{address}/index.html"
+
+
+def test_the_chapter_can_be_printed(wide, address):
+    """On paper there is the text alone, black, nothing wider than a sheet, nothing folded up."""
+    wide.goto(f"{address}/masker_memory_usage.html")
+    wide.emulate_media(media="print", color_scheme="dark")
+    wide.set_viewport_size({"width": 680, "height": 960})  # A4 without its margins
+    assert not wide.locator("header.bd-header").is_visible()
+    assert not wide.locator(".prev-next-footer").is_visible()
+    for what in ("article p", "article h2", "article pre span"):
+        color = wide.locator(what).first.evaluate("e => getComputedStyle(e).color")
+        assert color == "rgb(0, 0, 0)", what
+    cut = wide.evaluate(
+        """() => [...document.querySelectorAll("article *")]
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+            .map(e => e.outerHTML.slice(0, 100))"""
+    )
+    assert cut == []
+    for image in wide.locator("article figure img").all():
+        if image.is_visible():
+            assert "_tall" not in image.get_attribute("src")

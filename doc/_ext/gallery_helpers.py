@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+OTHER_METHODS = "plot_"  # pages that are not named below
 ORDER = [
     "plot_large_image",
     "plot_nifti_masker",
@@ -11,6 +12,7 @@ ORDER = [
     "plot_stream_masks",
     "plot_stream_masker",
     "plot_in_memory",
+    OTHER_METHODS,  # measured here, before the figures of all methods are drawn
     "plot_memory_over_time",
     "plot_prediction",
     "plot_published_scale",
@@ -19,6 +21,7 @@ ORDER = [
     "memory_budget",
     "memory_model",
     "prediction_grid",
+    "benchmark",
     "peak_memory",
     "measured_methods",
     "synthetic_data",
@@ -29,7 +32,7 @@ ORDER = [
 class ReadingOrder:
     """Sort key of the examples: the order in which they are read, and run.
 
-    An example that is not named comes after the others.
+    A page that is not named comes after the last of the methods, and a module after the others.
     """
 
     def __init__(self, source_folder):
@@ -38,7 +41,9 @@ class ReadingOrder:
     def __call__(self, file_name):
         """Give the place of an example among the others."""
         name = Path(file_name).stem
-        return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+        if name in ORDER:
+            return ORDER.index(name), name
+        return (ORDER.index(OTHER_METHODS) if name.startswith("plot_") else len(ORDER)), name
 
 
 def warnings_are_errors(gallery_conf, file_name, when):

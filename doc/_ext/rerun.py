@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import platform
+import re
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from options import read_options
 
 
 def local_imports(path):
-    """Give the files of a folder that a script needs: itself, and what it imports, and so on.
+    """Give the files of a folder that a script needs: itself, what it imports, and so on.
+
+    A string that is the name of a script, or of its file, counts as well: scripts are started
+    by their names, and the table of methods names the examples that have their functions.
 
     Parameters
     ----------
@@ -42,6 +46,8 @@ def local_imports(path):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names = re.findall(r"^\w+(?=$|\.py$)", node.value)
             to_read += [path.parent / f"{name.split('.')[0]}.py" for name in names]
     return found
 

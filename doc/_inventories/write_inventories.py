@@ -2,81 +2,102 @@
 
 Sphinx would fetch a full inventory from each project at every build. The build needs no
 network, so the few names that this site links to are kept here. To add a name, add it to
-its project's table and run this file.
+its project's table and run this file. In the pages, `$` stands for the name.
 """
 
 import zlib
 from pathlib import Path
 
-# For each project: its documentation, and name -> (role, page).
+# The standard library: for each module its functions and its classes that are named here.
+PYTHON = {
+    "argparse": ("", "ArgumentParser"),
+    "collections": ("", "defaultdict"),
+    "contextlib": ("closing contextmanager suppress", ""),
+    "csv": ("", "DictReader DictWriter"),
+    "dataclasses": ("dataclass field", ""),
+    "functools": ("cache partial", ""),
+    "gzip": ("open", ""),
+    "importlib": ("import_module", ""),
+    "json": ("dumps loads", ""),
+    "math": ("ceil prod", ""),
+    "multiprocessing.shared_memory": ("", "SharedMemory"),
+    "os": ("cpu_count replace statvfs", ""),
+    "pathlib": ("", "Path"),
+    "pickle": ("dump load loads", ""),
+    "shutil": ("disk_usage rmtree", ""),
+    "signal": ("signal", ""),
+    "statistics": ("median", ""),
+    "subprocess": ("run", "Popen"),
+    "tempfile": ("mkdtemp", "TemporaryDirectory"),
+    "threading": ("", "Event Thread"),
+    "time": ("monotonic perf_counter sleep time", ""),
+    "typing": ("", "NamedTuple"),
+    "uuid": ("uuid4", ""),
+    "warnings": ("catch_warnings filterwarnings simplefilter", ""),
+}
+NUMPY = """
+    allclose arange argwhere array array_equal array_split asanyarray asarray
+    ascontiguousarray atleast_1d clip concatenate count_nonzero cumsum empty exp frombuffer full
+    geomspace isfinite isinf isnan linspace load median nan_to_num ones percentile prod quantile
+    save split stack sum take unique where zeros
+"""
+NILEARN = {
+    "py:function": """
+        datasets.fetch_atlas_difumo datasets.fetch_development_fmri
+        datasets.load_mni152_template image.concat_imgs image.load_img image.mean_img
+        image.new_img_like image.resample_img image.resample_to_img masking.apply_mask
+        plotting.plot_anat signal.clean
+    """,
+    "py:class": """
+        maskers.NiftiLabelsMasker maskers.NiftiMapsMasker maskers.NiftiMasker
+        maskers.NiftiSpheresMasker
+    """,
+}
+NIBABEL = {  # where it is documented, and a shorter name under which it is used
+    "affines.apply_affine": ("py:function", None),
+    "arrayproxy.ArrayProxy": ("py:class", None),
+    "arrayproxy.is_proxy": ("py:function", None),
+    "filebasedimages.ImageFileError": ("py:exception", None),
+    "loadsave.load": ("py:function", "load"),
+    "nifti1.Nifti1Image": ("py:class", "Nifti1Image"),
+    "nifti1.Nifti1Pair": ("py:class", "Nifti1Pair"),
+    "openers.ImageOpener": ("py:class", None),
+    "spatialimages.HeaderDataError": ("py:exception", None),
+    "spatialimages.SpatialImage": ("py:class", None),
+    "volumeutils.apply_read_scaling": ("py:function", None),
+}
+JOBLIB = {"Parallel": "py:class", "delayed": "py:function"}
+
+# For each project: name -> (role, page).
 PROJECTS = {
     "python": {
-        "multiprocessing.shared_memory.SharedMemory": (
-            "py:class",
-            "library/multiprocessing.shared_memory.html#$",
-        ),
-        "time.time": ("py:function", "library/time.html#$"),
-        "time.sleep": ("py:function", "library/time.html#$"),
-        "subprocess.run": ("py:function", "library/subprocess.html#$"),
-        "pathlib.Path": ("py:class", "library/pathlib.html#$"),
-        "csv.DictReader": ("py:class", "library/csv.html#$"),
-        "shutil.disk_usage": ("py:function", "library/shutil.html#$"),
-        "tempfile.TemporaryDirectory": ("py:class", "library/tempfile.html#$"),
+        f"{module}.{name}": (role, f"library/{module}.html#$")
+        for module, (functions, classes) in PYTHON.items()
+        for role, names in (("py:function", functions), ("py:class", classes))
+        for name in names.split()
     },
     "numpy": {
         f"numpy.{name}": (role, f"reference/generated/numpy.{name}.html#$")
-        for name, role in {
-            "allclose": "py:function",
-            "array": "py:function",
-            "asanyarray": "py:function",
-            "asarray": "py:function",
-            "ascontiguousarray": "py:function",
-            "count_nonzero": "py:function",
-            "memmap": "py:class",
-            "nan_to_num": "py:function",
-            "ndarray": "py:class",
-            "take": "py:function",
-            "unique": "py:function",
-        }.items()
-    },
-    "nibabel": {
-        "nibabel.loadsave.load": ("py:function", "reference/nibabel.loadsave.html#$"),
-        "nibabel.load": ("py:function", "reference/nibabel.loadsave.html#nibabel.loadsave.load"),
-        "nibabel.nifti1.Nifti1Image": ("py:class", "reference/nibabel.nifti1.html#$"),
-        "nibabel.Nifti1Image": (
-            "py:class",
-            "reference/nibabel.nifti1.html#nibabel.nifti1.Nifti1Image",
-        ),
-        "nibabel.arrayproxy.ArrayProxy": ("py:class", "reference/nibabel.arrayproxy.html#$"),
-        "nibabel.volumeutils.apply_read_scaling": (
-            "py:function",
-            "reference/nibabel.volumeutils.html#$",
-        ),
+        for role, names in (("py:function", NUMPY), ("py:class", "dtype memmap ndarray"))
+        for name in names.split()
+    }
+    | {
+        "numpy.abs": ("py:function", "reference/generated/numpy.absolute.html#numpy.absolute"),
+        "numpy.random.default_rng": ("py:function", "reference/random/generator.html#$"),
+        "numpy.linalg.svd": ("py:function", "reference/generated/numpy.linalg.svd.html#$"),
     },
     "nilearn": {
         f"nilearn.{name}": (role, f"modules/generated/nilearn.{name}.html#$")
-        for name, role in {
-            "datasets.fetch_atlas_difumo": "py:function",
-            "datasets.fetch_development_fmri": "py:function",
-            "datasets.load_mni152_template": "py:function",
-            "image.concat_imgs": "py:function",
-            "image.load_img": "py:function",
-            "image.mean_img": "py:function",
-            "image.new_img_like": "py:function",
-            "image.resample_img": "py:function",
-            "image.resample_to_img": "py:function",
-            "maskers.NiftiLabelsMasker": "py:class",
-            "maskers.NiftiMapsMasker": "py:class",
-            "maskers.NiftiMasker": "py:class",
-            "maskers.NiftiSpheresMasker": "py:class",
-            "masking.apply_mask": "py:function",
-            "plotting.plot_anat": "py:function",
-            "signal.clean": "py:function",
-        }.items()
+        for role, names in NILEARN.items()
+        for name in names.split()
+    },
+    "nibabel": {
+        f"nibabel.{name}": (role, f"reference/nibabel.{path.split('.')[0]}.html#nibabel.{path}")
+        for path, (role, shorter) in NIBABEL.items()
+        for name in filter(None, (path, shorter))
     },
     "joblib": {
-        "joblib.Parallel": ("py:class", "generated/joblib.Parallel.html#$"),
-        "joblib.delayed": ("py:function", "generated/joblib.delayed.html#$"),
+        f"joblib.{name}": (role, f"generated/joblib.{name}.html#$") for name, role in JOBLIB.items()
     },
 }
 

@@ -317,7 +317,14 @@
   /** The recommended call as lines to copy. */
   function recommendedCall(rows) {
     const fits = Object.fromEntries(rows.map((row) => [row.prediction.method, !row.reason]));
-    const lines = ["from plot_stream_masks import stream_masks", ""];
+    const lines = [
+      "from pathlib import Path",
+      "",
+      "from plot_stream_masks import stream_masks",
+      "",
+      'fmri_path = "image.nii.gz"  # yours',
+      'mask_paths = sorted(Path("masks").glob("*.nii.gz"))',
+    ];
     if (fits["Streaming, masks, one pass"]) {
       lines.push("series = stream_masks(fmri_path, mask_paths)");
     } else {
@@ -703,7 +710,7 @@
       role: "img",
       "aria-label":
         `Likely peak ${mib(prediction.peakPssMib)}: ${list.join(", ")}. ` +
-        `At most ${mib(prediction.mostMib)}. Memory ${mib(memoryMib)}.`,
+        `At most ${mib(prediction.mostMib)}. Your memory: ${mib(memoryMib)}.`,
     });
     const stack = element("div", { class: "calc-stack" });
     let from = 0;

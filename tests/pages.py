@@ -1,0 +1,202 @@
+"""Checks of a built site: each gives a list of what is wrong, with the page where it is.
+
+The tests of the pages use them, and so do the tests that put something wrong into a page.
+"""
+
+from html.parser import HTMLParser
+from urllib.parse import unquote, urljoin, urlsplit
+
+MOST_BYTES = 1_500_000
+MOST_BYTES_OF = {"index.html": 600_000}
+
+# What a browser shows of an element that keeps a reader out.
+AXE = """async () => {
+    const tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
+    const found = await axe.run(document, {
+        resultTypes: ["violations"], runOnly: {type: "tag", values: tags}
+    });
+    return found.violations.flatMap(({id, help, nodes}) => nodes.map(
+        node => `${id}: ${help}: ${node.target.join(" ")} ${node.html.slice(0, 200)}`
+    ));
+}"""
+IMAGES = """async () => {
+    const wrong = [];
+    for (const image of document.images) {
+        const name = image.getAttribute("src");
+        if (!image.alt.trim()) wrong.push(`image without alt text: ${name}`);
+        if (!image.checkVisibility()) continue;  // the version for another theme or screen
+        image.loading = "eager";
+        await image.decode().catch(() => {});
+        if (!image.naturalWidth) wrong.push(`image does not load: ${name}`);
+    }
+    return wrong;
+}"""
+# The page itself must not scroll sideways, nor a box in it that the keyboard does not reach.
+SIDEWAYS = """() => {
+    const page = document.scrollingElement;
+    const wide = [page, ...document.body.querySelectorAll("*")].filter(
+        box => box.scrollWidth > box.clientWidth && box.checkVisibility() && (box == page ||
+            (box.tabIndex < 0 && /auto|scroll/.test(getComputedStyle(box).overflowX))));
+    return wide.map(box => `${box.tagName} ${box.className}: ${box.scrollWidth} pixels wide`);
+}"""
+
+
+class Links(HTMLParser):
+    """What a page links, what it loads, and the anchors that it has."""
+
+    LOADED = {"icon", "stylesheet", "preload", "preconnect", "dns-prefetch", "manifest"}  # noqa: RUF012
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loads, self.anchors = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        """Note an element's attributes."""
+        given = dict(attributes)
+        if "id" in given:
+            self.anchors.append(given["id"])
+        if tag == "link" and self.LOADED & set(given.get("rel", "").split()):
+            self.loads.append(given["href"])
+        elif "href" in given and tag != "link":
+            self.links.append(given["href"])
+        self.loads += [given[name] for name in ("src", "data", "poster", "action") if name in given]
+        for choice in given.get("srcset", "").split(","):
+            self.loads += choice.split()[:1]
+
+
+def all_pages(folder):
+    """Give every page of a site, relative to its root."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
+    return sorted(name for name in names if not name.startswith("_static/"))
+
+
+def wrong_links(folder):
+    """Look for links and anchors that lead nowhere, and for what is loaded from elsewhere.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        A site.
+
+    Returns
+    -------
+    list of str
+    """
+    found = {name: Links((folder / name).read_text("utf-8")) for name in all_pages(folder)}
+    wrong = []
+    for name, page in found.items():
+        wrong += [
+            f"{name}: two elements are called {anchor!r}"
+            for anchor in sorted({a for a in page.anchors if page.anchors.count(a) > 1})
+        ]
+        for link in page.links + page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                if link in page.loads and parts.scheme != "data":
+                    wrong.append(f"{name}: loads from another host: {link}")
+                continue
+            target = unquote(urlsplit(urljoin(f"/{name}", parts.path)).path).lstrip("/")
+            if target == "" or target.endswith("/"):
+                target += "index.html"
+            if parts.path == "":
+                target = name
+            if not (folder / target).is_file():
+                wrong.append(f"{name}: dead link: {link}")
+            elif target in found and parts.fragment:
+                anchors = found[target].anchors
+                wrong += [f"{name}: dead anchor: {link}"] * (unquote(parts.fragment) not in anchors)
+    return wrong
+
+
+class Visitor:
+    """Opens pages of a site one after the other, and notes what goes wrong on each.
+
+    Parameters
+    ----------
+    browser : playwright.sync_api.Browser
+    address : str
+        Where the site is served.
+    folder : pathlib.Path
+        The site.
+    width : int
+        Of the screen, in pixels.
+    axe : str, optional
+        The source of axe-core.
+    **options
+        Of the browser's context.
+    """
+
+    def __init__(self, browser, address, folder, width, axe="", **options):
+        self.address, self.folder, self.axe = address, folder, axe
+        self.name, self.wrong, self.requests = "", [], set()
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            device_scale_factor=2,  # the sharpest images, which are the heaviest
+            reduced_motion="reduce",
+            **options,
+        )
+        if axe:
+            self.context.add_init_script(axe)
+        self.context.on("request", self.note_request)
+        # The browser gives up what it is still fetching, an icon for instance, when the next
+        # page is opened. That is not the page's failure; what was answered with one is seen.
+        self.context.on(
+            "requestfailed",
+            lambda r: r.failure == "net::ERR_ABORTED" or self.note(f"{r.failure}: {r.url}"),
+        )
+        self.context.on("response", lambda r: r.status < 400 or self.note(f"{r.status}: {r.url}"))
+        self.context.on(
+            "console", lambda m: m.type in ("error", "warning") and self.note(f"console: {m.text}")
+        )
+        self.context.on("weberror", lambda error: self.note(f"error of a script: {error.error}"))
+        self.page = self.context.new_page()
+
+    def note(self, *problems):
+        """Note what is wrong on the page that is open."""
+        self.wrong += [f"{self.name}: {problem}" for problem in problems]
+
+    def note_request(self, request):
+        """Note what is loaded, and whether it comes from another host."""
+        if request.url.startswith(self.address):
+            self.requests.add(urlsplit(request.url).path)
+        elif not request.url.startswith(("data:", "blob:")):
+            self.note(f"request to another host: {request.url}")
+
+    def visit(self, name):
+        """Open a page, and look at it."""
+        self.name = name
+        self.requests.clear()
+        self.page.goto(f"{self.address}/{name}")
+        self.note(*(f"scrolls sideways: {what}" for what in self.page.evaluate(SIDEWAYS)))
+        self.note(*self.page.evaluate(IMAGES))
+        if self.axe:
+            self.note(*self.page.evaluate(AXE))
+        if cookies := self.page.evaluate("document.cookie") or self.context.cookies():
+            self.note(f"cookies: {cookies}")
+        files = [self.folder / unquote(path).lstrip("/") for path in self.requests]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        most = MOST_BYTES_OF.get(name, MOST_BYTES)
+        if size > most:
+            self.note(f"{size:,} bytes are loaded; {most:,} can be")
+
+
+def wrong_on_pages(browser, address, folder, names, **options):
+    """Open pages in the browser, and look at what is shown and loaded.
+
+    Parameters
+    ----------
+    browser, address, folder, **options
+        As for Visitor.
+    names : list of str
+        The pages.
+
+    Returns
+    -------
+    list of str
+    """
+    visitor = Visitor(browser, address, folder, **options)
+    for name in names:
+        visitor.visit(name)
+    visitor.context.close()
+    return visitor.wrong

@@ -1,0 +1,149 @@
+"""A site to test: a copy of the project, built for an image that it has never seen.
+
+The copy is built three times here: prose only, interrupted, and to the end. The image is a
+real int16 one from nibabel's own tests. Building takes minutes, so the tests of the site and
+of its pages share it (see conftest.py).
+"""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+from nibabel.testing import data_path
+
+ROOT = Path(__file__).parent.parent
+N_REGIONS = 2
+
+
+class Site:
+    """A copy of the project, with its own options."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        ignore = shutil.ignore_patterns("_build", "auto_examples", "measured", "__pycache__")
+        for name in ("doc", "examples"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        shutil.copy(ROOT / "conf.py", folder)
+        self.fmri = shutil.copy(Path(data_path, "example4d.nii.gz"), folder / "a real image.nii.gz")
+        self.atlas = folder / "labels.nii.gz"
+        img = nib.load(self.fmri)
+        labels = np.zeros(img.shape[:3], "uint8")
+        labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
+        nib.Nifti1Image(labels, img.affine).to_filename(self.atlas)
+        self.html = folder / "doc" / "_build" / "html"
+        self.measured = folder / "doc" / "measured"
+        self.options = {
+            "FMRI": str(self.fmri),
+            "ATLAS": str(self.atlas),
+            "N_REGIONS": str(N_REGIONS),
+            "PAUSE": "0.1",
+            "MASKER_CACHE": str(folder / "cache"),
+            "MEASURED": str(self.measured),
+        }
+
+    def start(self, *arguments):
+        """Start a strict build in the background, its messages in a file."""
+        command = [sys.executable, "-m", "sphinx", "-c", ".", "-W", "--keep-going"]
+        with open(self.folder / "messages.txt", "w") as messages:
+            return subprocess.Popen(
+                [*command, *arguments, "doc", str(self.html)],
+                cwd=self.folder,
+                env=os.environ | self.options,
+                stdout=messages,
+                stderr=subprocess.STDOUT,
+                # Also where the tests run in the background, which ignores Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def messages(self):
+        """What the last build said."""
+        return (self.folder / "messages.txt").read_text()
+
+    def build(self, *arguments):
+        """Build to the end; give the messages."""
+        code = self.start(*arguments).wait(timeout=400)
+        assert code == 0, self.messages()
+        return self.messages()
+
+    def rows(self):
+        """The rows of summary.csv."""
+        with open(self.measured / "summary.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory):
+    """A site of prose only: nothing has been measured."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.build("-D", "plot_gallery=0")
+    return site
+
+
+@pytest.fixture(scope="session")
+def placeholders(prose):
+    """The chapter as it is before anything was measured."""
+    return (prose.html / "masker_memory_usage.html").read_text()
+
+
+def in_shared_memory():
+    """The names of what is there; nothing where a system has no folder for it, as macOS."""
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+
+def left_in_shared_memory(before):
+    """What is new there and stays, but for what belongs to other tests' living processes."""
+    deadline = time.monotonic() + 20
+    while True:
+        new = in_shared_memory() - before
+        new = {name for name in new if not any(map(psutil.pid_exists, pids_in(name)))}
+        if not new or time.monotonic() > deadline:
+            return new
+        time.sleep(0.1)
+
+
+def pids_in(name):
+    """The numbers in the name of a block or a folder that loky or joblib made."""
+    return [int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)]
+
+
+@pytest.fixture(scope="session")
+def interrupted(prose, placeholders):
+    """What is left when Ctrl-C comes between two measurements."""
+    shared_before = in_shared_memory()
+    build = prose.start()
+    deadline = time.monotonic() + 120
+    while not (prose.measured / "summary.csv").exists():
+        assert build.poll() is None, prose.messages()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    tree = psutil.Process(build.pid).children(recursive=True)
+    build.send_signal(signal.SIGINT)
+    code = build.wait(timeout=60)
+    _, alive = psutil.wait_procs(tree, timeout=20)
+    files = [path for path in prose.measured.rglob("*") if path.is_file()]
+    return {
+        "code": code,
+        "alive": alive,
+        "shared": left_in_shared_memory(shared_before),
+        "unfinished": [path for path in files if "unfinished" in path.name],
+        "prepared": [path.name for path in (prose.folder / "cache").iterdir()],
+        "rows": prose.rows(),
+        "checksums": {path.name for path in prose.folder.glob("doc/auto_examples/*.md5")},
+    }
+
+
+@pytest.fixture(scope="session")
+def site(prose, interrupted):
+    """The site, built to its end after the interrupted build."""
+    prose.build()
+    return prose

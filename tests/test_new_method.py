@@ -1,0 +1,265 @@
+"""A method that is added as CONTRIBUTING.md says: one example, named in one place.
+
+A copy of the project gets the example and the entry that stand there. If these tests fail,
+something else must be changed as well for a new method, or what stands there is wrong.
+"""
+
+import ast
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import memory_budget
+import memory_model
+from whole_experiment import find_method
+
+ROOT = Path(__file__).parent.parent
+NAME, MODE = "NumPy indexing, loop", "one pass"
+TITLE = f"{NAME}, {MODE}"
+
+
+def code_blocks():
+    """The Python code in CONTRIBUTING.md: an example, and an entry of the table."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in blocks]
+
+
+def add_to_table(path, entry):
+    """Put an entry at the end of METHODS in a copy of memory_model.py."""
+    lines = path.read_text().splitlines(keepends=True)
+    for node in ast.parse("".join(lines)).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "METHODS":
+            lines.insert(node.end_lineno - 1, textwrap.indent(entry, "    "))
+    path.write_text("".join(lines))
+
+
+class Project:
+    """A copy of the project with a small image of its own, and a method more."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        generated = ("_build", "auto_examples", "measured", "__pycache__")
+        for name in ("doc", "examples", "tests"):
+            ignore = shutil.ignore_patterns(*generated)
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        self.example = folder / "examples" / "plot_loop.py"
+        example, entry = code_blocks()
+        self.example.write_text(example)
+        add_to_table(folder / "examples" / "memory_model.py", entry)
+
+        self.measured = folder / "doc" / "measured"
+        self.fmri, self.labels = folder / "fmri.nii.gz", folder / "labels.nii.gz"
+        values = np.random.default_rng(0).integers(-99, 99, (6, 7, 8, 9), dtype="int16")
+        nib.Nifti1Image(values, np.eye(4)).to_filename(self.fmri)
+        labels = np.zeros((6, 7, 8), "uint8")
+        labels[:3], labels[3:, :3] = 1, 2
+        nib.Nifti1Image(labels, np.eye(4)).to_filename(self.labels)
+        self.options = {
+            "FMRI": str(self.fmri),
+            "ATLAS": str(self.labels),
+            "N_REGIONS": "2",
+            "PAUSE": "0",
+            "MASKER_CACHE": str(folder / "cache"),
+            "MEASURED": str(self.measured),
+        }
+        (folder / "cache").mkdir()  # what imports take is measured elsewhere
+        machine = memory_budget.TYPICAL | {"measured": memory_budget._versions()}
+        (folder / "cache" / "machine.json").write_text(json.dumps(machine))
+
+    def python(self, *arguments, **options):
+        """Run Python in the folder of examples, with options of the build; give its output."""
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=self.folder / "examples",
+            env=os.environ | self.options | options,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def tests(self, *arguments):
+        """Run tests of the copy."""
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The copy."""
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def row(project):
+    """The method's row in summary.csv, after its example has run as a page."""
+    project.python(project.example, MPLBACKEND="agg")
+    with open(project.measured / "summary.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+def test_it_is_measured(project, row):
+    """The meter does not know the method, or takes its arrays for other ones."""
+    assert (row["method"], row["mode"], row["function"]) == (NAME, MODE, "numpy_masker_loop")
+    assert (row["status"], row["identical"], row["n_masks"]) == ("measured", "true", "2")
+    assert 0 < float(row["before_mib"]) <= float(row["peak_pss_mib"])
+    assert len(list((project.measured / "traces").iterdir())) == 1
+
+
+DRAW = """
+import json
+from matplotlib.text import Text
+from measured_methods import read_summary
+from plot_memory_over_time import plot_peaks, plot_phases, read_phases, run_under_mprof
+
+run_under_mprof("whole_experiment.py", "../mprof.dat", "../phases.csv")
+figures = [
+    plot_phases(*read_phases("../phases.csv", "../mprof.dat"), "RSS", tall=tall)
+    for tall in (False, True)
+]
+figures.append(plot_peaks(read_summary()))
+figures[-1].savefig("../doc/measured/peaks.svg")
+print()
+print(json.dumps([[text.get_text() for text in figure.findobj(Text)] for figure in figures]))
+"""
+
+
+def test_it_is_in_the_experiment_and_in_the_figures(project, row):
+    """The experiment leaves the method out, or a figure or the chart does."""
+    out = project.python("-c", DRAW, N_REGIONS="1", MPLBACKEND="agg")
+    assert f": {TITLE} ...\n    done in " in out
+    wide, tall, chart = json.loads(out.splitlines()[-1])
+    for texts in (wide, tall):
+        assert texts.count(TITLE) == 1
+        assert str(len(memory_model.METHODS) + 1) in texts  # its number
+    assert sum(text.startswith(f"{NAME}: ") for text in chart) == 1
+
+
+PAGE = """
+A page
+======
+
+.. measured-table::
+
+.. memory-calculator::
+"""
+CONF = """
+import sys
+sys.path[:0] = [{extensions!r}, {examples!r}]
+extensions = ["calculator", "measured"]
+measured_folder = {measured!r}
+"""
+
+
+def test_it_is_in_the_table_and_in_the_calculator(project, row):
+    """The table of the chapter has no line for the method, or the calculator does not know it."""
+    source, html = project.folder / "page", project.folder / "html"
+    shutil.copytree(project.measured, source / "measured")
+    folders = {"extensions": "doc/_ext", "examples": "examples", "measured": "page/measured"}
+    folders = {name: str(project.folder / folder) for name, folder in folders.items()}
+    (source / "conf.py").write_text(CONF.format(**folders))
+    (source / "index.rst").write_text(PAGE)
+    project.python("-m", "sphinx", "-q", source, html)
+    page = (html / "index.html").read_text()
+    assert f"<p>{NAME}</p>" in page
+    assert f"<p>{float(row['peak_pss_mib']):,.0f} MiB</p>" in page
+    model = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page)[1])
+    assert list(model["methods"]) == [*memory_model.METHODS, TITLE]
+
+
+def test_it_is_in_the_budget(project):
+    """The budget does not say what the method needs."""
+    out = project.python("memory_budget.py", project.fmri, project.labels, "--jobs", 2)
+    assert re.search(rf"^{TITLE} +- +[\d,]+ .* yes$", out, flags=re.MULTILINE)
+
+
+def test_its_page_comes_before_the_figures_of_all_methods(project):
+    """The figures are drawn before the method is measured, or stay when its example has changed."""
+    script = """
+import sys
+sys.path.insert(0, "../doc/_ext")
+from pathlib import Path
+from gallery_helpers import ReadingOrder
+from rerun import local_imports
+print(*sorted((path.name for path in Path().glob("*.py")), key=ReadingOrder("")))
+print(*(path.name for path in local_imports(Path("plot_memory_over_time.py"))))
+"""
+    order, needed = (line.split() for line in project.python("-c", script).splitlines())
+    place = order.index("plot_loop.py")
+    assert order[place - 1 : place + 2 : 2] == ["plot_in_memory.py", "plot_memory_over_time.py"]
+    assert "plot_loop.py" in needed
+
+
+def test_the_tests_try_it(project):
+    """The method is not held against NiftiMasker, bad input, or the model's rules."""
+    done = project.tests("-v", "-k", "loop", "tests/test_methods.py", "tests/test_memory_budget.py")
+    assert done.returncode == 0, done.stdout
+    passed = re.findall(r"::(\w+)\[(.*)\] PASSED", done.stdout)
+    assert {name for name, what in passed if TITLE in what or what.startswith("numpy_mask")} == {
+        "test_values_are_those_of_nifti_masker",
+        "test_voxels_of_a_mask_that_are_not_finite_are_outside",
+        "test_no_method_takes_bad_input",
+        "test_function_runs_alone",
+        "test_numbers_are_possible",
+        "test_more_volumes_do_not_need_less",
+        "test_more_workers_or_masks_do_not_need_less",
+        "test_most_workers_is_the_largest_that_fits",
+    }
+    assert len(passed) >= 40
+
+
+def test_the_tests_notice_a_wrong_method(project):
+    """A method whose voxels are in another order passes the tests."""
+    right = project.example.read_text()
+    assert "data[mask].T" in right
+    try:
+        project.example.write_text(right.replace("data[mask].T", "data[mask].T[:, ::-1]"))
+        done = project.tests("-k", "values_are and loop and functional", "tests/test_methods.py")
+    finally:
+        project.example.write_text(right)
+    assert done.returncode == 1
+    assert "1 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("title", "change", "message"),
+    [
+        pytest.param(
+            TITLE, {"module": "plot_lop"}, "there is no example plot_lop.py", id="no example"
+        ),
+        pytest.param(
+            TITLE,
+            {"function": "stream_mask"},
+            "plot_stream_masks.py has no function 'stream_mask'",
+            id="no function",
+        ),
+        pytest.param(TITLE, {"mode": "two passes"}, "mode 'two passes', which is none", id="mode"),
+        pytest.param(NAME, {}, "must end with its mode: ', one pass'", id="name without mode"),
+    ],
+)
+def test_a_wrong_entry_is_told(title, change, message):
+    """A mistake in the table ends in an error that does not say where it is."""
+    model = memory_model.METHODS["Streaming, masks, one pass"]._replace(**change)
+    with pytest.raises(ValueError, match=message) as raised:
+        find_method(title, model)
+    assert f"METHODS of memory_model.py has {title!r}" in str(raised.value)
