@@ -193,13 +193,16 @@ class Picture(SphinxDirective):
     def versions(self, path):
         """Write a figure for the theme's light and dark pages; give file and class of each."""
         svg = path.read_text()
-        self.env.note_dependency(str(path))
+        for needed in (path, __file__):
+            self.env.note_dependency(str(needed))
         folder = Path(self.env.doctreedir, "pictures")
         folder.mkdir(parents=True, exist_ok=True)
         themes = {"light": "dark-light"} if has_own_colours(svg) else THEMES
         for theme in themes:
             version = folder / f"{path.stem}.{theme}.svg"
-            version.write_text(for_theme(svg, theme))
+            drawn = for_theme(svg, theme)
+            if not version.exists() or version.read_text() != drawn:  # other pages may have it
+                version.write_text(drawn)
             yield version, "dark-light" if len(themes) == 1 else f"only-{theme}"
 
     def image(self, path, kind, alt):
