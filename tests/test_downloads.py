@@ -26,7 +26,7 @@ from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nibabel.testing import data_path
 
-from test_site import left_in_shared_memory
+from small_site import left_in_shared_memory
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
