@@ -25,6 +25,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nibabel.testing import data_path
+
 from test_site import left_in_shared_memory
 
 ROOT = Path(__file__).parent.parent

@@ -305,12 +305,12 @@ def test_the_search_finds_the_glossary(wide, address, term):
 @pytest.mark.parametrize(
     ("example", "name", "address_of_name"),
     [
-        ("plot_in_memory", "np.asanyarray", "https://numpy.org/.*#numpy.asanyarray"),
+        ("plot_numpy_indexing", "np.asanyarray", "https://numpy.org/.*#numpy.asanyarray"),
         ("plot_stream_masks", "nib.load", "https://nipy.org/nibabel/.*load"),
         ("plot_nifti_masker", "Parallel", "https://joblib.readthedocs.io/.*#joblib.Parallel"),
         ("plot_nifti_masker", "NiftiMasker", "https://nilearn.github.io/.*NiftiMasker"),
         ("plot_shared_memory", "SharedMemory", "https://docs.python.org/3/.*SharedMemory"),
-        ("plot_in_memory", "stream_masks", r"\.\./functions.html#plot_stream_masks.stream_masks"),
+        ("benchmark", "stream_masks", r"\.\./functions.html#plot_stream_masks.stream_masks"),
     ],
 )
 def test_names_in_code_lead_to_their_documentation(wide, address, example, name, address_of_name):
