@@ -5,7 +5,7 @@
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
 # SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
-SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE_URL
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE SITE_URL
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,9 +14,10 @@ PORT ?= 8000
 MASKER_CACHE ?= $(CURDIR)/masker_cache
 MEASURED ?= $(CURDIR)/doc/measured
 HTML := doc/_build/html
+AXE := tests/node_modules/axe-core/axe.min.js
 BUILD := $(VENV)/bin/python -m sphinx -c . -b html -d doc/_build/doctrees $(SPHINXOPTS)
 
-export $(OPTIONS) MASKER_CACHE MEASURED
+export $(OPTIONS) MASKER_CACHE MEASURED SITE
 export MPLBACKEND := agg
 
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
@@ -40,7 +41,7 @@ html-noplot: check-options $(VENV)/.built ## build the prose only; run nothing
 	$(BUILD) -D plot_gallery=0 doc $(HTML)
 	@echo "The site is in $(HTML), without new measurements."
 
-test: $(VENV)/.tested ## run the tests
+test: $(VENV)/.tested $(if $(shell command -v npm),$(AXE)) ## run the tests; with SITE=doc/_build/html, on that site's pages
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: make mprof N_IMAGES=10 N_REGIONS=20
@@ -70,7 +71,7 @@ lint: $(VENV)/.tested ## check style and spelling
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 clean: ## remove what was built, measured and prepared, and the environment
-	rm -rf doc/_build doc/auto_examples doc/measured masker_cache $(VENV)
+	rm -rf doc/_build doc/auto_examples doc/measured masker_cache tests/node_modules $(VENV)
 	rm -f mprofile_*.dat whole_experiment_phases.csv
 
 check-options:
@@ -84,4 +85,8 @@ $(VENV)/.built: requirements.txt examples/requirements.txt
 
 $(VENV)/.tested: requirements-test.txt $(VENV)/.built
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+$(AXE): tests/package.json tests/package-lock.json
+	npm ci --prefix tests --ignore-scripts --no-audit --no-fund --silent
 	@touch $@

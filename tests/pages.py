@@ -200,3 +200,61 @@ def wrong_on_pages(browser, address, folder, names, **options):
         visitor.visit(name)
     visitor.context.close()
     return visitor.wrong
+
+
+# Notes what the keyboard reaches, and whether one sees where it is.
+START = """() => {
+    const all = 'a[href], button, input, select, textarea, summary, [tabindex="0"]';
+    const look = element => {
+        const s = getComputedStyle(element);
+        const lines = [s, getComputedStyle(element, "::after")].map(
+            style => style.outlineStyle == "none" ? 0 : parseFloat(style.outlineWidth));
+        const rest = [s.boxShadow, s.borderColor, s.backgroundColor].join();
+        return {line: Math.max(...lines), rest};
+    };
+    const here = [...document.querySelectorAll(all)].filter(element =>
+        !element.disabled && element.checkVisibility({visibilityProperty: true}));
+    window.toReach = new Map(here.map(element => [element, look(element).rest]));
+    window.unseen = [];
+    document.addEventListener("focusin", ({target}) => {
+        const rest = window.toReach.get(target);
+        const now = look(target);
+        if (rest && now.line < 1 && now.rest == rest) window.unseen.push(target);
+        window.toReach.delete(target);
+    });
+    return here.length;
+}"""
+END = """() => {
+    // Of radio buttons with one name, Tab reaches one, and the arrow keys the others.
+    const reached = element => element.type == "radio" && [...document.getElementsByName(
+        element.name)].some(other => !window.toReach.has(other));
+    const missed = [...window.toReach.keys()].filter(element => !reached(element));
+    const name = element => element.outerHTML.slice(0, 150);
+    return [...missed.map(element => `not reached by the keyboard: ${name(element)}`),
+            ...window.unseen.map(element => `focus is not seen: ${name(element)}`)];
+}"""
+
+
+def wrong_by_keyboard(browser, address, names, **options):
+    """Walk through pages with the Tab key.
+
+    Parameters
+    ----------
+    browser, address, names, **options
+        As for wrong_on_pages.
+
+    Returns
+    -------
+    list of str
+        What Tab does not reach, and what does not show that it has the focus.
+    """
+    context = browser.new_context(reduced_motion="reduce", **options)
+    page = context.new_page()
+    wrong = []
+    for name in names:
+        page.goto(f"{address}/{name}")
+        for _ in range(page.evaluate(START) + 3):
+            page.keyboard.press("Tab")
+        wrong += [f"{name}: {problem}" for problem in page.evaluate(END)]
+    context.close()
+    return wrong

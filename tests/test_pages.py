@@ -141,13 +141,10 @@ def test_a_wrong_link_is_found(copy, put_in, html, problem):
         ('<script src="_static/much.js"></script>', "1,7"),
     ],
 )
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_fault_of_a_page_is_found(
-    browser, copy, copy_address, axe, put_in, html, problem, scheme
-):
+def test_a_fault_of_a_page_is_found(browser, copy, copy_address, axe, put_in, html, problem):
     """What the checks of the pages look for is found in the browser when it is there."""
     (copy / "_static" / "much.js").write_text("/*" + " " * 1_400_000 + "*/")
-    options = {"width": 1440, "color_scheme": scheme, "axe": axe}
+    options = {"width": 1440, "axe": axe}
     put_in(html)
     wrong = pages.wrong_on_pages(browser, copy_address, copy, [GOOD_PAGE], **options)
     assert [line for line in wrong if line.startswith(f"{GOOD_PAGE}: {problem}")], wrong
@@ -157,3 +154,138 @@ def test_the_page_with_nothing_put_in_is_good(browser, copy, copy_address, axe):
     """What was found above was found because it was put in."""
     options = {"width": 1440, "axe": axe}
     assert pages.wrong_on_pages(browser, copy_address, copy, [GOOD_PAGE], **options) == []
+
+
+# -- By keyboard -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_the_keyboard_reaches_everything(browser, address, folder, width):
+    """Tab reaches every link, entry, button and box that scrolls, and one sees where it is."""
+    names = pages.all_pages(folder)
+    viewport = {"width": width, "height": 900}
+    assert pages.wrong_by_keyboard(browser, address, names, viewport=viewport) == []
+
+
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        ('<button type="button" tabindex="-1">no</button>', "not reached by the keyboard"),
+        ('<a href="#" style="outline: none">there</a>', "focus is not seen"),
+    ],
+)
+def test_what_the_keyboard_does_not_reach_is_found(browser, copy_address, put_in, html, problem):
+    """A control that Tab passes over is found, and one that does not show its focus."""
+    put_in(html)
+    (wrong,) = pages.wrong_by_keyboard(browser, copy_address, [GOOD_PAGE])
+    assert wrong.startswith(f"{GOOD_PAGE}: {problem}: {html[:10]}")
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """A function that opens a page in a context of its own."""
+    contexts = []
+
+    def start(name, width=1440, **options):
+        viewport = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=viewport, reduced_motion="reduce", **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10000)
+        page.goto(f"{address}/{name}")
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+
+
+def focused(page):
+    """What has the focus."""
+    return page.locator("*:focus")
+
+
+def test_the_first_key_skips_to_the_text(open_page):
+    """The first Tab shows a link past the navigation, and Enter goes there."""
+    page = open_page("masker_memory_usage.html")
+    page.keyboard.press("Tab")
+    assert focused(page).inner_text() == "Skip to main content"
+    assert focused(page).bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert focused(page).evaluate("link => link.closest('main') != null")
+
+
+def test_the_search_is_used_by_keyboard(open_page):
+    """Ctrl+K asks for words, Escape closes, Enter leads to pages that have them."""
+    page = open_page("index.html")
+    dialog = page.locator("#pst-search-dialog")
+    page.keyboard.press("Control+k")
+    dialog.wait_for()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("PSS")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=PSS")
+    page.locator("#search-results li a[href*='glossary.html']").first.wait_for()
+
+
+def test_the_theme_is_switched_by_keyboard(open_page):
+    """The menu of the colours opens with Enter, is walked through with arrows, and is kept."""
+    page = open_page("glossary.html", color_scheme="light")
+    page.locator("button.theme-switch-button:visible").focus()
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    assert focused(page).inner_text().strip() == "Dark"
+    page.keyboard.press("Enter")
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    page.goto(page.url.replace("glossary", "index"))
+    page.locator('html[data-theme="dark"]').wait_for()
+
+
+def test_the_menu_of_a_phone_is_used_by_keyboard(open_page):
+    """The navigation opens with Enter, has the pages and the theme switch, and closes again."""
+    page = open_page("auto_examples/plot_limit.html", width=360)
+    for button, dialog, words in (
+        (".primary-toggle", "#pst-primary-sidebar-modal", "The chapter"),
+        (".secondary-toggle", "#pst-secondary-sidebar-modal", "On this page"),
+    ):
+        page.locator(button).focus()
+        page.keyboard.press("Enter")
+        page.locator(dialog).wait_for()
+        assert words in page.locator(dialog).inner_text()
+        page.keyboard.press("Escape")
+        page.locator(dialog).wait_for(state="hidden")
+        assert focused(page).evaluate("(button, name) => button.matches(name)", button)
+
+
+# -- Without scripts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_scripts_are_not_needed(open_page, address, folder, width):
+    """Without scripts every page shows the text, the figures and the links that it has."""
+    page = open_page("index.html", width, java_script_enabled=False, color_scheme="dark")
+    with_scripts = open_page("index.html", width, color_scheme="dark")
+    for name in pages.all_pages(folder):
+        for each in (page, with_scripts):
+            each.goto(f"{address}/{name}")
+        assert page.locator("html").get_attribute("data-theme") == "light"
+        assert page.locator("h1").first.is_visible()
+        if name not in ("search.html", "calculator.html"):
+            expected = with_scripts.locator("article").inner_text().splitlines()
+            shown = page.locator("article").inner_text().splitlines()
+            assert [line for line in expected if line not in shown] == [], name
+        for image in page.locator("article img:visible").all():
+            assert image.bounding_box()["height"] > 10, name
+        for word in ("The chapter", "Examples"):
+            navigation = page.locator("nav").get_by_role("link", name=word, exact=True)
+            assert navigation.locator("visible=true").count() == 1, name
+
+
+def test_what_needs_scripts_says_so(open_page):
+    """Without scripts the calculator and the search say that they need them."""
+    for name in ("calculator.html", "search.html"):
+        page = open_page(name, java_script_enabled=False)
+        assert "JavaScript" in page.locator("main").inner_text()
