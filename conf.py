@@ -55,7 +55,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
 nitpicky = True
-# An example's own functions are explained on its page and have no entry of their own.
+# In docstrings, names stand in single backquotes.
 default_role = "code"
 
 # -- Numbers and figures of the run (doc/_ext/measured.py) --------------------------------

@@ -200,9 +200,9 @@ def plot_phases(times, mib, phases, metric, tall=False):
         chart = 0.78, list_height + 0.75, 3.15, 2.5
         list_left, list_top = 0.1, list_height + 0.08
     else:
-        width, height = 9.8, max(list_height + 0.75, 4.6)
-        chart = 0.78, 0.55, 4.25, height - 1.45
-        list_left, list_top = 5.25, height - 0.55
+        width, height = 9.2, max(list_height + 0.75, 4.6)
+        chart = 0.78, 0.55, 3.75, height - 1.45
+        list_left, list_top = 4.7, height - 0.55
     figure = plt.figure(figsize=(width, height))
     ax = figure.add_axes(tuple(np.array(chart) / (width, height, width, height)))
     end = phases[-1]["ended"] + 1
@@ -358,8 +358,8 @@ def as_timeline(times, mib, phases, children, metric):
 # Compare the peaks
 # -----------------
 # The peaks in this chart come from the meter, which gives each method a process of its own,
-# so that nothing lies under it but the interpreter and its imports, the pale part. The line is
-# the image's size: less than that, on top of the pale part, is not possible for a method that
+# so that nothing lies under it but the interpreter and its imports, the faint part. The line is
+# the image's size: less than that, on top of the faint part, is not possible for a method that
 # has the whole image in memory.
 
 
@@ -415,7 +415,7 @@ def plot_peaks(rows):
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}, each method in a process of its own: PSS as solid bars, RSS as hatched bars. "
-        "The pale part was there before the call: the interpreter and its imports. The dashed "
+        "The faint part was there before the call: the interpreter and its imports. The dashed "
         f"line is the image itself.{' Crossed: predicted, not run.' if crossed else ''}\n\n"
         f"Bar chart of {len(rows)} methods, with the image's {image_mib:,.0f} MiB as a line. "
         f"Peak PSS of {'; '.join(peaks)}."

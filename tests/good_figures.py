@@ -9,7 +9,7 @@ import numpy as np
 import pictures
 
 PHONE = 328  # pixels that a figure has on a screen of 360
-COLUMN = 768  # pixels that a figure of two layouts has at least, where the wide one is shown
+COLUMN = 711  # pixels that a figure of two layouts has at least, where the wide one is shown
 SMALLEST = 8 * 96 / 72  # pixels
 
 

@@ -500,9 +500,10 @@ def test_a_figure_must_say_what_it_shows(label, tmp_path):
 
 
 def build(folder, text, *options):
-    """Build a page of one text; give the process and the page."""
+    """Build a page of one text, or again without any; give the process and the page."""
     folder.mkdir(exist_ok=True)
-    (folder / "index.rst").write_text(f"Page\n====\n\n{text}\n")
+    if text:
+        (folder / "index.rst").write_text(f"Page\n====\n\n{text}\n")
     (folder / "conf.py").write_text('extensions = ["measured", "pictures", "timeline"]\n')
     command = [sys.executable, "-m", "sphinx", "-W", "-b", "html", "-D", "measured_folder=measured"]
     done = subprocess.run(
@@ -548,8 +549,9 @@ def test_picture_without_words_fails(label, tmp_path):
 
 
 def test_changed_picture_is_shown(tmp_path):
-    """A page keeps an old dark version when a figure was drawn again."""
+    """A page keeps an old version of a figure, or is read again when nothing has changed."""
     path = tmp_path / "a.svg"
+    (tmp_path / "other.rst").write_text(":orphan:\n\nOther\n=====\n\n.. picture:: a.svg\n")
     for words in ("3 MiB", "4 MiB"):
         path.write_text(SVG.format(label=f"A.\n\nB: {words}.", behind="#ffffff"))
         done, page = build(tmp_path, ".. picture:: a.svg\n")
@@ -557,6 +559,9 @@ def test_changed_picture_is_shown(tmp_path):
         assert page.read_text().count(words) == 2
         for image in page.parent.glob("_images/*.svg"):
             assert words in image.read_text()
+    done, _ = build(tmp_path, "")
+    assert "0 added, 0 changed" in done.stdout
+    assert "no targets are out of date" in done.stdout
 
 
 # --- In the text

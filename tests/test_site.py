@@ -18,7 +18,7 @@ from memory_model import METHODS
 from small_site import N_REGIONS, Site
 
 N_METHODS = len(METHODS)
-SVG_TEXT = re.compile(r"<!-- (.*?) -->")
+SVG_TEXT = re.compile(r"<text[^>]*>(.*?)</text>")
 
 
 def test_prose_alone_has_placeholders_instead_of_numbers(placeholders):
@@ -170,10 +170,9 @@ def test_the_figure_fits_the_screen(chapter, width, layout):
         if image.is_visible() and "memory_over_time" in image.get_attribute("src")
     ]
     assert [layout in source for source, _ in shown] == [True, True]
-    inches, smallest_letters = {"wide": (3.1 + 0.49 * N_METHODS, 10), "tall": (4, 8.5)}[layout]
-    points_wide = 72 * inches
+    points_wide = 72 * {"wide": 9.2, "tall": 4.2}[layout]
     for _, pixels in shown:
-        assert smallest_letters * pixels / points_wide >= 9
+        assert 10 * pixels / points_wide >= 8 * 96 / 72
 
 
 def test_numbers_in_the_text_are_those_of_the_summary(chapter, site):

@@ -228,7 +228,10 @@ class MeasuredFigure(Picture):
         if not all(path.exists() for path in paths.values()):
             return [nodes.paragraph(PLACEHOLDER, PLACEHOLDER)]
         alt = self.options.get("alt", "")
-        return self.figure(paths, re.sub(r"\{(.+?)\}", lambda m: measurements.text(m[1]), alt))
+        alt = re.sub(r"\{(.+?)\}", lambda m: measurements.text(m[1]), alt)
+        figure, *messages = self.figure(paths, alt)
+        figure["classes"].append("measured-figure")
+        return [figure, *messages]
 
 
 class MeasuredDownload(SphinxDirective):

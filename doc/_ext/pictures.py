@@ -87,11 +87,11 @@ def save(figure, path):
 
 def save_thumbnail(figure, path):
     """Save the upper part of a figure, as high as a thumbnail is."""
-    from matplotlib.transforms import Bbox
+    import matplotlib.pyplot as plt
 
-    width, height = figure.get_size_inches()
-    bottom = max(height - THUMBNAIL * width, 0)
-    figure.savefig(path, dpi=200, bbox_inches=Bbox([[0, bottom], [width, height]]))
+    figure.savefig(path, dpi=150)
+    pixels = plt.imread(path)
+    plt.imsave(path, pixels[: round(THUMBNAIL * pixels.shape[1])])
 
 
 def what_it_shows(svg):
@@ -193,13 +193,16 @@ class Picture(SphinxDirective):
     def versions(self, path):
         """Write a figure for the theme's light and dark pages; give file and class of each."""
         svg = path.read_text()
-        self.env.note_dependency(str(path))
+        for needed in (path, __file__):
+            self.env.note_dependency(str(needed))
         folder = Path(self.env.doctreedir, "pictures")
         folder.mkdir(parents=True, exist_ok=True)
         themes = {"light": "dark-light"} if has_own_colours(svg) else THEMES
         for theme in themes:
             version = folder / f"{path.stem}.{theme}.svg"
-            version.write_text(for_theme(svg, theme))
+            drawn = for_theme(svg, theme)
+            if not version.exists() or version.read_text() != drawn:  # other pages may have it
+                version.write_text(drawn)
             yield version, "dark-light" if len(themes) == 1 else f"only-{theme}"
 
     def image(self, path, kind, alt):

@@ -446,16 +446,13 @@
       }
     }
 
-    /** Go to the begin of the next method, or of the one before. */
+    /** Go to the first sample of the next method, or of the one before. */
     readPhase(by) {
-      const now = this.run.times[this.index];
-      const begins = this.run.phases.map(({ began }) => began);
-      const later = begins.filter((began) => began > now + 1e-9);
-      const earlier = begins.filter((began) => nearest(this.run.times, began) < this.index);
-      const target = by > 0 ? later[0] : earlier[earlier.length - 1];
-      if (target !== undefined) {
-        const index = nearest(this.run.times, target);
-        this.read(this.run.times[index] < target ? index + 1 : index);
+      const firsts = this.run.phases
+        .map(({ began }) => this.run.times.findIndex((time) => time >= began))
+        .filter((index) => (by > 0 ? index > this.index : index >= 0 && index < this.index));
+      if (firsts.length) {
+        this.read(by > 0 ? firsts[0] : firsts[firsts.length - 1]);
       }
     }
   }
