@@ -265,7 +265,7 @@ def test_the_menu_of_a_phone_is_used_by_keyboard(open_page):
 
 @pytest.mark.parametrize("width", [360, 1440])
 def test_scripts_are_not_needed(open_page, address, folder, width):
-    """Without scripts every page shows the text, the figures and the links that it has."""
+    """Without scripts every page shows all its text, figures and links, but for buttons."""
     page = open_page("index.html", width, java_script_enabled=False, color_scheme="dark")
     with_scripts = open_page("index.html", width, color_scheme="dark")
     for name in pages.all_pages(folder):
@@ -276,12 +276,13 @@ def test_scripts_are_not_needed(open_page, address, folder, width):
         if name not in ("search.html", "calculator.html"):
             expected = with_scripts.locator("article").inner_text().splitlines()
             shown = page.locator("article").inner_text().splitlines()
+            shown += with_scripts.locator("article button").all_inner_texts()
             assert [line for line in expected if line not in shown] == [], name
         for image in page.locator("article img:visible").all():
             assert image.bounding_box()["height"] > 10, name
         for word in ("The chapter", "Examples"):
             navigation = page.locator("nav").get_by_role("link", name=word, exact=True)
-            assert navigation.locator("visible=true").count() == 1, name
+            assert navigation.locator("visible=true").count() >= 1, name
 
 
 def test_what_needs_scripts_says_so(open_page):
