@@ -27,12 +27,12 @@ from rerun import local_imports
 ALL = "beyond_the_masker_examples.zip"
 REQUIREMENTS = "requirements.txt"
 SCRIPT_NOTE = """\
-# This script needs other files beside it: unpack {name} in its folder.
+# To run this script, unpack {name} in its folder: it needs the files beside it.
 # {where}
 # The packages to install are in the {requirements} that comes with it.
 """
 NOTEBOOK_NOTE = """\
-**This notebook needs other files beside it: unpack {name} in its folder.**
+**To run this notebook, unpack {name} in its folder: it needs the files beside it.**
 
 {where}
 
