@@ -71,7 +71,7 @@ class Site:
 
     def build(self, *arguments):
         """Build to the end; give the messages."""
-        code = self.start(*arguments).wait(timeout=400)
+        code = self.start(*arguments).wait(timeout=900)
         assert code == 0, self.messages()
         return self.messages()
 

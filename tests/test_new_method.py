@@ -49,7 +49,7 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
-        generated = ("_build", "auto_examples", "measured", "__pycache__")
+        generated = ("_build", "auto_examples", "measured", "__pycache__", "node_modules")
         for name in ("doc", "examples", "tests"):
             ignore = shutil.ignore_patterns(*generated)
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)

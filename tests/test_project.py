@@ -31,7 +31,8 @@ def test_workflows_run_what_there_is(path):
     """A workflow asks make for a target or an option that it does not have."""
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
-    options = set(re.search(r"^OPTIONS := (.*)$", makefile, re.MULTILINE)[1].split())
+    lists = re.findall(r"^(?:OPTIONS|SETTINGS) := (.*)$", makefile, re.MULTILINE)
+    options = set(" ".join(lists).split())
     commands = re.findall(r"\bmake ([a-z-]+)((?: [A-Z_]+=\S+)*)", path.read_text())
     assert commands
     for target, given in commands:

@@ -138,7 +138,9 @@ def chapter(browser, address):
 def test_the_chapters_figure_names_every_method(chapter, site):
     """The annotated figure is shown with alt text, and labels each phase with its peak."""
     visible = [
-        image for image in chapter.locator("figure.measured-figure img").all() if image.is_visible()
+        image
+        for image in chapter.locator("figure.picture img:not([src*='decision'])").all()
+        if image.is_visible()
     ]
     assert len(visible) == 3
     rows = site.rows()
@@ -166,7 +168,7 @@ def test_the_figure_fits_the_screen(chapter, width, layout):
     chapter.set_viewport_size({"width": width, "height": 900})
     shown = [
         (image.get_attribute("src"), image.bounding_box()["width"])
-        for image in chapter.locator("figure.measured-figure img").all()
+        for image in chapter.locator("figure.picture img:not([src*='decision'])").all()
         if image.is_visible() and "memory_over_time" in image.get_attribute("src")
     ]
     assert [layout in source for source, _ in shown] == [True, True]
@@ -304,12 +306,12 @@ def test_the_search_finds_the_glossary(wide, address, term):
 @pytest.mark.parametrize(
     ("example", "name", "address_of_name"),
     [
-        ("plot_in_memory", "np.asanyarray", "https://numpy.org/.*#numpy.asanyarray"),
+        ("plot_numpy_indexing", "np.asanyarray", "https://numpy.org/.*#numpy.asanyarray"),
         ("plot_stream_masks", "nib.load", "https://nipy.org/nibabel/.*load"),
         ("plot_nifti_masker", "Parallel", "https://joblib.readthedocs.io/.*#joblib.Parallel"),
         ("plot_nifti_masker", "NiftiMasker", "https://nilearn.github.io/.*NiftiMasker"),
         ("plot_shared_memory", "SharedMemory", "https://docs.python.org/3/.*SharedMemory"),
-        ("plot_in_memory", "stream_masks", r"\.\./functions.html#plot_stream_masks.stream_masks"),
+        ("benchmark", "stream_masks", r"\.\./functions.html#plot_stream_masks.stream_masks"),
     ],
 )
 def test_names_in_code_lead_to_their_documentation(wide, address, example, name, address_of_name):
@@ -380,6 +382,8 @@ def test_the_chapter_can_be_printed(wide, address):
             .map(e => e.outerHTML.slice(0, 100))"""
     )
     assert cut == []
-    for image in wide.locator("article figure img").all():
-        if image.is_visible():
-            assert "_tall" not in image.get_attribute("src")
+    for figure in wide.locator("article figure").all():
+        images = [image for image in figure.locator("img").all() if image.is_visible()]
+        (name,) = (image.get_attribute("src") for image in images)
+        assert name.endswith("light.svg")
+        assert "_tall" not in name

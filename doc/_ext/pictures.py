@@ -209,7 +209,8 @@ class Picture(SphinxDirective):
         """Build one image, which a browser loads when it is about to be seen."""
         width, height = size(path.read_text())
         uri = Path(relpath(path, self.env.srcdir)).as_posix()
-        image = nodes.image(uri=f"/{uri}", alt=alt, classes=[kind], width=width, height=height)
+        classes = [kind, "no-scaled-link"]
+        image = nodes.image(uri=f"/{uri}", alt=alt, classes=classes, width=width, height=height)
         image["loading"] = "lazy"
         return image
 

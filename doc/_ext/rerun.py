@@ -22,8 +22,9 @@ from options import read_options
 def local_imports(path):
     """Give the files of a folder that a script needs: itself, what it imports, and so on.
 
-    A string that is the name of a script, or of its file, counts as well: scripts are started
-    by their names, and the table of methods names the examples that have their functions.
+    A string that is the name of a script's file counts as well: scripts are started by their
+    names. And where ``find_spec`` is called, so does one that is a module's name: the table
+    of methods names the examples that have their functions.
 
     Parameters
     ----------
@@ -34,21 +35,27 @@ def local_imports(path):
     -------
     set of pathlib.Path
     """
-    found, to_read = set(), [path]
+    found, to_read, named, by_name = set(), [path], [], False
     while to_read:
         current = to_read.pop()
-        if current in found or not current.exists():
-            continue
-        found.add(current)
-        for node in ast.walk(ast.parse(current.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names = re.findall(r"^\w+(?=$|\.py$)", node.value)
-            to_read += [path.parent / f"{name.split('.')[0]}.py" for name in names]
+        if current not in found and current.exists():
+            found.add(current)
+            for node in ast.walk(ast.parse(current.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name.split(".")[0] for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names = [node.module.split(".")[0]]
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    names = re.findall(r"^(\w+)\.py$", node.value)
+                    named += [
+                        path.with_name(f"{name}.py") for name in re.findall(r"^\w+$", node.value)
+                    ]
+                elif isinstance(node, ast.Attribute) and node.attr == "find_spec":
+                    by_name = True
+                to_read += [path.with_name(f"{name}.py") for name in names]
+        if by_name and not to_read:
+            to_read, named = named, []
     return found
 
 
