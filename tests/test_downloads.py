@@ -142,6 +142,7 @@ def shell(folder, command):
     # Where a display is missing on macOS, matplotlib says that it shows nothing.
     ignored = "ignore:FigureCanvasAgg is non-interactive:UserWarning"
     warnings = {"PYTHONWARNINGS": f"error,{ignored}"}
+    command = command.replace("python -m pip", "PYTHONWARNINGS= python -m pip")  # not ours
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
