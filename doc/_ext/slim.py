@@ -93,7 +93,7 @@ def used_rules(rules, *classes):
 def keep_icons(font_file, css):
     """Keep the glyphs of a font that a style sheet names, in the range for private use."""
     options = Options(flavor="woff2")
-    font = load_font(font_file, options)
+    font = load_font(font_file, options, lazy=False)  # closes the file
     subsetter = Subsetter(options)
     subsetter.populate(text="".join(re.findall("[\ue000-\uf8ff]", css)))
     subsetter.subset(font)
