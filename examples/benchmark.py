@@ -442,10 +442,16 @@ def _finish(ax, label):
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.03, 1), borderaxespad=0)
 
 
+def _short(number):
+    """Write a number with three digits, or all of a whole one."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _describe(figure, caption, lines, unit):
     """Say what a figure of growth shows, with the numbers at the ends of each line."""
     ends = [
-        f"{what}, {GROWTH[question]} from {x[0]} to {x[-1]}: {y[0]:.3g} to {y[-1]:.3g} {unit}"
+        f"{what}, {GROWTH[question]} from {x[0]} to {x[-1]}: "
+        f"{_short(y[0])} to {_short(y[-1])} {unit}"
         for question, what, x, y in lines
     ]
     panels = len(figure.axes)

@@ -316,7 +316,7 @@ def plot_traces(traces, image_mib=None):
     figure.set_label(
         f"Memory over time of {next(iter(traces)) if len(traces) == 1 else 'each method'}: the "
         "calling process and its workers stacked, the sum of RSS above them.\n\n"
-        f"Area chart, {len(traces)} panel{'s' if len(traces) > 1 else ''} on one scale. "
+        f"Area chart{f', {len(traces)} panels on one scale' if len(traces) > 1 else ''}. "
         f"{' '.join(trace.in_words(name) for name, trace in traces.items())}{image}"
     )
     plt.show()

@@ -145,7 +145,7 @@ class Trace:
         text = (
             f"{self.name}\n    peak {self.peak_pss_mib:,.0f} MiB {self.metric}, "
             f"{self.peak_rss_mib:,.0f} MiB RSS; {self.before_mib:,.0f} MiB before the call; "
-            f"{self.seconds:.1f} s; {len(self.processes)} processes"
+            f"{self.seconds:.1f} s; {counted(len(self.processes), 'process')}"
         )
         return text if self.exception is None else f"{text}\n    raised {self.exception!r}"
 
@@ -234,13 +234,20 @@ class Trace:
         """Say what a figure of the trace shows, with its numbers."""
         total = self.total("pss")
         when = max(self.times[total.argmax()], 0)
-        workers = len(self.processes) - 1
+        n_children = len(self.processes) - 1
+        children = counted(n_children, "child process")
+        children += ", joblib's helpers included" if n_children else ""
+        when, seconds = (f"{s:.1f} s" if s >= 1 else f"{s:.2g} s" for s in (when, self.seconds))
         return (
             f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
-            f"call to a peak of {self.peak_pss_mib:,.0f} MiB, {when:.1f} s into the call of "
-            f"{self.seconds:.1f} s, with {workers or 'no'} worker{'s' if workers != 1 else ''}; "
-            f"summed RSS peaks at {self.peak_rss_mib:,.0f} MiB."
+            f"call to a peak of {self.peak_pss_mib:,.0f} MiB, {when} into the call of "
+            f"{seconds}, with {children}; summed RSS peaks at {self.peak_rss_mib:,.0f} MiB."
         )
+
+
+def counted(number, name):
+    """Write a number of things: 1 process, 2 processes, no process."""
+    return f"{number or 'no'} {name}{'es' if number > 1 else ''}"
 
 
 # %%

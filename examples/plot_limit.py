@@ -98,8 +98,9 @@ if __name__ == "__main__" and times:
 # With a few masks nearly all of the time goes into decompression. No method can avoid that,
 # but a method can do it once instead of once for each worker. Many masks come on top of it; at
 # full size even 64 of them cost less than the file itself. Time grows with the length of the image,
-# and memory does not, except for the output. The size of a block hardly matters, since it is
-# only what is collected; a volume's voxels are taken while it is in the processor's cache.
+# and memory does not, except for the output. The size of a block hardly matters for the
+# time, since a volume's voxels are taken while it is in the processor's cache; a large block only
+# takes its memory.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
 #

@@ -290,7 +290,7 @@ def read_children(phases, times, mprof_path):
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
     start = profile["timestamp"][-1] - times[-1]
-    children, n_workers = [], [0] * len(phases)
+    children, n_workers, n_trackers = [], [0] * len(phases), 0
     for samples in profile["children"].values():
         rss_mib, stamps = np.array(samples).T
         at = stamps - start
@@ -299,7 +299,8 @@ def read_children(phases, times, mprof_path):
             n_workers[during[0]] += 1
             name = f"worker {n_workers[during[0]]}"
         else:
-            name = "resource tracker"
+            n_trackers += 1
+            name = "resource tracker" + (f" {n_trackers}" if n_trackers > 1 else "")
         children.append({"name": name, "rss_mib": np.zeros(len(times))})
         children[-1]["rss_mib"][nearest(times, at)] = rss_mib
     return children
@@ -359,8 +360,8 @@ def as_timeline(times, mib, phases, children, metric):
 # -----------------
 # The peaks in this chart come from the meter, which gives each method a process of its own,
 # so that nothing lies under it but the interpreter and its imports, the faint part. The line is
-# the image's size: less than that, on top of the faint part, is not possible for a method that
-# has the whole image in memory.
+# the image's size, from 0: less than that, on top of the faint part, is not possible for a method
+# that has the whole image in memory.
 
 
 def plot_peaks(rows):

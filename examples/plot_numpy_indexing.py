@@ -207,11 +207,11 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# From a path, the masker's copy is gone, and yet the peak is hardly lower: while a compressed
-# file is read, the image is there twice in each worker. (A file that is neither compressed
-# nor scaled is mapped, and costs little.) From memory, the workers share one copy, which is
-# joblib's file, and the process that calls them has its own. One copy would be enough:
-# :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
+# From a path, the masker's copy is gone, and yet the peak is lower only by what NiftiMasker's
+# workers import: while a compressed file is read, the image is there twice in each worker. (A
+# file that is neither compressed nor scaled is mapped, and costs little.) From memory, the
+# workers share one copy, which is joblib's file, and the process that calls them has its own. One
+# copy would be enough: :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
 #
 # Recommended next
 # ----------------

@@ -120,6 +120,9 @@ if __name__ == "__main__":
 # at in a mapped file is in memory for some milliseconds only. So the prediction is a range, drawn
 # as a line: from one worker at its peak to all of them, from nothing looked at to everything.
 #
+# What the calling process has before the call is taken from the measurement itself here, because
+# it depends on what else runs; the bars above have the value that the build measured once.
+#
 # If a method is off by more on the default data, it is measured twice again; if the median is
 # off, too, this page stops the build. So a new version of nilearn or joblib that makes another
 # copy is noticed. The sum of RSS is predicted, too, and not held against measurements: it counts
@@ -418,8 +421,9 @@ if __name__ == "__main__" and grid:
 # What a method needs follows from the copies that it makes, and these can be counted. What
 # cannot be counted is chance: when workers begin one after the other, it depends on the
 # machine how many are at their peak at once. So rely on the most, not on the likely peak, if
-# what else runs on the machine must not be harmed. And of a mapped file, what is in memory
-# depends on where the regions lie, and on how long the workers look.
+# what else runs on the machine must not be harmed, and leave some room: at a point of the recorded
+# grid, even the upper end of the range was exceeded. And of a mapped file, what is in memory
+# depends on where the regions lie, and on how long the workers look; the most leaves it out.
 #
 # Recommended next
 # ----------------

@@ -186,7 +186,8 @@ if __name__ == "__main__" and table:
 # A worker of NiftiMasker from a path holds two copies of the image at its peak, and twenty
 # workers hold forty. The published peaks of the methods that read from a path are higher than
 # that by far, and nothing that was measured here explains them; those of the in-memory image and
-# of shared memory are near the prediction, both a little below it. A closer comparison
+# of shared memory are somewhat below the prediction, which counts what workers share once for
+# each, and is above what was measured here, too. A closer comparison
 # cannot be made: the published sums of RSS contain what other methods left behind, and the
 # methods with the highest peaks do not fit into the machine that measured. What it does tell is
 # that the way out is not a larger machine: one copy of the image, which all workers share, needs

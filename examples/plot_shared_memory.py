@@ -183,9 +183,9 @@ if __name__ == "__main__":
 # Is it one copy?
 # ---------------
 # The workers' imports take memory too. What they take shows when the same call works on the
-# first volume alone. What is left above that is the image, and it should be there once. The
-# files in ``/dev/shm`` tell the same without the workers: they count whether or not a process
-# looks at them. (With a single region joblib starts no worker, and there is nothing to share.)
+# first volume alone. What is left above that is the image, once, and what the workers take out
+# of it at the moment of the peak. The surer evidence is the files in ``/dev/shm``, which count
+# whether or not a process looks at them: the image should be there once. (With a single region joblib starts no worker, and there is nothing to share.)
 
 if __name__ == "__main__":
     import tempfile

@@ -758,7 +758,12 @@ def test_plot_by_itself(axes):
     assert own.get_title("left") == "A title:\npeak 160 MiB PSS"
     caption, _, description = own.figure.get_label().partition("\n\n")
     assert "A title" in caption
-    for words in ("100 MiB before the call", "peak of 160 MiB", "2 workers", "peaks at 220 MiB"):
+    for words in (
+        "100 MiB before the call",
+        "peak of 160 MiB",
+        "2 child processes",
+        "peaks at 220 MiB",
+    ):
         assert words in description
     assert "the image" not in own.get_legend_handles_labels()[1]
 

@@ -27,10 +27,11 @@ from rerun import local_imports
 ALL = "beyond_the_masker_examples.zip"
 REQUIREMENTS = "requirements.txt"
 SCRIPT_NOTE = """\
-# To run this script, unpack {name} in its folder: it needs the files beside it.
-# {where}
+# To run this script, unpack {name} in this file's folder: it needs the files beside it.
+# {where}{alone}
 # The packages to install are in the {requirements} that comes with it.
 """
+ALONE = "\n# To import its functions, this file is enough."
 NOTEBOOK_NOTE = """\
 **To run this notebook, unpack {name} in its folder: it needs the files beside it.**
 
@@ -104,6 +105,9 @@ def notebook(script, gallery, note=""):
     bytes
     """
     content = json.loads((gallery / f"{script.stem}.ipynb").read_text())
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = without_roles("".join(cell["source"]))
     if has_command_line(script):
         source = COMMAND_LINE.format(name=script.name)
         cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
@@ -113,10 +117,24 @@ def notebook(script, gallery, note=""):
     return json.dumps(content, indent=1).encode()
 
 
+def without_roles(text):
+    """Give a text with the words of its roles alone, such as "worker" for a term."""
+    text = re.sub(r":[a-z:]+:`~[\w.]*?(\w+)`", r"\1", text)
+    return re.sub(r":[a-z:]+:`([^`<]+?)(?:\s*<[^`>]+>)?`", r"\1", text)
+
+
 def has_command_line(script):
     """Tell whether a script reads arguments."""
     nodes = ast.walk(ast.parse(script.read_text()))
     return any(isinstance(node, ast.Name) and node.id == "argparse" for node in nodes)
+
+
+def can_be_imported_alone(script):
+    """Tell whether a script imports nothing of ours before it is run."""
+    first = ast.parse(script.read_text()).body
+    names = [alias.name for node in first if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in first if isinstance(node, ast.ImportFrom)]
+    return not any(script.with_name(f"{name}.py").exists() for name in names)
 
 
 def needs_neighbours(script, suffix):
@@ -192,6 +210,7 @@ def say_what_is_needed(app, exception):
             if app.config.html_baseurl:
                 where = urljoin(app.config.html_baseurl, f"_downloads/{places[zip_path]}")
             say = {"name": zip_path.name, "where": where, "requirements": REQUIREMENTS}
+            say["alone"] = ALONE if can_be_imported_alone(script) else ""
             note = {".py": SCRIPT_NOTE.format(**say), ".ipynb": NOTEBOOK_NOTE.format(**say)}
         content = {
             ".py": note[".py"].encode() + script.read_bytes(),

@@ -57,6 +57,21 @@
     return all;
   }
 
+  /** Move numbers apart so that none lies on another, between two ends where there is room. */
+  function spread(numbers, low, high) {
+    let free = low - LETTER;
+    for (const number of numbers) {
+      number.at = Math.max(number.middle, free + number.half);
+      free = number.at + number.half;
+    }
+    free = high + LETTER;
+    for (const number of [...numbers].reverse()) {
+      number.at = Math.min(number.at, free - number.half);
+      free = number.at - number.half;
+    }
+    return numbers;
+  }
+
   /** What was measured at a sample: when, by which method, and by which processes. */
   function reading(run, index) {
     const time = run.times[index];
@@ -70,7 +85,7 @@
       const rest = run.mib[index] - children.reduce((sum, { amount }) => sum + amount, 0);
       processes.unshift(together("caller", Math.max(rest, 0)));
     } else if (!processes.length) {
-      processes.push("the caller alone");
+      processes.push("none");
     }
     return {
       time: seconds(time),
@@ -123,7 +138,7 @@
       });
       this.readout = element("dl", { class: "timeline-readout" });
       const help =
-        "Point at the curve, or move along it with the arrow keys; Page Up and Page Down go to the " +
+        "Point at the curve, touch it, or move along it with the arrow keys; Page Up and Page Down go to the " +
         "next and previous method. To zoom in, drag over a part of it, turn the wheel with Ctrl " +
         "held, or press + and −; 0 shows all. mprof reads the RSS of each child process, " +
         "also where the curve is " + this.runs[0].metric + ", so that their sum may be more.";
@@ -256,17 +271,27 @@
     /** The outline of the samples from one time to another, down to zero. */
     area(from, to) {
       const { times, mib: amounts } = this.run;
-      const points = [];
-      times.forEach((time, i) => {
-        if (time >= from && time <= to) {
-          points.push(`${this.x(time).toFixed(1)},${this.y(amounts[i]).toFixed(1)}`);
+      const at = (time) => {
+        const after = times.findIndex((other) => other >= time);
+        if (after <= 0) {
+          return amounts[after < 0 ? amounts.length - 1 : 0];
         }
+        const part = (time - times[after - 1]) / (times[after] - times[after - 1]);
+        return amounts[after - 1] + part * (amounts[after] - amounts[after - 1]);
+      };
+      const [first, last] = [from, to].map((time) => clamp(time, times[0], times[times.length - 1]));
+      const inside = times.map((time, i) => [time, amounts[i]]);
+      const points = [
+        [first, 0],
+        [first, at(first)],
+        ...inside.filter(([time]) => time > first && time < last),
+        [last, at(last)],
+        [last, 0],
+      ];
+      const placed = points.map(([time, amount]) => {
+        return `${this.x(time).toFixed(1)},${this.y(amount).toFixed(1)}`;
       });
-      if (!points.length) {
-        return "";
-      }
-      const [first, last] = [points[0], points[points.length - 1]].map((p) => p.split(",")[0]);
-      return `M${first},${this.y(0)}L${points.join("L")}L${last},${this.y(0)}Z`;
+      return `M${placed.join("L")}Z`;
     }
 
     draw() {
@@ -287,7 +312,7 @@
         shape("path", { d: this.area(-1, this.end + 1), class: "timeline-between" }),
       ]);
       const labels = shape("g", { class: "timeline-numbers" });
-      let free = MARGIN.left;
+      const numbers = [];
       phases.forEach(({ began, ended, color, run }, i) => {
         const [left, right] = [this.x(began), this.x(ended)];
         if (right < MARGIN.left || left > width - MARGIN.right) {
@@ -302,13 +327,16 @@
         if (run) {
           curve.append(shape("path", { d: this.area(began, ended), fill: color }));
         }
-        const middle = clamp((left + right) / 2, MARGIN.left + LETTER, width - MARGIN.right - LETTER);
-        const half = (String(i + 1).length * LETTER) / 2 + 2;
-        if (middle - half >= free) {
-          labels.append(shape("text", { x: middle, y: 20, "text-anchor": "middle" }, `${i + 1}`));
-          free = middle + half;
-        }
+        const [low, high] = [MARGIN.left, width - MARGIN.right];
+        const middle = (Math.max(left, low) + Math.min(right, high)) / 2;
+        numbers.push({ text: `${i + 1}`, middle, half: (String(i + 1).length * LETTER) / 2 + 2 });
       });
+      for (const { text, middle, at } of spread(numbers, MARGIN.left, width - MARGIN.right)) {
+        labels.append(
+          shape("text", { x: at, y: 14, "text-anchor": "middle" }, text),
+          shape("path", { d: `M${at},18L${middle},${MARGIN.top - 6}` }),
+        );
+      }
 
       const axes = shape("g", { class: "timeline-axes" }, [
         shape("path", { d: `M${MARGIN.left},${MARGIN.top - 6}V${bottom}H${width - MARGIN.right}` }),
