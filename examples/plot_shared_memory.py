@@ -185,7 +185,8 @@ if __name__ == "__main__":
 # The workers' imports take memory too. What they take shows when the same call works on the
 # first volume alone. What is left above that is the image, once, and what the workers take out
 # of it at the moment of the peak. The surer evidence is the files in ``/dev/shm``, which count
-# whether or not a process looks at them: the image should be there once. (With a single region joblib starts no worker, and there is nothing to share.)
+# whether or not a process looks at them: the image should be there once. (With a single region
+# joblib starts no worker, and there is nothing to share.)
 
 if __name__ == "__main__":
     import tempfile
