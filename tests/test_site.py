@@ -266,7 +266,7 @@ def wide(browser):
 
 
 def test_the_front_page_shows_the_result(wide, address, site):
-    """Its large numbers are peaks and seconds of streaming and of the usual way; with the figure."""
+    """Its large numbers: peak and seconds of streaming and of the usual way; with the figure."""
     wide.goto(f"{address}/index.html")
     wanted = (("Streaming, masks", "one pass"), ("NiftiMasker, path", "parallel"))
     rows = {(row["method"], row["mode"]): row for row in site.rows()}
