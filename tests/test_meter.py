@@ -346,7 +346,7 @@ def test_call_that_takes_too_much_is_stopped(tmp_path, own_machine):
     taken = str(trace.exception).split(" with ")[1].split()[0]
     assert 250 <= int(taken.replace(",", "")) < 500
     assert trace.value is None
-    assert trace.peak_pss_mib > 150
+    assert trace.peak_pss_mib > trace.before_mib + 50  # the rest is in files
     block, temporary = (tmp_path / "names").read_text().split()
     pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     assert len(pids) >= 2
