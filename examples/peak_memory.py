@@ -46,6 +46,7 @@ import math
 import os
 import pickle
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -587,6 +588,21 @@ def _end(process, patience):
         for child in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(child)
+    remove_joblib_folders(process.pid)
+
+
+def remove_joblib_folders(pid):
+    """Remove what joblib has left in shared memory for a process whose workers were killed.
+
+    A task that is on its way at that moment may make a folder anew after it was removed.
+
+    Parameters
+    ----------
+    pid : int
+        The process, which must not be using joblib any more.
+    """
+    for folder in SHM.glob(f"joblib_memmapping_folder_{pid}_*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trace(name, samples, started, seconds, value, exception, high_water):

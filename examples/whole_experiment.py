@@ -42,7 +42,7 @@ from joblib.externals.loky import get_reusable_executor
 import memory_model
 from memory_budget import allowed_mib, guard
 from options import read_options
-from peak_memory import Watchdog
+from peak_memory import Watchdog, remove_joblib_folders
 from plot_large_image import atlas_to_masks, get_atlas_path, load_in_memory, prepare_fmri
 
 
@@ -149,6 +149,8 @@ def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"
             time.sleep(max(pause, 0.5))  # a place in the figure
         ended = time.time()
         get_reusable_executor().shutdown(wait=True)
+        if status == "stopped":
+            remove_joblib_folders(os.getpid())
         phase = (method.name, method.mode, f"{began:.3f}", f"{ended:.3f}")
         phases.append((*phase, status, f"{predicted_mib:.1f}", reason))
         print(f"    {reason or f'done in {ended - began:.1f} s'}", flush=True)

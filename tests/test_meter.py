@@ -358,6 +358,20 @@ def test_call_that_takes_too_much_is_stopped(tmp_path, own_machine):
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".full") == ["names"]
 
 
+def leave_folder():
+    """Leave in shared memory what joblib leaves when its workers are killed at a bad moment."""
+    folder = peak_memory.SHM / f"joblib_memmapping_folder_{os.getpid()}_left"
+    folder.mkdir()
+    (folder / "array.pkl").touch()
+    return folder
+
+
+@pytest.mark.skipif(not peak_memory.SHM.is_dir(), reason="this system has no /dev/shm")
+def test_what_joblib_leaves_is_removed():
+    """A folder of joblib's stays in shared memory after the measured process has ended."""
+    assert not measure(leave_folder).result().exists()
+
+
 def take_here(folder, mib, stubborn=False):
     """Take memory in the calling process, and note if it was interrupted."""
     try:
