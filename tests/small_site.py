@@ -25,21 +25,34 @@ ROOT = Path(__file__).parent.parent
 N_REGIONS = 2
 
 
+def copy_project(folder, *names):
+    """Copy files and folders of the project, without what is generated."""
+    generated = ("_build", "auto_examples", "measured", "__pycache__", "node_modules")
+    for name in names:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns(*generated)
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, folder)
+
+
+def regions_of(fmri_path):
+    """Make a label image, with the regions 3 and 8, on the grid of nibabel's real image."""
+    img = nib.load(fmri_path)
+    labels = np.zeros(img.shape[:3], "uint8")
+    labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
+    return nib.Nifti1Image(labels, img.affine)
+
+
 class Site:
     """A copy of the project, with its own options."""
 
     def __init__(self, folder):
         self.folder = folder
-        ignore = shutil.ignore_patterns("_build", "auto_examples", "measured", "__pycache__")
-        for name in ("doc", "examples"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        shutil.copy(ROOT / "conf.py", folder)
+        copy_project(folder, "doc", "examples", "conf.py")
         self.fmri = shutil.copy(Path(data_path, "example4d.nii.gz"), folder / "a real image.nii.gz")
         self.atlas = folder / "labels.nii.gz"
-        img = nib.load(self.fmri)
-        labels = np.zeros(img.shape[:3], "uint8")
-        labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
-        nib.Nifti1Image(labels, img.affine).to_filename(self.atlas)
+        regions_of(self.fmri).to_filename(self.atlas)
         self.html = folder / "doc" / "_build" / "html"
         self.measured = folder / "doc" / "measured"
         self.options = {

@@ -25,7 +25,7 @@ from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nibabel.testing import data_path
 
-from small_site import left_in_shared_memory
+from small_site import copy_project, in_shared_memory, left_in_shared_memory, regions_of
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
@@ -41,20 +41,16 @@ class Site:
 
     def __init__(self, folder):
         self.folder, self.html = folder, folder / "html"
-        ignore = shutil.ignore_patterns("_build", "auto_examples", "measured", "__pycache__")
-        for name in ("doc", "examples"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        shutil.copy(ROOT / "conf.py", folder)
+        copy_project(folder, "doc", "examples", "conf.py")
         self.build()
         self.data = folder / "data"
         (self.data / "masks").mkdir(parents=True)
         image = shutil.copy(Path(data_path, "example4d.nii.gz"), self.data / "image.nii.gz")
-        img = nib.load(image)
-        labels = np.zeros(img.shape[:3], "uint8")
-        labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
-        nib.Nifti1Image(labels, img.affine).to_filename(self.data / "atlas.nii.gz")
+        atlas = regions_of(image)
+        atlas.to_filename(self.data / "atlas.nii.gz")
         for label in (3, 8):
-            mask = nib.Nifti1Image((labels == label).astype("uint8"), img.affine)
+            inside = (np.asanyarray(atlas.dataobj) == label).astype("uint8")
+            mask = nib.Nifti1Image(inside, atlas.affine)
             mask.to_filename(self.data / "masks" / f"region_{label}.nii.gz")
         for number, mask in enumerate(sorted((self.data / "masks").iterdir()), start=1):
             shutil.copy(mask, self.data / f"region_{number}.nii.gz")
@@ -117,13 +113,12 @@ def run_in(monkeypatch, request, site, cache):
 
     def run(folder, call, *args):
         before = {path.name for path in folder.iterdir()}
-        shared_before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+        shared_before = in_shared_memory()
         call(*args)
         alive = [process for process in psutil.process_iter() if marked(process, marker)]
         _, alive = psutil.wait_procs(alive, timeout=20)
         assert alive == []
-        if Path("/dev/shm").is_dir():
-            assert left_in_shared_memory(shared_before) == set()
+        assert left_in_shared_memory(shared_before) == set()
         return {path.name for path in folder.iterdir()} - before
 
     return run

@@ -21,6 +21,7 @@ import pytest
 
 import memory_budget
 import memory_model
+from small_site import copy_project
 from whole_experiment import find_method
 
 ROOT = Path(__file__).parent.parent
@@ -49,11 +50,7 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
-        generated = ("_build", "auto_examples", "measured", "__pycache__", "node_modules")
-        for name in ("doc", "examples", "tests"):
-            ignore = shutil.ignore_patterns(*generated)
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        copy_project(folder, "doc", "examples", "tests", "pyproject.toml")
         self.example = folder / "examples" / "plot_loop.py"
         example, entry = code_blocks()
         self.example.write_text(example)

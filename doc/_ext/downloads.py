@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from gallery_helpers import ReadingOrder
-from rerun import local_imports
+from rerun import imported, local_imports
 
 ALL = "beyond_the_masker_examples.zip"
 REQUIREMENTS = "requirements.txt"
@@ -131,9 +131,7 @@ def has_command_line(script):
 
 def can_be_imported_alone(script):
     """Tell whether a script imports nothing of ours before it is run."""
-    first = ast.parse(script.read_text()).body
-    names = [alias.name for node in first if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in first if isinstance(node, ast.ImportFrom)]
+    names = imported(ast.parse(script.read_text()).body)
     return not any(script.with_name(f"{name}.py").exists() for name in names)
 
 

@@ -40,23 +40,34 @@ def local_imports(path):
         current = to_read.pop()
         if current not in found and current.exists():
             found.add(current)
-            for node in ast.walk(ast.parse(current.read_text())):
-                names = []
-                if isinstance(node, ast.Import):
-                    names = [alias.name.split(".")[0] for alias in node.names]
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    names = [node.module.split(".")[0]]
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    names = re.findall(r"^(\w+)\.py$", node.value)
-                    named += [
-                        path.with_name(f"{name}.py") for name in re.findall(r"^\w+$", node.value)
-                    ]
-                elif isinstance(node, ast.Attribute) and node.attr == "find_spec":
-                    by_name = True
-                to_read += [path.with_name(f"{name}.py") for name in names]
+            nodes = list(ast.walk(ast.parse(current.read_text())))
+            texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+            texts = [text for text in texts if isinstance(text, str)]
+            names = [*imported(nodes), *(t[:-3] for t in texts if re.fullmatch(r"\w+\.py", t))]
+            to_read += [path.with_name(f"{name}.py") for name in names]
+            named += [path.with_name(f"{text}.py") for text in texts if re.fullmatch(r"\w+", text)]
+            by_name |= any(getattr(node, "attr", "") == "find_spec" for node in nodes)
         if by_name and not to_read:
             to_read, named = named, []
     return found
+
+
+def imported(nodes):
+    """Give the names of the modules that some statements import.
+
+    Parameters
+    ----------
+    nodes : iterable of ast.AST
+
+    Yields
+    ------
+    str
+    """
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
 
 
 def fingerprint(path):
