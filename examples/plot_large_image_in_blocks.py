@@ -247,62 +247,34 @@ def damaged(path, error):
 # %%
 # The same arrays
 # ---------------
-# Two workers, and one pass over the compressed file. The uncompressed one was made from it, as
-# ``gunzip --keep`` does.
+# Two workers on the uncompressed file, and one pass over the compressed one:
+# :ref:`sphx_glr_auto_examples_measured_blocks.py` has both made, and measures below.
 
 if __name__ == "__main__":
-    import shutil
-
+    from measured_blocks import prepare_both, same
     from options import read_options
-    from plot_large_image import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
+    from plot_large_image import atlas_to_masks, get_atlas_path, prepare_fmri
     from plot_stream_masks import stream_masks
-
-    def prepare_both(fmri_path, most_mib=512):
-        """Prepare a ``.nii.gz`` and the same as ``.nii``; of a larger image its first volumes."""
-        img = nib.load(fmri_path)
-        volume_mib = np.prod(img.shape[:3]) * img.dataobj[0, 0, 0, :1].itemsize / 2**20
-        length = int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
-
-        def fill(folder):
-            if fmri_path.name.endswith(".nii.gz") and length == img.shape[3]:
-                (folder / "fmri.nii.gz").symlink_to(fmri_path.absolute())
-            else:
-                nib.save(img.slicer[..., :length], folder / "fmri.nii.gz")
-            decompress(folder / "fmri.nii.gz", folder / "fmri.nii")
-
-        stat = fmri_path.stat()
-        stamp = [str(fmri_path.absolute()), stat.st_size, stat.st_mtime_ns, length]
-        folder = prepare("in-blocks", stamp, fill)
-        return folder / "fmri.nii.gz", folder / "fmri.nii"
-
-    def decompress(source, target):
-        """Write what is in a ``.nii.gz`` into a ``.nii``."""
-        with gzip.open(source) as packed, open(target, "wb") as plain:
-            shutil.copyfileobj(packed, plain, 2**20)
 
     options = read_options()
     packed, plain = prepare_both(prepare_fmri(options.n_images))
     _, mask_paths = atlas_to_masks(get_atlas_path(), packed, options.n_regions)
     volumes = Volumes.of(nib.load(plain))
-    blocks = volumes.blocks(block_mib=32)
-    print(f"{plain.name}, {volumes.shape}, {plain.stat().st_size / 2**20:.0f} MiB: ", end="")
-    print(f"{len(blocks)} blocks of {blocks[0][1]} volumes")
-
-    def same(every_series, others):
-        """Tell whether arrays are the same, in shape, type and every bit."""
-        pairs = list(zip(every_series, others, strict=True))
-        return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
+    blocks, size_mib = volumes.blocks(block_mib=32), plain.stat().st_size / 2**20
+    print(f"{plain.name}, {volumes.shape}, {size_mib:,.1f} MiB: ", end="")
+    print(f"{len(blocks)} blocks of up to {blocks[0][1]} volumes")
 
     one_pass = stream_masks(packed, mask_paths)
-    print(f"bit for bit the same: {same(mask_blocks(plain, mask_paths, n_jobs=2), one_pass)}")
+    found = mask_blocks(plain, mask_paths, n_jobs=2)
+    print(f"bit for bit the same: {same(found, one_pass)}")
 
 # %%
 # What a .nii.gz cannot do
 # ------------------------
 # A gzip stream has one beginning: what a byte means depends on those before it. To read a block
 # from the middle, a worker decompresses all that comes before, and throws it away. So the last
-# block takes as long as the whole file, and of *n* blocks the workers together decompress about
-# *n* / 2 times the file. :func:`mask_blocks` refuses to do so. This does it, and counts:
+# block takes as long as the whole file, and for *n* blocks the workers together decompress about
+# *n* / 2 times the file. `mask_blocks` refuses to do so. This does it, and counts:
 
 
 def decompress_block(volumes, start, stop):
@@ -313,13 +285,7 @@ def decompress_block(volumes, start, stop):
 
 
 def blocks_without_index(fmri_path, n_jobs, block_mib=32):
-    """Read all blocks of a ``.nii.gz``, each from the beginning of the file.
-
-    Returns
-    -------
-    int
-        Bytes that were decompressed.
-    """
+    """Read all blocks of a ``.nii.gz``, each from the beginning; count bytes as above."""
     volumes = Volumes.of(nib.load(fmri_path))
     blocks = volumes.blocks(block_mib)
     return sum(Parallel(n_jobs)(delayed(decompress_block)(volumes, *block) for block in blocks))
@@ -327,19 +293,20 @@ def blocks_without_index(fmri_path, n_jobs, block_mib=32):
 
 if __name__ == "__main__":
     n_bytes = blocks_without_index(packed, n_jobs=2)
-    times_over = n_bytes / plain.stat().st_size
-    print(f"decompressed {n_bytes / 2**20:,.0f} MiB, {times_over:.1f} times the file")
+    print(f"needed            {size_mib:8,.1f} MiB")
+    print(f"decompressed      {n_bytes / 2**20:8,.1f} MiB, ", end="")
+    print(f"{n_bytes / plain.stat().st_size:.1f} times the file")
 
 # %%
 # An index
 # --------
 # `indexed_gzip <https://pypi.org/project/indexed-gzip/>`_ goes through a ``.nii.gz`` once, and
-# keeps at every few MiB what the decompressor knows there: from such a point it can go on as
-# from a beginning. Written into a file, beside the image, this index serves every worker.
+# notes every few MiB what the decompressor knows there: from such a point it can go on as from
+# a beginning. Written into a file beside the image, this index serves every worker.
 #
-# It does not notice when the end of the file was cut off, and whoever comes with an index
-# never reads that end. So the file is first read to its end, where gzip has its checksum. An index
-# that is older than its image is refused above, since it may be that of another.
+# It does not notice when the end of the file was cut off, and who comes with an index does not
+# look at that end any more. So the file is first read to its end, where gzip has its checksum. And
+# an index that is older than the image is refused, since it may be that of another.
 
 
 def make_index(fmri_path, index):
@@ -373,35 +340,29 @@ def make_index(fmri_path, index):
 
 
 # %%
-# **Do not install it just to have it.** As soon as indexed_gzip can be imported, nibabel uses it
-# for every ``.nii.gz`` that it opens, and so does all that is built on nibabel: times, memory
-# and what happens with a damaged file are others than before. (FSLeyes brings it along, so you may
-# have it already.) The build of this site therefore keeps it in a folder apart, which only the
-# following processes see.
+# .. warning::
+#
+#     To install indexed_gzip changes nibabel. As soon as it can be imported, nibabel uses it for
+#     every ``.nii.gz`` that it opens, and with nibabel all that is built on it: times, memory,
+#     and what is said about a damaged file are others than before. FSLeyes brings it along, so you
+#     may have it without knowing.
+#
+# The build of this site keeps it in a folder apart, which only the processes that need it
+# see: else every other page would measure something else.
 
 if __name__ == "__main__":
     import sys
-    from contextlib import contextmanager
-    from importlib.util import find_spec
 
-    apart = Path(sys.prefix) / "apart"
+    from measured_blocks import APART, with_apart
 
-    @contextmanager
-    def with_apart():
-        """Let processes that begin meanwhile import what is kept apart."""
-        sys.path.insert(0, str(apart))
-        try:
-            yield find_spec("indexed_gzip") is not None
-        finally:
-            sys.path.remove(str(apart))
-
-    with with_apart() as has_indexed_gzip:
-        if not has_indexed_gzip:
-            print("indexed_gzip is not installed, so what follows about it is not measured.")
-            print("To have it measured, and used by nothing else, install it apart:")
-            print(f"    {sys.executable} -m pip install --no-deps --target {apart} indexed_gzip")
-        else:
-            print("indexed_gzip is there.")
+    with with_apart() as has_index:
+        pass
+    if has_index:
+        print("indexed_gzip is there, and is measured below.")
+    else:
+        print("indexed_gzip is not installed, so all about an index is not measured.")
+        print("To install it for this page alone:")
+        print(f"{sys.executable} -m pip install --no-deps --target {APART} indexed_gzip")
 
 # %%
 # What it costs
@@ -409,100 +370,17 @@ if __name__ == "__main__":
 # Each way runs once without being timed, so that imports are done and workers are started, and
 # then three times, in turns with one pass over the ``.nii.gz``: what counts is the median of the
 # ratios. Memory is the :term:`peak` above the level when workers have done their imports, of
-# the calling process and its workers together, in one call more.
+# the calling process and its workers together. All of the file is in the page cache: from a disk
+# that has to be waited for, nothing is faster than that disk.
 
 if __name__ == "__main__":
     import tempfile
-    import time
     from functools import partial
 
     import matplotlib.pyplot as plt
 
-    from peak_memory import MIB, measure
-
-    def time_in_turns(calls, n_repeats=3):
-        """Time some calls, one after the other, again and again.
-
-        Parameters
-        ----------
-        calls : dict of str to callable
-        n_repeats : int
-
-        Returns
-        -------
-        dict of str to array of shape (n_repeats,)
-            Seconds.
-        """
-        seconds = {name: [] for name in calls}
-        for repeat in range(n_repeats + 1):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                if repeat:
-                    seconds[name].append(time.perf_counter() - start)
-        return {name: np.array(values) for name, values in seconds.items()}
-
-    def rest(*imported):
-        """Be a task that has nothing to do but to import some functions."""
-        time.sleep(0.3)
-
-    def after_imports(call, n_workers):
-        """Call, but first let workers start and import; say when they had."""
-        if n_workers > 1:
-            tasks = [delayed(rest)(extract_block, decompress_block)] * n_workers
-            Parallel(n_workers)(tasks)
-        ready = time.time()
-        call()
-        time.sleep(0.05)  # the meter looks again
-        return ready
-
-    def memory_of(call, n_workers):
-        """Measure the peak above the level after the imports: of all, and of one worker."""
-        trace = measure(after_imports, call, n_workers)
-        ready = trace.result() - trace.started
-        level = max(np.searchsorted(trace.times, ready) - 1, 0)
-        _, *workers = (process["pss"] for process in trace.processes.values())
-        above = [worker[level:].max() - worker[level] for worker in workers]
-        return trace.peak_pss_mib - trace.total()[level], max(above, default=0), ready
-
-    def measure_ways(ways, others):
-        """Measure time and memory of some ways, and the time of some other calls.
-
-        Parameters
-        ----------
-        ways : dict of str to tuple of callable and int
-            What is called, and with how many workers.
-        others : dict of str to callable
-
-        Returns
-        -------
-        measured : dict of str to tuple
-            Of each way the seconds, its peak in MiB above the imports, that of one worker, and
-            the seconds that workers took to start.
-        seconds : dict of str to array of shape (n_repeats,)
-        """
-        calls = {name: call for name, (call, _) in ways.items()}
-        seconds = measure(time_in_turns, calls | others).result()
-        return {name: (seconds[name], *memory_of(*way)) for name, way in ways.items()}, seconds
-
-    FIRST, TWO = "one pass, .nii.gz", "two workers, .nii.gz, index"
-    ways = {
-        FIRST: (partial(stream_masks, packed, mask_paths), 1),
-        "one pass, .nii": (partial(stream_masks, plain, mask_paths), 1),
-        "blocks, one process, .nii": (partial(mask_blocks, plain, mask_paths, 1), 1),
-        "two workers, .nii": (partial(mask_blocks, plain, mask_paths, 2), 2),
-        "two workers, .nii.gz, no index": (partial(blocks_without_index, packed, 2), 2),
-    }
-    measured, _ = measure_ways(ways, {})
-    ratios = {name: values[0] / measured[FIRST][0] for name, values in measured.items()}
-
-# %%
-# The same with an index, where indexed_gzip is there: in processes that find it. Their one pass
-# over the ``.nii.gz`` is timed again, so that each ratio is of two times in one process. And
-# what it takes to make the index, to decompress the file once instead, and to read one volume from
-# the middle.
-
-if __name__ == "__main__":
+    from measured_blocks import decompress, memory_of, plot_ways, time_in_turns
+    from peak_memory import measure
 
     def read_middle(fmri_path, index=None):
         """Read the volume in the middle."""
@@ -510,162 +388,120 @@ if __name__ == "__main__":
         with volumes.open() as file:
             return volumes.read(file, middle, middle + 1)
 
-    middle = volumes.shape[3] // 2
-    if has_indexed_gzip:
+    FIRST, INDEX = "one pass, .nii.gz", "two workers, .nii.gz, index"
+    ways = {
+        FIRST: partial(stream_masks, packed, mask_paths),
+        "one pass, .nii": partial(stream_masks, plain, mask_paths),
+        "blocks, one process, .nii": partial(mask_blocks, plain, mask_paths, 1),
+        "two workers, .nii": partial(mask_blocks, plain, mask_paths, 2),
+        "two workers, .nii.gz, no index": partial(blocks_without_index, packed, 2),
+    }
+    middle, imports = volumes.shape[3] // 2, (extract_block, decompress_block)
+
+    def memory(name, call):
+        """Measure the memory of a way, of which the name says whether it has workers."""
+        return memory_of(call, 2 if "two" in name else 1, imports)
+
+    seconds = measure(time_in_turns, ways).result()
+    ratios = {name: seconds[name] / seconds[FIRST] for name in ways}
+    memories = {name: memory(name, call) for name, call in ways.items()}
+
+    if has_index:
         with with_apart(), tempfile.TemporaryDirectory() as folder:
             index = Path(folder) / "fmri.gzidx"
-            making = measure(make_index, packed, index)
-            making.result()
-            index_mib = index.stat().st_size / MIB
-            found = measure(mask_blocks, packed, mask_paths, 2, index=index).result()
-            print(f"bit for bit the same: {same(found, one_pass)}")
-            with_index, times = measure_ways(
-                {
-                    FIRST: (partial(stream_masks, packed, mask_paths), 1),
-                    TWO: (partial(mask_blocks, packed, mask_paths, 2, index=index), 2),
-                },
-                {
-                    "make the index": partial(make_index, packed, Path(folder) / "new.gzidx"),
-                    "decompress once": partial(decompress, packed, Path(folder) / "fmri.nii"),
-                    "volume": partial(read_middle, packed),
-                    "volume, index": partial(read_middle, packed, index),
-                },
-            )
-        measured[TWO] = with_index[TWO]
-        ratios[TWO] = times[TWO] / times[FIRST]
+            measure(make_index, packed, index).result()
+            index_mib = index.stat().st_size / 2**20
+            with_index = partial(mask_blocks, packed, mask_paths, 2, index=index)
+            calls = {
+                FIRST: ways[FIRST],
+                INDEX: with_index,
+                "make": partial(make_index, packed, Path(folder) / "new.gzidx"),
+                "decompress": partial(decompress, packed, Path(folder) / "fmri.nii"),
+                "volume": partial(read_middle, packed),
+                "volume, index": partial(read_middle, packed, index),
+            }
+            times = measure(time_in_turns, calls).result()
+            memories[INDEX] = memory(INDEX, with_index)
+        seconds[INDEX], ratios[INDEX] = times[INDEX], times[INDEX] / times[FIRST]
 
-# %%
-
-
-def plot_ways(ratios, above_mib, title):
-    """Draw time and memory of some ways.
-
-    Parameters
-    ----------
-    ratios : dict of str to array of shape (n_repeats,)
-        Times as multiples of the first way's.
-    above_mib : dict of str to float
-    title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    import matplotlib.pyplot as plt
-
-    figure, (times, memory) = plt.subplots(
-        *(2, 1), figsize=(4.2, 1.8 + 0.9 * len(ratios)), layout="constrained"
-    )
-    first, found = next(iter(ratios)), []
-    for y, (name, values) in enumerate(ratios.items()):
-        low, median, high = np.quantile(values, [0, 0.5, 1])
-        times.plot([low, high], [y, y], color="#0072b2", lw=3, solid_capstyle="butt", alpha=0.5)
-        times.plot(median, y, "o", color="#0072b2", ms=7)
-        memory.barh(y, above_mib[name], 0.3, color="#d55e00", hatch="//", edgecolor="white", lw=0)
-        found.append(f"{name} {median:.2g} times, {above_mib[name]:,.0f} MiB")
-        for ax, number in ((times, f"{median:.2g}"), (memory, f"{above_mib[name]:,.0f}")):
-            label = ax.text(
-                *(0, y - 0.2, f"{name}: {number}"),
-                transform=ax.get_yaxis_transform(),
-                va="bottom",
-            )
-            label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
-    times.axvline(1, color="black", ls="--", lw=1, zorder=1)
-    times.set(xscale="log", xlabel=f"time, as a multiple of {first}")
-    lows, highs = (function([function(v) for v in ratios.values()]) for function in (min, max))
-    times.set_xlim(lows / 1.3, highs * 1.3)
-    times.xaxis.set_major_formatter("{x:g}")
-    memory.set(xlabel="peak above the imports, MiB")
-    for ax in (times, memory):
-        ax.set(ylim=(len(ratios) - 0.6, -0.8), yticks=[])
-        ax.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle(title, fontsize=12)
-    figure.set_label(
-        f"{title}. Above the time, the median of three runs as a dot and from the fastest to the "
-        f"slowest as a line; dashed is {first}. Below the peak of memory above the imports.\n\n"
-        f"Dot chart of time, as multiples of that of {first}, and bar chart of memory, of "
-        f"{len(ratios)} ways: {'; '.join(found)}."
-    )
-    return figure
-
-
-if __name__ == "__main__":
-    above_mib = {name: values[1] for name, values in measured.items()}
-    plot_ways(ratios, above_mib, f"Blocks, {len(blocks)} of {plain.stat().st_size / MIB:,.0f} MiB")
+    above_mib = {name: above for name, (_, above, *_) in memories.items()}
+    plot_ways(ratios, above_mib, f"An image of {size_mib:,.0f} MiB, {len(blocks)} blocks")
     plt.show()
 
 # %%
-# In numbers. To start two workers took the seconds in the last column, once: this is why a file
-# that is read in less is not worth it.
+# In numbers, with the seconds that it took to start the workers, which a cluster's workers take
+# once for many images:
 
 if __name__ == "__main__":
-    print(f"{'':32}seconds   ratio   MiB, a worker's   start")
-    for name, (seconds, above, of_worker, start) in measured.items():
-        line = f"{name:32}{np.median(seconds):7.3f} {np.median(ratios[name]):7.2f} {above:5,.0f}"
-        print(line + (f"{of_worker:12,.0f} {start:7.1f}" if of_worker else ""))
+    print(f"{'':32}seconds  ratio    MiB  of a worker  start  identical")
+    for name, (value, above, of_worker, start) in memories.items():
+        line = f"{name:32}{np.median(seconds[name]):7.3f} {np.median(ratios[name]):6.2f}"
+        line += (
+            f" {above:6,.0f} {of_worker:12,.0f} {start:4.1f} s" if of_worker else f" {above:6,.0f}"
+        )
+        print(f"{line:66} {same(value, one_pass)}" if isinstance(value, list) else line)
 
 # %%
-# What the index costs, and when it pays: from how many workers on a pass in blocks is shorter
-# than one pass, if time went down with their number; and after how many passes, with twice as many,
-# the making of the index is paid. Beside it the other way: to decompress the file once.
+# When an index pays
+# ------------------
+# A pass in blocks is shorter than one pass from some number of workers on, if time goes down with
+# their number; and with twice as many the index is paid after some passes. For single
+# volumes it is paid sooner. Beside it stands the other way: to decompress the file, once.
 
-if __name__ == "__main__" and has_indexed_gzip:
-    from math import ceil, floor
+if __name__ == "__main__" and has_index:
+    from math import ceil
 
-    middle_of = {name: float(np.median(values)) for name, values in times.items()}
-    one, two, make = middle_of[FIRST], middle_of[TWO], middle_of["make the index"]
-    enough = floor(2 * two / one) + 1
-    passes = ceil(make / (one - 2 * two / (2 * enough)))
-    gain = middle_of["volume"] - middle_of["volume, index"]
-    print(f"the index           {make:7.3f} s to make, {index_mib:.1f} MiB on disk")
-    print(f"decompress once     {middle_of['decompress once']:7.3f} s, ", end="")
-    print(f"{plain.stat().st_size / MIB:,.0f} MiB on disk")
-    print(f"one middle volume   {middle_of['volume, index']:7.3f} s with the index, ", end="")
-    print(f"{middle_of['volume']:.3f} s without")
-    print(
-        f"a pass is shorter   from {enough} workers on; with {2 * enough} workers the index ",
-        end="",
-    )
-    print(f"is paid after {passes} passes")
-    after = f"after {ceil(make / gain)} volumes" if gain > 0 else "never, for so small a file"
-    print(f"single volumes      the index is paid {after}")
+    from measured_blocks import when_it_pays
+
+    times = {name: float(np.median(values)) for name, values in times.items()}
+    n_workers, n_passes = when_it_pays(times[FIRST], times[INDEX], times["make"])
+    gain = times["volume"] - times["volume, index"]
+    n_volumes = f"after {ceil(times['make'] / gain)}" if gain > 0 else "never: it is too small"
+    print(f"the index         {times['make']:6.3f} s to make, {index_mib:,.1f} MiB on disk")
+    print(f"decompress once   {times['decompress']:6.3f} s, {size_mib:,.1f} MiB on disk")
+    print(f"a middle volume   {times['volume, index']:6.3f} s with the index, ", end="")
+    print(f"{times['volume']:.3f} s without")
+    print(f"\nblocks are faster from {n_workers} workers on; with {2 * n_workers}, ", end="")
+    print(f"the index is paid after {n_passes} passes")
+    print(f"of single volumes it is paid {n_volumes}")
+elif __name__ == "__main__":
+    print("Not measured: indexed_gzip is not installed.")
 
 # %%
-# And what merely having it installed does to everybody who reads this ``.nii.gz`` with nibabel: all
-# of it, and then the volume in the middle once more from the same image.
+# And this is what merely to have it does when nibabel reads the same ``.nii.gz``: all volumes,
+# and then that in the middle once more.
 
+if __name__ == "__main__" and has_index:
+    from measured_blocks import read_with_nibabel
 
-def read_with_nibabel(fmri_path):
-    """Read all volumes, then that in the middle; give the seconds of both."""
-    import time
-
-    fmri_img, seconds = nib.load(fmri_path), []
-    middle = fmri_img.shape[3] // 2
-    for part in (slice(None), slice(middle, middle + 1)):
-        start = time.perf_counter()
-        fmri_img.dataobj[..., part]
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-if __name__ == "__main__" and has_indexed_gzip:
-    without = measure(read_with_nibabel, packed)
+    alone = measure(read_with_nibabel, packed)
     with with_apart():
-        having = measure(read_with_nibabel, packed)
-    print("nibabel                  all     one volume    peak above the start")
-    for name, trace in (("as it is", without), ("with indexed_gzip", having)):
+        beside = measure(read_with_nibabel, packed)
+    print("                       all   a volume   MiB above the start")
+    for name, trace in (("nibabel alone", alone), ("beside indexed_gzip", beside)):
         every, volume = trace.result()
         above = trace.peak_pss_mib - trace.before_mib
-        print(f"{name:20} {every:6.2f} s {volume:8.3f} s {above:12,.0f} MiB")
+        print(f"{name:20}{every:6.2f} s {volume:8.3f} s {above:21,.0f}")
 
 # %%
 # What to conclude
 # ----------------
-# TODO
+# An image that is read more than once is best decompressed, once. On one machine there is then
+# little to share out: to take voxels is so little work that one process is as fast as the file
+# can be read, and workers have to be started. Blocks over workers are for what that is not true of:
+# an image so large that its time counts, on storage that serves many nodes faster than one.
+#
+# A ``.nii.gz`` is for one pass. Without an index, more workers decompress more, and not
+# sooner. An index is worth its making for who reads single volumes, or has more workers than the
+# number above and reads the file again and again; but then the disk mostly has room for
+# the ``.nii``, which needs no index.
+#
+# A study of many images needs none of this: it is shared out by images.
 #
 # Recommended next
 # ----------------
 # * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how long ten thousand images take, and where
 #   the storage is the limit.
-# * :ref:`sphx_glr_auto_examples_plot_dask_cluster.py`: a cluster to give the blocks to.
-# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: one pass, which needs none.
+# * :ref:`sphx_glr_auto_examples_plot_dask_cluster.py`: a cluster, to which blocks can be given as
+#   well.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: one pass.
