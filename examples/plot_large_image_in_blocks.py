@@ -185,7 +185,8 @@ def to_values(numbers, volumes):
     """Make values of stored numbers, as `stream_masks` does: finite, in native byte order."""
     values = apply_read_scaling(numbers, volumes.slope, volumes.inter)
     dtype = values.dtype.newbyteorder("=") if values.dtype.kind == "f" else np.dtype("float32")
-    return np.nan_to_num(values.astype(dtype, copy=False), nan=0, posinf=0, neginf=0)
+    values = values.astype(dtype, copy=False)
+    return np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
 
 
 # %%
