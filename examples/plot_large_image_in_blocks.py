@@ -389,23 +389,22 @@ if __name__ == "__main__":
         with volumes.open() as file:
             return volumes.read(file, middle, middle + 1)
 
-    FIRST, INDEX = "one pass, .nii.gz", "two workers, .nii.gz, index"
+    middle = volumes.shape[3] // 2
+    FIRST, INDEX = "one pass, .nii.gz", "blocks, 2 workers, .nii.gz, index"
     ways = {
         FIRST: partial(stream_masks, packed, mask_paths),
         "one pass, .nii": partial(stream_masks, plain, mask_paths),
-        "blocks, one process, .nii": partial(mask_blocks, plain, mask_paths, 1),
-        "two workers, .nii": partial(mask_blocks, plain, mask_paths, 2),
-        "two workers, .nii.gz, no index": partial(blocks_without_index, packed, 2),
+        "blocks, 1 process, .nii": partial(mask_blocks, plain, mask_paths, 1),
+        "blocks, 2 workers, .nii": partial(mask_blocks, plain, mask_paths, 2),
+        "blocks, 2 workers, .nii.gz, no index": partial(blocks_without_index, packed, 2),
     }
-    middle, imports = volumes.shape[3] // 2, (extract_block, decompress_block)
-
-    def memory(name, call):
-        """Measure the memory of a way, of which the name says whether it has workers."""
-        return memory_of(call, 2 if "two" in name else 1, imports)
 
     seconds = measure(time_in_turns, ways).result()
     ratios = {name: seconds[name] / seconds[FIRST] for name in ways}
-    memories = {name: memory(name, call) for name, call in ways.items()}
+    memories = {
+        name: memory_of(call, 2 if "2 workers" in name else 1, ("mask_study",))
+        for name, call in ways.items()
+    }
 
     if has_index:
         with with_apart(), tempfile.TemporaryDirectory() as folder:
@@ -422,7 +421,7 @@ if __name__ == "__main__":
                 "volume, index": partial(read_middle, packed, index),
             }
             times = measure(time_in_turns, calls).result()
-            memories[INDEX] = memory(INDEX, with_index)
+            memories[INDEX] = memory_of(with_index, 2, ("mask_study", "indexed_gzip"))
         seconds[INDEX], ratios[INDEX] = times[INDEX], times[INDEX] / times[FIRST]
 
     above_mib = {name: above for name, (_, above, *_) in memories.items()}
@@ -430,17 +429,16 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# In numbers, with the seconds that it took to start the workers, which a cluster's workers take
-# once for many images:
+# In numbers. Beside them are the seconds that it took to start the workers, which count only once
+# when there is more to do, and whether the arrays are those of one pass, bit for bit:
 
 if __name__ == "__main__":
-    print(f"{'':32}seconds  ratio    MiB  of a worker  start  identical")
+    print(f"{'':37}seconds  ratio    MiB  a worker  start  identical")
     for name, (value, above, of_worker, start) in memories.items():
-        line = f"{name:32}{np.median(seconds[name]):7.3f} {np.median(ratios[name]):6.2f}"
-        line += (
-            f" {above:6,.0f} {of_worker:12,.0f} {start:4.1f} s" if of_worker else f" {above:6,.0f}"
-        )
-        print(f"{line:66} {same(value, one_pass)}" if isinstance(value, list) else line)
+        line = f"{name:37}{np.median(seconds[name]):7.3f} {np.median(ratios[name]):6.2f}"
+        workers = f"{of_worker:9,.0f} {start:6.1f}" if of_worker else ""
+        identical = same(value, one_pass) if isinstance(value, list) else ""
+        print(f"{line} {above:6,.0f} {workers:16} {identical!s:>10}")
 
 # %%
 # When an index pays

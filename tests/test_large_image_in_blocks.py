@@ -186,7 +186,7 @@ def test_a_worker_needs_its_block_and_rows(tmp_path):
     inside[:8] = 1
     mask = {"mask": nib.Nifti1Image(inside, STRAIGHT)}
     call = partial(mask_blocks, path, mask, 2, block_mib=32)
-    found, above, of_worker, _ = memory_of(call, 2, (extract_block,))
+    found, above, of_worker, _ = memory_of(call, 2, ("plot_large_image_in_blocks",))
     assert same(found, stream_masks(path, mask.values()))
     rows = 128 * inside.sum() * 8 / MIB  # of a block, scaled in float64
     assert 28 < of_worker < 32 + 2 * rows + 16, of_worker
@@ -538,11 +538,10 @@ def test_times_are_taken_in_turns(monkeypatch):
 def test_memory_above_the_imports():
     """Imports of workers are counted, or what they take is not."""
     value, above, of_worker, seconds = memory_of(partial(allocate, 64), 1, ())
-    assert (value, of_worker) == (1, 0)
+    assert (value, of_worker, seconds) == (1, 0, 0)
     assert 60 < above < 80
-    assert seconds < 0.3
     call = partial(allocate_here_and_in_workers, 150)
-    _, above, of_worker, seconds = memory_of(call, 2, (allocate,))
+    _, above, of_worker, seconds = memory_of(call, 2, ("numpy",))
     assert 140 < of_worker < 175
     assert 140 < above < 350
     assert 0 < seconds < 30
@@ -566,8 +565,9 @@ def test_when_an_index_pays(one_pass, two_workers, make, expected):
 
 
 WAYS = [
-    *("one pass, .nii.gz", "one pass, .nii", "blocks, one process, .nii", "two workers, .nii"),
-    *("two workers, .nii.gz, no index", "two workers, .nii.gz, index"),
+    *("one pass, .nii.gz", "one pass, .nii", "blocks, 1 process, .nii"),
+    *("blocks, 2 workers, .nii", "blocks, 2 workers, .nii.gz, no index"),
+    "blocks, 2 workers, .nii.gz, index",
 ]
 
 
