@@ -17,8 +17,8 @@ The build submits nothing. The tests do both, on a Slurm of one node, and compar
 # How much to ask for
 # -------------------
 # A job that takes more memory than it asked for is killed, one that asks for much waits long. What
-# one image needs is predicted from its header (:doc:`/auto_examples/memory_budget`; at most, and with
-# all that these pages import), and measured.
+# one image needs is predicted from its header (:doc:`/auto_examples/memory_budget`: at most, and
+# with all that these pages import), and measured.
 
 import math
 import shlex
