@@ -34,7 +34,6 @@ def settings(folder, **others):
     values = {
         "ClusterName": "tests",
         "SlurmctldHost": "localhost(127.0.0.1)",
-        "CommunicationParameters": "NoInAddrAny",  # slurmd listens on the loopback only
         "SlurmctldPort": controller,
         "SlurmdPort": node,
         "SlurmUser": user,
@@ -97,7 +96,8 @@ class Slurm:
         """Start the daemons; wait until the node takes jobs."""
         socket_path = self.folder / "munge.socket"
         files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed")]
-        self.daemon("munged", "--foreground", "--force", f"--socket={socket_path}", *files)
+        socket_at = ["--origin=127.0.0.1", f"--socket={socket_path}"]
+        self.daemon("munged", "--foreground", "--force", *socket_at, *files)
         self.until(socket_path.exists)
         self.daemon("slurmctld", "-D")
         self.daemon("slurmd", "-D")
