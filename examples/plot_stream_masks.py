@@ -29,6 +29,7 @@ all masks. On this page you will
 # The file is read to its very end, since only there does gzip keep its checksum: a
 # damaged file ends in an error, never in an array.
 
+from multiprocessing import parent_process
 from pathlib import Path
 
 import nibabel as nib
@@ -50,7 +51,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     ----------
     fmri_path : str or pathlib.Path
         4D NIfTI image, compressed or not.
-    masks : list of str, pathlib.Path or nibabel.Nifti1Image
+    masks : iterable of str, pathlib.Path or nibabel.Nifti1Image
         3D masks on the grid of the image: non-zero in the region.
     block_size : int, optional
         Volumes whose voxels are collected before they are handed on.
@@ -92,10 +93,8 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     numbers = isinstance(fmri_img, nib.Nifti1Pair) and proxy.dtype.kind in "fiu"
     if not numbers or len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
-    indices, masks = [], [] if isinstance(masks, (str, Path)) else list(masks)
-    if not masks:
-        raise ValueError("A list of masks is needed, with one mask at least.")
-    for mask in masks:
+    indices = []
+    for mask in [] if isinstance(masks, (str, Path)) else masks:
         mask_img = read(mask, nib.load, mask) if isinstance(mask, (str, Path)) else mask
         name = mask_img.get_filename() or "A mask"
         inside = np.nan_to_num(read(name, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
@@ -108,6 +107,8 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
                 f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
             )
         indices.append(np.arange(inside.size, dtype="i4").reshape(shape[:3], order="F")[inside])
+    if not indices:
+        raise ValueError("A list of masks is needed, with one mask at least.")
     lengths = [len(positions) for positions in indices]
     index, ends, indices = np.concatenate(indices, dtype=np.intp), np.cumsum(lengths)[:-1], None
 
@@ -124,7 +125,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(index)))
     block = np.empty((np.clip(n_rows, 1, shape[3]), len(index)), proxy.dtype)
     source = fmri_img.file_map["image"].filename
-    progress = tqdm(total=shape[3], unit="volume", delay=2)
+    progress = tqdm(total=shape[3], unit="volume", delay=2, disable=bool(parent_process()))
     with progress, gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
         read(fmri_path, file.seek, proxy.offset)
         for start in range(0, shape[3], len(block)):
@@ -278,24 +279,12 @@ if __name__ == "__main__":
         print(f"the files hold NiftiMasker's arrays: {same}")
 
 # %%
-# .. _many_images:
-#
 # Many images
 # -----------
 # One image needs no workers. Many images do: one image is one task, and a worker needs no more
-# than what stands above, beside its imports. The series of each image are sent back to the
-# calling process; if all of them together are too many for it, let each task write files, with
-# the names of ``.npy`` files as ``out``. Here the same image stands for two:
-
-if __name__ == "__main__":
-    from joblib import Parallel, delayed
-
-    images = [fmri_path, fmri_path]
-    results = Parallel(n_jobs=2)(delayed(stream_masks)(image, mask_paths) for image in images)
-    for image, every_series in zip(images, results, strict=True):
-        print(image.name, *(series.shape for series in every_series))
-
-# %%
+# than what stands above, beside its imports. :doc:`/auto_examples/mask_study` does that, on one
+# machine as on a cluster, and goes on where it was interrupted.
+#
 # What to conclude
 # ----------------
 # For the voxels of any number of masks, this is all that is needed, on a small machine as on
@@ -312,3 +301,4 @@ if __name__ == "__main__":
 # * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: when more is asked for than voxels.
 # * :ref:`sphx_glr_auto_examples_plot_limit.py`: how close this comes to the limit, and how it
 #   grows.
+# * :ref:`sphx_glr_auto_examples_plot_one_machine.py`: a study, one image for each worker.

@@ -1,0 +1,561 @@
+"""
+A study: one image per worker
+=============================
+
+One image needs one pass and no workers. A study has hundreds of images, or tens of thousands,
+and there workers pay: each takes one image, and needs no more memory than one pass does. This
+file masks a study, on a laptop as on a cluster:
+
+.. code-block:: bash
+
+    python mask_study.py image*.nii.gz --masks masks/*.nii.gz --output series --jobs 2
+
+or, from a script, ``mask_study(images, masks, "series", n_jobs=2)``.
+
+For each image there is then one file of time series, and in a table one row: done, skipped or
+failed, and why. Copy it together with ``plot_stream_masks.py``, which does the one pass. What it
+takes care of, because studies run for hours and something always fails:
+
+* **An image that fails stops nothing else.** It is missing, damaged, on another grid: the
+  reason stands in its row, and all others are done.
+* **A worker that dies stops nothing else.** It was out of memory, or its node is gone: the
+  images that it may have died of are done again, each alone.
+* **Started again, it goes on.** A file has its name when it is complete. What is complete, and
+  made from the same image with the same masks, is skipped; anything else is done again.
+* **A result can be traced.** Each file says from which image and with which masks it was made.
+
+Three pages show it at work: :ref:`sphx_glr_auto_examples_plot_one_machine.py`,
+:ref:`sphx_glr_auto_examples_plot_dask_cluster.py` and
+:ref:`sphx_glr_auto_examples_plot_slurm.py`.
+"""
+
+# %%
+# The masks
+# ---------
+# Masks are read once, by the calling process, and travel to the workers as the positions of
+# their voxels: 4 bytes for each, whatever the grid. So a change of a file while the study runs
+# changes nothing, and what the checksum is made of is what the workers use.
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import resource
+import socket
+import sys
+import time
+import uuid
+import zipfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from plot_stream_masks import stream_masks
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Masks on one grid, small enough to be sent with every task.
+
+    Attributes
+    ----------
+    names : list of str
+    positions : list of arrays of int32
+        For each mask the positions of its voxels, in C order of the grid.
+    shape : tuple of int
+        The grid.
+    affine : array of shape (4, 4)
+    """
+
+    names: list
+    positions: list
+    shape: tuple
+    affine: np.ndarray
+
+    def images(self):
+        """Give one image after the other: only one is in memory."""
+        for name, positions in zip(self.names, self.positions, strict=True):
+            inside = np.zeros(self.shape, "uint8")
+            inside.flat[positions] = 1
+            mask_img = nib.Nifti1Image(inside, self.affine)
+            mask_img.set_filename(f"{name}.nii")  # for messages
+            yield mask_img
+
+    def checksum(self, options):
+        """Give a checksum of names, voxels, grid, and the options of a study."""
+        digest = hashlib.sha256(repr((self.names, self.shape, options)).encode())
+        for array in (self.affine, *self.positions):
+            digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
+        return digest.hexdigest()
+
+
+def read_masks(masks):
+    """Read masks, once for the whole study.
+
+    Parameters
+    ----------
+    masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
+        3D masks on one grid: non-zero in the region. Files give their masks their names,
+        without folder and ending; a dict says the names itself.
+
+    Returns
+    -------
+    Masks
+
+    Raises
+    ------
+    ValueError
+        There is no mask, two have one name, or one is empty, is not 3D, or is on another grid
+        than the first.
+    OSError
+        A file is missing or damaged.
+    """
+    if not isinstance(masks, dict):
+        paths = [masks] if isinstance(masks, str | Path) else list(masks)
+        masks = {stem(path): path for path in paths}
+        if len(masks) < len(paths):
+            raise ValueError(f"Each mask needs a file name of its own, or give a dict: {paths}")
+    if not masks:
+        raise ValueError("One mask at least is needed.")
+    first, positions = None, []
+    for name, mask in masks.items():
+        try:
+            img = nib.load(mask) if isinstance(mask, str | Path) else mask
+            inside = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0) != 0
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # nibabel lets a damaged file raise almost anything
+            raise OSError(f"The mask {mask} is incomplete or damaged ({error}).") from error
+        inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
+        first = img if first is None else first
+        on_grid = inside.shape == first.shape[:3] and np.allclose(img.affine, first.affine)
+        if not on_grid or inside.ndim != 3 or not inside.any():
+            raise ValueError(
+                f"The mask {name} has {inside.sum()} voxels that are not zero, on the grid "
+                f"{inside.shape}\n{img.affine}\nIt needs some, on the 3D grid that all masks "
+                f"have: {first.shape[:3]}\n{first.affine}"
+            )
+        positions.append(np.flatnonzero(inside).astype("int32"))
+    return Masks(list(masks), positions, first.shape[:3], np.asarray(first.affine, float))
+
+
+def stem(path):
+    """Give a file's name without its folder, ``.nii`` and ``.gz``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+# %%
+# One file of results
+# -------------------
+# The arrays of an image go into one ``.npz`` file, each under the name of its mask, and beside
+# them a few lines that say what they were made of. The same arrays make the same file, byte for
+# byte: no date is written.
+
+ABOUT = "about.json"
+
+
+def describe(image, masks, options):
+    """Say what the results of an image depend on.
+
+    Parameters
+    ----------
+    image : pathlib.Path
+    masks : Masks
+    options : dict
+        Those of `mask_study` that change results.
+
+    Returns
+    -------
+    dict
+        As it is kept in the file of results, but for the shape of the image.
+    """
+    files = [image]
+    if image.name.removesuffix(".gz").endswith((".hdr", ".img")):
+        file_map = nib.Nifti1Pair.filespec_to_file_map(image)
+        files = [Path(file_map[part].filename) for part in ("header", "image")]
+    stats = [file.stat() for file in files]
+    return {
+        "image": str(image),
+        "size": [stat.st_size for stat in stats],
+        "modified_ns": [stat.st_mtime_ns for stat in stats],
+        "masks": {
+            name: len(positions)
+            for name, positions in zip(masks.names, masks.positions, strict=True)
+        },
+        "options": options,
+        "checksum": masks.checksum(options),
+    }
+
+
+def read_about(file):
+    """Say what a file of results was made of: nothing, if it is missing or damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read(ABOUT))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+        return {}
+
+
+def write_series(path, names, every_series, about):
+    """Write time series, and what they were made of.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    names : list of str
+    every_series : list of arrays of shape (n_timepoints, n_voxels)
+    about : dict
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, series in zip(names, every_series, strict=True):
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, series, allow_pickle=False)
+        archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about, indent=1))
+
+
+@contextmanager
+def moved_into_place(file):
+    """Give another name to write to, which becomes the file's when all went well."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        unfinished.touch()
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def find_unfinished(files):
+    """Find what interrupted runs left of some files.
+
+    Parameters
+    ----------
+    files : collection of pathlib.Path
+
+    Returns
+    -------
+    dict of pathlib.Path to pathlib.Path
+        Of each unfinished file, the file that it was to become.
+    """
+    found = [path for folder in {f.parent for f in files} for path in folder.glob("*.unfinished")]
+    becomes = {path: path.with_name(path.name.rsplit(".", 2)[0]) for path in found}
+    return {path: file for path, file in becomes.items() if file in files}
+
+
+# %%
+# One image
+# ---------
+# This is what a worker does. It gives a row of the table, also when something went wrong. The
+# image never travels: a worker gets its path.
+
+
+def mask_image(image, file, masks, options):
+    """Stream the time series of one image into a file, unless they are there.
+
+    Parameters
+    ----------
+    image, file : pathlib.Path
+        A 4D image, and the ``.npz`` file of its results.
+    masks : Masks
+    options : dict
+        ``resample``: whether masks on another grid are resampled to that of the image.
+
+    Returns
+    -------
+    dict
+        A row of the table of `mask_study`.
+    """
+    row = {"image": str(image), "file": str(file), "status": "failed", "reason": "", "volumes": 0}
+    row |= {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+    forget_peak()
+    try:
+        row["status"], row["volumes"] = extract(image, file, masks, options)
+    except Exception as error:
+        row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return row | {"seconds": time.time() - row["started"], "peak_rss_mib": peak_rss_mib()}
+
+
+def extract(image, file, masks, options):
+    """Do what `mask_image` does; give the status and the number of volumes."""
+    about, there = describe(image, masks, options), read_about(file)
+    if about.items() <= there.items():
+        return "skipped", there["shape"][3]
+    with moved_into_place(file) as unfinished:
+        mask_imgs = resampled(masks, image) if options["resample"] else masks.images()
+        every_series = stream_masks(image, mask_imgs)
+        if describe(image, masks, options) != about:
+            raise OSError(f"{image} was changed while it was read. Start again.")
+        about["shape"] = nib.load(image).shape
+        write_series(unfinished, masks.names, every_series, about)
+    return "done", about["shape"][3]
+
+
+def resampled(masks, image):
+    """Give the masks on the grid of an image, one after the other."""
+    from nilearn.image import resample_img  # here: not every worker needs it
+
+    img = nib.load(image)
+    for mask_img in masks.images():
+        yield resample_img(
+            mask_img,
+            *(img.affine, img.shape[:3]),
+            interpolation="nearest",
+            copy_header=True,
+            force_resample=True,
+        )
+
+
+def forget_peak():
+    """Let Linux begin anew with the largest resident set size of this process."""
+    with suppress(OSError):  # another system, or not allowed: it stays the largest so far
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss_mib():
+    """Give the largest resident set size of this process, in MiB, since `forget_peak`."""
+    try:
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+# %%
+# The study
+# ---------
+# joblib hands one image after the other to whatever engine the reader has chosen, and gives the
+# rows as they come. When an engine breaks because a worker died, nobody says on which image; but
+# an image that was begun has an unfinished file. These images are done again at the end, each
+# alone, so that the one that kills its worker takes no other with it.
+
+COLUMNS = ["image", "file", "status", "reason", "volumes", "seconds", "peak_rss_mib"]
+COLUMNS += ["started", "host", "pid"]
+
+
+def mask_study(
+    images, masks, output_dir, n_jobs=None, *, relative_to=None, resample=False, table="study.tsv"
+):
+    """Extract the voxel time series of several masks from every image of a study.
+
+    Parameters
+    ----------
+    images : list of str or pathlib.Path
+        4D NIfTI images, compressed or not.
+    masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
+        3D masks on one grid: non-zero in the region. Files give their masks their names,
+        without folder and ending; a dict says the names itself.
+    output_dir : str or pathlib.Path
+        Folder of the results: for each image an ``.npz`` file of the image's name.
+    n_jobs : int, optional
+        Workers, as for :class:`joblib.Parallel`: by default what `joblib.parallel_config` says,
+        and else one, the calling process. That is also where the engine is chosen.
+    relative_to : str or pathlib.Path, optional
+        A folder above all images: results get the folders that images have below it. Needed
+        where images have the same name in different folders.
+    resample : bool
+        Resample masks on another grid to that of the image, by nearest neighbour. By default,
+        such an image fails.
+    table : str
+        Name of the table in `output_dir`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per image, in their order, as it is written into the table: ``image``, ``file``,
+        ``status`` (done, skipped, failed; after an interruption also not done), ``reason``,
+        ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process while it did this
+        image, its imports included), ``started`` (seconds since 1970), ``host``, ``pid``.
+
+    Raises
+    ------
+    ValueError
+        There is no image, two images have one name, or the masks do not fit each other.
+    OSError
+        A mask is missing or damaged, or the output folder cannot be written.
+
+    Notes
+    -----
+    A file of results holds an array of shape (n_timepoints, n_voxels) under the name of each
+    mask, as `stream_masks` gives it, and what it was made of::
+
+        with np.load("series/sub-01_bold.npz") as results:
+            series = results["motor_left"]
+            about = json.loads(results["about.json"])
+
+    It is skipped when the image has the path, size and time of change that it had, and the
+    masks and `resample` are the same. Otherwise it is replaced.
+    """
+    import pandas as pd  # here: workers do not need it
+
+    paths = [images] if isinstance(images, str | Path) else images
+    files = name_files([Path(path).absolute() for path in paths], output_dir, relative_to)
+    masks, options = read_masks(masks), {"resample": bool(resample)}
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    remove_unfinished(files)
+    tasks = {
+        str(image): delayed(mask_image)(image, file, masks, options)
+        for image, file in files.items()
+    }
+    rows = {
+        str(image): {"image": str(image), "file": str(file), "status": "not done"}
+        for image, file in files.items()
+    }
+    failed, peak = 0, 0
+    try:
+        with tqdm(total=len(rows), unit="image", delay=2) as progress:
+            for row in run(tasks, n_jobs, files):
+                rows[row["image"]] = row
+                failed += row["status"] == "failed"
+                peak = max(peak, row["peak_rss_mib"])
+                progress.set_postfix(failed=failed, peak=f"{peak:.0f} MiB", refresh=False)
+                progress.update()
+    finally:
+        remove_unfinished(files)
+        frame = pd.DataFrame(rows.values(), columns=COLUMNS)
+        with moved_into_place(Path(output_dir).absolute() / table) as unfinished:
+            frame.to_csv(unfinished, sep="\t", index=False)
+    return frame
+
+
+def name_files(images, output_dir, relative_to=None):
+    """Say into which file the results of each image go; see `mask_study`."""
+    files = {}
+    for image in images:
+        below = image.relative_to(Path(relative_to).absolute()) if relative_to else image.name
+        files[image] = Path(output_dir).absolute() / Path(below).with_name(f"{stem(image)}.npz")
+    first = {}
+    for image, file in files.items():
+        if first.setdefault(file, image) != image:
+            raise ValueError(
+                f"{image} and {first[file]} would both become {file}. Say with relative_to "
+                "which folder is above all images: results then have folders, too."
+            )
+    if len(files) < max(len(images), 1):
+        raise ValueError(f"One image at least is needed, and none twice: {len(images)} are given.")
+    return files
+
+
+def run(tasks, n_jobs, files):
+    """Give the rows of images as they come.
+
+    Parameters
+    ----------
+    tasks : dict of str to the call of `mask_image`
+        For each image.
+    n_jobs : int or None
+    files : dict of pathlib.Path to pathlib.Path
+        As `name_files` gives it.
+
+    Yields
+    ------
+    dict
+        A row of the table of `mask_study`.
+    """
+    todo, alone = dict(tasks), []
+    while todo:
+        try:
+            for row in Parallel(n_jobs, return_as="generator_unordered")(list(todo.values())):
+                del todo[row["image"]]
+                yield row
+        except Exception:  # of the engine: those of an image are in its row
+            begun = set(find_unfinished(files.values()).values())
+            died_of = [str(image) for image, file in files.items() if file in begun]
+            died_of = [image for image in died_of if todo.pop(image, None)]
+            if not died_of:
+                raise
+            alone += died_of
+    for image in alone:
+        try:
+            # Two, so that it is a worker's task, and not the calling process's.
+            yield from Parallel(n_jobs=2, return_as="generator")([tasks[image]])
+        except Exception as error:
+            yield lost(image, files[Path(image)], error)
+
+
+def lost(image, file, error):
+    """Give the row of an image whose worker died twice."""
+    reason = f"{type(error).__name__}: the worker died twice while it did this image."
+    row = {"image": image, "file": str(file), "status": "failed", "reason": reason, "volumes": 0}
+    return row | {"peak_rss_mib": 0}
+
+
+def remove_unfinished(files):
+    """Remove what interrupted runs left."""
+    for path in find_unfinished(files.values()):
+        path.unlink(missing_ok=True)
+
+
+# %%
+# From the command line
+# ---------------------
+# A list of ten thousand images is too long for a command: write it into a file, a path on each
+# line, and give ``@images.txt``. With ``--part 3/10`` it does every tenth image, from the third
+# on: that is what the tasks of a job array do. When something failed, the exit status is 1.
+
+
+def part_of(text):
+    """Read ``3/10`` as the third of ten parts."""
+    number, n_parts = (int(word) for word in text.split("/"))
+    if not 1 <= number <= n_parts:
+        raise ValueError
+    return number, n_parts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description="Extract the voxel time series of several masks from every image of a study.",
+        fromfile_prefix_chars="@",
+    )
+    parser.add_argument("images", nargs="*", help="4D NIfTI files; @FILE names them on its lines")
+    parser.add_argument("--masks", nargs="+", help="3D masks on one grid")
+    parser.add_argument("--output", metavar="FOLDER", default="series", help="where results go")
+    parser.add_argument("--jobs", type=int, metavar="N", help="workers; 1 by default")
+    parser.add_argument("--part", type=part_of, metavar="K/N", help="only this part of the images")
+    parser.add_argument("--relative-to", metavar="FOLDER", help="keep the folders below this one")
+    parser.add_argument("--resample", action="store_true", help="masks to the images' grids")
+    arguments = parser.parse_args()
+    if bool(arguments.images) != bool(arguments.masks):
+        parser.error("images and --masks go together")
+    if not arguments.images:  # a study made from the options' image, as in the other examples
+        from options import read_options
+        from plot_one_machine import prepare_study
+
+        arguments.images, arguments.masks = prepare_study()
+        arguments.output = Path(read_options().measured) / "series"
+    name, images = "study.tsv", arguments.images
+    if arguments.part:
+        number, n_parts = arguments.part
+        name, images = f"study_{number}_of_{n_parts}.tsv", images[number - 1 :: n_parts]
+    if not images:
+        parser.exit(message="There are fewer images than parts: nothing to do.\n")
+    try:
+        table = mask_study(
+            *(images, arguments.masks, arguments.output, arguments.jobs),
+            relative_to=arguments.relative_to,
+            resample=arguments.resample,
+            table=name,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. Start it again, and it goes on with what is missing.")
+    for row in table[table.status == "failed"].itertuples():
+        print(f"{row.image}\n    {row.reason}")
+    counts = table.status.value_counts()
+    print(*(f"{count} {status}" for status, count in counts.items()), sep=", ")
+    print(f"The table is {Path(arguments.output) / name}.")
+    if "failed" in counts:
+        sys.exit(1)
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_one_machine.py`: what workers bring, measured.
+# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how long ten thousand images take.
