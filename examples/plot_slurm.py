@@ -132,8 +132,8 @@ if __name__ == "__main__":
 #
 # .. code-block:: slurm
 #
-#     ls -d "$PWD"/images/*.nii.gz > images.txt
-#     ls -d "$PWD"/masks/*.nii.gz > masks.txt
+#     ls -d "$PWD"/images/*.nii* > images.txt
+#     ls -d "$PWD"/masks/*.nii* > masks.txt
 #     sbatch mask_study.sbatch
 #
 # A task that ran out of memory or of time, or whose node was lost, leaves no half file. Once the
