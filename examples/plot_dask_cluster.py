@@ -22,8 +22,8 @@ Here scheduler and workers are processes of one machine; nothing else is differe
 # :doc:`/auto_examples/memory_budget`, and for the imports, Dask's among them, 128 MiB are enough.
 #
 # Dask stops giving images to a worker that is at 80 % of its limit. The limit is therefore
-# what the worker needs, divided by 0.8. It is not too early to take care: where the limit is so
-# small that the imports alone are above these 80 %, no worker ever begins, and no error says so.
+# what the worker needs, divided by 0.8. Where it is so small that the imports alone are above these
+# 80 %, no worker ever begins: a warning in their logs says so, and no error.
 
 IMPORTS_MIB = 128
 
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
     mask_study(images, masks, alone)
 
-    imports_mib = client.run(peak_rss_mib)  # in each worker, which imports mask_study for it
+    imports_mib = client.run(peak_rss_mib)  # in each worker
     with parallel_config(backend="dask"):
         table = mask_study(images, masks, together)
 
@@ -104,10 +104,11 @@ if __name__ == "__main__":
 # image:
 
 if __name__ == "__main__":
-    print(f"imports            {max(imports_mib.values()):6.1f} MiB")
+    print(f"imports        {max(imports_mib.values()):6.1f} MiB")
     for pid, rows in table.groupby("pid"):
-        print(f"worker {pid:<7}     {rows.peak_rss_mib.max():6.1f} MiB at most, {len(rows)} images")
-    print(f"limit              {limit_mib:6.1f} MiB")
+        peak_mib = rows.peak_rss_mib.max()
+        print(f"worker {pid:<8}{peak_mib:6.1f} MiB at most, {len(rows)} images")
+    print(f"limit          {limit_mib:6.1f} MiB")
 
 # %%
 # What travels
@@ -123,20 +124,21 @@ if __name__ == "__main__":
     from mask_study import read_masks
 
     task = images[0], together / names[0], read_masks(masks), {"resample": False}
+    row = table.iloc[0].to_dict()
     for what, size in (
-        ("a task", len(pickle.dumps(task))),
-        ("a row", len(pickle.dumps(table.iloc[0].to_dict()))),
-        ("the image", images[0].stat().st_size),
-        ("its result", (together / names[0]).stat().st_size),
+        ("a task goes there          ", len(pickle.dumps(task))),
+        ("a row comes back           ", len(pickle.dumps(row))),
+        ("the image stays where it is", images[0].stat().st_size),
+        ("and so does its result     ", (together / names[0]).stat().st_size),
     ):
-        print(f"{what:12}{size / 1024:10,.1f} KiB{', stays where it is' * ('i' in what)}")
+        print(f"{what}{size / 1024:12,.1f} KiB")
 
 # %%
 # A worker is lost
 # ----------------
 # Nodes fail, and jobs run into their time limit. To see what comes of it, a worker is killed as
 # the system would do it, without a warning. A thread looks at the folder of results. When a
-# quarter of the images is done, and each worker has begun another, one worker is ended. It stops
+# quarter of the images is done, and each worker is in the midst of another, it ends one. It stops
 # the workers for each look, so that what it sees is still true when it acts.
 
 
@@ -155,7 +157,7 @@ def lose_a_worker(pids, series, n_images):
     Returns
     -------
     dict
-        ``pid``, ``time``, and ``begun``: when each image was begun that had no result yet.
+        ``pid``, ``time``, and ``begun``: the images without a result, and when they were begun.
     """
     import time
 
@@ -169,14 +171,15 @@ def lose_a_worker(pids, series, n_images):
             path.name.split(".npz.")[0]: path.stat().st_mtime
             for path in series.glob("*.npz.*.unfinished")
         }
+        in_the_midst = [begin for begin in begun.values() if begin < time.time() - 0.05]
         n_done = len(list(series.glob("*.npz")))
-        over = n_done >= n_images // 4 and len(begun) == len(workers)
+        over = n_done >= n_images // 4 and len(in_the_midst) == len(workers)
         over |= n_done >= n_images // 2  # images that are too short for this
         if over:
             workers[0].kill()
         for worker in workers[over:]:
             worker.resume()
-        time.sleep(0.001)
+        time.sleep(0.01)
     return {"pid": workers[0].pid, "time": time.time(), "begun": begun}
 
 
@@ -193,10 +196,12 @@ if __name__ == "__main__":
     same, *_ = filecmp.cmpfiles(alone, series, names, shallow=False)
     print(f"{len(same)} of {len(names)} files are the same, byte for byte")
     print(f"left unfinished: {len(list(series.glob('*.unfinished')))} files")
-    print(table.status.value_counts().to_string())
+    print(table.status.value_counts().to_dict())
 
 # %%
-# Each bar is an image, with its number. What the lost worker had begun, another did again, from
+# The lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row was
+# still with the worker that died: another worker found the file. In the figure each bar is an
+# image, with its number. What the lost worker had begun, another did again, from
 # the beginning:
 
 
@@ -248,7 +253,8 @@ def plot_work(table, lost):
                 ax.text(middle, lane - 0.27, n, ha="center", va="bottom")
     ax.plot(lost["time"] - zero, 1, "x", color="#d55e00", ms=10, mew=3, clip_on=False)
     ax.set(xlabel="seconds", ylim=(len(pids) + 0.5, 0.4), xlim=(0, end - zero))
-    ax.set_yticks(range(1, len(pids) + 1), [f"worker {lane}" for lane in range(1, len(pids) + 1)])
+    lanes = range(1, len(pids) + 1)
+    ax.set_yticks(lanes, [f"worker {lane}" for lane in lanes])
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower left", frameon=False, ncols=2)
@@ -269,9 +275,8 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# The nanny starts a new worker, which goes on with what is left when its imports are done. An
-# image whose row was on its way when the worker died is given to another as well; its file is
-# there already, and its row then says ``skipped``.
+# The nanny starts a new worker, which goes on with what is left when its imports are done. At the
+# end, all is closed and removed.
 
 if __name__ == "__main__":
     client.close()
