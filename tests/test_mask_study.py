@@ -429,19 +429,36 @@ def test_options_are_part_of_the_checksum(study):
 
 # Stands before the page's module in every process, and stops or dies in the middle of an image.
 SHIM = """
-import importlib.util, os, signal, time
+import importlib.util, os, pathlib, signal, time, zipfile
 from pathlib import Path
 
 spec = importlib.util.spec_from_file_location("page", os.environ["PAGE"])
 page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page)
 
-def stream_masks(image, masks):
-    moment = Path(f"{image.name}.reached")
-    if image.name == os.environ["STOPS"] and not moment.exists():
+def stop(point, path):
+    moment = Path(os.environ["STOPS"] + ".reached")
+    here = os.environ["POINT"] == point and stem(path.name) == stem(os.environ["STOPS"])
+    if here and not moment.exists():
         Path("pid").write_text(str(os.getpid()))
         Path("pid").rename(moment)
         time.sleep(600)
+
+def stem(name):
+    return name.split(".")[0]
+
+def writestr(archive, *args, original=zipfile.ZipFile.writestr):
+    stop("written in part", Path(archive.filename))
+    original(archive, *args)
+
+def replace(path, to, original=Path.replace):
+    stop("not yet moved", path)
+    original(path, to)
+
+zipfile.ZipFile.writestr, Path.replace = writestr, replace
+
+def stream_masks(image, masks):
+    stop("being read", image)
     if image.name == os.environ["DIES"]:
         os.kill(os.getpid(), signal.SIGKILL)
     return page.stream_masks(image, masks)
@@ -456,13 +473,14 @@ if __name__ == "__main__":
 """
 
 
-def start(study, n_jobs, stops="", dies=""):
+def start(study, n_jobs, stops="", dies="", point="being read"):
     """Start the study in a process of its own."""
     (study.folder / "plot_stream_masks.py").write_text(SHIM)
     (study.folder / "run.py").write_text(RUN)
     names = [",".join(map(str, paths)) for paths in (study.images, study.masks)]
     page = EXAMPLES / "plot_stream_masks.py"
     own = {"PYTHONPATH": str(EXAMPLES), "PAGE": str(page), "STOPS": stops, "DIES": dies}
+    own["POINT"] = point
     return subprocess.Popen(
         [sys.executable, "run.py", *names, str(n_jobs)],
         cwd=study.folder,
@@ -482,14 +500,24 @@ def wait_for(study, process, image):
     return int(moment.read_text())
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-def test_interrupted_and_started_again(study, how, n_jobs):
+@pytest.mark.parametrize(
+    ("how", "n_jobs", "point"),
+    [
+        (signal.SIGINT, 1, "being read"),
+        (signal.SIGINT, 2, "being read"),
+        (signal.SIGINT, 2, "written in part"),
+        (signal.SIGTERM, 2, "being read"),
+        (signal.SIGKILL, 1, "written in part"),
+        (signal.SIGKILL, 2, "being read"),
+        (signal.SIGKILL, 2, "not yet moved"),
+    ],
+)
+def test_interrupted_and_started_again(study, how, n_jobs, point):
     """Something half-written stays, is taken for complete, or what was done is done again."""
     whole = Study(study.folder / "whole")
     whole.images, whole.masks = study.images, study.masks
     whole.run()
-    process = start(study, n_jobs, stops=study.images[4].name)
+    process = start(study, n_jobs, stops=study.images[4].name, point=point)
     wait_for(study, process, study.images[4])
     tree = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(how)

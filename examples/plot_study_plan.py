@@ -1,0 +1,230 @@
+"""
+Ten thousand images: hours, and what limits them
+================================================
+
+A study of ten thousand images does not fit this machine, but its plan does. On this page you will
+
+1. compute how long it takes on one node, on ten and on a hundred, from what was measured here,
+2. see where the storage and not the processors are the limit, and
+3. see what an engine takes to hand out ten thousand tasks.
+
+Put your own numbers in: the function is short, and each of its lines is one step of the
+arithmetic.
+"""
+
+# %%
+# What was measured here
+# ----------------------
+# How many MiB of compressed file a worker gets through in a second, how large its results are, and
+# how much memory it takes, come from the study of
+# :ref:`sphx_glr_auto_examples_plot_one_machine.py`. Its fastest image counts: the file is in the
+# system's cache, and nothing else is waited for. How many MiB of file that is depends on how well
+# the image compresses; those of the file's content are measured in
+# :ref:`sphx_glr_auto_examples_plot_limit.py`.
+
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from mask_study import mask_study
+from options import read_options
+from peak_memory import MIB
+from plot_one_machine import prepare_study
+
+if __name__ == "__main__":
+    images, masks = prepare_study()
+    with tempfile.TemporaryDirectory() as folder:
+        table = mask_study(images, masks, folder, n_jobs=2)
+        result_mib = Path(table.file[0]).stat().st_size / MIB
+    image_mib = images[0].stat().st_size / MIB
+    worker_mib_s = image_mib / table.seconds.min()
+    print(f"a worker gets through   {worker_mib_s:8,.0f} MiB/s of compressed file")
+    print(f"its results are         {100 * result_mib / image_mib:8,.1f} % of that")
+    print(f"it takes, with imports  {table.peak_rss_mib.max():8,.0f} MiB of memory")
+
+# %%
+# What it costs to hand out a task was measured with a thousand empty ones on each engine, each a
+# batch of its own (:doc:`/auto_examples/task_overhead`). With ten thousand, and with Slurm, it was
+# recorded earlier.
+
+if __name__ == "__main__":
+    measured = Path(read_options().measured)
+    subprocess.run([sys.executable, "task_overhead.py", str(measured)], check=True)
+    overhead = pd.read_csv(measured / "task_overhead.csv")
+    recorded = measured.parent / "recorded" / "task_overhead.csv"
+    tables = {"this build": overhead}
+    if recorded.exists():
+        tables["recorded"] = pd.read_csv(recorded)
+    else:
+        print("Nothing was recorded in doc/recorded: run 'make overhead'.")
+    for name, rows in tables.items():
+        print(f"{name}: {rows.n_tasks[0]:,} tasks on each, {rows.date[0]}, {rows.cores[0]} cores")
+        for row in rows.itertuples():
+            print(f"    {row.engine:10} {1000 * row.seconds_per_task:8.2f} ms a task", end="")
+            print(f"{10_000 * row.seconds_per_task / 60:8.2f} min for ten thousand")
+
+# %%
+# .. measured-download:: task_overhead.csv
+#
+# .. recorded-download:: task_overhead.csv
+#
+# The arithmetic
+# --------------
+# Three things happen at the same time, and the slowest of them decides: the workers decompress,
+# the storage gives bytes, and the engine hands out tasks.
+
+
+def plan(n_nodes, *, n_images, image_mib, cores, worker_mib_s, node_mib_s, storage_mib_s, task_s):
+    """Compute how long a study takes on a cluster.
+
+    Parameters
+    ----------
+    n_nodes : int
+    n_images : int
+    image_mib : float
+        Size of an image's file, compressed as it is.
+    cores : int
+        Cores of a node, each with a worker.
+    worker_mib_s : float
+        MiB of compressed file that a worker gets through in a second.
+    node_mib_s : float
+        MiB that a node's network brings in a second.
+    storage_mib_s : float
+        MiB that the shared storage gives in a second, to all nodes together.
+    task_s : float
+        Seconds in which the engine hands out a task and takes its result.
+
+    Returns
+    -------
+    dict of str to float
+        Hours that ``processors``, ``storage`` and ``engine`` need, each by itself.
+    """
+    rounds = math.ceil(n_images / (n_nodes * cores))  # in the last one, some workers are idle
+    gives_mib_s = min(n_nodes * node_mib_s, storage_mib_s)
+    return {
+        "processors": rounds * image_mib / worker_mib_s / 3600,
+        "storage": n_images * image_mib / gives_mib_s / 3600,
+        "engine": n_images * task_s / 3600,
+    }
+
+
+# %%
+# The cluster is an example, and not measured: nodes of 32 cores, each with a network of 10 Gbit/s,
+# and a shared file system that gives 5 GB/s to all of them together. Ask for the numbers of
+# yours. The engine is Dask, which takes longest of those that have one queue for all nodes.
+
+CLUSTER = {"cores": 32, "node_mib_s": 10e9 / 8 / MIB, "storage_mib_s": 5e9 / MIB}
+STUDY = {"n_images": 10_000, "image_mib": 1e9 / MIB}
+NODES = (1, 10, 100)
+
+if __name__ == "__main__":
+    task_s = overhead.set_index("engine").seconds_per_task["Dask"]
+    rates = {"worker_mib_s": worker_mib_s, "task_s": task_s}
+    hours = pd.DataFrame({n: plan(n, **STUDY, **CLUSTER, **rates) for n in NODES}).T
+    hours["limit"], hours["hours"] = hours.idxmax(axis=1), hours.max(axis=1)
+    print(f"{STUDY['n_images']:,} images of {STUDY['image_mib'] * MIB / 1e9:.0f} GB: ", end="")
+    print(f"{STUDY['n_images'] * STUDY['image_mib'] * MIB / 1e12:.0f} TB to read, ", end="")
+    written = STUDY["n_images"] * STUDY["image_mib"] * result_mib / image_mib
+    print(f"{written * MIB / 1e9:,.0f} GB to write\n")
+    print("nodes  processors  storage  engine      the study")
+    for n, row in hours.iterrows():
+        print(f"{n:5}{row.processors:10.2f} h{row.storage:7.2f} h{row.engine:6.2f} h", end="")
+        print(f"{row.hours:7.2f} h, limited by: {row.limit}")
+
+# %%
+
+
+def plot_plan(hours):
+    """Draw the hours that each part needs, by the number of nodes.
+
+    Parameters
+    ----------
+    hours : pandas.DataFrame
+        A row for each number of nodes: ``processors``, ``storage``, ``engine``, ``limit`` and
+        ``hours``.
+    """
+    figure = plt.figure(figsize=(4.2, 4.6), layout="constrained")
+    ax = figure.gca()
+    looks = {
+        "processors": ("#0072b2", "o-"),
+        "storage": ("#d55e00", "s--"),
+        "engine": ("#009e73", "^:"),
+    }
+    for name, (color, style) in looks.items():
+        ax.plot(hours.index, hours[name], style, color=color, label=name)
+    ax.plot(hours.index, hours.hours, color="black", lw=7, alpha=0.15, label="the study")
+    for n, row in hours.iterrows():
+        ax.annotate(
+            f"{row.hours:.2g} h", (n, row.hours), (0, 8), textcoords="offset points", ha="center"
+        )
+    ax.set(xscale="log", yscale="log", xlabel="nodes", ylabel="hours", xticks=hours.index)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.margins(0.12)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1), frameon=False, ncols=2)
+    said = "; ".join(
+        f"{n} {'node' if n == 1 else 'nodes'}: processors {row.processors:.2g} h, storage "
+        f"{row.storage:.2g} h, engine {row.engine:.2g} h"
+        for n, row in hours.iterrows()
+    )
+    figure.set_label(
+        "Hours for ten thousand images of 1 GB by the number of nodes. The slowest part decides "
+        f"how long the study takes.\n\nLine chart, both axes logarithmic. {said}."
+    )
+
+
+if __name__ == "__main__":
+    plot_plan(hours)
+    plt.show()
+
+# %%
+# Where the storage is the limit
+# ------------------------------
+# So many workers read all that is there to read. More of them bring nothing:
+
+if __name__ == "__main__":
+    for name, mib_s in (
+        ("a node with 10 Gbit/s", CLUSTER["node_mib_s"]),
+        ("all nodes together", CLUSTER["storage_mib_s"]),
+    ):
+        print(f"{name:22} {mib_s:6,.0f} MiB/s feed {mib_s / worker_mib_s:5.1f} workers")
+
+# %%
+# That is why each image should be read once, for all masks, and not once for each mask. Where
+# results are needed for other masks later, the files are read again: think of all masks first, or
+# of a mask of all regions that anybody may want.
+#
+# And a job should not ask for more cores than it can feed: on a cluster with a queue, small jobs
+# start sooner.
+#
+# Memory
+# ------
+# A node's workers take:
+
+if __name__ == "__main__":
+    workers_gib = CLUSTER["cores"] * table.peak_rss_mib.max() / 1024
+    results_gib = CLUSTER["cores"] * STUDY["image_mib"] * result_mib / image_mib / 1024
+    print(f"{CLUSTER['cores']} workers, as measured: {workers_gib:5.1f} GiB")
+    print(f"results of 1 GB images: {results_gib:6.1f} GiB")
+
+# %%
+# What to conclude
+# ----------------
+# Count bytes before cores. The engine is no limit, as long as a task is an image: tasks that
+# are much shorter, such as one for each mask and image, would change that.
+#
+# What the plan leaves out: nodes that others use as well, images of different sizes, and tasks that
+# have to be done again.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_dask_cluster.py` and
+#   :ref:`sphx_glr_auto_examples_plot_slurm.py`: the same on real clusters.
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: how close one worker comes to the limit.

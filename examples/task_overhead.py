@@ -1,0 +1,162 @@
+"""
+What a task costs: empty tasks on each engine
+=============================================
+
+To hand out a task and to take its result back takes time, whatever the task is: that of an engine
+is seen when the tasks do nothing. ``python task_overhead.py`` times them on every engine that
+:doc:`/auto_examples/mask_study` can run on, with a Slurm cluster where there is one, and writes
+``task_overhead.csv``: a row per engine.
+
+joblib joins tasks that are as short as these into batches, and would hide what each costs. Images
+take longer and are not joined, so here each task is a batch of its own.
+"""
+
+# %%
+# joblib's engines
+# ----------------
+# Workers are there before the clock starts.
+
+import argparse
+import datetime
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
+from tqdm import tqdm
+
+from mask_study import moved_into_place
+from measured_methods import describe_machine
+from options import read_options
+
+ENGINES = {
+    "processes": ("loky", {"n_jobs": 2}),
+    "threads": ("threading", {"n_jobs": 2}),
+    "Dask": ("dask", {}),
+}
+
+
+def time_tasks(engine, n_tasks):
+    """Time empty tasks on one of joblib's engines, with two workers.
+
+    Parameters
+    ----------
+    engine : {"processes", "threads", "Dask"}
+    n_tasks : int
+
+    Returns
+    -------
+    float
+        Seconds for all of them.
+    """
+    backend, options = ENGINES[engine]
+    with ExitStack() as stack:
+        if engine == "Dask":
+            from distributed import Client, LocalCluster
+
+            cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+            stack.enter_context(Client(stack.enter_context(cluster)))
+        stack.enter_context(parallel_config(backend=backend, **options))
+        run_tasks(10, "")
+        start = time.perf_counter()
+        run_tasks(n_tasks, engine)
+        seconds = time.perf_counter() - start
+    if engine == "processes":
+        get_reusable_executor().shutdown(wait=True)
+    return seconds
+
+
+def run_tasks(n_tasks, name):
+    """Run empty tasks, each as a batch of its own."""
+    tasks = Parallel(batch_size=1, return_as="generator_unordered")(
+        delayed(abs)(number) for number in range(n_tasks)
+    )
+    for _ in tqdm(tasks, total=n_tasks, desc=name, unit="task", delay=2):
+        pass
+
+
+# %%
+# Slurm
+# -----
+# The tasks are those of job arrays, each of which runs ``true``. ``sbatch`` waits until they are
+# done. Slurm accepts a thousand tasks in an array if nobody has told it otherwise.
+
+
+def time_array(n_tasks, largest=1000):
+    """Time empty tasks in job arrays of a Slurm cluster.
+
+    Parameters
+    ----------
+    n_tasks : int
+    largest : int
+        Tasks in an array.
+
+    Returns
+    -------
+    float
+        Seconds for all of them.
+    """
+    command = ["sbatch", "--wait", "--wrap=true", "--output=/dev/null", "--mem=16M"]
+    sizes = [min(largest, n_tasks - first) for first in range(0, n_tasks, largest)]
+    start = time.perf_counter()
+    arrays = [
+        subprocess.Popen([*command, f"--array=1-{size}"], stdout=subprocess.DEVNULL)
+        for size in sizes
+    ]
+    with tqdm(arrays, desc="Slurm", unit="array") as progress:
+        if any([array.wait() for array in progress]):
+            raise RuntimeError("A task of the job arrays has failed.")
+    return time.perf_counter() - start
+
+
+# %%
+# Run it
+# ------
+
+
+def task_overhead(folder, n_tasks, slurm=False):
+    """Time empty tasks on every engine, and write ``task_overhead.csv``.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+    n_tasks : int
+        Tasks on each engine.
+    slurm : bool
+        Whether to submit them to the Slurm cluster of this machine, too.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per engine: ``engine``, ``n_tasks``, ``seconds_per_task``, ``date``, and what
+        `describe_machine` says.
+    """
+    about = {"date": datetime.date.today().isoformat()} | describe_machine()
+    seconds = {engine: time_tasks(engine, n_tasks) for engine in ENGINES}
+    if slurm:
+        seconds["Slurm"] = time_array(n_tasks)
+    table = pd.DataFrame(
+        {"engine": engine, "n_tasks": n_tasks, "seconds_per_task": spent / n_tasks} | about
+        for engine, spent in seconds.items()
+    )
+    with moved_into_place(Path(folder) / "task_overhead.csv") as unfinished:
+        table.to_csv(unfinished, index=False)
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Time empty tasks on each engine.")
+    measured = read_options().measured
+    parser.add_argument("folder", nargs="?", default=measured, help="where to write the result")
+    parser.add_argument("--tasks", type=int, default=1000, help="on each engine; 1000 by default")
+    parser.add_argument("--slurm", action="store_true", help="on this machine's Slurm cluster, too")
+    arguments = parser.parse_args()
+    print(task_overhead(arguments.folder, arguments.tasks, arguments.slurm).iloc[:, :3].to_string())
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: what a study of ten thousand images takes.
