@@ -287,6 +287,8 @@ def extract(image, file, masks, options):
     about, there = describe(image, masks, options), read_about(file)
     if about.items() <= there.items():
         return "skipped", there["shape"][3]
+    if len(find_unfinished([file])) > 1:  # an engine that gives it to one worker after the other
+        raise RuntimeError("The worker died twice while it did this image.")
     with moved_into_place(file) as unfinished:
         mask_imgs = resampled(masks, image) if options["resample"] else masks.images()
         every_series = stream_masks(image, mask_imgs)
