@@ -5,7 +5,7 @@
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
 # SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
-SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE SITE_URL
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE SITE_URL SLURM
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +27,7 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test mprof benchmark record serve linkcheck lint clean check-options
+.PHONY: help html html-noplot test mprof benchmark overhead record serve linkcheck lint clean check-options
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: mak
 
 benchmark: $(VENV)/.built ## time every method beside the limit at full size, into doc/recorded
 	MEASURED=$(CURDIR)/doc/recorded $(VENV)/bin/python examples/benchmark.py --full doc/recorded
+
+overhead: $(VENV)/.built ## time ten thousand empty tasks on each engine, into doc/recorded (SLURM=1: on Slurm, too)
+	$(VENV)/bin/python examples/task_overhead.py --tasks 10000 $(if $(SLURM),--slurm) doc/recorded
 
 record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (hours)
 	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale \

@@ -6,17 +6,11 @@ One image needs one pass and no workers. A study has hundreds of images, or tens
 and there workers pay: each takes one image, and needs no more memory than one pass does. This
 file masks a study, on a laptop as on a cluster:
 
-.. code-block:: python
+.. code-block:: bash
 
-    from mask_study import mask_study
+    python mask_study.py image*.nii.gz --masks masks/*.nii.gz --output series --jobs 2
 
-    table = mask_study(images, masks, "series", n_jobs=4)
-
-or, without a script, from a command line:
-
-.. code-block:: console
-
-    $ python mask_study.py sub-*/func/*_bold.nii.gz --masks masks/*.nii.gz --output series --jobs 4
+or, from a script, ``mask_study(images, masks, "series", n_jobs=2)``.
 
 For each image there is then one file of time series, and in a table one row: done, skipped or
 failed, and why. Copy it together with ``plot_stream_masks.py``, which does the one pass. What it
@@ -293,6 +287,8 @@ def extract(image, file, masks, options):
     about, there = describe(image, masks, options), read_about(file)
     if about.items() <= there.items():
         return "skipped", there["shape"][3]
+    if len(find_unfinished([file])) > 1:  # an engine that gives it to one worker after the other
+        raise RuntimeError("The worker died twice while it did this image.")
     with moved_into_place(file) as unfinished:
         mask_imgs = resampled(masks, image) if options["resample"] else masks.images()
         every_series = stream_masks(image, mask_imgs)
@@ -530,15 +526,17 @@ if __name__ == "__main__":
     if bool(arguments.images) != bool(arguments.masks):
         parser.error("images and --masks go together")
     if not arguments.images:  # a study made from the options' image, as in the other examples
+        from options import read_options
         from plot_one_machine import prepare_study
 
         arguments.images, arguments.masks = prepare_study()
+        arguments.output = Path(read_options().measured) / "series"
     name, images = "study.tsv", arguments.images
     if arguments.part:
         number, n_parts = arguments.part
         name, images = f"study_{number}_of_{n_parts}.tsv", images[number - 1 :: n_parts]
     if not images:
-        sys.exit(0)  # more parts than images
+        parser.exit(message="There are fewer images than parts: nothing to do.\n")
     try:
         table = mask_study(
             *(images, arguments.masks, arguments.output, arguments.jobs),
@@ -555,7 +553,8 @@ if __name__ == "__main__":
     counts = table.status.value_counts()
     print(*(f"{count} {status}" for status, count in counts.items()), sep=", ")
     print(f"The table is {Path(arguments.output) / name}.")
-    sys.exit(int("failed" in counts))
+    if "failed" in counts:
+        sys.exit(1)
 
 # %%
 # Recommended next

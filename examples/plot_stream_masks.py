@@ -279,24 +279,12 @@ if __name__ == "__main__":
         print(f"the files hold NiftiMasker's arrays: {same}")
 
 # %%
-# .. _many_images:
-#
 # Many images
 # -----------
 # One image needs no workers. Many images do: one image is one task, and a worker needs no more
-# than what stands above, beside its imports. The series of each image are sent back to the
-# calling process; if all of them together are too many for it, let each task write files, with
-# the names of ``.npy`` files as ``out``. Here the same image stands for two:
-
-if __name__ == "__main__":
-    from joblib import Parallel, delayed
-
-    images = [fmri_path, fmri_path]
-    results = Parallel(n_jobs=2)(delayed(stream_masks)(image, mask_paths) for image in images)
-    for image, every_series in zip(images, results, strict=True):
-        print(image.name, *(series.shape for series in every_series))
-
-# %%
+# than what stands above, beside its imports. :doc:`/auto_examples/mask_study` does that, on one
+# machine as on a cluster, and goes on where it was interrupted.
+#
 # What to conclude
 # ----------------
 # For the voxels of any number of masks, this is all that is needed, on a small machine as on
@@ -313,3 +301,4 @@ if __name__ == "__main__":
 # * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: when more is asked for than voxels.
 # * :ref:`sphx_glr_auto_examples_plot_limit.py`: how close this comes to the limit, and how it
 #   grows.
+# * :ref:`sphx_glr_auto_examples_plot_one_machine.py`: a study, one image for each worker.

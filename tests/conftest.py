@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from slurm import slurm, slurm_programs  # noqa: F401
 from small_site import interrupted, placeholders, prose, site  # noqa: F401
 
 os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in subprocesses

@@ -1,0 +1,359 @@
+"""
+Many images on a Dask cluster
+=============================
+
+When one machine takes too long, the images go to several: a `Dask
+<https://docs.dask.org/en/stable/deploying.html>`_ scheduler hands them to its workers, wherever
+these run. The function stays what it is. On this page you will
+
+1. mask a study on a cluster, with the call that works without one,
+2. give each :term:`worker` the memory that it needs, and see how much it took,
+3. kill a worker in the midst of an image, and find the image done by another, and
+4. see what it takes to have workers on other machines.
+
+Here scheduler and workers are processes of one machine; nothing else is different.
+"""
+
+# %%
+# The memory of a worker
+# ----------------------
+# A worker does one image at a time, in one thread. So what it needs are its imports, the result
+# of one image, and a block of volumes: the last two are predicted from the header, as in
+# :doc:`/auto_examples/memory_budget`, and for the imports, Dask's among them, 128 MiB are enough.
+#
+# Dask stops giving images to a worker that is at 80 % of its limit. The limit is therefore
+# what the worker needs, divided by 0.8. Where it is so small that the imports alone are above these
+# 80 %, no worker ever begins: a warning in their logs says so, and no error.
+
+IMPORTS_MIB = 128
+
+if __name__ == "__main__":
+    from memory_budget import predict_peak
+    from plot_one_machine import prepare_study
+
+    images, masks = prepare_study(n_images=16)
+    prediction = predict_peak("Streaming, masks, one pass", images[0], masks)
+    image_mib = sum(part.pss_mib for part in prediction.parts if part.reason != "imports")
+    limit_mib = (IMPORTS_MIB + image_mib) / 0.8
+    print(f"result and block of an image {image_mib:6.1f} MiB")
+    print(f"the limit of a worker        {limit_mib:6.0f} MiB")
+
+# %%
+# A cluster
+# ---------
+# ``LocalCluster`` starts a scheduler, and workers as processes. Each worker has a nanny: a
+# process that starts a new worker where one has died. (In a ``LocalCluster``, the calling process
+# is the nanny of all.) Two of Dask's defaults are changed:
+#
+# * **The scheduler counts nothing.** It would give up an image after four workers have died with it
+#   in their hands, also when it only stood in line behind the one that they died of. With joblib
+#   1.6 there is then no error, and the call never ends. ``mask_study`` counts instead: it knows
+#   which image was begun.
+# * **The nanny leaves memory alone.** It would tell workers, by a variable of the environment, to
+#   give freed memory back at once. Then each volume needs fresh pages from the system, which takes
+#   nearly as long as to decompress it.
+
+if __name__ == "__main__":
+    import os
+    import tempfile
+    from pathlib import Path
+
+    import dask.config
+    from distributed import Client, LocalCluster
+
+    folder, environ = tempfile.TemporaryDirectory(), os.environ.copy()
+    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
+        cluster = LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=f"{limit_mib:.0f}MiB",
+            scheduler_kwargs={"allowed_failures": 10**6},
+            dashboard_address="127.0.0.1:0",  # any port that is free
+            local_directory=folder.name,
+        )
+    client = Client(cluster)
+    print(f"The dashboard is at {cluster.dashboard_link}")
+
+# %%
+# The same call
+# -------------
+# First without a cluster. Then with it: to choose the engine, say ``backend="dask"``. The number
+# of workers is the cluster's.
+
+from mask_study import mask_study, peak_rss_mib, stem
+
+if __name__ == "__main__":
+    import filecmp
+
+    from joblib import parallel_config
+
+    alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
+    mask_study(images, masks, alone)
+
+    imports_mib = client.run(peak_rss_mib)  # in each worker
+    with parallel_config(backend="dask"):
+        table = mask_study(images, masks, together)
+
+    names = [f"{stem(image)}.npz" for image in images]
+    same, *_ = filecmp.cmpfiles(alone, together, names, shallow=False)
+    print(f"{len(same)} of {len(names)} files are the same, byte for byte")
+
+# %%
+# Every image has a row in the table, with the worker that did it and that worker's largest
+# resident set meanwhile. Above its imports there is little, and it does not grow from image to
+# image:
+
+if __name__ == "__main__":
+    print(f"imports        {max(imports_mib.values()):6.1f} MiB")
+    for pid, rows in table.groupby("pid"):
+        peak_mib = rows.peak_rss_mib.max()
+        print(f"worker {pid:<8}{peak_mib:6.1f} MiB at most, {len(rows)} images")
+    print(f"limit          {limit_mib:6.1f} MiB")
+
+# %%
+# What travels
+# ------------
+# A task goes from here to the scheduler, and from there to a worker. It holds two paths, and the
+# masks as the positions of their voxels. What comes back is a row of the table. The image does
+# not travel, and neither does the result: a worker opens the one, and writes the other. The masks
+# go with every task, so that no worker must be alive for another to have them.
+
+if __name__ == "__main__":
+    import pickle
+
+    from mask_study import read_masks
+
+    task = images[0], together / names[0], read_masks(masks), {"resample": False}
+    row = table.iloc[0].to_dict()
+    for what, size in (
+        ("a task goes there          ", len(pickle.dumps(task))),
+        ("a row comes back           ", len(pickle.dumps(row))),
+        ("the image stays where it is", images[0].stat().st_size),
+        ("and so does its result     ", (together / names[0]).stat().st_size),
+    ):
+        print(f"{what}{size / 1024:12,.1f} KiB")
+
+# %%
+# A worker is lost
+# ----------------
+# Nodes fail, and jobs run into their time limit. To see what comes of it, a worker is killed as
+# the system would do it, without a warning. A thread looks at the folder of results. When a
+# quarter of the images is done, and each worker is in the midst of another, it ends one. It stops
+# the workers for each look, so that what it sees is still true when it acts.
+
+
+def lose_a_worker(pids, series, n_images):
+    """Kill the first of several workers, in the midst of an image.
+
+    Parameters
+    ----------
+    pids : list of int
+        The workers' processes.
+    series : pathlib.Path
+        Where they write results.
+    n_images : int
+        Images of the study.
+
+    Returns
+    -------
+    dict
+        ``pid``, ``time``, and ``begun``: the images without a result, and when they were begun.
+    """
+    import time
+
+    import psutil  # here: workers do not need it
+
+    workers, over = [psutil.Process(pid) for pid in pids], False
+    while not over:
+        for worker in workers:
+            worker.suspend()
+        begun = {
+            path.name.split(".npz.")[0]: path.stat().st_mtime
+            for path in series.glob("*.npz.*.unfinished")
+        }
+        in_the_midst = [begin for begin in begun.values() if begin < time.time() - 0.05]
+        n_done = len(list(series.glob("*.npz")))
+        over = n_done >= n_images // 4 and len(in_the_midst) == len(workers)
+        over |= n_done >= n_images // 2  # images that are too short for this
+        if over:
+            workers[0].kill()
+        for worker in workers[over:]:
+            worker.resume()
+        time.sleep(0.01)
+    return {"pid": workers[0].pid, "time": time.time(), "begun": begun}
+
+
+if __name__ == "__main__":
+    from concurrent.futures import ThreadPoolExecutor
+
+    series = Path(folder.name, "series")
+    series.mkdir()
+    pids = [worker.pid for worker in cluster.workers.values()]
+    with ThreadPoolExecutor(1) as pool, parallel_config(backend="dask"):
+        thread = pool.submit(lose_a_worker, pids, series, len(images))
+        table = mask_study(images, masks, series)
+    lost = thread.result()
+    same, *_ = filecmp.cmpfiles(alone, series, names, shallow=False)
+    print(f"{len(same)} of {len(names)} files are the same, byte for byte")
+    print(f"left unfinished: {len(list(series.glob('*.unfinished')))} files")
+    print(table.status.value_counts().to_dict())
+
+# %%
+# The lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row was
+# still with the worker that died: another worker found the file. In the figure each bar is an
+# image, with its number. What the lost worker had begun, another did again, from
+# the beginning:
+
+
+def plot_work(table, lost):
+    """Draw which worker did which image, and when.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `mask_study` gives it.
+    lost : dict
+        As `lose_a_worker` gives it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    import matplotlib.pyplot as plt  # here: workers do not need it
+
+    rows = table.sort_values("started")
+    zero, end = rows.started.min(), (rows.started + rows.seconds).max()
+    pids = dict.fromkeys([lost["pid"], *rows.pid])
+    number = {stem(image): n for n, image in enumerate(table.image, start=1)}
+    bars, said = [], []
+    for lane, pid in enumerate(pids, start=1):
+        done = []
+        for row in rows[rows.pid == pid].itertuples():
+            again = stem(row.image) in lost["begun"] and row.started > lost["time"]
+            bars.append((lane, number[stem(row.image)], row.started, row.seconds, again))
+            done.append(f"{number[stem(row.image)]}{' for the second time' * again}")
+            if again:
+                begin = lost["begun"][stem(row.image)]
+                bars.append((1, number[stem(row.image)], begin, lost["time"] - begin, None))
+        said.append(f"worker {lane} did {', '.join(done) or 'none'}")
+
+    figure = plt.figure(figsize=(4.2, 1.7 + 0.6 * len(pids)), layout="constrained")
+    ax = figure.gca()
+    kinds = {
+        False: ("done", {"fc": "#0072b2", "ec": "white"}),
+        None: ("begun, and lost", {"fc": "white", "ec": "#d55e00", "hatch": "xxxx"}),
+        True: ("done again", {"fc": "#d55e00", "ec": "white", "hatch": "//"}),
+    }
+    for kind, (name, style) in kinds.items():
+        ax.barh(0, 0, label=name, **style)
+        for lane, n, started, seconds, _ in (bar for bar in bars if bar[4] is kind):
+            ax.barh(lane, seconds, left=started - zero, height=0.5, **style)
+            if seconds > 0.05 * (end - zero):
+                middle = started - zero + seconds / 2
+                ax.text(middle, lane - 0.27, n, ha="center", va="bottom")
+    ax.plot(lost["time"] - zero, 1, "x", color="#d55e00", ms=10, mew=3, clip_on=False)
+    ax.set(xlabel="seconds", ylim=(len(pids) + 0.5, 0.4), xlim=(0, end - zero))
+    lanes = range(1, len(pids) + 1)
+    ax.set_yticks(lanes, [f"worker {lane}" for lane in lanes])
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower left", frameon=False, ncols=2)
+    figure.suptitle("A worker is lost (×)", fontsize=12)
+    figure.set_label(
+        "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if it "
+        "is there, was started in its place.\n\n"
+        f"Bar chart over {end - zero:.1f} seconds, with {len(pids)} workers and {len(table)} "
+        f"images. Worker 1 was killed after {lost['time'] - zero:.1f} seconds. {'; '.join(said)}."
+    )
+    return figure
+
+
+if __name__ == "__main__":
+    import matplotlib.pyplot as plt
+
+    plot_work(table, lost)
+    plt.show()
+
+# %%
+# The nanny starts a new worker, which goes on with what is left when its imports are done. At the
+# end, all is closed and removed.
+
+if __name__ == "__main__":
+    client.close()
+    cluster.close()
+    folder.cleanup()
+    os.environ.clear()
+    os.environ.update(environ)  # nannies set OMP_NUM_THREADS for workers, and so for us
+
+# %%
+# An image that kills its workers
+# -------------------------------
+# The nanny ends a worker that is at 95 % of its limit, and starts a new one. On a real cluster the
+# system may be faster: it kills what takes more than its job was given. Either way a worker is
+# lost, and the image that was too large is given to another. When the second worker has died of
+# it, ``mask_study`` does not try it again: the row of that image says so, and all others are
+# done. Started again with workers that have more memory, it does this one image.
+#
+# A worker without a nanny (``dask worker --no-nanny``) is not replaced. When all are gone, the
+# study waits for new ones, as long as it takes.
+#
+# The dashboard
+# -------------
+# The scheduler serves pages that show what each worker does, and how much memory it has, as long
+# as it runs. They need the package bokeh. ``client.dashboard_link`` says where they are; from
+# elsewhere, reach them through a tunnel, such as ``ssh -L 8787:localhost:8787 node1``. Everybody
+# who can reach the scheduler can run code on it, so let it listen only where you trust all users.
+#
+# Workers on other machines
+# -------------------------
+# Start the scheduler on one machine, here ``node1``, and workers on each. All import
+# ``mask_study.py`` and ``plot_stream_masks.py``, so tell them where these are, and change the same
+# two defaults:
+#
+# .. code-block:: console
+#
+#     $ export PYTHONPATH=/shared/code
+#     $ export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=1000000
+#     $ dask scheduler --port 8786
+#
+# .. code-block:: console
+#
+#     $ export PYTHONPATH=/shared/code
+#     $ export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{'MALLOC_TRIM_THRESHOLD_': None}"
+#     $ dask worker tcp://node1:8786 --nworkers 16 --nthreads 1 --memory-limit 256MiB
+#
+# In the script, ``client = Client("tcp://node1:8786")`` takes the place of the ``LocalCluster``.
+# Three things to know:
+#
+# * **Wait for workers**, with ``client.wait_for_workers(16)``. joblib counts them when it begins:
+#   it has twice as many images on the way, also when more workers come later. If it finds but one
+#   worker, it uses none, and the calling process does all.
+# * **When nothing happens**, see whether all can import what they need. joblib does not pass this
+#   error on; ``client.run_on_scheduler(peak_rss_mib)`` and ``client.run(peak_rss_mib)`` raise it.
+# * **Without a shared folder for code**, ``client.upload_file("plot_stream_masks.py")`` and then
+#   ``client.upload_file("mask_study.py")`` bring the modules to the scheduler and to all workers,
+#   also to those that come later.
+#
+# What must be on shared storage
+# ------------------------------
+# * **The images**, under the same path on every machine. How fast they can be read from there is
+#   what limits many workers.
+# * **The folder of results.** It also tells ``mask_study`` what was begun, and so which image a
+#   worker has died of.
+# * **The Python environment**, or one with the same versions on each machine. Dask wants the same
+#   version of itself everywhere.
+#
+# The calling process alone reads the masks. Each worker also has a folder of its own for what is
+# only there while it runs, ``--local-directory``: that should not be shared.
+#
+# What to conclude
+# ----------------
+# The cluster changes where the work is done, and nothing else: the call, the files and the table
+# are the same. A worker needs its imports and what one image needs, so give it a limit, one
+# thread, and a nanny. A lost worker costs the images that it had begun.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_slurm.py`: where a batch system hands out
+#   the machines.
+# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how many workers the storage can feed.

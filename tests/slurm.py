@@ -1,0 +1,225 @@
+"""A Slurm to submit to: one node, on the loopback of this machine, with nothing outside a folder.
+
+The daemons are Debian's. They run as the user who runs the tests, in the foreground, as
+children of the tests, and are gone when those are done.
+"""
+
+import os
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
+PATH = f"{os.environ['PATH']}:/usr/sbin"  # where the daemons are is not in every user's
+CPUS, MEMORY_MB = 2, 4000  # what the node says that it has, on a smaller machine too
+
+# The scheduler looks for jobs each second, not each half or whole minute.
+FAST = "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1"
+
+
+def settings(folder, **others):
+    """The lines of a slurm.conf for one node, which needs no cgroups and no name service."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    controller, node = free_ports(2)
+    values = {
+        "ClusterName": "tests",
+        "SlurmctldHost": "localhost(127.0.0.1)",
+        "SlurmctldPort": controller,
+        "SlurmdPort": node,
+        "SlurmUser": user,
+        "SlurmdUser": user,
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={folder}/munge.socket",
+        "StateSaveLocation": f"{folder}/state",
+        "SlurmdSpoolDir": f"{folder}/spool",
+        "SlurmctldPidFile": f"{folder}/slurmctld.pid",
+        "SlurmdPidFile": f"{folder}/slurmd.pid",
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "MpiDefault": "none",
+        "MailProg": "/bin/true",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_Core_Memory",
+        "DefMemPerCPU": MEMORY_MB // CPUS,
+        "SchedulerParameters": FAST,
+        "Epilog": "/bin/true",  # its end is what starts the next job at once
+        "SlurmdParameters": "config_overrides",  # CPUS and MEMORY_MB count, not the machine's
+        "KillWait": 1,
+        "MaxArraySize": 10_001,
+        "MaxJobCount": 20_000,
+    } | others
+    return [f"{name}={value}" for name, value in values.items()] + [
+        f"NodeName=localhost NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB}",
+        "PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE",
+    ]
+
+
+def free_ports(number):
+    """Ports of the loopback that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Slurm:
+    """The daemons, and what can be asked of them."""
+
+    def __init__(self, folder, **others):
+        self.folder = folder
+        self.conf = folder / "slurm.conf"
+        self.daemons = {}
+        for name in ("state", "spool"):
+            (folder / name).mkdir()
+        (folder / "munge.key").write_bytes(secrets.token_bytes(1024))
+        (folder / "munge.key").chmod(0o600)
+        self.conf.write_text("\n".join([*settings(folder, **others), ""]))
+
+    def environment(self):
+        """The caller's, without what it says to another Slurm."""
+        others = ("SLURM", "SBATCH", "SCANCEL", "SCONTROL", "SINFO", "SQUEUE")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+        return kept | {"PATH": PATH, "SLURM_CONF": str(self.conf)}
+
+    def start(self):
+        """Start the daemons; wait until the node takes jobs."""
+        socket_path = self.folder / "munge.socket"
+        files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed")]
+        socket_at = ["--origin=127.0.0.1", f"--socket={socket_path}"]
+        self.daemon("munged", "--foreground", "--force", *socket_at, *files)
+        self.until(socket_path.exists)
+        self.daemon("slurmctld", "-D")
+        self.daemon("slurmd", "-D")
+        self.until(self.idle)
+
+    def daemon(self, name, *arguments):
+        """Start a daemon, its messages in a file."""
+        with open(self.folder / f"{name}.log", "w") as log:
+            self.daemons[name] = subprocess.Popen(
+                [shutil.which(name, path=PATH), *arguments],
+                env=self.environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def until(self, true, seconds=60):
+        """Ask until the answer is yes; say what the daemons said if it does not come."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, f"not within {seconds} s\n{self.logs()}"
+            time.sleep(0.05)
+            ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
+            assert not ended, f"{', '.join(ended)} ended\n{self.logs()}"
+
+    def idle(self):
+        """Whether the node has nothing to do, and would."""
+        return self.ask("sinfo", "--noheader", "--format=%T").stdout.strip() == "idle"
+
+    def logs(self):
+        """The end of each daemon's messages."""
+        ends = {path.name: path.read_text()[-2000:] for path in self.folder.glob("*.log")}
+        return "\n".join(f"---- {name}\n{end}" for name, end in ends.items())
+
+    def ask(self, *command, **options):
+        """Run one of Slurm's commands; give what became of it."""
+        return subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, timeout=60, **options
+        )
+
+    def submit(self, *arguments, **options):
+        """Submit with sbatch; give the number of the job."""
+        done = self.ask("sbatch", "--parsable", *arguments, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def states(self, job):
+        """The state of a job, or of each task of an array."""
+        done = self.ask("scontrol", "show", "job", job)
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"JobState=(\w+)", done.stdout)
+
+    def finished(self, job, seconds=120):
+        """Wait for the end of a job; give its states."""
+        going_on = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+        self.until(lambda: not going_on & set(self.states(job)), seconds)
+        return self.states(job)
+
+    def queue(self):
+        """The numbers of the jobs that wait or run."""
+        done = self.ask("squeue", "--noheader", "--format=%i")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def cancel(self):
+        """Cancel what waits or runs, and see it go."""
+        self.ask("scancel", "--user", str(os.geteuid()))
+        self.until(lambda: not self.queue())
+
+    def stop(self):
+        """End the daemons, and what a job has left."""
+        for daemon in reversed(self.daemons.values()):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        left = self.processes()
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=20)
+
+    def processes(self):
+        """What runs for this Slurm, but for children of this process: jobs, which are nobody's."""
+        found, children = [], psutil.Process().children(recursive=True)
+        for process in set(psutil.process_iter()).difference(children):
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == str(self.conf):
+                    found.append(process)
+        return found
+
+
+@contextmanager
+def one_node_slurm(**others):
+    """A Slurm that takes jobs; other lines of slurm.conf can be given. Nothing of it stays."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        slurm = Slurm(Path(folder), **others)
+        with ExitStack() as stack:
+            stack.callback(slurm.stop)
+            slurm.start()
+            stack.callback(slurm.cancel)
+            yield slurm
+
+
+@pytest.fixture(scope="session")
+def slurm_programs():
+    """Slurm's programs; a test that needs them is skipped where there are none."""
+    missing = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
+    if missing:
+        reason = f"no job can be submitted: {', '.join(missing)} not found"
+        assert not os.environ.get("REQUIRE_SLURM"), f"REQUIRE_SLURM is set; {reason}"
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def slurm(slurm_programs):
+    """A Slurm that takes jobs, which libraries that call its commands find, and no other."""
+    with one_node_slurm() as slurm, pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - slurm.environment().keys():
+            patch.delenv(name)
+        patch.setenv("SLURM_CONF", str(slurm.conf))
+        yield slurm
