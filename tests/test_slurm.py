@@ -111,6 +111,12 @@ def test_workers_of_dask_jobqueue(slurm, study, tmp_path, monkeypatch):
     slurm.until(lambda: not slurm.queue())
 
 
+def test_one_worker_is_refused(tmp_path):
+    """joblib would do all the work in the calling process, on the login node."""
+    with pytest.raises(ValueError, match="n_jobs is 1; two workers are needed"):
+        mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
+
+
 def test_too_little_memory_is_a_failed_task(slurm, study, tmp_path):
     """What a job asks for is less than it needs, and nobody notices."""
     mib, minutes = to_ask_for(200, 30, 10)
