@@ -107,7 +107,7 @@ def test_workers_of_dask_jobqueue(slurm, study, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) == before
     assert set(table.status) == {"done"}
     assert os.getpid() not in set(table.pid)
-    assert {path.name: path.read_bytes() for path in output.glob("*.npz")} == expected
+    assert {path.name: path.read_bytes() for path in output.glob("sub-*.npz")} == expected
     slurm.until(lambda: not slurm.queue())
 
 
