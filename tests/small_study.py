@@ -1,5 +1,7 @@
 """A study to test: small images of several types, made anew, and masks on their grid."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 
@@ -46,10 +48,12 @@ class Study:
             return [results[path.name.removesuffix(".nii.gz")] for path in self.masks]
 
     def files(self):
-        """What the folder of results holds, but for the table."""
+        """What the folder of results holds, but for tables and masks."""
         files = (path for path in self.output.rglob("*") if path.is_file())
         return {
-            str(p.relative_to(self.output)): p.read_bytes() for p in files if p.suffix != ".tsv"
+            str(path.relative_to(self.output)): path.read_bytes()
+            for path in files
+            if path.suffix != ".tsv" and not re.fullmatch(r"masks-[0-9a-f]{12}\.npz", path.name)
         }
 
     def run(self, n_jobs=1, **options):

@@ -107,8 +107,14 @@ def test_workers_of_dask_jobqueue(slurm, study, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) == before
     assert set(table.status) == {"done"}
     assert os.getpid() not in set(table.pid)
-    assert {path.name: path.read_bytes() for path in output.glob("*.npz")} == expected
+    assert {path.name: path.read_bytes() for path in output.glob("sub-*.npz")} == expected
     slurm.until(lambda: not slurm.queue())
+
+
+def test_one_worker_is_refused(tmp_path):
+    """joblib would do all the work in the calling process, on the login node."""
+    with pytest.raises(ValueError, match="n_jobs is 1; two workers are needed"):
+        mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
 
 
 def test_too_little_memory_is_a_failed_task(slurm, study, tmp_path):
