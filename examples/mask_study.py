@@ -32,9 +32,10 @@ Three pages show it at work: :ref:`sphx_glr_auto_examples_plot_one_machine.py`,
 # %%
 # The masks
 # ---------
-# Masks are read once, by the calling process, and travel to the workers as the positions of
-# their voxels: 4 bytes for each, whatever the grid. So a change of a file while the study runs
-# changes nothing, and what the checksum is made of is what the workers use.
+# Masks are read once, by the calling process, and become the positions of their voxels: 4 bytes for
+# each, whatever the grid. They are written beside the results, into a file with a checksum in its
+# name. So a change of a mask while the study runs changes nothing, workers get nothing but paths,
+# and whoever has the results has the masks as well.
 
 import argparse
 import hashlib
@@ -61,7 +62,7 @@ from plot_stream_masks import stream_masks
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks on one grid, small enough to be sent with every task.
+    """Masks on one grid.
 
     Attributes
     ----------
@@ -87,7 +88,7 @@ class Masks:
             mask_img.set_filename(f"{name}.nii")  # for messages
             yield mask_img
 
-    def checksum(self, options):
+    def checksum(self, options=None):
         """Give a checksum of names, voxels, grid, and the options of a study."""
         digest = hashlib.sha256(repr((self.names, self.shape, options)).encode())
         for array in (self.affine, *self.positions):
@@ -202,20 +203,20 @@ def read_about(file):
         return {}
 
 
-def write_series(path, names, every_series, about):
-    """Write time series, and what they were made of.
+def write_arrays(path, names, arrays, about):
+    """Write arrays under their names, and what they were made of.
 
     Parameters
     ----------
     path : pathlib.Path
     names : list of str
-    every_series : list of arrays of shape (n_timepoints, n_voxels)
+    arrays : list of arrays
     about : dict
     """
     with zipfile.ZipFile(path, "w") as archive:
-        for name, series in zip(names, every_series, strict=True):
+        for name, array in zip(names, arrays, strict=True):
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, series, allow_pickle=False)
+                np.lib.format.write_array(member, array, allow_pickle=False)
         archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about, indent=1))
 
 
@@ -249,6 +250,25 @@ def find_unfinished(files):
     return {path: file for path, file in becomes.items() if file in files}
 
 
+def save_masks(masks, folder):
+    """Write masks into a folder, unless they are there; give the file."""
+    file = folder / f"masks-{masks.checksum()[:12]}.npz"
+    if not file.exists():
+        grid = {"shape": masks.shape, "affine": masks.affine.tolist()}
+        with moved_into_place(file) as unfinished:
+            write_arrays(unfinished, masks.names, masks.positions, grid)
+    return file
+
+
+def load_masks(file):
+    """Read what `save_masks` wrote."""
+    with np.load(file) as arrays:
+        grid = json.loads(arrays[ABOUT])
+        positions = {name: arrays[name] for name in arrays.files if name != ABOUT}
+    grid = (tuple(grid["shape"]), np.array(grid["affine"]))
+    return Masks(list(positions), list(positions.values()), *grid)
+
+
 # %%
 # One image
 # ---------
@@ -256,14 +276,15 @@ def find_unfinished(files):
 # image never travels: a worker gets its path.
 
 
-def mask_image(image, file, masks, options):
+def mask_image(image, file, masks_file, options):
     """Stream the time series of one image into a file, unless they are there.
 
     Parameters
     ----------
     image, file : pathlib.Path
         A 4D image, and the ``.npz`` file of its results.
-    masks : Masks
+    masks_file : pathlib.Path
+        As `save_masks` gives it.
     options : dict
         ``resample``: whether masks on another grid are resampled to that of the image.
 
@@ -276,7 +297,7 @@ def mask_image(image, file, masks, options):
     row |= {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     forget_peak()
     try:
-        row["status"], row["volumes"] = extract(image, file, masks, options)
+        row["status"], row["volumes"] = extract(image, file, load_masks(masks_file), options)
     except Exception as error:
         row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return row | {"seconds": time.time() - row["started"], "peak_rss_mib": peak_rss_mib()}
@@ -295,7 +316,7 @@ def extract(image, file, masks, options):
         if describe(image, masks, options) != about:
             raise OSError(f"{image} was changed while it was read. Start again.")
         about["shape"] = nib.load(image).shape
-        write_series(unfinished, masks.names, every_series, about)
+        write_arrays(unfinished, masks.names, every_series, about)
     return "done", about["shape"][3]
 
 
@@ -392,17 +413,21 @@ def mask_study(
             about = json.loads(results["about.json"])
 
     It is skipped when the image has the path, size and time of change that it had, and the
-    masks and `resample` are the same. Otherwise it is replaced.
+    masks and `resample` are the same. Otherwise it is replaced. The masks are beside the results,
+    as positions of voxels.
     """
     import pandas as pd  # here: workers do not need it
 
     paths = [images] if isinstance(images, str | Path) else images
     files = name_files([Path(path).absolute() for path in paths], output_dir, relative_to)
     masks, options = read_masks(masks), {"resample": bool(resample)}
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    remove_unfinished(files)
+    output_dir = Path(output_dir).absolute()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    masks_file = save_masks(masks, output_dir)
+    written = {*files.values(), masks_file, output_dir / table}
+    remove_unfinished(written)
     tasks = {
-        str(image): delayed(mask_image)(image, file, masks, options)
+        str(image): delayed(mask_image)(image, file, masks_file, options)
         for image, file in files.items()
     }
     rows = {
@@ -419,9 +444,9 @@ def mask_study(
                 progress.set_postfix(failed=failed, peak=f"{peak:.0f} MiB", refresh=False)
                 progress.update()
     finally:
-        remove_unfinished(files)
+        remove_unfinished(written)
         frame = pd.DataFrame(rows.values(), columns=COLUMNS)
-        with moved_into_place(Path(output_dir).absolute() / table) as unfinished:
+        with moved_into_place(output_dir / table) as unfinished:
             frame.to_csv(unfinished, sep="\t", index=False)
     return frame
 
@@ -463,7 +488,9 @@ def run(tasks, n_jobs, files):
     todo, alone = dict(tasks), []
     while todo:
         try:
-            for row in Parallel(n_jobs, return_as="generator_unordered")(list(todo.values())):
+            # All tasks at once: Dask gives them to workers that come later, too.
+            parallel = Parallel(n_jobs, return_as="generator_unordered", pre_dispatch="all")
+            for row in parallel(list(todo.values())):
                 del todo[row["image"]]
                 yield row
         except Exception:  # of the engine: those of an image are in its row
@@ -490,7 +517,7 @@ def lost(image, file, error):
 
 def remove_unfinished(files):
     """Remove what interrupted runs left."""
-    for path in find_unfinished(files.values()):
+    for path in find_unfinished(files):
         path.unlink(missing_ok=True)
 
 

@@ -132,8 +132,8 @@ if __name__ == "__main__":
 #
 # .. code-block:: slurm
 #
-#     ls -d "$PWD"/images/*.nii.gz > images.txt
-#     ls -d "$PWD"/masks/*.nii.gz > masks.txt
+#     ls -d "$PWD"/images/*.nii* > images.txt
+#     ls -d "$PWD"/masks/*.nii* > masks.txt
 #     sbatch mask_study.sbatch
 #
 # A task that ran out of memory or of time, or whose node was lost, leaves no half file. Once the
@@ -151,7 +151,9 @@ if __name__ == "__main__":
 # The scheduler is in the calling process, which has to run as long as the study does: in a job
 # of its own, or in ``tmux`` on a login node. What there is to know about Dask stands on
 # :ref:`its page <sphx_glr_auto_examples_plot_dask_cluster.py>`. One thing is different: jobs may
-# wait in the queue for hours, and joblib would wait ten seconds for the first worker.
+# wait in the queue for hours, joblib would wait ten seconds for the first worker, and with one
+# worker alone it would do all the work in the calling process. So the study begins with the
+# second worker; those that come later get their share.
 
 
 def import_jobqueue():
@@ -171,7 +173,7 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
     images, masks, output_dir
         As for `mask_study`.
     n_jobs : int
-        Jobs, each of which is a worker with one core.
+        Jobs, each of which is a worker with one core: two at least.
     mib, minutes : int
         What each of them asks for.
     options : dict, optional
@@ -187,17 +189,19 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
     Raises
     ------
     ValueError, OSError
-        As for `mask_study`.
+        As for `mask_study`; or less than two workers are asked for.
     RuntimeError
         ``sbatch`` refused the jobs.
     """
     from distributed import Client
 
+    if n_jobs < 2:
+        raise ValueError(f"n_jobs is {n_jobs}; two workers are needed. One is a job without Dask.")
     asked = {"cores": 1, "processes": 1, "memory": f"{mib} MiB", "walltime": str(minutes)}
     cluster = import_jobqueue().SLURMCluster(**asked, **(options or {}))
     with cluster, Client(cluster) as client:
         cluster.scale(jobs=n_jobs)
-        client.wait_for_workers(1)
+        client.wait_for_workers(2)
         with parallel_config(backend="dask"):
             return mask_study(images, masks, output_dir, **study)
 

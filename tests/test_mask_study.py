@@ -22,9 +22,11 @@ from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
 import mask_study as module
-from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_image, make_masks, nifti_masker
+from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_image, nifti_masker
 from mask_study import mask_study, name_files, read_about
-from peak_memory import MIB, measure
+from peak_memory import MIB
+from plot_one_machine import memory_of
+from small_study import Study, assert_same, write
 
 EXAMPLES = Path(module.__file__).parent
 SCRIPT = EXAMPLES / "mask_study.py"
@@ -37,69 +39,10 @@ def _no_workers_left():
     get_reusable_executor().shutdown(wait=True)
 
 
-def write(folder, number, shape=(5, 6, 4, 7), suffix=".nii.gz", **options):
-    """Write an image whose values are its own."""
-    data = np.random.default_rng(number).normal(100, 30, shape)
-    path = folder / f"sub-{number:02d}_bold{suffix}"
-    nib.save(make_image(data=data, **options), path)
-    return path
-
-
-def save_masks(folder, img):
-    """Write masks, named by their number."""
-    paths = [folder / f"region_{i}.nii.gz" for i in range(4)]
-    for path, mask_img in zip(paths, make_masks(img), strict=True):
-        nib.save(mask_img, path)
-    return paths
-
-
-class Study:
-    """Images of several types, and masks on their grid."""
-
-    def __init__(self, folder, n_images=6):
-        folder.mkdir(exist_ok=True)
-        self.folder, self.output = folder, folder / "series"
-        kinds = [
-            {},
-            {"dtype": "<i2", "scaling": (0.37, 11), "suffix": ".nii"},
-            {"dtype": ">i2", "shape": (5, 6, 4, 1)},
-            {"dtype": ">f8"},
-            {"dtype": "u1", "suffix": ".nii"},
-        ]
-        self.images = [write(folder, i, **kinds[i % len(kinds)]) for i in range(n_images)]
-        self.masks = save_masks(folder, nib.load(self.images[0]))
-
-    def results(self, image):
-        """The arrays in an image's file of results."""
-        stem = image.name.removesuffix(".gz").removesuffix(".nii")
-        with np.load(self.output / f"{stem}.npz") as results:
-            return [results[path.name.removesuffix(".nii.gz")] for path in self.masks]
-
-    def files(self):
-        """What the folder of results holds, but for the table."""
-        files = (path for path in self.output.rglob("*") if path.is_file())
-        return {
-            str(p.relative_to(self.output)): p.read_bytes() for p in files if p.suffix != ".tsv"
-        }
-
-    def run(self, n_jobs=1, **options):
-        """Mask the study."""
-        return mask_study(self.images, self.masks, self.output, n_jobs, **options)
-
-
 @pytest.fixture
 def study(tmp_path):
     """A study of six images."""
     return Study(tmp_path)
-
-
-def assert_same(series, reference):
-    """Every bit is the same."""
-    assert len(series) == len(reference)
-    for a, b in zip(series, reference, strict=True):
-        assert (a.shape, a.dtype.newbyteorder("=")) == (b.shape, b.dtype.newbyteorder("="))
-        assert a.dtype.isnative
-        np.testing.assert_array_equal(a, b)
 
 
 def command(study, *arguments):
@@ -349,13 +292,16 @@ def test_changed_while_it_is_read(study, monkeypatch):
 
 def test_full_disk(study, monkeypatch):
     """Half a file stays when there is no room for the other half."""
-    good = module.write_series
+    good = module.write_arrays
 
     def fill_disk(path, names, every_series, about):
+        if path.name.startswith("masks-"):
+            good(path, names, every_series, about)
+            return
         good(path, names[:1], every_series[:1], about)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_series", fill_disk)
+    monkeypatch.setattr(module, "write_arrays", fill_disk)
     table = study.run()
     assert set(table.reason) == {"OSError: [Errno 28] No space left on device"}
     assert study.files() == {}
@@ -594,12 +540,12 @@ def test_worker_needs_little(tmp_path):
     inside = np.zeros(data.shape[:3], "u1")
     inside[10:30, 10:30, 10:20] = 1
     masks = {"a": nib.Nifti1Image(inside, np.eye(4)), "b": nib.Nifti1Image(inside, np.eye(4))}
-    trace = measure(mask_study, images, masks, tmp_path / "series", n_jobs=2)
-    assert set(trace.result().status) == {"done"}
-    output_mib = 2 * inside.sum() * 200 * 4 / MIB
-    _, *workers = trace.processes.values()
-    needed = [worker["pss"].max() for worker in workers]
-    assert len([mib for mib in needed if mib > 20]) >= 2
-    imports = trace.before_mib
-    assert max(needed) < imports + output_mib + 64
-    assert max(trace.result().peak_rss_mib) < imports + output_mib + 64
+    missing = [tmp_path / f"missing-{i}.nii.gz" for i in range(4)]
+    _, imports = memory_of(missing, masks, 2)
+    trace, workers = memory_of(images, masks, 2)
+    table = trace.result()
+    output_mib = 2 * inside.sum() * data.shape[3] * 4 / MIB
+    assert set(table.status) == {"done"}
+    assert max(workers) > max(imports) + 0.8 * output_mib  # it is the workers that are looked at
+    assert max(workers) - min(mib for mib in imports if mib > 20) <= output_mib + 64
+    assert max(table.peak_rss_mib) >= max(workers) - 5

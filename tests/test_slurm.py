@@ -1,13 +1,25 @@
 """Jobs on a real Slurm: an array of a script's parts, and a Dask cluster of jobs."""
 
 import os
+import re
+import shutil
 import signal
 import sys
+import time
+from pathlib import Path
 
-import joblib
+import pandas as pd
 import pytest
 
+import mask_study
+import plot_slurm
+import plot_stream_masks
+from plot_slurm import job_script, mask_study_on_slurm, to_ask_for
 from slurm import MEMORY_MB, one_node_slurm
+from small_study import Study
+from task_overhead import time_array
+
+PAGE = Path(plot_slurm.__file__).read_text()
 
 
 def test_array_gives_each_task_its_part(slurm, tmp_path):
@@ -35,42 +47,92 @@ def test_jobs_share_the_memory(slurm, tmp_path):
     assert second - first >= 0.2e9
 
 
-@pytest.fixture
-def slurm_cluster():
-    """dask-jobqueue's class, without what importing it makes of Ctrl-C in the whole process."""
-    handler = signal.getsignal(signal.SIGINT)
-    from dask_jobqueue import SLURMCluster
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder as the page describes it, and the files that a run without Slurm writes."""
+    study = Study(tmp_path_factory.mktemp("study"))
+    for folder, paths in (("images", study.images), ("masks", study.masks)):
+        (study.folder / folder).mkdir()
+        paths[:] = [path.rename(study.folder / folder / path.name) for path in paths]
+    for module in (mask_study, plot_stream_masks):
+        shutil.copy(module.__file__, study.folder)
+    study.run()
+    expected = study.files()
+    shutil.rmtree(study.output)
+    return study, expected
 
-    signal.signal(signal.SIGINT, handler)
-    return SLURMCluster
+
+def commands():
+    """What the page says to type."""
+    blocks = re.findall(r"^# \.\. code-block:: slurm\n#\n((?:#.*\n)+?)#\n# \w", PAGE, re.M)
+    assert len(blocks) == 2
+    return [re.sub(r"^# {0,5}", "", block, flags=re.M) for block in blocks]
 
 
-def test_dask_cluster_of_jobs(slurm, slurm_cluster, tmp_path):
-    """joblib's calls run elsewhere than in the cluster's jobs, or the jobs outlive the cluster."""
-    from dask.distributed import Client
+def test_job_array_of_the_page(slurm, study):
+    """A job array writes other arrays than a serial run, or the page's commands do not run."""
+    study, expected = study
+    (study.folder / "mask_study.sbatch").write_text(job_script(3, 500, 5, sys.executable))
+    submit, collect = commands()
+    python = f"PATH={Path(sys.executable).parent}:$PATH"
+    bash = ["bash", "-euc"]
+    done = slurm.ask(*bash, submit, cwd=study.folder)
+    assert done.returncode == 0, done.stderr
+    done = slurm.ask(*bash, f"{python}\n{collect}", cwd=study.folder)
+    assert done.returncode == 0, done.stderr
+    slurm.until(lambda: not slurm.queue(), 120)
+    said = {path.name: path.read_text() for path in study.folder.glob("slurm-*.out")}
+    assert study.files() == expected, said
+    assert {f"study_{n}_of_3.tsv" for n in (1, 2, 3)} < set(os.listdir(study.output))
+    table = pd.read_csv(study.output / "study.tsv", sep="\t")
+    assert set(table.status) == {"skipped"}
+    assert len(said) == 4
 
-    def job_of_worker():  # in here, it travels by value: workers cannot import this module
-        return os.environ["SLURM_JOB_ID"]
 
+def test_workers_of_dask_jobqueue(slurm, study, tmp_path, monkeypatch):
+    """Workers that are jobs write other arrays than a serial run, or outlive it."""
+    study, expected = study
+    monkeypatch.setenv("PYTHONPATH", str(study.folder))
     options = {
-        "cores": 1,
-        "memory": "500MB",
-        "walltime": "00:05:00",
-        "python": sys.executable,
         "interface": "lo",
         "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
         "local_directory": str(tmp_path / "local"),
         "log_directory": str(tmp_path / "logs"),
     }
-    with slurm_cluster(**options) as cluster, Client(cluster) as client:
-        cluster.scale(jobs=2)
-        client.wait_for_workers(2, timeout=60)
-        jobs = slurm.queue()
-        with joblib.parallel_config(backend="dask"):
-            used = joblib.Parallel(timeout=60)(joblib.delayed(job_of_worker)() for _ in range(20))
-    assert len(jobs) == 2
-    assert set(used) == set(jobs)
+    before = signal.getsignal(signal.SIGINT)
+    output = tmp_path / "series"
+    table = mask_study_on_slurm(
+        *(study.images, study.masks, output, 2), mib=700, minutes=65, options=options
+    )
+    assert signal.getsignal(signal.SIGINT) == before
+    assert set(table.status) == {"done"}
+    assert os.getpid() not in set(table.pid)
+    assert {path.name: path.read_bytes() for path in output.glob("sub-*.npz")} == expected
     slurm.until(lambda: not slurm.queue())
+
+
+def test_one_worker_is_refused(tmp_path):
+    """joblib would do all the work in the calling process, on the login node."""
+    with pytest.raises(ValueError, match="n_jobs is 1; two workers are needed"):
+        mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
+
+
+def test_too_little_memory_is_a_failed_task(slurm, study, tmp_path):
+    """What a job asks for is less than it needs, and nobody notices."""
+    mib, minutes = to_ask_for(200, 30, 10)
+    assert (mib, minutes) == (300, 20)
+    job = job_script(2, MEMORY_MB + 1, minutes, sys.executable)
+    (tmp_path / "mask_study.sbatch").write_text(job)
+    done = slurm.ask("sbatch", "mask_study.sbatch", cwd=tmp_path)
+    assert done.returncode != 0
+
+
+def test_empty_tasks_are_timed(slurm):
+    """The overhead of a job array is that of other tasks, or of none."""
+    start = time.monotonic()
+    seconds = time_array(5, largest=3)
+    assert 0 < seconds <= time.monotonic() - start
+    assert slurm.queue() == []
 
 
 def fail_beside_a_job(slurm, folder):
