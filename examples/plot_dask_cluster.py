@@ -62,14 +62,17 @@ if __name__ == "__main__":
     from distributed import Client, LocalCluster
 
     folder, environ = tempfile.TemporaryDirectory(), os.environ.copy()
-    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
+    changed = {
+        "distributed.scheduler.allowed-failures": 10**6,
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+        "temporary-directory": folder.name,  # all that Dask writes is removed with it
+    }
+    with dask.config.set(changed):
         cluster = LocalCluster(
             n_workers=2,
             threads_per_worker=1,
             memory_limit=f"{limit_mib:.0f}MiB",
-            scheduler_kwargs={"allowed_failures": 10**6},
             dashboard_address="127.0.0.1:0",  # any port that is free
-            local_directory=folder.name,
         )
     client = Client(cluster)
     print(f"The dashboard is at {cluster.dashboard_link}")
@@ -157,7 +160,7 @@ def lose_a_worker(pids, series, n_images):
     Returns
     -------
     dict
-        ``pid``, ``time``, and ``begun``: the images without a result, and when they were begun.
+        ``pid`` and ``time``; ``begun``: when each image without a result was begun.
     """
     import time
 
@@ -199,10 +202,9 @@ if __name__ == "__main__":
     print(table.status.value_counts().to_dict())
 
 # %%
-# The lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row was
-# still with the worker that died: another worker found the file. In the figure each bar is an
-# image, with its number. What the lost worker had begun, another did again, from
-# the beginning:
+# Lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row
+# was still with the worker that died: another worker found the file. In the figure each bar is an
+# image, with its number. What the lost worker had begun, another did again, from the beginning:
 
 
 def plot_work(table, lost):
@@ -220,6 +222,7 @@ def plot_work(table, lost):
     matplotlib.figure.Figure
     """
     import matplotlib.pyplot as plt  # here: workers do not need it
+    from matplotlib.patches import Patch
 
     rows = table.sort_values("started")
     zero, end = rows.started.min(), (rows.started + rows.seconds).max()
@@ -244,8 +247,7 @@ def plot_work(table, lost):
         None: ("begun, and lost", {"fc": "white", "ec": "#d55e00", "hatch": "xxxx"}),
         True: ("done again", {"fc": "#d55e00", "ec": "white", "hatch": "//"}),
     }
-    for kind, (name, style) in kinds.items():
-        ax.barh(0, 0, label=name, **style)
+    for kind, (_, style) in kinds.items():
         for lane, n, started, seconds, _ in (bar for bar in bars if bar[4] is kind):
             ax.barh(lane, seconds, left=started - zero, height=0.5, **style)
             if seconds > 0.05 * (end - zero):
@@ -257,7 +259,8 @@ def plot_work(table, lost):
     ax.set_yticks(lanes, [f"worker {lane}" for lane in lanes])
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower left", frameon=False, ncols=2)
+    patches = [Patch(label=name, **style) for name, style in kinds.values()]
+    figure.legend(handles=patches, loc="outside lower left", frameon=False, ncols=2)
     figure.suptitle("A worker is lost (×)", fontsize=12)
     figure.set_label(
         "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if it "

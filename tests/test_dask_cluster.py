@@ -17,6 +17,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dask.config
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -121,6 +122,7 @@ def start(tmp_path, monkeypatch):
     """A function that starts a scheduler and two workers, and gives a client; all end with it."""
     marker = uuid.uuid4().hex
     monkeypatch.setenv("MARKER", marker)
+    monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", str(tmp_path))
     for name, value in CHANGED.items():
         monkeypatch.setenv(name, value)
     logs, file, started = tmp_path / "logs.txt", tmp_path / "scheduler.json", []
@@ -260,9 +262,13 @@ def test_modules_can_be_uploaded(study, start):
 def test_the_dashboard_is_there_and_one_worker_is_none(study, tmp_path):
     """What the page says of both: a cluster started as it is there."""
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    folder, environ = tmp_path / "local", os.environ.copy()
-    with LocalCluster(n_workers=1, local_directory=folder, **options) as cluster, Client(cluster):
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    environ = os.environ.copy()
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path)}),
+        LocalCluster(n_workers=1, **options) as cluster,
+        Client(cluster),
+    ):
         with direct.open(cluster.dashboard_link, timeout=PATIENCE) as reply:
             assert reply.status == 200
             assert b"bokeh" in reply.read().lower()
