@@ -5,6 +5,7 @@ any change.
 """
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -56,6 +57,18 @@ def test_all_methods_are_measured_and_identical(site):
         assert 0 < float(row["before_mib"]) <= float(row["peak_pss_mib"])
         assert float(row["peak_pss_mib"]) <= float(row["peak_rss_mib"]) + 1
     assert len(list((site.measured / "traces").glob("*.dat"))) == N_METHODS
+
+
+def test_the_index_is_measured(site):
+    """indexed_gzip was not there, or it was, and everything was measured with it."""
+    page = (site.html / "auto_examples" / "plot_large_image_in_blocks.html").read_text()
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "indexed_gzip is there, and is measured below." in text
+    assert re.search(r"blocks, 2 workers, \.nii\.gz, index +[\d.]+ .* True\n", text)
+    assert re.search(r"the index +[\d.]+ s to make, [\d.]+ MiB on disk", text)
+    assert re.search(r"nibabel alone +[\d.]+ s .*\nbeside indexed_gzip +[\d.]+ s", text)
+    assert len(re.findall(r"^(?:one pass|blocks), .* True$", text, re.M)) == 5  # no index: none
+    assert importlib.util.find_spec("indexed_gzip") is None
 
 
 def test_an_unchanged_build_runs_nothing(site):

@@ -1,0 +1,269 @@
+"""
+Measuring blocks beside one pass
+================================
+
+What :ref:`sphx_glr_auto_examples_plot_large_image_in_blocks.py` uses to measure: the same image
+compressed and not, the time of several calls in turns, memory above the level at which workers
+have done their imports, and processes that find indexed_gzip, while nothing else does.
+"""
+
+import math
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from joblib import Parallel, delayed
+
+from peak_memory import measure
+from plot_stream_masks import gzip
+
+# %%
+# What is measured on
+# -------------------
+
+
+def prepare_both(fmri_path, most_mib=512):
+    """Prepare an image as a ``.nii.gz``, and the same decompressed.
+
+    Parameters
+    ----------
+    fmri_path : pathlib.Path
+    most_mib : float
+        Of an image that is larger in memory, the first so many MiB are taken.
+
+    Returns
+    -------
+    packed, plain : pathlib.Path
+    """
+    from plot_large_image import prepare  # here: what is measured does not need nilearn
+
+    img = nib.load(fmri_path)
+    volume_mib = math.prod(img.shape[:3]) * img.dataobj[0, 0, 0, :1].itemsize / 2**20
+    length = int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
+
+    def fill(folder):
+        if fmri_path.name.endswith(".nii.gz") and length == img.shape[3]:
+            (folder / "fmri.nii.gz").symlink_to(fmri_path.absolute())
+        else:
+            nib.save(img.slicer[..., :length], folder / "fmri.nii.gz")
+        decompress(folder / "fmri.nii.gz", folder / "fmri.nii")
+
+    stat = fmri_path.stat()
+    stamp = [str(fmri_path.absolute()), stat.st_size, stat.st_mtime_ns, length]
+    folder = prepare("in-blocks", stamp, fill)
+    return folder / "fmri.nii.gz", folder / "fmri.nii"
+
+
+def decompress(source, target):
+    """Write what is in a ``.nii.gz`` into a ``.nii``, as ``gunzip --keep`` does."""
+    with gzip.open(source) as packed, open(target, "wb") as plain:
+        shutil.copyfileobj(packed, plain, 2**20)
+
+
+def same(every_series, others):
+    """Tell whether arrays are the same, in number, shape, type and every bit."""
+    pairs = zip(every_series, others, strict=True)
+    return all((a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes()) for a, b in pairs)
+
+
+# %%
+# Time and memory
+# ---------------
+
+
+def time_in_turns(calls, n_repeats=3):
+    """Time some calls, one after the other, again and again.
+
+    Parameters
+    ----------
+    calls : dict of str to callable
+        Each is called once more before, without being timed.
+    n_repeats : int
+
+    Returns
+    -------
+    dict of str to array of shape (n_repeats,)
+        Seconds.
+    """
+    seconds = {name: [] for name in calls}
+    for repeat in range(n_repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def memory_of(call, n_workers, imports):
+    """Measure how much memory a call takes above the imports.
+
+    Parameters
+    ----------
+    call : callable
+    n_workers : int
+        1 if the calling process does it alone.
+    imports : tuple of str
+        Modules that all processes import before.
+
+    Returns
+    -------
+    value : object
+        What the call returned.
+    above_mib : float
+        Peak of all processes together, above the level before.
+    of_worker_mib : float
+        The same of the worker that has most.
+    start_seconds : float
+        What it took to start workers, imports included.
+    """
+    trace = measure(_after_imports, call, n_workers, imports)
+    value, ready, seconds = trace.result()
+    level = max(np.searchsorted(trace.times, ready - trace.started) - 1, 0)
+    _, *workers = (process["pss"] for process in trace.processes.values())
+    of_worker = max((worker[level:].max() - worker[level] for worker in workers), default=0)
+    return value, trace.peak_pss_mib - trace.total()[level], of_worker, seconds
+
+
+def _after_imports(call, n_workers, imports):
+    """Let workers start and import, then call; say when they were ready, and how long it took."""
+    seconds = 0.0
+    if n_workers > 1:
+        start = time.time()
+        Parallel(n_workers)([delayed(_import)(imports)] * n_workers)
+        seconds = time.time() - start - PAUSE
+    _import(imports)
+    ready = time.time()
+    value = call()
+    time.sleep(0.05)
+    return value, ready, seconds
+
+
+PAUSE = 0.2  # so long that each worker has one such task
+
+
+def _import(names):
+    """Import modules, and wait, also for the meter to look."""
+    for name in names:
+        import_module(name)
+    time.sleep(PAUSE)
+
+
+# %%
+# What is installed apart
+# -----------------------
+
+APART = Path(sys.prefix) / "apart"
+
+
+@contextmanager
+def with_apart():
+    """Let processes that begin meanwhile import what is installed apart, such as indexed_gzip.
+
+    Yields
+    ------
+    bool
+        Whether indexed_gzip is there at all.
+    """
+    sys.path.insert(0, str(APART))
+    try:
+        yield any(Path(folder, "indexed_gzip").is_dir() for folder in sys.path)
+    finally:
+        sys.path.remove(str(APART))
+
+
+def read_with_nibabel(fmri_path):
+    """Read all volumes with nibabel, then that in the middle; give the seconds of both."""
+    fmri_img, seconds = nib.load(fmri_path), []
+    middle = fmri_img.shape[3] // 2
+    for volumes in (slice(None), slice(middle, middle + 1)):
+        start = time.perf_counter()
+        fmri_img.dataobj[..., volumes]
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def when_it_pays(one_pass, two_workers, make):
+    """Say from how many workers on blocks with an index are faster, and when it is paid.
+
+    Parameters
+    ----------
+    one_pass, two_workers, make : float
+        Seconds of one pass, of two workers with the index, and to make it.
+
+    Returns
+    -------
+    n_workers : int
+        From so many on a pass is shorter, if time goes down with their number.
+    n_passes : int
+        After so many with twice as many workers, the index is paid.
+    """
+    n_workers = math.floor(2 * two_workers / one_pass) + 1
+    gain = one_pass - two_workers / n_workers
+    return n_workers, math.ceil(make / gain)
+
+
+# %%
+# The figure
+# ----------
+
+
+def plot_ways(ratios, above_mib, title):
+    """Draw time and memory of some ways, one below the other.
+
+    Parameters
+    ----------
+    ratios : dict of str to array of shape (n_repeats,)
+        Times as multiples of the first way's.
+    above_mib : dict of str to float
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    import matplotlib.pyplot as plt
+
+    figure, (times, memory) = plt.subplots(
+        *(2, 1), figsize=(4.2, 1.8 + 0.9 * len(ratios)), layout="constrained"
+    )
+    first, found = next(iter(ratios)), []
+    for y, (name, values) in enumerate(ratios.items()):
+        low, median, high = np.quantile(values, [0, 0.5, 1])
+        times.plot([low, high], [y, y], color="#0072b2", lw=3, solid_capstyle="butt", alpha=0.5)
+        times.plot(median, y, "o", color="#0072b2", ms=7)
+        memory.barh(y, above_mib[name], 0.3, color="#d55e00", hatch="//", edgecolor="white", lw=0)
+        found.append(f"{name} {median:.2g} times, {above_mib[name]:,.0f} MiB")
+        for ax, number in ((times, f"{median:.2g}"), (memory, f"{above_mib[name]:,.0f}")):
+            label = ax.text(
+                *(0, y - 0.2, f"{name}: {number}"),
+                transform=ax.get_yaxis_transform(),
+                va="bottom",
+            )
+            label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
+    times.axvline(1, color="black", ls="--", lw=1, zorder=1)
+    times.set(xlabel=f"time, as a multiple of {first}")
+    times.set_xlim(0, 1.05 * max(values.max() for values in ratios.values()))
+    memory.set_xlabel("peak above the imports, MiB")
+    for ax in (times, memory):
+        ax.set(ylim=(len(ratios) - 0.6, -0.8), yticks=[])
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    figure.set_label(
+        f"{title}. Above the time: a dot is the median of three runs, the line goes from the "
+        f"fastest to the slowest, dashed is {first}. Below the peak of memory above the imports."
+        f"\n\nDot chart of time, as multiples of that of {first}, and bar chart of memory, of "
+        f"{len(ratios)} ways: {'; '.join(found)}."
+    )
+    return figure
+
+
+# %%
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_plot_large_image_in_blocks.py`: what was found with it.
