@@ -250,7 +250,7 @@ def plot_work(table, lost):
     for kind, (_, style) in kinds.items():
         for lane, n, started, seconds, _ in (bar for bar in bars if bar[4] is kind):
             ax.barh(lane, seconds, left=started - zero, height=0.5, **style)
-            if seconds > 0.05 * (end - zero):
+            if seconds > 0.065 * (end - zero):  # there is room for two digits
                 middle = started - zero + seconds / 2
                 ax.text(middle, lane - 0.27, n, ha="center", va="bottom")
     ax.plot(lost["time"] - zero, 1, "x", color="#d55e00", ms=10, mew=3, clip_on=False)
