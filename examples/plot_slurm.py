@@ -155,7 +155,8 @@ if __name__ == "__main__":
 # worker alone it would do all the work in the calling process. So the study begins with the
 # second worker; those that come later get their share. Workers import ``mask_study``: set
 # ``PYTHONPATH`` to the folder of its files before, and Slurm hands it on. A worker that cannot
-# import it ends, and the study waits for one that can.
+# import it ends, and the study waits for one that can. The two defaults of Dask's that are
+# changed here are those that its page explains.
 
 
 def import_jobqueue():
@@ -165,6 +166,10 @@ def import_jobqueue():
 
     signal.signal(signal.SIGINT, on_interrupt)
     return dask_jobqueue
+
+
+LEAVE_MEMORY = "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON"
+PROLOGUE = [f"export {LEAVE_MEMORY}=\"{{'MALLOC_TRIM_THRESHOLD_': None}}\""]
 
 
 def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, options=None, **study):
@@ -195,12 +200,15 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
     RuntimeError
         ``sbatch`` refused the jobs.
     """
+    import dask.config
     from distributed import Client
 
     if n_jobs < 2:
         raise ValueError(f"n_jobs is {n_jobs}; two workers are needed. One is a job without Dask.")
     asked = {"cores": 1, "processes": 1, "memory": f"{mib} MiB", "walltime": str(minutes)}
-    cluster = import_jobqueue().SLURMCluster(**asked, **(options or {}))
+    asked |= {"job_script_prologue": PROLOGUE} | (options or {})
+    with dask.config.set({"distributed.scheduler.allowed-failures": 10**6}):
+        cluster = import_jobqueue().SLURMCluster(**asked)
     with cluster, Client(cluster) as client:
         cluster.scale(jobs=n_jobs)
         client.wait_for_workers(2)
@@ -216,6 +224,7 @@ if __name__ == "__main__":
     job = import_jobqueue().slurm.SLURMJob(
         *("tcp://scheduler:8786", "mask-study"),
         **{"cores": 1, "memory": f"{mib + 300} MiB", "walltime": str(minutes), "python": "python"},
+        job_script_prologue=PROLOGUE,
     )
     print(job.job_script())
 
