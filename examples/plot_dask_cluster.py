@@ -62,14 +62,17 @@ if __name__ == "__main__":
     from distributed import Client, LocalCluster
 
     folder, environ = tempfile.TemporaryDirectory(), os.environ.copy()
-    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
+    changed = {
+        "distributed.scheduler.allowed-failures": 10**6,
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+        "temporary-directory": folder.name,  # all that Dask writes is removed with it
+    }
+    with dask.config.set(changed):
         cluster = LocalCluster(
             n_workers=2,
             threads_per_worker=1,
             memory_limit=f"{limit_mib:.0f}MiB",
-            scheduler_kwargs={"allowed_failures": 10**6},
             dashboard_address="127.0.0.1:0",  # any port that is free
-            local_directory=folder.name,
         )
     client = Client(cluster)
     print(f"The dashboard is at {cluster.dashboard_link}")
@@ -113,25 +116,25 @@ if __name__ == "__main__":
 # %%
 # What travels
 # ------------
-# A task goes from here to the scheduler, and from there to a worker. It holds two paths, and the
-# masks as the positions of their voxels. What comes back is a row of the table. The image does
-# not travel, and neither does the result: a worker opens the one, and writes the other. The masks
-# go with every task, so that no worker must be alive for another to have them.
+# A task goes from here to the scheduler, and from there to a worker. It holds three paths: of an
+# image, of its result, and of the masks, which ``mask_study`` has written beside the results as the
+# positions of their voxels. What comes back is a row of the table. So neither the image nor the
+# masks nor the result travel: a worker opens the first two, and writes the third.
 
 if __name__ == "__main__":
     import pickle
 
-    from mask_study import read_masks
-
-    task = images[0], together / names[0], read_masks(masks), {"resample": False}
+    (masks_file,) = together.glob("masks-*.npz")
+    task = images[0], together / names[0], masks_file, {"resample": False}
     row = table.iloc[0].to_dict()
     for what, size in (
-        ("a task goes there          ", len(pickle.dumps(task))),
-        ("a row comes back           ", len(pickle.dumps(row))),
-        ("the image stays where it is", images[0].stat().st_size),
-        ("and so does its result     ", (together / names[0]).stat().st_size),
+        ("a task goes to the worker", len(pickle.dumps(task))),
+        ("a row comes back", len(pickle.dumps(row))),
+        ("the image stays", images[0].stat().st_size),
+        ("the masks stay", masks_file.stat().st_size),
+        ("the result stays", (together / names[0]).stat().st_size),
     ):
-        print(f"{what}{size / 1024:12,.1f} KiB")
+        print(f"{what:25}{size / 1024:12,.1f} KiB")
 
 # %%
 # A worker is lost
@@ -157,7 +160,7 @@ def lose_a_worker(pids, series, n_images):
     Returns
     -------
     dict
-        ``pid``, ``time``, and ``begun``: the images without a result, and when they were begun.
+        ``pid`` and ``time``; ``begun``: when each image without a result was begun.
     """
     import time
 
@@ -169,10 +172,10 @@ def lose_a_worker(pids, series, n_images):
             worker.suspend()
         begun = {
             path.name.split(".npz.")[0]: path.stat().st_mtime
-            for path in series.glob("*.npz.*.unfinished")
+            for path in series.glob("sub-*.npz.*.unfinished")
         }
         in_the_midst = [begin for begin in begun.values() if begin < time.time() - 0.05]
-        n_done = len(list(series.glob("*.npz")))
+        n_done = len(list(series.glob("sub-*.npz")))
         over = n_done >= n_images // 4 and len(in_the_midst) == len(workers)
         over |= n_done >= n_images // 2  # images that are too short for this
         if over:
@@ -199,10 +202,9 @@ if __name__ == "__main__":
     print(table.status.value_counts().to_dict())
 
 # %%
-# The lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row was
-# still with the worker that died: another worker found the file. In the figure each bar is an
-# image, with its number. What the lost worker had begun, another did again, from
-# the beginning:
+# Lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row
+# was still with the worker that died: another worker found the file. In the figure each bar is an
+# image, with its number. What the lost worker had begun, another did again, from the beginning:
 
 
 def plot_work(table, lost):
@@ -220,6 +222,7 @@ def plot_work(table, lost):
     matplotlib.figure.Figure
     """
     import matplotlib.pyplot as plt  # here: workers do not need it
+    from matplotlib.patches import Patch
 
     rows = table.sort_values("started")
     zero, end = rows.started.min(), (rows.started + rows.seconds).max()
@@ -244,11 +247,10 @@ def plot_work(table, lost):
         None: ("begun, and lost", {"fc": "white", "ec": "#d55e00", "hatch": "xxxx"}),
         True: ("done again", {"fc": "#d55e00", "ec": "white", "hatch": "//"}),
     }
-    for kind, (name, style) in kinds.items():
-        ax.barh(0, 0, label=name, **style)
+    for kind, (_, style) in kinds.items():
         for lane, n, started, seconds, _ in (bar for bar in bars if bar[4] is kind):
             ax.barh(lane, seconds, left=started - zero, height=0.5, **style)
-            if seconds > 0.05 * (end - zero):
+            if seconds > 0.065 * (end - zero):  # there is room for two digits
                 middle = started - zero + seconds / 2
                 ax.text(middle, lane - 0.27, n, ha="center", va="bottom")
     ax.plot(lost["time"] - zero, 1, "x", color="#d55e00", ms=10, mew=3, clip_on=False)
@@ -257,7 +259,8 @@ def plot_work(table, lost):
     ax.set_yticks(lanes, [f"worker {lane}" for lane in lanes])
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower left", frameon=False, ncols=2)
+    patches = [Patch(label=name, **style) for name, style in kinds.values()]
+    figure.legend(handles=patches, loc="outside lower left", frameon=False, ncols=2)
     figure.suptitle("A worker is lost (×)", fontsize=12)
     figure.set_label(
         "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if it "
@@ -325,9 +328,9 @@ if __name__ == "__main__":
 # In the script, ``client = Client("tcp://node1:8786")`` takes the place of the ``LocalCluster``.
 # Three things to know:
 #
-# * **Wait for workers**, with ``client.wait_for_workers(16)``. joblib counts them when it begins:
-#   it has twice as many images on the way, also when more workers come later. If it finds but one
-#   worker, it uses none, and the calling process does all.
+# * **Wait for workers**, with ``client.wait_for_workers(2)`` at least. Those that come later get
+#   their share. But joblib counts them when it begins, and if there is but one, it uses none: the
+#   calling process does all.
 # * **When nothing happens**, see whether all can import what they need. joblib does not pass this
 #   error on; ``client.run_on_scheduler(peak_rss_mib)`` and ``client.run(peak_rss_mib)`` raise it.
 # * **Without a shared folder for code**, ``client.upload_file("plot_stream_masks.py")`` and then
@@ -338,13 +341,14 @@ if __name__ == "__main__":
 # ------------------------------
 # * **The images**, under the same path on every machine. How fast they can be read from there is
 #   what limits many workers.
-# * **The folder of results.** It also tells ``mask_study`` what was begun, and so which image a
-#   worker has died of.
+# * **The folder of results.** It also has the masks for the workers, and tells ``mask_study`` what
+#   was begun, and so which image a worker has died of.
 # * **The Python environment**, or one with the same versions on each machine. Dask wants the same
 #   version of itself everywhere.
 #
-# The calling process alone reads the masks. Each worker also has a folder of its own for what is
-# only there while it runs, ``--local-directory``: that should not be shared.
+# The masks' own files need not be there: the calling process alone reads them. Each worker also has
+# a folder of its own for what is only there while it runs, ``--local-directory``: that should not
+# be shared.
 #
 # What to conclude
 # ----------------

@@ -153,7 +153,9 @@ if __name__ == "__main__":
 # :ref:`its page <sphx_glr_auto_examples_plot_dask_cluster.py>`. One thing is different: jobs may
 # wait in the queue for hours, joblib would wait ten seconds for the first worker, and with one
 # worker alone it would do all the work in the calling process. So the study begins with the
-# second worker; those that come later get their share.
+# second worker; those that come later get their share. Workers import ``mask_study``: set
+# ``PYTHONPATH`` to the folder of its files before, and Slurm hands it on. A worker that cannot
+# import it ends, and the study waits for one that can.
 
 
 def import_jobqueue():

@@ -17,8 +17,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
+import dask.config
 import pandas as pd
 import psutil
 import pytest
@@ -27,8 +26,8 @@ from joblib import parallel_config
 
 import plot_dask_cluster as page
 from good_figures import is_a_good_figure
-from made_images import make_image, make_masks
-from mask_study import mask_study, peak_rss_mib
+from mask_study import peak_rss_mib
+from small_study import Study
 
 EXAMPLES = Path(page.__file__).parent
 CHANGED = dict(
@@ -65,28 +64,19 @@ def stream_masks(image, masks):
 """
 
 
-class Study:
-    """Twelve images, each with values of its own, and what one process makes of them."""
+@pytest.fixture
+def study(tmp_path):
+    """A study of twelve images, and what one process makes of them."""
+    study = Study(tmp_path / "study", 12)
+    study.run()
+    study.expected, study.output = study.files(), tmp_path / "series"
+    return study
 
-    def __init__(self, folder):
-        self.images = [folder / f"sub-{number:02d}_bold.nii.gz" for number in range(12)]
-        for number, image in enumerate(self.images):
-            data = np.random.default_rng(number).normal(100, 30, (5, 6, 4, 7))
-            nib.save(make_image(data=data, dtype=["<f4", "<i2", ">i4"][number % 3]), image)
-        masks = make_masks(nib.load(self.images[0]))
-        self.masks = {f"region_{number}": mask for number, mask in enumerate(masks)}
-        self.series = folder / "series"
-        mask_study(self.images, self.masks, folder / "alone", n_jobs=1)
-        self.expected = contents(folder / "alone")
 
-    def on_dask(self):
-        """Mask it on the cluster that there is a client of."""
-        with patient(), parallel_config(backend="dask"):
-            return mask_study(self.images, self.masks, self.series)
-
-    def name(self, number):
-        """The name of an image's results."""
-        return self.images[number].name.replace(".nii.gz", ".npz")
+def on_dask(study):
+    """Mask a study on the cluster that there is a client of."""
+    with patient(), parallel_config(backend="dask"):
+        return study.run(None)
 
 
 @contextlib.contextmanager
@@ -105,22 +95,12 @@ def patient():
         signal.signal(signal.SIGALRM, before)
 
 
-def contents(folder):
-    """The bytes of all files but the table, by their names."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".tsv"}
-
-
-@pytest.fixture
-def study(tmp_path):
-    """A study of twelve images."""
-    return Study(tmp_path)
-
-
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """A function that starts a scheduler and two workers, and gives a client; all end with it."""
     marker = uuid.uuid4().hex
     monkeypatch.setenv("MARKER", marker)
+    monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", str(tmp_path))
     for name, value in CHANGED.items():
         monkeypatch.setenv(name, value)
     logs, file, started = tmp_path / "logs.txt", tmp_path / "scheduler.json", []
@@ -197,9 +177,9 @@ def modules(tmp_path):
 def test_the_files_are_those_of_one_process(study, start):
     """A worker gives other values, the calling process does the work, or a default came back."""
     client = start(EXAMPLES)
-    table = study.on_dask()
+    table = on_dask(study)
     assert list(table.status) == ["done"] * 12
-    assert contents(study.series) == study.expected
+    assert study.files() == study.expected
     workers = set(client.run(os.getpid).values())
     assert set(table.pid) == workers
     assert set(client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
@@ -213,33 +193,33 @@ def test_a_worker_is_killed_in_the_midst_of_an_image(study, start, modules, tmp_
 
     def kill():
         wait_for((modules / "pid").exists, tmp_path / "logs.txt")
-        assert list(study.series.glob(f"{study.name(5)}.*.unfinished"))
+        assert list(study.output.glob("sub-05_bold.npz.*.unfinished"))
         pid = int((modules / "pid").read_text())
         os.kill(pid, signal.SIGKILL)
         return pid
 
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill)
-        table = study.on_dask()
+        table = on_dask(study)
     assert killed.result() in workers
     assert table.pid[5] != killed.result()
     assert table.status[5] == "done"
     assert set(table.status) <= {"done", "skipped"}  # skipped: done, and the row was lost
-    assert contents(study.series) == study.expected
+    assert study.files() == study.expected
 
 
 def test_images_that_kill_their_workers_are_named(study, start, modules, tmp_path):
     """One that dies, or takes more than the limit, ends the study, or it waits for ever."""
     start(modules, DIES=study.images[3].name, FILLS=study.images[7].name)
-    table = study.on_dask()
+    table = on_dask(study)
     failed = [number in (3, 7) for number in range(12)]
     assert list(table.status == "failed") == failed
     assert set(table.reason[failed]) == {
         "RuntimeError: The worker died twice while it did this image."
     }
     for number in (3, 7):
-        del study.expected[study.name(number)]
-    assert contents(study.series) == study.expected
+        del study.expected[f"sub-{number:02d}_bold.npz"]
+    assert study.files() == study.expected
     logs = (tmp_path / "logs.txt").read_text()
     assert logs.count("exceeded 95% memory budget") == 2
 
@@ -253,20 +233,24 @@ def test_modules_can_be_uploaded(study, start):
     for name in ("plot_stream_masks", "mask_study"):
         client.upload_file(str(EXAMPLES / f"{name}.py"))
     client.run_on_scheduler(peak_rss_mib)
-    assert list(study.on_dask().status) == ["done"] * 12
-    assert contents(study.series) == study.expected
+    assert list(on_dask(study).status) == ["done"] * 12
+    assert study.files() == study.expected
 
 
 def test_the_dashboard_is_there_and_one_worker_is_none(study, tmp_path):
     """What the page says of both: a cluster started as it is there."""
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    folder, environ = tmp_path / "local", os.environ.copy()
-    with LocalCluster(n_workers=1, local_directory=folder, **options) as cluster, Client(cluster):
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    environ = os.environ.copy()
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path)}),
+        LocalCluster(n_workers=1, **options) as cluster,
+        Client(cluster),
+    ):
         with direct.open(cluster.dashboard_link, timeout=PATIENCE) as reply:
             assert reply.status == 200
             assert b"bokeh" in reply.read().lower()
-        assert set(study.on_dask().pid) == {os.getpid()}
+        assert set(on_dask(study).pid) == {os.getpid()}
     os.environ.clear()
     os.environ.update(environ)
 
