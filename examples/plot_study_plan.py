@@ -50,7 +50,8 @@ if __name__ == "__main__":
 # %%
 # What it costs to hand out a task was measured with a thousand empty ones on each engine, each a
 # batch of its own (:doc:`/auto_examples/task_overhead`). With ten thousand, and with Slurm, it was
-# recorded earlier.
+# recorded earlier: that Slurm has one node, and starts a task as soon as another has ended. Many
+# look for the next one every half minute, and then a task had better take longer than that.
 
 if __name__ == "__main__":
     measured = Path(read_options().measured)

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask.config
+import nibabel as nib
 import pandas as pd
 import psutil
 import pytest
@@ -27,7 +28,9 @@ from joblib import parallel_config
 import plot_dask_cluster as page
 from good_figures import is_a_good_figure
 from mask_study import peak_rss_mib
-from small_study import Study
+from plot_large_image_in_blocks import mask_blocks
+from plot_stream_masks import stream_masks
+from small_study import Study, assert_same, save_masks, write
 
 EXAMPLES = Path(page.__file__).parent
 CHANGED = dict(
@@ -253,6 +256,16 @@ def test_the_dashboard_is_there_and_one_worker_is_none(study, tmp_path):
         assert set(on_dask(study).pid) == {os.getpid()}
     os.environ.clear()
     os.environ.update(environ)
+
+
+def test_one_image_in_blocks(tmp_path, start):
+    """Blocks of one image over a cluster's workers are not one pass, bit for bit."""
+    image = write(tmp_path, 0, (5, 6, 4, 40), ".nii", dtype=">i2", scaling=(0.37, 11))
+    masks = save_masks(tmp_path, nib.load(image))
+    start(EXAMPLES)
+    with patient(), parallel_config(backend="dask"):
+        series = mask_blocks(image, masks, block_mib=0.001)
+    assert_same(series, stream_masks(image, masks))
 
 
 @pytest.mark.parametrize("n_begun", [1, 2])
