@@ -56,10 +56,12 @@ if __name__ == "__main__":
 if __name__ == "__main__":
     import os
     import tempfile
+    import threading
     from pathlib import Path
 
     import dask.config
     from distributed import Client, LocalCluster
+    from tqdm import tqdm
 
     folder, environ = tempfile.TemporaryDirectory(), os.environ.copy()
     changed = {
@@ -75,6 +77,8 @@ if __name__ == "__main__":
             dashboard_address="127.0.0.1:0",  # any port that is free
         )
     client = Client(cluster)
+    # Else tqdm has a semaphore in each worker, and one that is killed below would leave it behind.
+    client.run(lambda: tqdm.set_lock(threading.RLock()))
     print(f"The dashboard is at {cluster.dashboard_link}")
 
 # %%

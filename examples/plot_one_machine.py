@@ -131,7 +131,10 @@ def speed_up(images, masks, n_jobs, n_pairs):
 if __name__ == "__main__":
     seconds = time_study(images, masks, 1)
     n_pairs = int(np.clip(30 / seconds, 1, 5))
-    speed = {n: speed_up(images, masks, n, n_pairs) for n in (2, 4)}
+    speed = {
+        2: speed_up(images, masks, 2, n_pairs),
+        4: speed_up(images, masks, 4, 1 + n_pairs // 2),
+    }
     print(f"{os.cpu_count()} cores; 8 images, {seconds:.1f} s with one worker")
     for n, ratios in speed.items():
         print(f"{n} workers: {statistics.median(ratios):.2f} times as fast as one; ", end="")

@@ -160,9 +160,8 @@ def plot_plan(hours):
         ax.plot(hours.index, hours[name], style, color=color, label=name)
     ax.plot(hours.index, hours.hours, color="black", lw=7, alpha=0.15, label="the study")
     for n, row in hours.iterrows():
-        ax.annotate(
-            f"{row.hours:.2g} h", (n, row.hours), (0, 8), textcoords="offset points", ha="center"
-        )
+        place = {"ha": "right" if n == hours.index[-1] else "left", "textcoords": "offset points"}
+        ax.annotate(f"{row.hours:.2g} h", (n, row.hours), (0, 9), **place)
     ax.set(xscale="log", yscale="log", xlabel="nodes", ylabel="hours", xticks=hours.index)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.minorticks_off()
