@@ -150,13 +150,15 @@ if __name__ == "__main__":
 # dask-jobqueue submits jobs, each of which is a Dask worker, and ends them when the work is done.
 # The scheduler is in the calling process, which has to run as long as the study does: in a job
 # of its own, or in ``tmux`` on a login node. What there is to know about Dask stands on
-# :ref:`its page <sphx_glr_auto_examples_plot_dask_cluster.py>`. One thing is different: jobs may
-# wait in the queue for hours, joblib would wait ten seconds for the first worker, and with one
-# worker alone it would do all the work in the calling process. So the study begins with the
-# second worker; those that come later get their share. Workers import ``mask_study``: set
-# ``PYTHONPATH`` to the folder of its files before, and Slurm hands it on. A worker that cannot
-# import it ends, and the study waits for one that can. The two defaults of Dask's that are
-# changed here are those that its page explains.
+# :ref:`its page <sphx_glr_auto_examples_plot_dask_cluster.py>`, also why two of its defaults are
+# changed here. On Slurm there is more:
+#
+# * **Jobs may wait for hours**, and joblib would wait ten seconds for the first worker. With one
+#   worker alone, it would do all the work in the calling process. So the study begins with the
+#   second worker. Those that come later get their share.
+# * **Workers import** ``mask_study``. Set ``PYTHONPATH`` to the folder of its files before: Slurm
+#   hands it on. A worker that cannot import it ends, and the study waits for one that can.
+# * **dask-jobqueue changes Ctrl-C**, as soon as it is imported. That is put right here.
 
 
 def import_jobqueue():
