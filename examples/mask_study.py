@@ -405,12 +405,9 @@ def mask_study(
 
     Notes
     -----
-    A file of results holds an array of shape (n_timepoints, n_voxels) under the name of each
-    mask, as `stream_masks` gives it, and what it was made of::
-
-        with np.load("series/sub-01_bold.npz") as results:
-            series = results["motor_left"]
-            about = json.loads(results["about.json"])
+    `numpy.load` opens a file of results. Under the name of each mask it has an array of shape
+    (n_timepoints, n_voxels), as `stream_masks` gives it, and under ``about.json`` what it was made
+    of, as text for `json.loads`.
 
     It is skipped when the image has the path, size and time of change that it had, and the
     masks and `resample` are the same. Otherwise it is replaced. The masks are beside the results,

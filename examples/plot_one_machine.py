@@ -150,8 +150,9 @@ def memory_of(images, masks, n_jobs):
     with tempfile.TemporaryDirectory() as folder:
         trace = measure(mask_study, images, masks, folder, n_jobs=n_jobs)
     trace.result()
-    _, *workers = (process["pss"].max() for process in trace.processes.values())
-    return trace, workers
+    _, *workers = (process["pss"][process["pss"] > 0] for process in trace.processes.values())
+    # The first sample can be of what becomes a worker, and is still a copy of its parent.
+    return trace, [samples[1:].max() for samples in workers if len(samples) > 1]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -69,14 +70,33 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [item.path.name != name for name in first])
 
 
+# They start many processes, or measure the memory of some: so one after the other.
+WITH_PROCESSES = (
+    *("test_dask_cluster", "test_in_memory", "test_large_image_in_blocks"),
+    *("test_mask_study", "test_meter", "test_slurm"),
+)
+    "dask_cluster",
+    "in_memory",
+    "large_image_in_blocks",
+    "mask_study",
+    "meter",
+    "slurm",
+]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Let one worker run the tests of the site and of its pages, so that it is built once."""
+    """Let one worker run the tests of the site and of its pages, so that it is built once.
+
+    Another one runs those with many processes.
+    """
     from xdist.scheduler import LoadFileScheduling
 
-    class OneSite(LoadFileScheduling):
+    class InTurn(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
+            if Path(file).stem in WITH_PROCESSES:
+                return "with processes"
             return file if os.environ.get("SITE") else file.replace("test_pages", "test_site")
 
-    return OneSite(config, log)
+    return InTurn(config, log)
