@@ -75,13 +75,6 @@ WITH_PROCESSES = (
     *("test_dask_cluster", "test_in_memory", "test_large_image_in_blocks"),
     *("test_mask_study", "test_meter", "test_slurm"),
 )
-    "dask_cluster",
-    "in_memory",
-    "large_image_in_blocks",
-    "mask_study",
-    "meter",
-    "slurm",
-]
 
 
 @pytest.hookimpl(optionalhook=True)
