@@ -89,7 +89,11 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"[\\/](plot_|peak_memory)",
     "within_subsection_order": "gallery_helpers.ReadingOrder",
-    "reset_modules": ("gallery_helpers.warnings_are_errors", "matplotlib"),
+    "reset_modules": (
+        "gallery_helpers.bars_on_the_terminal",
+        "gallery_helpers.warnings_are_errors",
+        "matplotlib",
+    ),
     "reset_modules_order": "both",
     "abort_on_example_error": True,
     "download_all_examples": False,  # doc/_ext/downloads.py makes a zip in which they run

@@ -134,8 +134,8 @@ if __name__ == "__main__":
     print(f"{written * MIB / 1e9:,.0f} GB to write\n")
     print("nodes  processors  storage  engine      the study")
     for n, row in hours.iterrows():
-        print(f"{n:5}{row.processors:10.2f} h{row.storage:7.2f} h{row.engine:6.2f} h", end="")
-        print(f"{row.hours:7.2f} h, limited by: {row.limit}")
+        print(f"{n:5}{row.processors:10.2g} h{row.storage:7.2g} h{row.engine:6.2g} h", end="")
+        print(f"{row.hours:7.2g} h, limited by: {row.limit}")
 
 # %%
 

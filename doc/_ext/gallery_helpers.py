@@ -1,7 +1,11 @@
 """Helpers of the gallery, named as strings in conf.py so that the configuration pickles."""
 
+import sys
 import warnings
+from functools import partialmethod
 from pathlib import Path
+
+from tqdm import tqdm
 
 OTHER_METHODS = "plot_"  # pages that are not named below
 ORDER = [
@@ -50,6 +54,15 @@ class ReadingOrder:
         if name in ORDER:
             return ORDER.index(name), name
         return (ORDER.index(OTHER_METHODS) if name.startswith("plot_") else len(ORDER)), name
+
+
+DRAW = tqdm.__init__
+
+
+def bars_on_the_terminal(gallery_conf, file_name, when):
+    """Let progress bars of an example be drawn for who builds, and not into its page."""
+    before = when == "before"
+    tqdm.__init__ = partialmethod(DRAW, file=sys.__stderr__) if before else DRAW
 
 
 def warnings_are_errors(gallery_conf, file_name, when):
