@@ -19,7 +19,8 @@ takes care of, because studies run for hours and something always fails:
 * **An image that fails stops nothing else.** It is missing, damaged, on another grid: the
   reason stands in its row, and all others are done.
 * **A worker that dies stops nothing else.** It was out of memory, or its node is gone: the
-  images that it may have died of are done again, each alone.
+  images that it may have died of are done again, each alone. (With ``n_jobs=1`` there is no
+  worker. What ends the process ends the study; started again, it does that image last.)
 * **Started again, it goes on.** A file has its name when it is complete. What is complete, and
   made from the same image with the same masks, is skipped; anything else is done again.
 * **A result can be traced.** Each file says from which image and with which masks it was made.
@@ -112,8 +113,8 @@ def read_masks(masks):
     Raises
     ------
     ValueError
-        There is no mask, two have one name, or one is empty, is not 3D, or is on another grid
-        than the first.
+        There is no mask, two have one name, a name cannot be used, or one is empty, is not 3D,
+        or is on another grid than the first.
     OSError
         A file is missing or damaged.
     """
@@ -124,6 +125,8 @@ def read_masks(masks):
             raise ValueError(f"Each mask needs a file name of its own, or give a dict: {paths}")
     if not masks:
         raise ValueError("One mask at least is needed.")
+    if wrong := [name for name in masks if name == ABOUT or name.endswith(".npy")]:
+        raise ValueError(f"A mask cannot have one of these names: {wrong}. Give it another.")
     first, positions = None, []
     for name, mask in masks.items():
         try:
@@ -183,6 +186,7 @@ def describe(image, masks, options):
     stats = [file.stat() for file in files]
     return {
         "image": str(image),
+        "file": os.path.realpath(image),
         "size": [stat.st_size for stat in stats],
         "modified_ns": [stat.st_mtime_ns for stat in stats],
         "masks": {
@@ -253,7 +257,7 @@ def find_unfinished(files):
 def save_masks(masks, folder):
     """Write masks into a folder, unless they are there; give the file."""
     file = folder / f"masks-{masks.checksum()[:12]}.npz"
-    if not file.exists():
+    if not read_about(file):
         grid = {"shape": masks.shape, "affine": masks.affine.tolist()}
         with moved_into_place(file) as unfinished:
             write_arrays(unfinished, masks.names, masks.positions, grid)
@@ -308,6 +312,9 @@ def extract(image, file, masks, options):
     about, there = describe(image, masks, options), read_about(file)
     if about.items() <= there.items():
         return "skipped", there["shape"][3]
+    other = there.get("image", str(image))
+    if other != str(image) and os.path.exists(other):
+        raise FileExistsError(f"{file} holds results of {other}. Take another output folder.")
     if len(find_unfinished([file])) > 1:  # an engine that gives it to one worker after the other
         raise RuntimeError("The worker died twice while it did this image.")
     with moved_into_place(file) as unfinished:
@@ -315,6 +322,8 @@ def extract(image, file, masks, options):
         every_series = stream_masks(image, mask_imgs)
         if describe(image, masks, options) != about:
             raise OSError(f"{image} was changed while it was read. Start again.")
+        voxels = [series.shape[1] for series in every_series]
+        about["voxels"] = dict(zip(masks.names, voxels, strict=True))
         about["shape"] = nib.load(image).shape
         write_arrays(unfinished, masks.names, every_series, about)
     return "done", about["shape"][3]
@@ -363,7 +372,7 @@ COLUMNS += ["started", "host", "pid"]
 
 
 def mask_study(
-    images, masks, output_dir, n_jobs=None, *, relative_to=None, resample=False, table="study.tsv"
+    images, masks, output_dir, n_jobs=None, *, relative_to=None, resample=False, part=(1, 1)
 ):
     """Extract the voxel time series of several masks from every image of a study.
 
@@ -385,13 +394,14 @@ def mask_study(
     resample : bool
         Resample masks on another grid to that of the image, by nearest neighbour. By default,
         such an image fails.
-    table : str
-        Name of the table in `output_dir`.
+    part : tuple of int
+        ``(3, 10)`` does every tenth image, from the third on: the third of ten parts.
 
     Returns
     -------
     pandas.DataFrame
-        A row per image, in their order, as it is written into the table: ``image``, ``file``,
+        A row per image, in their order, as it is written into ``study.tsv`` in the output folder,
+        or into ``study_3_of_10.tsv``: ``image``, ``file``,
         ``status`` (done, skipped, failed; after an interruption also not done), ``reason``,
         ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process while it did this
         image, its imports included), ``started`` (seconds since 1970), ``host``, ``pid``.
@@ -399,7 +409,7 @@ def mask_study(
     Raises
     ------
     ValueError
-        There is no image, two images have one name, or the masks do not fit each other.
+        There is no image, two images would have one file, or the masks do not fit each other.
     OSError
         A mask is missing or damaged, or the output folder cannot be written.
 
@@ -407,25 +417,36 @@ def mask_study(
     -----
     `numpy.load` opens a file of results. Under the name of each mask it has an array of shape
     (n_timepoints, n_voxels), as `stream_masks` gives it, and under ``about.json`` what it was made
-    of, as text for `json.loads`.
+    of, as text for `json.loads`: ``masks`` are the masks' voxels as they were given, ``voxels``
+    those in the arrays, which are others where a mask was resampled.
 
     It is skipped when the image has the path, size and time of change that it had, and the
-    masks and `resample` are the same. Otherwise it is replaced. The masks are beside the results,
-    as positions of voxels.
+    masks and `resample` are the same. Otherwise it is replaced, but for results of another image
+    that is still there: that image fails. The masks are beside the results, as positions of
+    voxels.
+
+    Parts can be done at the same time. The same image should not: what begins later removes the
+    unfinished file of the other, which then fails.
     """
     import pandas as pd  # here: workers do not need it
 
     paths = [images] if isinstance(images, str | Path) else images
     files = name_files([Path(path).absolute() for path in paths], output_dir, relative_to)
+    if len(part) != 2 or not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part is {part}; it needs two numbers, such as (3, 10).")
+    number, n_parts = part
+    files = dict(list(files.items())[number - 1 :: n_parts])
+    table = f"study_{number}_of_{n_parts}.tsv" if n_parts > 1 else "study.tsv"
     masks, options = read_masks(masks), {"resample": bool(resample)}
     output_dir = Path(output_dir).absolute()
     output_dir.mkdir(parents=True, exist_ok=True)
     masks_file = save_masks(masks, output_dir)
-    written = {*files.values(), masks_file, output_dir / table}
+    begun = set(find_unfinished(files.values()).values())  # and perhaps died of
+    written = {*files.values(), output_dir / table}
     remove_unfinished(written)
     tasks = {
         str(image): delayed(mask_image)(image, file, masks_file, options)
-        for image, file in files.items()
+        for image, file in sorted(files.items(), key=lambda item: item[1] in begun)
     }
     rows = {
         str(image): {"image": str(image), "file": str(file), "status": "not done"}
@@ -444,7 +465,7 @@ def mask_study(
         remove_unfinished(written)
         frame = pd.DataFrame(rows.values(), columns=COLUMNS)
         with moved_into_place(output_dir / table) as unfinished:
-            frame.to_csv(unfinished, sep="\t", index=False)
+            frame.to_csv(unfinished, sep="\t", index=False, errors="surrogateescape")
     return frame
 
 
@@ -458,8 +479,8 @@ def name_files(images, output_dir, relative_to=None):
     for image, file in files.items():
         if first.setdefault(file, image) != image:
             raise ValueError(
-                f"{image} and {first[file]} would both become {file}. Say with relative_to "
-                "which folder is above all images: results then have folders, too."
+                f"{image} and {first[file]} would both become {file}. If they are in different "
+                "folders, say with relative_to which folder is above all images."
             )
     if len(files) < max(len(images), 1):
         raise ValueError(f"One image at least is needed, and none twice: {len(images)} are given.")
@@ -528,10 +549,7 @@ def remove_unfinished(files):
 
 def part_of(text):
     """Read ``3/10`` as the third of ten parts."""
-    number, n_parts = (int(word) for word in text.split("/"))
-    if not 1 <= number <= n_parts:
-        raise ValueError
-    return number, n_parts
+    return tuple(int(word) for word in text.split("/"))
 
 
 if __name__ == "__main__":
@@ -543,10 +561,13 @@ if __name__ == "__main__":
     parser.add_argument("--masks", nargs="+", help="3D masks on one grid")
     parser.add_argument("--output", metavar="FOLDER", default="series", help="where results go")
     parser.add_argument("--jobs", type=int, metavar="N", help="workers; 1 by default")
-    parser.add_argument("--part", type=part_of, metavar="K/N", help="only this part of the images")
+    parser.add_argument(
+        "--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"
+    )
     parser.add_argument("--relative-to", metavar="FOLDER", help="keep the folders below this one")
     parser.add_argument("--resample", action="store_true", help="masks to the images' grids")
     arguments = parser.parse_args()
+    arguments.images = [line for line in arguments.images if line.strip()]  # a list can have some
     if bool(arguments.images) != bool(arguments.masks):
         parser.error("images and --masks go together")
     if not arguments.images:  # a study made from the options' image, as in the other examples
@@ -555,18 +576,12 @@ if __name__ == "__main__":
 
         arguments.images, arguments.masks = prepare_study()
         arguments.output = Path(read_options().measured) / "series"
-    name, images = "study.tsv", arguments.images
-    if arguments.part:
-        number, n_parts = arguments.part
-        name, images = f"study_{number}_of_{n_parts}.tsv", images[number - 1 :: n_parts]
-    if not images:
-        parser.exit(message="There are fewer images than parts: nothing to do.\n")
     try:
         table = mask_study(
-            *(images, arguments.masks, arguments.output, arguments.jobs),
+            *(arguments.images, arguments.masks, arguments.output, arguments.jobs),
             relative_to=arguments.relative_to,
             resample=arguments.resample,
-            table=name,
+            part=arguments.part,
         )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
@@ -576,7 +591,7 @@ if __name__ == "__main__":
         print(f"{row.image}\n    {row.reason}")
     counts = table.status.value_counts()
     print(*(f"{count} {status}" for status, count in counts.items()), sep=", ")
-    print(f"The table is {Path(arguments.output) / name}.")
+    print(f"The table is in {arguments.output}.")
     if "failed" in counts:
         sys.exit(1)
 

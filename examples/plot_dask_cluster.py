@@ -45,10 +45,10 @@ if __name__ == "__main__":
 # process that starts a new worker where one has died. (In a ``LocalCluster``, the calling process
 # is the nanny of all.) Two of Dask's defaults are changed:
 #
-# * **The scheduler counts nothing.** It would give up an image after four workers have died with it
-#   in their hands, also when it only stood in line behind the one that they died of. With joblib
-#   1.6 there is then no error, and the call never ends. ``mask_study`` counts instead: it knows
-#   which image was begun.
+# * **The scheduler never gives up a task.** It would, after four workers have died with it in their
+#   hands, also when it only stood in line behind the one that they died of. With joblib 1.6 there
+#   is then no error, and the call never ends. ``mask_study`` counts instead: it knows which image
+#   was begun.
 # * **The nanny leaves memory alone.** It would tell workers, by a variable of the environment, to
 #   give freed memory back at once. Then each volume needs fresh pages from the system, which takes
 #   nearly as long as to decompress it.

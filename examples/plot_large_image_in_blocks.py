@@ -305,8 +305,8 @@ if __name__ == "__main__":
 # notes every few MiB what the decompressor knows there: from such a point it can go on as from
 # a beginning. Written into a file beside the image, this index serves every worker.
 #
-# It does not notice when the end of the file was cut off, and who comes with an index does not
-# look at that end any more. So the file is first read to its end, where gzip has its checksum. And
+# It does not notice when the end of the file was cut off, and a reader with an index never
+# reaches that end. So the file is first read to its end, where gzip has its checksum. And
 # an index that is older than the image is refused, since it may be that of another.
 
 
@@ -487,7 +487,7 @@ if __name__ == "__main__" and has_index:
 # ----------------
 # An image that is read more than once is best decompressed, once. On one machine there is then
 # little to share out: to take voxels is so little work that one process is as fast as the file
-# can be read, and workers have to be started. Blocks over workers are for what that is not true of:
+# can be read, and workers have to be started. Blocks over workers are for the other case:
 # an image so large that its time counts, on storage that serves many nodes faster than one.
 #
 # A ``.nii.gz`` is for one pass. Without an index, more workers decompress more, and not

@@ -214,10 +214,10 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# Memory hardly counts: a worker more adds its imports and a few MiB. What ends first is the number
-# of cores. A worker decompresses all the time, and two on one core take twice as long.
+# Memory hardly counts: each further worker adds its imports and a few MiB. The cores run out first.
+# A worker decompresses all the time, and two on one core take twice as long.
 #
-# The disk ends next. How much of a compressed file does a worker read in a second, and how much
+# The disk comes next. How much of a compressed file does a worker read in a second, and how much
 # does the storage give, when the file is not in the system's cache? Here it is dropped from the
 # cache first, and read by one, two and four readers at a time.
 

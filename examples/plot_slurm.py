@@ -80,7 +80,7 @@ if __name__ == "__main__":
 # A job array
 # -----------
 # Each task of the array runs the same line, with another number: ``--part 2/4`` takes every fourth
-# image, from the second on. All tasks write into the same folder, each its own files. Images and
+# image, from the second on. All tasks write into one folder, each its images' results. Images and
 # masks stand in two lists, a path on each line. Libraries get one thread, since nothing else would
 # tell them (:ref:`why <sphx_glr_auto_examples_plot_one_machine.py>`).
 
@@ -136,15 +136,21 @@ if __name__ == "__main__":
 #     ls -d "$PWD"/masks/*.nii* > masks.txt
 #     sbatch mask_study.sbatch
 #
-# A task that ran out of memory or of time, or whose node was lost, leaves no half file. Once the
-# array is over, the same command line without ``--part`` skips what is complete, does what is
-# missing, and writes one table of all images. If an image failed, its exit status is 1:
-#
-# .. code-block:: slurm
-#
-#     sbatch --dependency=singleton --job-name=mask-study --mem=500M --wrap \
-#         "python mask_study.py @images.txt --masks @masks.txt --output series"
-#
+# A task that ran out of memory or of time, or whose node was lost, writes no table, and no file of
+# results that is not complete. So there is one more job, which waits for the array: the same
+# command line without ``--part``. It skips what is complete, does what is missing, first what had
+# not been begun, and writes one table of all images. If an image failed, its exit status is 1.
+
+COLLECT = """\
+sbatch --dependency=singleton --job-name=mask-study --mem={mib}M --time={minutes} --wrap \\
+    "OMP_NUM_THREADS=1 {python} mask_study.py @images.txt --masks @masks.txt --output series"
+"""
+
+if __name__ == "__main__":
+    _, minutes_for_all = to_ask_for(most_mib, row.seconds, len(images))
+    print(COLLECT.format(mib=mib, minutes=minutes_for_all, python="python"))
+
+# %%
 # Dask asks for the workers
 # -------------------------
 # dask-jobqueue submits jobs, each of which is a Dask worker, and ends them when the work is done.
@@ -233,7 +239,7 @@ if __name__ == "__main__":
 # %%
 # A worker that is lost, or whose time is over, loses the image that it was at, and that is done
 # again by another. If workers last shorter than the study, ask for new ones as they end with
-# ``cluster.adapt(minimum_jobs=1, maximum_jobs=20)`` in place of ``cluster.scale``.
+# ``cluster.adapt(minimum_jobs=2, maximum_jobs=20)`` in place of ``cluster.scale``.
 #
 # What to conclude
 # ----------------

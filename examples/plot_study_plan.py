@@ -18,9 +18,8 @@ arithmetic.
 # How many MiB of compressed file a worker gets through in a second, how large its results are, and
 # how much memory it takes, come from the study of
 # :ref:`sphx_glr_auto_examples_plot_one_machine.py`. Its fastest image counts: the file is in the
-# system's cache, and nothing else is waited for. How many MiB of file that is depends on how well
-# the image compresses; those of the file's content are measured in
-# :ref:`sphx_glr_auto_examples_plot_limit.py`.
+# system's cache, and nothing else is waited for. The rate depends on how well the image
+# compresses.
 
 import math
 import subprocess
@@ -50,8 +49,9 @@ if __name__ == "__main__":
 # %%
 # What it costs to hand out a task was measured with a thousand empty ones on each engine, each a
 # batch of its own (:doc:`/auto_examples/task_overhead`). With ten thousand, and with Slurm, it was
-# recorded earlier: that Slurm has one node, and starts a task as soon as another has ended. Many
-# look for the next one every half minute, and then a task had better take longer than that.
+# recorded earlier. That Slurm has one node, and was set to start a task as soon as another ends.
+# With usual settings it looks for the next one only now and then, every half minute or so: make
+# the tasks of a job array longer than that.
 
 if __name__ == "__main__":
     measured = Path(read_options().measured)
@@ -77,10 +77,21 @@ if __name__ == "__main__":
 # The arithmetic
 # --------------
 # Three things happen at the same time, and the slowest of them decides: the workers decompress,
-# the storage gives bytes, and the engine hands out tasks.
+# the storage gives images and takes results, and the engine hands out tasks.
 
 
-def plan(n_nodes, *, n_images, image_mib, cores, worker_mib_s, node_mib_s, storage_mib_s, task_s):
+def plan(
+    n_nodes,
+    *,
+    n_images,
+    image_mib,
+    result_mib,
+    cores,
+    worker_mib_s,
+    node_mib_s,
+    storage_mib_s,
+    task_s,
+):
     """Compute how long a study takes on a cluster.
 
     Parameters
@@ -89,14 +100,16 @@ def plan(n_nodes, *, n_images, image_mib, cores, worker_mib_s, node_mib_s, stora
     n_images : int
     image_mib : float
         Size of an image's file, compressed as it is.
+    result_mib : float
+        Size of its results.
     cores : int
         Cores of a node, each with a worker.
     worker_mib_s : float
         MiB of compressed file that a worker gets through in a second.
     node_mib_s : float
-        MiB that a node's network brings in a second.
+        MiB that go through a node's network in a second.
     storage_mib_s : float
-        MiB that the shared storage gives in a second, to all nodes together.
+        MiB that the shared storage gives or takes in a second, for all nodes together.
     task_s : float
         Seconds in which the engine hands out a task and takes its result.
 
@@ -106,10 +119,10 @@ def plan(n_nodes, *, n_images, image_mib, cores, worker_mib_s, node_mib_s, stora
         Hours that ``processors``, ``storage`` and ``engine`` need, each by itself.
     """
     rounds = math.ceil(n_images / (n_nodes * cores))  # in the last one, some workers are idle
-    gives_mib_s = min(n_nodes * node_mib_s, storage_mib_s)
+    mib_s = min(n_nodes * node_mib_s, storage_mib_s)
     return {
         "processors": rounds * image_mib / worker_mib_s / 3600,
-        "storage": n_images * image_mib / gives_mib_s / 3600,
+        "storage": n_images * (image_mib + result_mib) / mib_s / 3600,
         "engine": n_images * task_s / 3600,
     }
 
@@ -117,7 +130,7 @@ def plan(n_nodes, *, n_images, image_mib, cores, worker_mib_s, node_mib_s, stora
 # %%
 # The cluster is an example, and not measured: nodes of 32 cores, each with a network of 10 Gbit/s,
 # and a shared file system that gives 5 GB/s to all of them together. Ask for the numbers of
-# yours. The engine is Dask, which takes longest of those that have one queue for all nodes.
+# yours. The engine is a Dask cluster that is running.
 
 CLUSTER = {"cores": 32, "node_mib_s": 10e9 / 8 / MIB, "storage_mib_s": 5e9 / MIB}
 STUDY = {"n_images": 10_000, "image_mib": 1e9 / MIB}
@@ -125,17 +138,17 @@ NODES = (1, 10, 100)
 
 if __name__ == "__main__":
     task_s = overhead.set_index("engine").seconds_per_task["Dask"]
-    rates = {"worker_mib_s": worker_mib_s, "task_s": task_s}
+    written_mib = STUDY["image_mib"] * result_mib / image_mib
+    rates = {"worker_mib_s": worker_mib_s, "task_s": task_s, "result_mib": written_mib}
     hours = pd.DataFrame({n: plan(n, **STUDY, **CLUSTER, **rates) for n in NODES}).T
     hours["limit"], hours["hours"] = hours.idxmax(axis=1), hours.max(axis=1)
     print(f"{STUDY['n_images']:,} images of {STUDY['image_mib'] * MIB / 1e9:.0f} GB: ", end="")
     print(f"{STUDY['n_images'] * STUDY['image_mib'] * MIB / 1e12:.0f} TB to read, ", end="")
-    written = STUDY["n_images"] * STUDY["image_mib"] * result_mib / image_mib
-    print(f"{written * MIB / 1e9:,.0f} GB to write\n")
+    print(f"{STUDY['n_images'] * written_mib * MIB / 1e9:,.0f} GB to write\n")
     print("nodes  processors  storage  engine      the study")
     for n, row in hours.iterrows():
-        print(f"{n:5}{row.processors:10.2g} h{row.storage:7.2g} h{row.engine:6.2g} h", end="")
-        print(f"{row.hours:7.2g} h, limited by: {row.limit}")
+        print(f"{n:5}{row.processors:10.3g} h{row.storage:7.3g} h{row.engine:7.2g} h", end="")
+        print(f"{row.hours:7.3g} h, limited by: {row.limit}")
 
 # %%
 
@@ -161,7 +174,7 @@ def plot_plan(hours):
     ax.plot(hours.index, hours.hours, color="black", lw=7, alpha=0.15, label="the study")
     for n, row in hours.iterrows():
         place = {"ha": "right" if n == hours.index[-1] else "left", "textcoords": "offset points"}
-        ax.annotate(f"{row.hours:.2g} h", (n, row.hours), (0, 9), **place)
+        ax.annotate(f"{row.hours:.3g} h", (n, row.hours), (0, 9), **place)
     ax.set(xscale="log", yscale="log", xlabel="nodes", ylabel="hours", xticks=hours.index)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.minorticks_off()
@@ -187,7 +200,7 @@ if __name__ == "__main__":
 # %%
 # Where the storage is the limit
 # ------------------------------
-# So many workers read all that is there to read. More of them bring nothing:
+# This many workers use all that the storage can give. More bring nothing:
 
 if __name__ == "__main__":
     for name, mib_s in (
@@ -210,18 +223,20 @@ if __name__ == "__main__":
 
 if __name__ == "__main__":
     workers_gib = CLUSTER["cores"] * table.peak_rss_mib.max() / 1024
-    results_gib = CLUSTER["cores"] * STUDY["image_mib"] * result_mib / image_mib / 1024
+    results_gib = CLUSTER["cores"] * written_mib / 1024
     print(f"{CLUSTER['cores']} workers, as measured: {workers_gib:5.1f} GiB")
     print(f"results of 1 GB images: {results_gib:6.1f} GiB")
 
 # %%
 # What to conclude
 # ----------------
-# Count bytes before cores. The engine is no limit, as long as a task is an image: tasks that
-# are much shorter, such as one for each mask and image, would change that.
+# Count bytes before cores. A running engine is no limit, as long as a task is an image: tasks that
+# are much shorter, such as one for each mask and image, would change that. In a job array, give
+# each task many images.
 #
-# What the plan leaves out: nodes that others use as well, images of different sizes, and tasks that
-# have to be done again.
+# What the plan leaves out: nodes and storage that others use as well, workers of a node that slow
+# each other down because they share its memory's bandwidth, images of different sizes, and tasks
+# that have to be done again.
 #
 # Recommended next
 # ----------------

@@ -2,13 +2,14 @@
 What a task costs: empty tasks on each engine
 =============================================
 
-To hand out a task and to take its result back takes time, whatever the task is: that of an engine
-is seen when the tasks do nothing. ``python task_overhead.py`` times them on every engine that
+To hand out a task and to take its result back takes time, whatever the task is. Empty tasks show
+that time alone. ``python task_overhead.py`` times them on every engine that
 :doc:`/auto_examples/mask_study` can run on, with a Slurm cluster where there is one, and writes
 ``task_overhead.csv``: a row per engine.
 
 joblib joins tasks that are as short as these into batches, and would hide what each costs. Images
-take longer and are not joined, so here each task is a batch of its own.
+take longer and are not joined, so here each task is a batch of its own. As in a study, all tasks
+are given to the engine at once.
 """
 
 # %%
@@ -71,9 +72,8 @@ def time_tasks(engine, n_tasks):
 
 def run_tasks(n_tasks, name):
     """Run empty tasks, each as a batch of its own."""
-    tasks = Parallel(batch_size=1, return_as="generator_unordered")(
-        delayed(abs)(number) for number in range(n_tasks)
-    )
+    options = {"return_as": "generator_unordered", "pre_dispatch": "all"}
+    tasks = Parallel(batch_size=1, **options)(delayed(abs)(number) for number in range(n_tasks))
     for _ in tqdm(tasks, total=n_tasks, desc=name, unit="task", delay=2):
         pass
 

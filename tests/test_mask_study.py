@@ -100,7 +100,7 @@ def test_any_image(tmp_path_factory, kind, scaling, shape, affine, suffix, data)
 
 
 def test_real_images(tmp_path):
-    """Real files of nibabel's, int16 with an odd orientation among them, give other values."""
+    """A real int16 file of nibabel's, with an odd orientation, gives other values."""
     image = Path(data_path, "example4d.nii.gz")
     inside = np.zeros(nib.load(image).shape[:3], "u1")
     inside[40:60, 40:50, 8:12] = 1
@@ -190,7 +190,7 @@ def test_success_is_success(study):
     """The command line fails, or says something else than what it did."""
     done = command(study, "--jobs=2")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "6 done\nThe table is series/study.tsv.\n"
+    assert done.stdout == "6 done\nThe table is in series.\n"
     assert "6 skipped" in command(study).stdout
 
 
@@ -274,6 +274,129 @@ def test_one_file_for_two_images_is_refused(tmp_path, names):
     """Two names that differ in their ending or folder alone become one file."""
     with pytest.raises(ValueError, match="would both become"):
         name_files([tmp_path / name for name in names], tmp_path)
+
+
+def test_parts_are_all_and_none_twice(study):
+    """Parts leave an image out, do it twice, or get in each other's way with equal names."""
+    tables = [study.run(part=(number, 4)) for number in (1, 2, 3, 4)]
+    done = [image for table in tables for image in table.image]
+    assert sorted(done) == [str(path) for path in study.images]
+    names = {f"study_{number}_of_4.tsv" for number in (1, 2, 3, 4)}
+    assert {path.name for path in study.output.glob("*.tsv")} == names
+    assert len(study.run(part=(7, 8))) == 0
+    for part in ((0, 3), (4, 3), (1,)):
+        with pytest.raises(ValueError, match="part is"):
+            study.run(part=part)
+    folder = study.folder / "other"
+    folder.mkdir()
+    study.images.append(Path(shutil.copy(study.images[0], folder)))
+    for number in (1, 7):  # in different parts
+        with pytest.raises(ValueError, match="would both become"):
+            study.run(part=(number, 7))
+
+
+def test_results_of_another_image_are_kept(study):
+    """A later study with other images of the same names replaces results in silence."""
+    study.run()
+    before = study.files()
+    folder = study.folder / "other"
+    folder.mkdir()
+    others = [Path(shutil.copy(image, folder)) for image in study.images[:2]]
+    table = mask_study(others, study.masks, study.output)
+    assert list(table.status) == ["failed"] * 2
+    assert f"holds results of {study.images[0]}" in table.reason[0]
+    assert study.files() == before
+    study.images[0].unlink()  # moved to the other folder
+    assert list(mask_study(others, study.masks, study.output).status) == ["done", "failed"]
+
+
+def test_parts_at_the_same_time(study, monkeypatch):
+    """A part that begins removes what another is writing."""
+    original, seen = module.write_arrays, []
+
+    def meanwhile(path, *arguments):
+        if not seen:
+            seen.append(path)
+            assert list(study.run(part=(2, 2)).status) == ["done"] * 3
+        original(path, *arguments)
+
+    monkeypatch.setattr(module, "write_arrays", meanwhile)
+    assert list(study.run(part=(1, 2)).status) == ["done"] * 3
+    assert seen[0].name.startswith("masks-")
+
+
+@pytest.mark.parametrize("name", ["about.json", "a.npy"])
+def test_names_that_files_of_results_cannot_have(study, name):
+    """A mask is not found again under its name."""
+    with pytest.raises(ValueError, match="one of these names"):
+        mask_study(study.images, {name: study.masks[0]}, study.output)
+
+
+def test_damaged_masks_are_written_again(study):
+    """An empty file of masks makes every image fail, at each start."""
+    study.run()
+    (masks_file,) = study.output.glob("masks-*.npz")
+    masks_file.write_bytes(b"")
+    study.images[0].touch()
+    assert list(study.run().status) == ["done"] + ["skipped"] * 5
+
+
+def test_name_that_is_no_text(study):
+    """A file name in another encoding loses the whole table, after all the work."""
+    image = study.images[0].rename(study.folder / os.fsdecode(b"sub-\xe9.nii.gz"))
+    study.images[0] = image
+    assert list(study.run().status) == ["done"] * 6
+    assert os.fsencode(image) in (study.output / "study.tsv").read_bytes()
+
+
+def test_link_to_another_image(study):
+    """A link that leads to another image of the same size and time is taken for unchanged."""
+    images = [write(study.folder, seed, suffix=".nii") for seed in (70, 71)]
+    for image in images:
+        os.utime(image, ns=(1, 1))
+    link = study.folder / "sub-72_bold.nii"
+    study.images = [link]
+    for image in images:
+        link.unlink(missing_ok=True)
+        link.symlink_to(image)
+        assert list(study.run().status) == ["done"]
+        assert_same(study.results(link), nifti_masker(image, study.masks))
+
+
+def test_voxels_of_resampled_masks_are_told(study):
+    """The file says that an array has other voxels than it has."""
+    half = write(study.folder, 60, (3, 6, 4, 3))  # without the far half of the masks
+    study.images = [half]
+    assert list(study.run(resample=True).status) == ["done"]
+    about = read_about(study.output / "sub-60_bold.npz")
+    series = study.results(half)
+    assert list(about["voxels"].values()) == [a.shape[1] for a in series]
+    assert about["voxels"] != about["masks"]
+
+
+def test_blank_lines_are_no_images(study):
+    """A blank line in the list is the current folder, and fails."""
+    study.images[1:1] = [Path("")]
+    names = ["" if path == Path("") else str(path) for path in study.images]
+    (study.folder / "images.txt").write_text("\n".join(names) + "\n\n")
+    masks = [path.name for path in study.masks]
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "@images.txt", "--masks", *masks, "--output=series"],
+        cwd=study.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "6 done")
+
+
+def test_what_ended_the_process_is_done_last(study):
+    """Without workers, an image that ends the process hides those behind it for ever."""
+    for _ in range(2):
+        process = start(study, 1, dies=study.images[2].name)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    done = {name for name in study.files() if name.endswith(".npz")}
+    assert done == {f"sub-{n:02d}_bold.npz" for n in (0, 1, 3, 4, 5)}
 
 
 def test_changed_while_it_is_read(study, monkeypatch):
@@ -534,13 +657,14 @@ def test_an_engine_that_does_not_work_is_not_hidden(study, monkeypatch):
 
 def test_worker_needs_little(tmp_path):
     """A worker has more than its largest result and 64 MiB above its imports."""
-    data = np.random.default_rng(0).normal(size=(40, 40, 40, 200)).astype("f4")  # 49 MiB
+    data = np.zeros((64, 64, 64, 250), "f4")  # 250 MiB
     images = [tmp_path / f"sub-{i}.nii.gz" for i in range(4)]
     nib.Nifti1Image(data, np.eye(4)).to_filename(images[0])
     for image in images[1:]:
         image.symlink_to(images[0])
     inside = np.zeros(data.shape[:3], "u1")
     inside[10:30, 10:30, 10:20] = 1
+    data[inside != 0] = np.random.default_rng(0).normal(size=(inside.sum(), data.shape[3]))
     masks = {"a": nib.Nifti1Image(inside, np.eye(4)), "b": nib.Nifti1Image(inside, np.eye(4))}
     missing = [tmp_path / f"missing-{i}.nii.gz" for i in range(4)]
     imports = sorted(memory_of(missing, masks, 2)[1])[-2:]  # of workers, not of their helpers

@@ -14,7 +14,7 @@ import pytest
 import mask_study
 import plot_slurm
 import plot_stream_masks
-from plot_slurm import job_script, mask_study_on_slurm, to_ask_for
+from plot_slurm import COLLECT, job_script, mask_study_on_slurm, to_ask_for
 from slurm import MEMORY_MB, one_node_slurm
 from small_study import Study
 from task_overhead import time_array
@@ -65,8 +65,8 @@ def study(tmp_path_factory):
 def commands():
     """What the page says to type."""
     blocks = re.findall(r"^# \.\. code-block:: slurm\n#\n((?:#.*\n)+?)#\n# \w", PAGE, re.M)
-    assert len(blocks) == 2
-    return [re.sub(r"^# {0,5}", "", block, flags=re.M) for block in blocks]
+    (submit,) = [re.sub(r"^# {0,5}", "", block, flags=re.M) for block in blocks]
+    return submit, COLLECT.format(mib=500, minutes=5, python=sys.executable)
 
 
 def test_job_array_of_the_page(slurm, study):
@@ -74,11 +74,10 @@ def test_job_array_of_the_page(slurm, study):
     study, expected = study
     (study.folder / "mask_study.sbatch").write_text(job_script(3, 500, 5, sys.executable))
     submit, collect = commands()
-    python = f"PATH={Path(sys.executable).parent}:$PATH"
     bash = ["bash", "-euc"]
     done = slurm.ask(*bash, submit, cwd=study.folder)
     assert done.returncode == 0, done.stderr
-    done = slurm.ask(*bash, f"{python}\n{collect}", cwd=study.folder)
+    done = slurm.ask(*bash, collect, cwd=study.folder)
     assert done.returncode == 0, done.stderr
     slurm.until(lambda: not slurm.queue(), 120)
     said = {path.name: path.read_text() for path in study.folder.glob("slurm-*.out")}
@@ -117,8 +116,8 @@ def test_one_worker_is_refused(tmp_path):
         mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
 
 
-def test_too_little_memory_is_a_failed_task(slurm, study, tmp_path):
-    """What a job asks for is less than it needs, and nobody notices."""
+def test_more_memory_than_a_node_has_is_refused(slurm, study, tmp_path):
+    """The page's job asks for memory in another way than Slurm understands."""
     mib, minutes = to_ask_for(200, 30, 10)
     assert (mib, minutes) == (300, 20)
     job = job_script(2, MEMORY_MB + 1, minutes, sys.executable)

@@ -22,7 +22,7 @@ from plot_study_plan import CLUSTER, NODES, STUDY, plan
 from small_site import regions_of
 
 EXAMPLES = Path(module.__file__).parent
-RATES = {"worker_mib_s": 200, "task_s": 0.005}
+RATES = {"worker_mib_s": 200, "task_s": 0.005, "result_mib": 50}
 
 
 # The plan
@@ -32,7 +32,8 @@ RATES = {"worker_mib_s": 200, "task_s": 0.005}
 def test_hours_of_a_known_case():
     """An hour of the plan is no hour, or a node's cores are not counted."""
     study = {"n_images": 3600, "image_mib": 1000, "worker_mib_s": 100, "task_s": 1}
-    cluster = {"cores": 10, "node_mib_s": 500, "storage_mib_s": 2000}
+    study["result_mib"] = 250
+    cluster = {"cores": 10, "node_mib_s": 625, "storage_mib_s": 2500}
     assert plan(1, **study, **cluster) == {"processors": 1, "storage": 2, "engine": 1}
     assert plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5, "engine": 1}
     # Twice as many nodes: the shared storage gives no more.
@@ -45,8 +46,8 @@ def test_more_nodes_never_take_longer(nodes, factor):
     few, more = (plan(n, **STUDY, **CLUSTER, **RATES) for n in (nodes, nodes * factor))
     assert all(more[part] <= few[part] for part in few)
     assert more["engine"] == few["engine"]
-    read_mib = STUDY["n_images"] * STUDY["image_mib"]
-    assert more["storage"] * 3600 * CLUSTER["storage_mib_s"] >= read_mib * (1 - 1e-9)
+    moved_mib = STUDY["n_images"] * (STUDY["image_mib"] + RATES["result_mib"])
+    assert more["storage"] * 3600 * CLUSTER["storage_mib_s"] >= moved_mib * (1 - 1e-9)
 
 
 def test_last_round_counts_in_full():
