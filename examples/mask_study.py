@@ -441,9 +441,8 @@ def mask_study(
     output_dir = Path(output_dir).absolute()
     output_dir.mkdir(parents=True, exist_ok=True)
     masks_file = save_masks(masks, output_dir)
-    begun = set(find_unfinished(files.values()).values())  # and perhaps died of
     written = {*files.values(), output_dir / table}
-    remove_unfinished(written)
+    begun = remove_unfinished(written)  # and perhaps died of
     tasks = {
         str(image): delayed(mask_image)(image, file, masks_file, options)
         for image, file in sorted(files.items(), key=lambda item: item[1] in begun)
@@ -534,9 +533,11 @@ def lost(image, file, error):
 
 
 def remove_unfinished(files):
-    """Remove what interrupted runs left."""
-    for path in find_unfinished(files):
+    """Remove what interrupted runs left; give the files that it was to become."""
+    left = find_unfinished(files)
+    for path in left:
         path.unlink(missing_ok=True)
+    return set(left.values())
 
 
 # %%

@@ -40,11 +40,11 @@ def prepare_both(fmri_path, most_mib=512):
     -------
     packed, plain : pathlib.Path
     """
-    from plot_large_image import prepare  # here: what is measured does not need nilearn
+    # Here: what is measured does not need nilearn.
+    from plot_large_image import n_volumes_within, prepare
 
     img = nib.load(fmri_path)
-    volume_mib = math.prod(img.shape[:3]) * img.dataobj[0, 0, 0, :1].itemsize / 2**20
-    length = int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
+    length = n_volumes_within(img, most_mib)
 
     def fill(folder):
         if fmri_path.name.endswith(".nii.gz") and length == img.shape[3]:

@@ -113,6 +113,12 @@ def load_in_memory(path):
     return nib.Nifti1Image(data, img.affine, img.header, dtype=data.dtype)
 
 
+def n_volumes_within(img, most_mib):
+    """Count how many volumes of an image fit into so many MiB of memory: one at least."""
+    volume_mib = np.prod(img.shape[:3]) * img.dataobj[0, 0, 0, :1].itemsize / 2**20
+    return int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
+
+
 # %%
 # **The image.** Subjects are concatenated along time and written to one compressed file.
 

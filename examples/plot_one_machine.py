@@ -36,7 +36,8 @@ from joblib import Parallel, delayed
 from mask_study import mask_study, stem
 from options import read_options
 from peak_memory import MIB, measure
-from plot_large_image import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
+from plot_large_image import atlas_to_masks, get_atlas_path
+from plot_large_image import n_volumes_within, prepare, prepare_fmri
 
 
 def prepare_study(n_images=8, most_mib=512):
@@ -56,8 +57,7 @@ def prepare_study(n_images=8, most_mib=512):
     fmri_path = prepare_fmri(options.n_images).absolute()
     _, masks = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
     img = nib.load(fmri_path)
-    volume_mib = np.prod(img.shape[:3]) * img.dataobj[0, 0, 0, :1].itemsize / MIB
-    length = int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
+    length = n_volumes_within(img, most_mib)
 
     def fill(folder):
         image = fmri_path
