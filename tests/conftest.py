@@ -65,8 +65,11 @@ def serve():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest: the build of the site, and beside it what it offers."""
-    first = ["test_site.py", "test_pages.py", "test_downloads.py"]
+    """Begin with what takes longest: the build of the site, and beside it what it offers.
+
+    Its pages come next, so that no worker is left with the longest at the end.
+    """
+    first = ["test_site.py", "test_downloads.py", "test_pages.py"]
     items.sort(key=lambda item: [item.path.name != name for name in first])
 
 
