@@ -296,10 +296,11 @@ def test_memory_of_this_machine():
 @pytest.fixture
 def own_machine(monkeypatch):
     """A machine with 16,000 MiB on which nothing runs but what a test starts."""
+    before = psutil.Process().children(recursive=True)  # other tests' workers, which may end
 
     def left():
         used = 0
-        for process in psutil.Process().children(recursive=True):
+        for process in set(psutil.Process().children(recursive=True)).difference(before):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 used += process.memory_full_info().uss
         return 16_000 - used / MIB
