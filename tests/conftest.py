@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import shutil
+import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,8 @@ from slurm import slurm, slurm_programs  # noqa: F401
 from small_site import interrupted, placeholders, prose, site  # noqa: F401
 
 os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in subprocesses
+# A job in the background ignores Ctrl-C, and so would all that the tests start, to interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -74,8 +74,6 @@ class Site:
                 env=os.environ | self.options,
                 stdout=messages,
                 stderr=subprocess.STDOUT,
-                # Also where the tests run in the background, which ignores Ctrl-C.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def messages(self):

@@ -493,7 +493,7 @@ def test_two_builds_at_once(cache):
 
 
 STOP_IN_THE_MIDDLE = """
-import signal, sys
+import sys
 import plot_large_image
 from nilearn.image import resample_to_img
 
@@ -504,7 +504,6 @@ def resample(img, *args, calls=[], **kwargs):
         sys.stdin.read()
     return resample_to_img(img, *args, **kwargs)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
 plot_large_image.resample_to_img = resample
 plot_large_image.atlas_to_masks(sys.argv[1], sys.argv[2], 3)
 """

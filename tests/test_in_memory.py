@@ -436,14 +436,12 @@ def test_joblib_makes_no_copy_of_the_map(tmp_path, temporary, monkeypatch, funct
 
 
 SCRIPT = """
-import os, signal, sys, time
+import sys, time
 from pathlib import Path
 
 examples, name, fmri_path, mask_path = sys.argv[1:]
 sys.path.insert(0, examples)
 import plot_in_memory
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores Ctrl-C
 
 class Waiting(plot_in_memory.Parallel):
     def __call__(self, tasks):

@@ -6,6 +6,7 @@ import inspect
 import mmap
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -542,7 +543,6 @@ examples, what, fmri_path, mask_path = sys.argv[1:]
 sys.path.insert(0, examples)
 import plot_shared_memory
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores Ctrl-C
 whole = plot_shared_memory.numpy_masker_shared_single
 caller = os.getpid()
 
@@ -563,6 +563,15 @@ def worker(block_name, *arguments):
 plot_shared_memory.numpy_masker_shared_single = worker
 plot_shared_memory.numpy_masker_shared_parallel(fmri_path, [mask_path] * 2, 2)
 """
+
+
+# Interrupted after it removed a semaphore and before it noted that, joblib says that it leaked.
+OF_A_SEMAPHORE = re.compile(
+    r"^.*/loky/backend/resource_tracker\.py:\d+: UserWarning: resource_tracker: "
+    r"(There appear to be \d+ leaked semlock objects|/loky-\d+-\w+: FileNotFoundError).*\n"
+    r"  warnings\.warn\(.*\n",
+    re.M,
+)
 
 
 def wait_for(condition):
@@ -623,10 +632,11 @@ def test_nothing_is_left_in_shared_memory(tmp_path, bad_files, worker, end, stat
     block_name = next(tmp_path.glob("*.block")).read_text()
     assert not is_there(block_name)
     assert said in stderr
+    if status == -signal.SIGINT:
+        stderr = OF_A_SEMAPHORE.sub("", stderr)
     if end is not subprocess.Popen.kill:  # then the tracker removes the block, and says so
-        # That of joblib may speak of a semaphore that is gone: it died between two lines.
-        assert "leaked shared_memory" not in stderr
-        assert block_name not in stderr
+        assert "leaked" not in stderr
+        assert "resource_tracker" not in stderr
     assert not [*Path("/dev/shm").glob(f"*[-_]{process.pid}[-_]*")]  # so joblib names its own
 
 
