@@ -27,7 +27,7 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test mprof benchmark overhead record serve linkcheck lint clean check-options
+.PHONY: help html html-noplot test mprof benchmark overhead record check-model serve linkcheck lint clean check-options
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,10 @@ overhead: $(VENV)/.built ## time ten thousand empty tasks on each engine, into d
 record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (hours)
 	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale \
 		$(VENV)/bin/python examples/measured_methods.py --measure
-	$(VENV)/bin/python examples/prediction_grid.py --full doc/recorded
+	$(VENV)/bin/python examples/prediction_grid.py --record doc/recorded
+
+check-model: $(VENV)/.built ## compare the model of memory with repeated measurements; fails if it is off
+	$(VENV)/bin/python examples/prediction_grid.py --check
 
 serve: ## show the built site at http://localhost:8000
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)

@@ -1,21 +1,22 @@
 """
-The benchmark: time beside the limit, and how it grows
-======================================================
+The benchmark: time compared with the limit, and how it grows
+=============================================================
 
-No method can be faster than the limit: to :term:`decompress <decompression>` the file and
-throw the content away, or, for a file that is not compressed, to read it. So each time is
-taken together with the limit, one right after the other, and it is their ratio that is
-compared: machines are noisy, and what slows one down mostly slows the other, too.
+No method can be faster than the limit: :term:`decompressing <decompression>` the file and
+discarding the content, or, for an uncompressed file, reading it. So each method is timed right
+after the limit, and the benchmark compares their ratio: machines are noisy, and what slows one
+down usually slows the other, too.
 
-Each method runs once without being timed, so that imports are done, workers are started and
-the file is in the page cache, then as often as asked for. Its workers stay until it is done,
-which is to the advantage of the methods that need them.
+Each method first runs once without being timed, so that imports are done, workers are started
+and the file is in the page cache. The repeats use the same workers. The times therefore leave
+out the start of workers, which the times in the table of all methods include: compare ratios
+only with ratios.
 
-Memory is measured as everywhere on this site, by :ref:`the meter
-<sphx_glr_auto_examples_peak_memory.py>`, as the peak above the level before the call, in a
-process of its own.
+Memory is measured as on all pages, by :ref:`the profiler
+<sphx_glr_auto_examples_peak_memory.py>`, in a fresh process, as the peak above the level before
+the call.
 
-:ref:`sphx_glr_auto_examples_plot_limit.py` runs this at a small size and draws the result.
+:ref:`sphx_glr_auto_examples_plot_limit.py` runs this at small sizes and draws the result.
 ``make benchmark`` runs it at full size, with ``--full``. On the command line:
 
 .. code-block:: bash
@@ -46,6 +47,9 @@ from nilearn.masking import apply_mask
 
 import plot_stream_masks
 from measured_methods import describe_machine
+from memory_budget import guard
+from memory_model import METHODS as MODELS
+from one_run import run_method
 from options import read_options
 from peak_memory import MIB, measure
 from plot_in_memory import numpy_masker_mapped, numpy_masker_threads
@@ -54,7 +58,7 @@ from plot_memory_over_time import color_of, marker_of
 from plot_numpy_indexing import numpy_masker_parallel_path
 from plot_stream_masks import gzip as fast_gzip
 from plot_stream_masks import stream_masks
-from whole_experiment import METHODS, run
+from whole_experiment import METHODS, title
 
 COLUMNS = ("question", "what", "x", "repeat", "seconds", "limit_seconds")
 MEMORY_COLUMNS = ("question", "what", "x", "above_mib", "output_mib")
@@ -66,7 +70,7 @@ MEMORY_COLUMNS = ("question", "what", "x", "above_mib", "output_mib")
 
 
 def read_and_forget(path):
-    """The limit: decompress a file, or read it, and throw its content away.
+    """Do what limits every method: decompress or read a file, and discard its content.
 
     Parameters
     ----------
@@ -81,12 +85,12 @@ def read_and_forget(path):
 
 
 def time_pairs(todo, n_repeats):
-    """Time each call and the limit in turns.
+    """Time each call right after the limit, again and again.
 
     Parameters
     ----------
     todo : list of tuple
-        As `questions` gives it.
+        As `questions` returns it.
     n_repeats : int
 
     Returns
@@ -110,25 +114,25 @@ def time_pairs(todo, n_repeats):
 
 
 def hold(call):
-    """Make a call, and keep its result for a moment: the meter looks fifty times a second."""
+    """Make a call and keep its result until the profiler has taken a sample."""
     result = call()
     time.sleep(0.1)
     return result
 
 
 def labels_masker(fmri_path, labels_path):
-    """Averages instead of voxels: nilearn's masker for labels, all regions at once."""
+    """Average all regions at once with nilearn's masker for labels."""
     masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
     return [masker.fit_transform(fmri_path)]
 
 
 def masks_applied(fmri_path, mask_paths):
-    """nilearn's function for one mask, called for each, one after the other."""
+    """Call nilearn's function for one mask for each mask, one after the other."""
     return [apply_mask(fmri_path, mask_path) for mask_path in mask_paths]
 
 
 def without_isal(fmri_path, mask_paths):
-    """`stream_masks` as it is where isal is not installed."""
+    """Run `stream_masks` as if isal were not installed."""
     plot_stream_masks.gzip = gzip
     try:
         return stream_masks(fmri_path, mask_paths)
@@ -139,8 +143,8 @@ def without_isal(fmri_path, mask_paths):
 # %%
 # The questions
 # -------------
-# Each question has a list of things to measure: what, at which value of what changes, the
-# call, and the file it reads.
+# Each question has a list of measurements: what is measured, the value of what changes, the call,
+# and the file that it reads.
 
 
 def questions(sizes):
@@ -149,8 +153,9 @@ def questions(sizes):
     Parameters
     ----------
     sizes : dict
-        ``volumes`` and ``regions`` of the main comparison, and lists of ``lengths``
-        (volumes), ``masks``, ``blocks`` (volumes) and ``workers``.
+        ``volumes`` and ``regions`` of the comparison of methods, ``parallel``, the names of
+        those with workers, and lists of ``lengths`` (volumes), ``masks``, ``blocks`` (volumes)
+        and ``workers``.
 
     Returns
     -------
@@ -169,14 +174,9 @@ def questions(sizes):
         todo.append((question, what, x, call, fmri_path))
 
     for method in METHODS:
-        add(
-            "methods",
-            f"{method.name}, {method.mode}",
-            n,
-            functools.partial(run, method),
-            path,
-            some,
-        )
+        if not MODELS[title(method)].imports or title(method) in sizes["parallel"]:
+            one_run = functools.partial(run_method, method.function, method.mode, method.in_memory)
+            add("methods", title(method), n, one_run, path, some)
     add("methods", "NiftiLabelsMasker (averages)", n, labels_masker, path, _labels(some))
     add("methods", "apply_mask, one by one", n, masks_applied, path, some)
     add("methods", "Streaming, 64 masks", 64, stream_masks, path, every)
@@ -200,7 +200,7 @@ def questions(sizes):
 
 
 def _image(n_volumes):
-    """The image of the default data, so many volumes long."""
+    """Prepare the image of the default data with so many volumes."""
     path = get_fmri_path(math.ceil(n_volumes / 168))[1]
 
     def fill(folder):
@@ -212,7 +212,7 @@ def _image(n_volumes):
 
 
 def _uncompressed(path):
-    """The same image in a file that is not compressed."""
+    """Prepare the same image in an uncompressed file."""
 
     def fill(folder):
         img = nib.load(path)
@@ -224,7 +224,7 @@ def _uncompressed(path):
 
 
 def _labels(mask_paths):
-    """One image of labels for the regions of several masks."""
+    """Prepare one image of labels for the regions of several masks."""
 
     def fill(folder):
         imgs = [nib.load(path) for path in mask_paths]
@@ -239,8 +239,8 @@ def _labels(mask_paths):
 # %%
 # Read, print and draw
 # --------------------
-# Each time was taken together with the limit, right before it. What counts is the ratio of
-# the two, and of the ratios the median, with the smallest and the largest beside it.
+# The figures show the ratio of each time to the limit that was timed right before it: the median
+# of all ratios, the smallest and the largest.
 
 
 def read_benchmark(folder):
@@ -256,7 +256,7 @@ def read_benchmark(folder):
         For each question, what was measured, and x: an array of shape (n_repeats, 2) with the
         seconds of the call and of the limit.
     memory : dict
-        For each question, what and x: peak PSS above the start and size of the output, in MiB.
+        For each question, what and x: peak memory above the start and size of the output, in MiB.
     """
     times, memory = defaultdict(list), {}
     with open(Path(folder) / "benchmark.csv", newline="") as file:
@@ -276,7 +276,7 @@ def print_ratios(times, memory):
     Parameters
     ----------
     times, memory : dict
-        As `read_benchmark` gives them.
+        As `read_benchmark` returns them.
     """
     there = any(key in memory for key in times if key[0] == "methods")
     print(f"{'':41}seconds   times the limit (spread)" + "   MiB above the start" * there)
@@ -296,7 +296,7 @@ def plot_ratios(times, title):
     Parameters
     ----------
     times : dict
-        As `read_benchmark` gives it.
+        As `read_benchmark` returns it.
     title : str
 
     Returns
@@ -326,8 +326,8 @@ def plot_ratios(times, title):
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}: each method as a dot, the median of several runs; the line goes from the "
-        "smallest to the largest. The dashed line is the limit.\n\n"
-        f"Dot chart of the time of {len(ordered)} ways, as multiples of the limit, median with "
+        "smallest to the largest ratio. The dashed line is the limit.\n\n"
+        f"Dot chart of the time of {len(ordered)} methods, as multiples of the limit, median with "
         f"smallest and largest: {'; '.join(found)}."
     )
     return figure
@@ -342,12 +342,12 @@ GROWTH = {
 
 
 def plot_growth(times, title):
-    """Draw how time grows, with the spread, and the limit where it is the same for all.
+    """Draw how time grows, with the spread, and the limit where each panel has one line.
 
     Parameters
     ----------
     times : dict
-        As `read_benchmark` gives it.
+        As `read_benchmark` returns it.
     title : str
 
     Returns
@@ -377,12 +377,12 @@ def plot_growth(times, title):
 
 
 def plot_memory_growth(memory, title):
-    """Draw how the peak above the start grows, and the size of the output in it.
+    """Draw how the peak above the start grows, and the size of the output.
 
     Parameters
     ----------
     memory : dict
-        As `read_benchmark` gives it.
+        As `read_benchmark` returns it.
     title : str
 
     Returns
@@ -428,7 +428,7 @@ def _panels(measured, title):
 
 
 def _line(ax, what, x, y):
-    """Draw what was measured of one way, in its colour; threads are dashed."""
+    """Draw one line in the colour of its method; threads are dashed."""
     style = "--" if "threads" in what else "-"
     ax.plot(x, y, style, marker=marker_of(what), ms=5, color=color_of(what), label=what)
 
@@ -443,12 +443,12 @@ def _finish(ax, label):
 
 
 def _short(number):
-    """Write a number with three digits, or all of a whole one."""
+    """Write a number with three digits, or all digits of its integer part."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _describe(figure, caption, lines, unit):
-    """Say what a figure of growth shows, with the numbers at the ends of each line."""
+    """Write the caption of a figure of growth, with the numbers at the ends of each line."""
     ends = [
         f"{what}, {GROWTH[question]} from {x[0]} to {x[-1]}: "
         f"{_short(y[0])} to {_short(y[-1])} {unit}"
@@ -464,28 +464,31 @@ def _describe(figure, caption, lines, unit):
 # Run it
 # ------
 
+WITH_WORKERS = [name for name, model in MODELS.items() if model.imports]
 SMALL = {
     "volumes": 42,
     "regions": 2,
+    "parallel": WITH_WORKERS[:1],
     "lengths": [42, 168],
     "masks": [6, 64],
     "blocks": [1, 8, 42],
-    "workers": [1, 2],
+    "workers": [],
 }
 FULL = {
     "volumes": 672,
     "regions": 6,
+    "parallel": WITH_WORKERS,
     "lengths": [168, 336, 672, 1344, 2016, 3360],
     "masks": [1, 2, 6, 16, 32, 64],
     "blocks": [1, 2, 4, 8, 16, 32, 64, 168, 672],
     "workers": [1, 2, 4, 6],
 }
-# Questions whose memory is measured too; that of the methods is in summary.csv.
+# Questions for which memory is measured, too; summary.csv has the memory of the methods.
 WITH_MEMORY = ("length", "masks")
 
 
-def benchmark(folder, sizes=SMALL, n_repeats=5, with_memory=WITH_MEMORY):
-    """Answer all questions, and write two tables and a description.
+def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=WITH_MEMORY):
+    """Answer all questions and write two tables and a description.
 
     Parameters
     ----------
@@ -493,18 +496,27 @@ def benchmark(folder, sizes=SMALL, n_repeats=5, with_memory=WITH_MEMORY):
     sizes : dict
         As for `questions`.
     n_repeats : int
-        Pairs of each.
+        Times of each, and of the limit.
     with_memory : tuple of str
-        Questions for which memory is measured as well.
+        Questions for which memory is measured, too.
     """
-    todo = questions(sizes)
+    todo, not_run = [], {}
+    for one in questions(sizes):
+        _, what, _, call, path = one
+        masks = call.args[-1]
+        reason = guard(what, path, masks, len(masks))[1] if what in MODELS else ""
+        if reason:
+            not_run[what] = reason
+        else:
+            todo.append(one)
     times, memory = time_pairs(todo, n_repeats), []
     for question, what, x, call, _ in todo:
         if question in with_memory:
             trace = measure(hold, call)
+            if isinstance(trace.exception, MemoryError):  # the machine was short of memory
+                continue
             output_mib = sum(series.nbytes for series in trace.result()) / MIB
-            above_mib = trace.peak_pss_mib - trace.before_mib
-            memory.append((question, what, x, f"{above_mib:.1f}", f"{output_mib:.1f}"))
+            memory.append((question, what, x, f"{trace.above_mib:.1f}", f"{output_mib:.1f}"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, columns, rows in (
@@ -522,6 +534,7 @@ def benchmark(folder, sizes=SMALL, n_repeats=5, with_memory=WITH_MEMORY):
         "on_disk_mib": path.stat().st_size / MIB,
         "in_memory_mib": np.prod(img.shape) * img.get_data_dtype().itemsize / MIB,
         "n_repeats": n_repeats,
+        "not_run": not_run,
         "date": datetime.date.today().isoformat(),
     }
     text = json.dumps({"benchmark": described | describe_machine()}, indent=1)
@@ -530,19 +543,19 @@ def benchmark(folder, sizes=SMALL, n_repeats=5, with_memory=WITH_MEMORY):
 
 
 if __name__ == "__main__":
-    for name in ("FMRI", "ATLAS", "DATA"):  # always the default data, whatever the build is for
+    for name in ("FMRI", "ATLAS", "DATA"):  # the default data, whatever the build's image is
         os.environ.pop(name, None)
-    parser = argparse.ArgumentParser(description="Time the methods beside the limit.")
+    parser = argparse.ArgumentParser(description="Time the methods and the limit.")
     measured = read_options().measured
     parser.add_argument("folder", nargs="?", default=measured, help="where to write the results")
     parser.add_argument("--full", action="store_true", help="at full size")
     arguments = parser.parse_args()
     if arguments.full:
-        benchmark(arguments.folder, FULL, with_memory=("methods", *GROWTH))
+        benchmark(arguments.folder, FULL, 5, with_memory=("methods", *GROWTH))
     else:
         benchmark(arguments.folder)
 
 # %%
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what it found.
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: the results.

@@ -43,7 +43,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import socket
 import sys
 import time
@@ -351,10 +350,14 @@ def forget_peak():
 
 
 def peak_rss_mib():
-    """Give the largest resident set size of this process, in MiB, since `forget_peak`."""
+    """Return the largest resident set size of this process, in MiB, since `forget_peak`."""
     try:
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     except OSError:
+        try:
+            import resource  # here: Windows has none
+        except ImportError:
+            return float("nan")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 1024)
 
@@ -404,7 +407,8 @@ def mask_study(
         or into ``study_3_of_10.tsv``: ``image``, ``file``,
         ``status`` (done, skipped, failed; after an interruption also not done), ``reason``,
         ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process while it did this
-        image, its imports included), ``started`` (seconds since 1970), ``host``, ``pid``.
+        image, its imports included; NaN on Windows), ``started`` (seconds since 1970), ``host``,
+        ``pid``.
 
     Raises
     ------

@@ -1,10 +1,11 @@
 """
-Measuring blocks beside one pass
-================================
+Measuring blocks and one pass
+=============================
 
-What :ref:`sphx_glr_auto_examples_plot_large_image_in_blocks.py` uses to measure: the same image
-compressed and not, the time of several calls in turns, memory above the level at which workers
-have done their imports, and processes that find indexed_gzip, while nothing else does.
+Helpers of :ref:`sphx_glr_auto_examples_plot_large_image_in_blocks.py`: they prepare the same image
+compressed and uncompressed, time several calls in turns, measure memory above the level at which
+workers have done their imports, and start processes that find indexed_gzip, which other processes
+do not.
 """
 
 import math
@@ -23,8 +24,8 @@ from peak_memory import measure
 from plot_stream_masks import gzip
 
 # %%
-# What is measured on
-# -------------------
+# The image
+# ---------
 
 
 def prepare_both(fmri_path, most_mib=512):
@@ -34,13 +35,13 @@ def prepare_both(fmri_path, most_mib=512):
     ----------
     fmri_path : pathlib.Path
     most_mib : float
-        Of an image that is larger in memory, the first so many MiB are taken.
+        If the image is larger in memory, only its first volumes are used, up to so many MiB.
 
     Returns
     -------
     packed, plain : pathlib.Path
     """
-    # Here: what is measured does not need nilearn.
+    # Imported here, because measured processes do not need nilearn.
     from plot_large_image import n_volumes_within, prepare
 
     img = nib.load(fmri_path)
@@ -60,13 +61,13 @@ def prepare_both(fmri_path, most_mib=512):
 
 
 def decompress(source, target):
-    """Write what is in a ``.nii.gz`` into a ``.nii``, as ``gunzip --keep`` does."""
+    """Decompress a ``.nii.gz`` into a ``.nii``, like ``gunzip --keep``."""
     with gzip.open(source) as packed, open(target, "wb") as plain:
         shutil.copyfileobj(packed, plain, 2**20)
 
 
 def same(every_series, others):
-    """Tell whether arrays are the same, in number, shape, type and every bit."""
+    """Return whether arrays are the same, in number, shape, type and every bit."""
     pairs = zip(every_series, others, strict=True)
     return all((a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes()) for a, b in pairs)
 
@@ -82,7 +83,7 @@ def time_in_turns(calls, n_repeats=3):
     Parameters
     ----------
     calls : dict of str to callable
-        Each is called once more before, without being timed.
+        Each is also called once before, without being timed.
     n_repeats : int
 
     Returns
@@ -101,7 +102,7 @@ def time_in_turns(calls, n_repeats=3):
 
 
 def memory_of(call, n_workers, imports):
-    """Measure how much memory a call takes above the imports.
+    """Measure how much memory a call needs above the imports.
 
     Parameters
     ----------
@@ -109,29 +110,29 @@ def memory_of(call, n_workers, imports):
     n_workers : int
         1 if the calling process does it alone.
     imports : tuple of str
-        Modules that all processes import before.
+        Modules that all processes import first.
 
     Returns
     -------
     value : object
         What the call returned.
     above_mib : float
-        Peak of all processes together, above the level before.
+        Peak memory in use of all processes together, above the level before.
     of_worker_mib : float
-        The same of the worker that has most.
+        Largest increase of a single worker.
     start_seconds : float
-        What it took to start workers, imports included.
+        Time to start the workers, imports included.
     """
     trace = measure(_after_imports, call, n_workers, imports)
     value, ready, seconds = trace.result()
     level = max(np.searchsorted(trace.times, ready - trace.started) - 1, 0)
-    _, *workers = (process["pss"] for process in trace.processes.values())
+    _, *workers = (process["anon"] for process in trace.processes.values())
     of_worker = max((worker[level:].max() - worker[level] for worker in workers), default=0)
-    return value, trace.peak_pss_mib - trace.total()[level], of_worker, seconds
+    return value, trace.peak_mib - trace.total()[level], of_worker, seconds
 
 
 def _after_imports(call, n_workers, imports):
-    """Let workers start and import, then call; say when they were ready, and how long it took."""
+    """Let workers start and import, then call; also return when and how fast they were ready."""
     seconds = 0.0
     if n_workers > 1:
         start = time.time()
@@ -148,27 +149,27 @@ PAUSE = 0.2  # so long that each worker has one such task
 
 
 def _import(names):
-    """Import modules, and wait, also for the meter to look."""
+    """Import modules, and wait until the profiler has taken a sample."""
     for name in names:
         import_module(name)
     time.sleep(PAUSE)
 
 
 # %%
-# What is installed apart
-# -----------------------
+# The folder of indexed_gzip
+# --------------------------
 
 APART = Path(sys.prefix) / "apart"
 
 
 @contextmanager
 def with_apart():
-    """Let processes that begin meanwhile import what is installed apart, such as indexed_gzip.
+    """Let processes that start meanwhile import packages from a separate folder.
 
     Yields
     ------
     bool
-        Whether indexed_gzip is there at all.
+        Whether indexed_gzip is installed at all.
     """
     sys.path.insert(0, str(APART))
     try:
@@ -178,7 +179,7 @@ def with_apart():
 
 
 def read_with_nibabel(fmri_path):
-    """Read all volumes with nibabel, then that in the middle; give the seconds of both."""
+    """Read all volumes with nibabel, then the middle one; return the seconds of both."""
     fmri_img, seconds = nib.load(fmri_path), []
     middle = fmri_img.shape[3] // 2
     for volumes in (slice(None), slice(middle, middle + 1)):
@@ -189,19 +190,19 @@ def read_with_nibabel(fmri_path):
 
 
 def when_it_pays(one_pass, two_workers, make):
-    """Say from how many workers on blocks with an index are faster, and when it is paid.
+    """Compute with how many workers an index pays, if time is inversely proportional to them.
 
     Parameters
     ----------
     one_pass, two_workers, make : float
-        Seconds of one pass, of two workers with the index, and to make it.
+        Seconds of one pass, of two workers with the index, and of making the index.
 
     Returns
     -------
     n_workers : int
-        From so many on a pass is shorter, if time goes down with their number.
+        The smallest number of workers that would be faster than one pass.
     n_passes : int
-        After so many with twice as many workers, the index is paid.
+        With twice as many workers, passes that save as much time as the index took.
     """
     n_workers = math.floor(2 * two_workers / one_pass) + 1
     gain = one_pass - two_workers / n_workers
@@ -214,12 +215,12 @@ def when_it_pays(one_pass, two_workers, make):
 
 
 def plot_ways(ratios, above_mib, title):
-    """Draw time and memory of some ways, one below the other.
+    """Draw time and memory of several ways, one below the other.
 
     Parameters
     ----------
     ratios : dict of str to array of shape (n_repeats,)
-        Times as multiples of the first way's.
+        Times as multiples of that of the first way.
     above_mib : dict of str to float
     title : str
 
@@ -255,8 +256,8 @@ def plot_ways(ratios, above_mib, title):
         ax.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
     figure.set_label(
-        f"{title}. Above the time: a dot is the median of three runs, the line goes from the "
-        f"fastest to the slowest, dashed is {first}. Below the peak of memory above the imports."
+        f"{title}. Top: time, a dot for the median of three runs, a line from the fastest to the "
+        f"slowest, dashed for {first}. Bottom: the peak of memory in use above the imports."
         f"\n\nDot chart of time, as multiples of that of {first}, and bar chart of memory, of "
         f"{len(ratios)} ways: {'; '.join(found)}."
     )
@@ -266,4 +267,4 @@ def plot_ways(ratios, above_mib, title):
 # %%
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_large_image_in_blocks.py`: what was found with it.
+# * :ref:`sphx_glr_auto_examples_plot_large_image_in_blocks.py`: the results.

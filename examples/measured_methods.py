@@ -2,17 +2,22 @@
 Measuring the methods, and keeping what was measured
 ====================================================
 
-What the pages about the methods share: each method runs under the meter, its arrays are
-compared with those of NiftiMasker, and a row for it goes into the folder ``measured``, from
-which the chapter takes its table, its figures and the numbers in its text:
+The pages about the methods share this module. It runs each method under the meter, compares its
+arrays with those of NiftiMasker, and writes a row into the folder ``measured``. The chapter takes
+its table, its figures and the numbers in its text from there:
 
 ``summary.csv``
-    a row for each method: :term:`peaks <peak>` and the level before the call in MiB,
-    seconds, and whether the arrays are identical to NiftiMasker's;
+    one row per method: :term:`peaks <peak>` and the memory before the call in MiB, seconds, and
+    whether the arrays are identical to NiftiMasker's;
 ``traces/``
-    a file for each method, in mprof's format;
+    one file per method, in mprof's format;
 ``experiment.json``
-    the image, the masks, the machine and the versions of what was used.
+    the image, the masks, the machine and the package versions.
+
+A method with :term:`workers <worker>` is measured three times, each time in a fresh process,
+because it is chance how many workers are at their own peak at once. Its row has the median, the
+smallest and the largest value; the run with the median peak is drawn. Other methods are measured
+once.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
@@ -43,11 +49,12 @@ from memory_budget import (
     this_machine,
 )
 from memory_model import Prediction
+from one_run import run_method
 from options import read_options
 from peak_memory import HAS_PSS, MIB, measure, measure_within
 from plot_large_image import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
 from plot_stream_masker import stream_nifti_maskers
-from whole_experiment import METHODS, run, title
+from whole_experiment import METHODS, OUT_OF_ROOM, title
 
 # What the measurements depend on, besides Python itself.
 PACKAGES = (
@@ -57,8 +64,11 @@ PACKAGES = (
 
 COLUMNS = (
     *("method", "function", "mode", "n_jobs", "image_mib", "n_masks"),
-    *("before_mib", "peak_pss_mib", "peak_rss_mib", "seconds", "identical", "status", "reason"),
+    *("n_runs", "before_mib", "peak_mib", "peak_mib_min", "peak_mib_max"),
+    *("peak_file_mib", "peak_pss_mib", "peak_rss_mib"),
+    *("seconds", "seconds_min", "seconds_max", "identical", "status", "reason"),
 )
+N_RUNS = 3  # of a method with workers
 
 
 def prepare_all():
@@ -69,8 +79,8 @@ def prepare_all():
     fmri_path : pathlib.Path
     mask_paths : list of pathlib.Path
     reference : list of arrays of shape (n_timepoints, n_voxels)
-        What NiftiMasker gives for each mask; where that does not fit into memory, what it gives
-        for blocks of volumes.
+        NiftiMasker's array for each mask. If the image does not fit into memory, NiftiMasker
+        gets blocks of volumes.
     image_mib : float
         Size of the image's data in memory.
     """
@@ -83,11 +93,14 @@ def prepare_all():
     image_mib = _describe(options, fmri_path, mask_imgs)
 
     def fill(folder):
-        reason = guard("NiftiMasker, path, single", fmri_path, mask_paths, 1)[1]
+        reason = guard("NiftiMasker, path, loop", fmri_path, mask_paths, 1)[1]
+        if not reason:
+            trace = measure(reference_series, fmri_path, mask_paths)
+            reason = why_stopped(trace)
         if reason:
             print(f"The reference comes from blocks of volumes: {reason}", file=sys.__stderr__)
-        reference = stream_nifti_maskers if reason else reference_series
-        for i, series in enumerate(measure(reference, fmri_path, mask_paths).result()):
+            trace = measure(stream_nifti_maskers, fmri_path, mask_paths)
+        for i, series in enumerate(trace.result()):
             np.save(folder / f"{i:03d}.npy", series)
 
     stamp = [str(fmri_path), fmri_path.stat().st_size, fmri_path.stat().st_mtime_ns]
@@ -138,46 +151,121 @@ def measure_methods(*functions):
     Parameters
     ----------
     *functions : callable
-        Functions that are named in `whole_experiment.METHODS`.
+        Functions that `whole_experiment.METHODS` names.
 
     Returns
     -------
     dict of str to peak_memory.Trace or NotRun
-        In the order of `METHODS`; also written to the folder ``measured``. A method that may
-        not fit into memory is not run, and one that uses it up is stopped.
+        In the order of `METHODS`: the run with the median peak. Its row is in the folder
+        ``measured``. A method that might not fit into memory is not run, and one that uses it up
+        is stopped.
     """
     fmri_path, mask_paths, reference, image_mib = prepare_all()
     names = {function.__name__ for function in functions}
-    traces = {}
+    outcomes = {}
     for number, method in enumerate(METHODS, start=1):
         if method.function.__name__ not in names:
             continue
-        print(f"[{number} of {len(METHODS)}] {title(method)} ...", file=sys.__stderr__, flush=True)
+        name = title(method)
         n_masks = 1 if method.mode == "single" else len(mask_paths)
         row = {
             "method": method.name,
             "function": method.function.__name__,
             "mode": method.mode,
             "n_jobs": n_masks if method.mode == "parallel" else 1,
-            "image_mib": f"{image_mib:.1f}",
+            "image_mib": f"{image_mib:.3f}",
             "n_masks": n_masks,
         }
-        prediction, reason = guard(title(method), fmri_path, mask_paths, len(mask_paths))
+        prediction, reason = guard(name, fmri_path, mask_paths, len(mask_paths))
         if reason:
-            outcome = traces[title(method)] = NotRun(prediction, reason)
+            outcome = NotRun(prediction, reason)
             row |= outcome.row()
+            print(outcome)
         else:
-            call = functools.partial(run, method, fmri_path, mask_paths)
-            call.__name__ = title(method)
-            outcome = traces[title(method)] = measure_within(allowed_mib()[1], call)
-            row |= _measured_row(outcome, n_masks, reference)
-            name = title(method).lower().replace(", ", "-").replace(" ", "-")
-            outcome.save(Path(read_options().measured) / "traces" / f"{name}.dat")
+            how = method.function, method.mode, method.in_memory
+            call = functools.partial(run_method, *how, fmri_path, mask_paths)
+            call.__name__ = name
+            progress = f"[{number} of {len(METHODS)}] {name}"
+            outcome, runs = repeat(call, N_RUNS if prediction.n_jobs else 1, progress)
+            row |= _measured_row(outcome, runs, n_masks, reference)
+            file_name = name.lower().replace(", ", "-").replace(" ", "-")
+            outcome.save(Path(read_options().measured) / "traces" / f"{file_name}.dat")
+            print(f"{name}\n    {in_a_line(row)}")
         _keep(row)
-        print(outcome)
-        if row["identical"]:
-            print(f"    identical to NiftiMasker: {row['identical']}")
-    return traces
+        outcomes[name] = outcome
+    return outcomes
+
+
+def repeat(call, n_runs, progress):
+    """Measure a call several times, each time in a fresh process.
+
+    Parameters
+    ----------
+    call : callable
+    n_runs : int
+    progress : str
+        What to print on standard error before each run.
+
+    Returns
+    -------
+    outcome : peak_memory.Trace
+        The run with the median peak; if a run was stopped, that one.
+    runs : list of peak_memory.Trace
+        All runs; if a run was stopped, that one alone.
+    """
+    runs = []
+    for number in range(1, n_runs + 1):
+        which = f", run {number} of {n_runs}" if n_runs > 1 else ""
+        print(f"{progress}{which} ...", file=sys.__stderr__, flush=True)
+        trace = measure_within(allowed_mib()[1], call)
+        if why_stopped(trace):
+            return trace, [trace]
+        trace.result()  # raises what the method has raised
+        runs.append(trace)
+    return sorted(runs, key=lambda trace: trace.peak_mib)[n_runs // 2], runs
+
+
+def why_stopped(trace):
+    """Return why the machine had no room for a call; an empty string if there is no such reason.
+
+    Parameters
+    ----------
+    trace : peak_memory.Trace
+
+    Returns
+    -------
+    str
+    """
+    error = trace.exception
+    killed = isinstance(error, RuntimeError) and any(s in str(error) for s in ("SIGKILL", "SIGBUS"))
+    return (str(error) or repr(error)) if killed or isinstance(error, OUT_OF_ROOM) else ""
+
+
+def in_a_line(row):
+    """Return the numbers of a method that was run, as its page prints them.
+
+    Parameters
+    ----------
+    row : dict of str to str
+        Of ``summary.csv``.
+
+    Returns
+    -------
+    str
+    """
+    several = int(row["n_runs"]) > 1
+    mib = {key: f"{float(value):,.0f}" for key, value in row.items() if key.endswith("_mib")}
+    low, high = (float(row[f"peak_mib_{end}"]) for end in ("min", "max"))
+    peaks = f" ({low:,.0f} to {high:,.0f} in {row['n_runs']} runs)" if several else ""
+    line = f"peak {mib['peak_mib']} MiB{peaks}, {mib['before_mib']} MiB before the call"
+    if row["status"] == "stopped":
+        return f"{line}; {row['reason']}"
+    low, high = (float(row[f"seconds_{end}"]) for end in ("min", "max"))
+    seconds = f" ({low:.3g} to {high:.3g})" if several else ""
+    return (
+        f"{line}; {float(row['seconds']):.3g} s{seconds}\n"
+        f"    identical to NiftiMasker: {row['identical']}"
+    )
 
 
 class NotRun(NamedTuple):
@@ -187,20 +275,25 @@ class NotRun(NamedTuple):
     reason: str
 
     def row(self):
-        """Give the columns of ``summary.csv`` that a measurement would fill."""
+        """Return the columns of ``summary.csv`` that a measurement would fill."""
+        not_measured = ("peak_file_mib", "peak_pss_mib", "peak_rss_mib", "identical")
         return {
-            "before_mib": f"{self.prediction.parts[0].pss_mib:.1f}",
-            "peak_pss_mib": f"{self.prediction.peak_pss_mib:.1f}",
-            "peak_rss_mib": f"{self.prediction.peak_rss_mib:.1f}",
-            **dict.fromkeys(("seconds", "identical"), ""),
+            "n_runs": 0,
+            "before_mib": f"{self.prediction.parts[0].mib:.3f}",
+            "peak_mib": f"{self.prediction.peak_mib:.3f}",
+            "peak_mib_min": f"{self.prediction.low_mib:.3f}",
+            "peak_mib_max": f"{self.prediction.most_mib:.3f}",
+            **dict.fromkeys((*not_measured, "seconds", "seconds_min", "seconds_max"), ""),
             **{"status": "predicted", "reason": f"Not run. {self.reason}"},
         }
 
     def __str__(self):
+        row = self.row()
+        low, peak, high = (float(row[f"peak_mib{end}"]) for end in ("_min", "", "_max"))
+        between = f" ({low:,.0f} to {high:,.0f})" if low < high else ""
         return (
             f"{self.prediction.method}\n    not run: {self.reason}\n"
-            f"    predicted peak {self.prediction.peak_pss_mib:,.0f} MiB PSS, "
-            f"{self.prediction.peak_rss_mib:,.0f} MiB RSS"
+            f"    predicted peak {peak:,.0f} MiB{between}"
         )
 
     def plot(self, ax, image_mib=None, title=None):
@@ -218,7 +311,7 @@ class NotRun(NamedTuple):
         -------
         matplotlib.axes.Axes
         """
-        peak = self.prediction.peak_pss_mib
+        peak = float(self.row()["peak_mib"])
         ax.barh(peak / 2, 1, peak, color="white", edgecolor="0.4", hatch="xx", lw=0)
         ax.text(
             *(0.5, 0.5, "\n".join(textwrap.wrap(f"Not run. {self.reason}", 34))),
@@ -228,36 +321,51 @@ class NotRun(NamedTuple):
             va="center",
         )
         if image_mib:
-            ax.axhline(image_mib, color="#009e73", label="the image")
+            ax.axhline(image_mib, color="#cc79a7", label="the image")
         ax.set(xlim=(0, 1), xticks=[], ylabel="MiB")
         title = title or self.prediction.method
         ax.set_title(f"{title}:\npredicted peak {peak:,.0f} MiB", loc="left", fontsize=11)
         return ax
 
     def in_words(self, title=None):
-        """Say what is drawn, with its numbers."""
-        peak = self.prediction.peak_pss_mib
+        """Describe what is drawn, with its numbers."""
+        peak = float(self.row()["peak_mib"])
         return f"{title or self.prediction.method}: not run, predicted peak {peak:,.0f} MiB."
 
 
-def _measured_row(trace, n_masks, reference):
-    """The columns of ``summary.csv`` that come from a measurement."""
-    stopped = isinstance(trace.exception, MemoryError)
-    series = [] if stopped else trace.result()
-    same = len(series) == n_masks and identical(series, reference)
+def _measured_row(outcome, runs, n_masks, reference):
+    """Return the columns of ``summary.csv`` that come from measurements.
+
+    The memory before the call is that of the run with the median peak, which is drawn.
+    """
+    reason = why_stopped(outcome)
+    peaks, seconds = ([getattr(run, key) for run in runs] for key in ("peak_mib", "seconds"))
+    other = ("peak_file_mib", "peak_pss_mib", "peak_rss_mib")
+    same = not reason and all(
+        len(series) == n_masks and identical(series, reference)
+        for series in (run.result() for run in runs)
+    )
+    times = {
+        "seconds": f"{statistics.median(seconds):.4f}",
+        "seconds_min": f"{min(seconds):.4f}",
+        "seconds_max": f"{max(seconds):.4f}",
+        "identical": str(same).lower(),
+    }
     return {
-        "before_mib": f"{trace.before_mib:.1f}",
-        "peak_pss_mib": f"{trace.peak_pss_mib:.1f}",
-        "peak_rss_mib": f"{trace.peak_rss_mib:.1f}",
-        "seconds": "" if stopped else f"{trace.seconds:.2f}",
-        "identical": "" if stopped else str(same).lower(),
-        "status": "stopped" if stopped else "measured",
-        "reason": str(trace.exception) if stopped else "",
+        "n_runs": len(runs),
+        "before_mib": f"{outcome.before_mib:.3f}",
+        "peak_mib": f"{outcome.peak_mib:.3f}",
+        "peak_mib_min": f"{min(peaks):.3f}",
+        "peak_mib_max": f"{max(peaks):.3f}",
+        **{key: f"{statistics.median(getattr(run, key) for run in runs):.3f}" for key in other},
+        **(dict.fromkeys(times, "") if reason else times),
+        "status": "stopped" if reason else "measured",
+        "reason": reason,
     }
 
 
 def complete_summary():
-    """Give the rows of all methods; measure those that were not measured yet.
+    """Return the rows of all methods, after measuring those that are missing.
 
     Returns
     -------
@@ -273,12 +381,16 @@ def complete_summary():
 
 
 def read_summary():
-    """Read ``summary.csv``: a list with a dict for each row, empty if there is none."""
+    """Read ``summary.csv``: a list with a dict for each row.
+
+    It is empty if there is no such file, or one with other columns, from another version.
+    """
     path = Path(read_options().measured) / "summary.csv"
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
 
 
 def plot_traces(traces, image_mib=None):
@@ -315,7 +427,8 @@ def plot_traces(traces, image_mib=None):
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
     figure.set_label(
         f"Memory over time of {next(iter(traces)) if len(traces) == 1 else 'each method'}: the "
-        "calling process and its workers stacked, the sum of RSS above them.\n\n"
+        "calling process, its workers and shared memory stacked, mapped files above them. Of "
+        "several runs, the one with the median peak is drawn.\n\n"
         f"Area chart{f', {len(traces)} panels on one scale' if len(traces) > 1 else ''}. "
         f"{' '.join(trace.in_words(name) for name, trace in traces.items())}{image}"
     )
@@ -324,19 +437,26 @@ def plot_traces(traces, image_mib=None):
 
 
 def describe_machine():
-    """Give what measurements depend on: the machine, and the versions of what is used."""
+    """Return what measurements depend on: the machine, and the versions of packages."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(psutil.Process().cpu_affinity()) if HAS_PSS else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": psutil.virtual_memory().total / 2**30,
-        "metric": "PSS" if HAS_PSS else "USS",
+        "metric": "memory in use" if HAS_PSS else "USS",
         "python": platform.python_version(),
         **{package: version_of(package) for package in PACKAGES},
     }
 
 
+def usable_cores():
+    """Count the cores that this process may use, or all where the system does not say."""
+    if hasattr(psutil.Process, "cpu_affinity"):  # not on macOS
+        return len(psutil.Process().cpu_affinity())
+    return os.cpu_count()
+
+
 def version_of(package):
-    """Give the version of a package that may not be installed."""
+    """Return the version of a package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -358,7 +478,7 @@ def _keep(row):
 
 
 def _describe(options, fmri_path, mask_imgs):
-    """Write experiment.json; empty the folder first if image or machine is another.
+    """Write experiment.json; empty the folder first if image, machine or columns are others.
 
     Returns
     -------
@@ -384,10 +504,10 @@ def _describe(options, fmri_path, mask_imgs):
         "mask_voxels": [int(np.count_nonzero(img.dataobj)) for img in mask_imgs],
     }
     machine = describe_machine()
-    path = folder / "experiment.json"
-    if path.exists():
+    path, summary = folder / "experiment.json", folder / "summary.csv"
+    if path.exists() and (read_summary() or not summary.exists()):
         known = json.loads(path.read_text())
-        if (known["image"], known["machine"]) == (subject, machine):
+        if (known.get("image"), known.get("machine")) == (subject, machine):
             return image_mib
     for pattern in ("*.csv", "*.dat", "*.svg", "*.json", "traces/*.dat"):
         for stale in folder.glob(pattern):

@@ -16,12 +16,15 @@ method's peak. How it is computed: :doc:`/auto_examples/memory_model`. To use it
 """
 
 import argparse
+import bisect
 import gzip
+import importlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -177,40 +180,45 @@ def count_all(masks, shape):
 # folder. Where that was not done, typical numbers stand in.
 
 PACKAGES = ("nilearn", "nibabel", "numpy", "joblib")
-TYPICAL = {  # MiB, PSS and RSS: two cores, Python 3.11, nilearn 0.14.1, 2026-11-22
+TYPICAL = {  # MiB in use: two cores, Python 3.11, nilearn 0.14.1, 2026-11-25
     "measured": "",
-    "caller": [189, 189],
-    "helpers": [32, 51],
-    "numpy": [23, 39],
-    "nibabel": [31, 48],
-    "nilearn": [140, 189],
+    "caller nibabel": 29.7,
+    "caller nilearn": 137.7,
+    "helpers": 27.5,
+    "numpy": 22.3,
+    "nibabel": 30.0,
+    "nilearn": 137.5,
 }
 
 
-def import_in_workers(runs):
-    """Import in workers what the methods import, and note when all of them had done so.
+IMPORTS = {"numpy": ("numpy",), "nibabel": ("nibabel", "joblib", "tqdm")}
+IMPORTS["nilearn"] = (*IMPORTS["nibabel"], "nilearn.image", "nilearn.maskers")
+
+
+def import_and_wait(name):
+    """Import what some methods import, and wait for a sample or two."""
+    for module in IMPORTS[name]:
+        importlib.import_module(module)
+    time.sleep(0.25)
+
+
+def import_in_workers(name, n_workers):
+    """Import in workers what some methods import, and wait until all have done so.
 
     Parameters
     ----------
-    runs : list of (str, int)
-        What to import, "numpy", "nibabel" or "nilearn", and in how many workers.
+    name : {"numpy", "nibabel", "nilearn"}
+    n_workers : int
 
     Returns
     -------
-    list of (str, int, float, float)
-        What was imported, the number of workers, and from when to when all had it.
+    start, end : float
+        From when to when all had it, as `time.time` has them.
     """
-    import importlib
-    import time
-
-    import nilearn.datasets
-    import nilearn.image
-    import nilearn.maskers  # noqa: F401
     from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
 
-    def work(modules, folder, number, n_workers):
-        for module in modules:
+    def work(folder, number):
+        for module in IMPORTS[name]:
             importlib.import_module(module)
         Path(folder, str(number)).touch()
         while len(os.listdir(folder)) < n_workers:  # until all are there
@@ -219,19 +227,12 @@ def import_in_workers(runs):
         time.sleep(0.25)
         return start, time.time()
 
-    marks = [("", 0, time.time(), time.time() + 0.25)]
-    time.sleep(0.25)
-    modules = {"numpy": ("numpy",), "nibabel": ("nibabel", "joblib", "tqdm")}
-    modules["nilearn"] = (*modules["nibabel"], "nilearn.image", "nilearn.maskers")
-    for imports, n_workers in runs:
-        with tempfile.TemporaryDirectory() as folder:
-            times = Parallel(n_jobs=n_workers, batch_size=1)(
-                delayed(work)(modules[imports], folder, i, n_workers) for i in range(n_workers)
-            )
-        starts, ends = zip(*times, strict=True)
-        marks.append((imports, n_workers, max(starts), min(ends)))
-        get_reusable_executor().shutdown(wait=True)
-    return marks
+    with tempfile.TemporaryDirectory() as folder:
+        times = Parallel(n_jobs=n_workers, batch_size=1)(
+            delayed(work)(folder, i) for i in range(n_workers)
+        )
+    starts, ends = zip(*times, strict=True)
+    return max(starts), min(ends)
 
 
 def machine_path():
@@ -245,33 +246,37 @@ def calibrate():
     Returns
     -------
     dict
-        ``"caller"``, the calling process; ``"helpers"``, what joblib starts beside the workers;
-        and one worker with the imports ``"numpy"``, ``"nibabel"`` or ``"nilearn"``: each a
-        list of PSS and RSS in MiB. ``"measured"`` names the versions.
+        MiB in use of ``"caller nibabel"`` and ``"caller nilearn"``, a calling process with these
+        imports; ``"helpers"``, what joblib starts beside the workers; and one worker with the
+        imports ``"numpy"``, ``"nibabel"`` or ``"nilearn"``. ``"measured"`` names the versions.
     """
-    runs = [("numpy", 2), ("numpy", 4), ("nibabel", 2), ("nilearn", 2)]
-    trace = measure(import_in_workers, runs)
-    levels = {}
-    for imports, n_workers, start, end in trace.result():
-        inside = (trace.times >= start - trace.started) & (trace.times <= end - trace.started)
-        inside |= trace.times == trace.times[np.abs(trace.times - start + trace.started).argmin()]
-        found = [float(np.median(trace.total(metric)[inside])) for metric in ("pss", "rss")]
-        levels[imports, n_workers] = np.array(found)
-    caller = levels["", 0]
-    numpy_worker = (levels["numpy", 4] - levels["numpy", 2]) / 2
-    helpers = levels["numpy", 2] - 2 * numpy_worker - caller
-    # What the caller shares depends on which other programs run: all of it is left in.
-    found = {"caller": caller[[1, 1]], "helpers": helpers, "numpy": numpy_worker}
-    for imports in ("nibabel", "nilearn"):
-        found[imports] = (levels[imports, 2] - helpers - caller) / 2
-    machine = {name: [round(float(mib), 1) for mib in pair] for name, pair in found.items()}
-    machine["measured"] = _versions()
+    above = {}
+    for name, n_workers in (("numpy", 2), ("numpy", 4), ("nibabel", 2), ("nilearn", 2)):
+        trace = measure(import_in_workers, name, n_workers)
+        start, end = (moment - trace.started for moment in trace.result())
+        inside = (trace.times >= start) & (trace.times <= end)
+        inside |= trace.times == trace.times[np.abs(trace.times - start).argmin()]
+        caller = next(iter(trace.processes.values()))["anon"]  # it imports joblib meanwhile
+        above[name, n_workers] = float(np.median((trace.total() - caller)[inside]))
+    worker = (above["numpy", 4] - above["numpy", 2]) / 2
+    helpers = above["numpy", 2] - 2 * worker
+    machine = {f"caller {name}": level_after(name) for name in ("nibabel", "nilearn")}
+    machine |= {"helpers": helpers, "numpy": worker}
+    machine |= {name: (above[name, 2] - helpers) / 2 for name in ("nibabel", "nilearn")}
+    machine = {name: round(mib, 1) for name, mib in machine.items()} | {"measured": _versions()}
     path = machine_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     unfinished.write_text(json.dumps(machine))
     unfinished.replace(path)
     return machine
+
+
+def level_after(name):
+    """Return the memory in use of a process that has imported what some methods import."""
+    trace = measure(import_and_wait, name)
+    trace.result()
+    return float(trace.total()[-1])
 
 
 def this_machine():
@@ -379,11 +384,11 @@ def most_workers(method, image, masks, memory_mib, shm_mib, machine):
     int
         0 if not even one fits, or if the method has no workers and does not fit.
     """
-    for n_jobs in range(len(masks), 0, -1):
-        prediction = predict(method, image, masks, n_jobs, machine)
-        if not why_not(prediction, memory_mib, shm_mib):
-            return n_jobs
-    return 0
+
+    def does_not_fit(n_jobs):
+        return bool(why_not(predict(method, image, masks, n_jobs, machine), memory_mib, shm_mib))
+
+    return bisect.bisect_left(range(1, len(masks) + 1), True, key=does_not_fit)
 
 
 def allowed_mib():
@@ -490,25 +495,17 @@ def _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
     print(f"available {memory_mib:,.0f} MiB; in /dev/shm {shm}")
     origin = "measured here" if machine["measured"] else "typical; --measure does it here"
     print(f"imports: {origin}\n")
-    print(f"{'MiB':42}{'workers':>8}{'likely PSS':>14}{'RSS, summed':>13}{'at most':>10}  fits")
+    print(f"{'MiB':42}{'workers':>8}{'likely':>10}{'at most':>10}{'mapped':>10}  fits")
     for prediction, reason, most in rows:
-        parallel = (
-            METHODS[prediction.method].mode == "parallel" and METHODS[prediction.method].imports
-        )
+        parallel = METHODS[prediction.method].imports
         fits = "yes" if not reason else f"with {most} at most" if parallel and most else "no"
         print(
-            f"{prediction.method:42}{prediction.n_jobs or '-':>8}{_range(prediction):>14}"
-            f"{prediction.peak_rss_mib:13,.0f}{prediction.most_mib:10,.0f}  {fits}"
+            f"{prediction.method:42}{prediction.n_jobs or '-':>8}{prediction.peak_mib:10,.0f}"
+            f"{prediction.most_mib:10,.0f}{prediction.file_mib:10,.0f}  {fits}"
         )
-    if any(row.prediction.most_mib < row.prediction.peak_pss_mib for row in rows):
-        print("At most leaves out what is mapped from disk: the kernel can drop it.")
+    if any(row.prediction.file_mib for row in rows):
+        print("Mapped: up to this much of a file may be in memory as well. The kernel can drop it.")
     print(f"\n{recommend(rows, memory_mib)}")
-
-
-def _range(prediction):
-    """Write the likely peak in MiB; from and to, where it depends on what is looked at."""
-    least, likely = (f"{n:,.0f}" for n in (prediction.least_pss_mib, prediction.peak_pss_mib))
-    return likely if least == likely else f"{least}-{likely}"
 
 
 def recommend(rows, memory_mib):
@@ -526,7 +523,7 @@ def recommend(rows, memory_mib):
     """
     found = {row.prediction.method: row for row in rows}
     streaming, reason, _ = found["Streaming, masks, one pass"]
-    least = sum(part.most_mib for part in streaming.parts if part.reason != "results")
+    least = sum(part.mib for part in streaming.parts if part.reason != "results")
     if not reason:
         text = "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker."
     elif least <= memory_mib:
@@ -547,7 +544,8 @@ def _print_parts(rows):
         print(f"\n{prediction.method}, while {prediction.moment}:")
         for part in prediction.parts:
             why, source = REASONS[part.reason]
-            print(f"{part.pss_mib:10,.0f} MiB  {part.holder}: {why} ({source})")
+            mib = "not counted" if part.holder == "file" else f"{part.mib:,.0f} MiB"
+            print(f"{mib:>14}  {part.holder}: {why} ({source})")
 
 
 # %%

@@ -14,17 +14,13 @@ The table ``METHODS`` below is the whole model, and the one place where a method
 <calculator>` evaluates the same table in the browser, and
 :ref:`sphx_glr_auto_examples_plot_prediction.py` compares it with measurements in every build.
 
-Two things are not known beforehand:
+What is predicted is :term:`memory in use`: what the machine cannot take back. Mapped files on
+disk are named beside it, since the kernel may drop their pages.
 
-* **How many workers are at their own peak at the same moment.** The prediction has a likely
-  peak, in which the others hold a part of theirs, and the most that is possible. Whether a
-  method fits is decided by the most.
-* **Which pages of a mapped file are in memory.** :term:`Workers <worker>` that
-  :term:`map <memory map>` a file have in memory what they look at, and some pages around
-  it, which depends on the kernel and the file system. For that, a region is taken for a
-  ball. And they look for some milliseconds only: whether several do so at once is chance.
-  So for these methods the prediction is a range, whose lower end is without what is looked
-  at.
+One thing is not known beforehand: **how many workers are at their own peak at the same moment.**
+So a prediction is a range, from one worker at its peak to all of them, with a likely peak in
+between, in which the others hold a part of theirs. Whether a method fits is decided by the upper
+end.
 """
 
 import json
@@ -47,10 +43,9 @@ MIB = 2**20
 # * ``mapped`` or ``read``: plain and unscaled, or not,
 # * ``workers`` or ``alone``: two workers or more, or none.
 #
-# Who holds it matters for what a tool shows. What a process has for itself (``caller``,
-# ``worker``) counts once in any sum. A file that several processes map counts once in PSS, and
-# for each of them in RSS: a ``file`` on disk, whose pages the kernel may drop again, or a
-# ``block`` in shared memory, which takes room whether or not anybody looks at it.
+# The holder is the calling process, each worker, or a ``block`` of shared memory, which counts
+# once, whether or not a process maps it. A ``file`` on disk that is mapped does not count: the
+# kernel may drop its pages.
 
 
 class Part(NamedTuple):
@@ -76,17 +71,17 @@ class Model(NamedTuple):
     """A method: where its function is, how it is called, and what it has in memory.
 
     Workers begin one after the other, and their number at the peak is a matter of chance. On
-    top of one worker at its peak, each other holds the part ``together`` of the same, less what
-    is over before the last one begins: ``late``, in millions of voxels, for an image that has to
-    be decompressed and for one that has not. These numbers were fitted to measurements, and so
-    was how much of a mapped file is in memory around what is looked at (`AROUND`).
+    top of one worker at its peak, each other is likely to hold the part ``together`` of the same,
+    less what is over before the last one begins: ``late``, in millions of voxels, for an image
+    that has to be decompressed and for one that has not. These numbers were fitted to measurements.
     """
 
     module: str  # the example that has the function
     function: str
-    mode: str  # "single": the first mask; "parallel": all masks; "one pass": all, no worker
+    mode: str  # "single": the first mask; all masks: "loop", "parallel", or "one pass"
     moments: tuple
     in_memory: bool = False  # is given images whose data are in memory, instead of paths
+    caller: str = "nibabel"  # what the calling process imports: "nibabel" or "nilearn"
     imports: str = ""  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
     together: float = 1
     late: tuple = (0, 0)
@@ -123,7 +118,7 @@ REASONS = {
         f"{NILEARN}/masking.py, apply_mask_fmri",
     ),
     "finite": (
-        "NiftiMasker looks for values that are not finite: one byte for each value",
+        "NiftiMasker checks for values that are not finite: one byte for each value",
         f"{NILEARN}/_utils/niimg.py, has_non_finite",
     ),
     "joblib": (
@@ -133,10 +128,6 @@ REASONS = {
     "block": (
         "the one copy of the image, in a block of shared memory",
         "https://docs.python.org/3/library/multiprocessing.shared_memory.html",
-    ),
-    "touched": (
-        "of a mapped file those pages are in memory that are looked at, and some around them",
-        "https://docs.kernel.org/filesystems/proc.html, smaps",
     ),
     "index": (
         "indexing gives a new array, which is then put into the order of NiftiMasker's",
@@ -219,40 +210,26 @@ COPY = Part("worker", 1, "copy", "masker")
 FINITE = Part("worker", 1, "finite", "finite")
 TAKEN = Part("worker", 1, "output", "index")
 SENT = Part("block", 1, "array", "joblib", "workers")
-TOUCHED = Part("file", 1, "touched", "touched")
-TOUCHED_FROM_PATH = (  # without workers, one mask's map is given up before the next is made
-    Part("file", 1, "touched", "touched", "workers"),
-    Part("file", 1, "span", "touched", "alone"),
-)
+MAPPED = Part("file", 1, "array", "map")
 
 MASKER_FROM_PATH = (
     *reading("worker"),
     Moment("copying", (*image("worker"), COPY, RESULTS)),
-    Moment("looking for values that are not finite", (COPY, FINITE, RESULTS)),
+    Moment("checking for values that are not finite", (COPY, FINITE, RESULTS)),
     Moment("taking the voxels", (COPY, TAKEN, RESULTS)),
 )
 MASKER_IN_MEMORY = (
     *INTO_MEMORY,
-    Moment("looking for values that are not finite", (ARRAY, SENT, COPY, FINITE, RESULTS)),
+    Moment("checking for values that are not finite", (ARRAY, SENT, COPY, FINITE, RESULTS)),
     Moment("taking the voxels", (ARRAY, SENT, COPY, TAKEN, RESULTS)),
 )
 INDEX_FROM_PATH = (
     *reading("worker"),
-    Moment(
-        "indexing",
-        (
-            Part("worker", 1, "array", "image", "read"),
-            *(part._replace(when=f"mapped {part.when}") for part in TOUCHED_FROM_PATH),
-            *(INDEX, RESULTS),
-        ),
-    ),
+    Moment("indexing", (*image("worker"), INDEX, RESULTS)),
 )
 INDEX_IN_MEMORY = (
     *INTO_MEMORY,
-    Moment(
-        "indexing",
-        (ARRAY, Part("block", 1, "touched in block", "joblib", "workers"), INDEX, RESULTS),
-    ),
+    Moment("indexing", (ARRAY, SENT, INDEX, RESULTS)),
 )
 BLOCK = Part("block", 1, "array", "block")
 VOLUME = Part("caller", 2, "volume", "volume")
@@ -260,14 +237,21 @@ SERIES = Part("caller", 1, "outputs", "results")
 
 METHODS = {
     "NiftiMasker, path, single": Model(
-        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_FROM_PATH)
+        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_FROM_PATH),
+        caller="nilearn",
     ),
     "NiftiMasker, in-memory image, single": Model(
         *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_IN_MEMORY),
         in_memory=True,
+        caller="nilearn",
+    ),
+    "NiftiMasker, path, loop": Model(
+        *("plot_nifti_masker", "nifti_masker_loop", "loop", MASKER_FROM_PATH),
+        caller="nilearn",
     ),
     "NiftiMasker, path, parallel": Model(
         *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_FROM_PATH),
+        caller="nilearn",
         imports="nilearn",
         together=0.95,
         late=(13, 27),
@@ -275,6 +259,7 @@ METHODS = {
     "NiftiMasker, in-memory image, parallel": Model(
         *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_IN_MEMORY),
         in_memory=True,
+        caller="nilearn",
         imports="nilearn",
         late=(22, 22),
     ),
@@ -283,6 +268,10 @@ METHODS = {
     ),
     "NumPy indexing, in-memory image, single": Model(
         *("plot_numpy_indexing", "numpy_masker_single_inmemory", "single", INDEX_IN_MEMORY),
+        in_memory=True,
+    ),
+    "NumPy indexing, in-memory image, loop": Model(
+        *("plot_numpy_indexing", "numpy_masker_loop", "loop", INDEX_IN_MEMORY),
         in_memory=True,
     ),
     "NumPy indexing, path, parallel": Model(
@@ -315,7 +304,7 @@ METHODS = {
         *("plot_in_memory", "numpy_masker_joblib_map", "parallel"),
         (
             Moment("writing the file", (VOLUME, MASKS), early=True),
-            Moment("indexing", (TOUCHED, INDEX, RESULTS, MASKS, MASKS_SENT)),
+            Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
         imports="numpy",
     ),
@@ -323,7 +312,7 @@ METHODS = {
         *("plot_in_memory", "numpy_masker_mapped", "parallel"),
         (
             Moment("writing the file", (VOLUME, MASKS), "read", early=True),
-            Moment("indexing", (*TOUCHED_FROM_PATH, INDEX, RESULTS, MASKS, MASKS_SENT)),
+            Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
         imports="numpy",
     ),
@@ -333,6 +322,7 @@ METHODS = {
             Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
             Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
         ),
+        caller="nilearn",
     ),
     "Streaming, masks, one pass": Model(
         *("plot_stream_masks", "stream_masks", "one pass"),
@@ -396,14 +386,14 @@ def check(image, mask_voxels, n_jobs):
 
 
 def quantities(image, mask_voxels, mode, active=0):
-    """Give what parts are made of, in bytes.
+    """Return what parts are made of, in bytes.
 
     Parameters
     ----------
     image : Image
     mask_voxels : list of int
         Voxels of each mask.
-    mode : {"single", "parallel", "one pass"}
+    mode : {"single", "loop", "parallel", "one pass"}
         A single run has the first mask only.
     active : int
         Workers that have a task; 0 where the calling process does the work itself.
@@ -421,20 +411,12 @@ def quantities(image, mask_voxels, mode, active=0):
     copy_size = array_size if floats else 4
     masks = [int(n) for n in mask_voxels[: 1 if mode == "single" else None]]
 
-    spans, touched = {}, {}
-    for holder, around in AROUND.items():
-        found = sorted((span_of(n, x * y, grid, array_size, around) for n in masks), reverse=True)
-        untouched = 1 - found[0]
-        for span in found[1 : active or None]:
-            untouched *= 1 - span
-        spans[holder], touched[holder] = found[0], 1 - untouched
-
     positions = sum(masks)
     at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
     rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
-    streamed = (
-        rows * positions * (stored_size + 2 * copy_size) + 12 * positions + 2 * grid * stored_size
-    )
+    as_stored = image.dtype.startswith("float") and not (image.slope or image.inter)
+    of_value = stored_size + (1 if as_stored else 2 * copy_size)
+    streamed = rows * positions * of_value + 12 * positions + 2 * grid * stored_size
     block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
     return {
         "stored": voxels * stored_size,
@@ -446,26 +428,9 @@ def quantities(image, mask_voxels, mode, active=0):
         "output": at_work / max(active, 1) * n_volumes * copy_size,
         "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
-        "span": spans["file"] * voxels * array_size,
-        "touched": touched["file"] * voxels * array_size,
-        "span in block": spans["block"] * voxels * array_size,
-        "touched in block": touched["block"] * voxels * array_size,
         "streamed": streamed,
         "blocks": block * grid * (3 * array_size + copy_size + 1),
     }
-
-
-AROUND = {"file": 256 * 1024, "block": 0}  # bytes in memory around what is looked at
-
-
-def span_of(n_voxels, slice_voxels, grid, value_size, around):
-    """Give the part of a mapped image that is in memory when a region is looked at.
-
-    The region is taken for a ball: the slices that it goes through are next to each other in
-    each volume of the file.
-    """
-    diameter = (6 * n_voxels / np.pi) ** (1 / 3)
-    return min(1, (diameter * slice_voxels * value_size + around) / (grid * value_size))
 
 
 # %%
@@ -476,37 +441,29 @@ def span_of(n_voxels, slice_voxels, grid, value_size, around):
 class Held(NamedTuple):
     """What is in memory at a moment, in MiB, by whom and why."""
 
-    holder: str
-    pss_mib: float
-    least_mib: float
-    rss_mib: float
-    most_mib: float
-    shm_mib: float
+    holder: str  # "caller", "worker" (all of them), "helpers" or "block"
+    mib: float
     reason: str  # a key of REASONS
 
 
 class Prediction(NamedTuple):
-    """What a method needs, in MiB.
+    """What a method needs, in MiB of memory in use.
 
     Attributes
     ----------
     method : str
     n_jobs : int
         Workers that are started; 0 if there are none.
-    peak_pss_mib : float
-        The likely peak, as PSS summed over all processes.
-    least_pss_mib : float
-        The same without what is looked at in a mapped file, or in joblib's. How much around it
-        is in memory depends on kernel and file system, and whether several workers look at
-        once is chance.
-    peak_rss_mib : float
-        The same as RSS, as mprof shows it by default.
+    peak_mib : float
+        The likely peak.
+    low_mib : float
+        The peak if one worker at a time is at its own.
     most_mib : float
-        The most that can be needed at once: all workers at their peak at the same moment, and
-        files in shared memory in full. Files that are only mapped are left out, since the
-        kernel can drop their pages.
+        The peak if all workers are at theirs at the same moment: what may be needed.
     shm_mib : float
-        Of it in ``/dev/shm``.
+        What the method takes in ``/dev/shm`` at most; it is a part of the others.
+    file_mib : float
+        Files on disk that may be mapped at most. The kernel may drop them: no part of the others.
     moment : str
         When the likely peak is.
     parts : list of Held
@@ -515,16 +472,16 @@ class Prediction(NamedTuple):
 
     method: str
     n_jobs: int
-    peak_pss_mib: float
-    least_pss_mib: float
-    peak_rss_mib: float
+    peak_mib: float
+    low_mib: float
     most_mib: float
     shm_mib: float
+    file_mib: float
     moment: str
     parts: list
 
 
-def predict(method, image, masks, n_jobs, machine, overlap=None):
+def predict(method, image, masks, n_jobs, machine):
     """Predict the peak memory of a method, with all its processes.
 
     Parameters
@@ -538,9 +495,6 @@ def predict(method, image, masks, n_jobs, machine, overlap=None):
         Workers; methods without workers ignore it.
     machine : dict
         What interpreters and imports take, as `memory_budget.calibrate` gives it.
-    overlap : float, optional
-        Which part of a worker's peak each other worker holds at the same moment: 0 if one is at
-        its peak alone, 1 if all are. What was fitted to the method by default.
 
     Returns
     -------
@@ -557,6 +511,35 @@ def predict(method, image, masks, n_jobs, machine, overlap=None):
     model = METHODS[method]
     workers = n_jobs if model.mode == "parallel" and model.imports and n_jobs > 1 else 0
     active = min(workers, len(masks))
+    amounts = quantities(image, masks, model.mode, active)
+    late = model.late[0 if image.compressed else 1] * 1e6
+    overlap = model.together * max(0, 1 - late / math.prod(image.shape))
+
+    ends = []
+    for at_peak in (1 + max(active - 1, 0) * overlap, 1, max(active, 1)):
+        moments = []
+        for moment, parts in happening(model, image, workers):
+            found = [] if moment.early else imported(model, machine, workers, active)
+            found = [Held("caller", machine[f"caller {model.caller}"], "imports"), *found]
+            found += [held(part, amounts, workers, at_peak) for part in parts]
+            moments.append((sum(part.mib for part in found), moment.name, found))
+        ends.append(max(moments, key=lambda moment: moment[0]))
+    (likely, name, found), (low, *_), (most, *_) = ends
+    taken = {
+        holder: max(
+            sum(part.times * amounts[part.quantity] for part in parts if part.holder == holder)
+            for _, parts in happening(model, image, workers)
+        )
+        for holder in ("block", "file")
+    }
+    return Prediction(
+        *(method, workers, likely, low, most, taken["block"] / MIB, taken["file"] / MIB),
+        *(name, found),
+    )
+
+
+def happening(model, image, workers):
+    """List the moments that a method goes through for an image, each with its parts."""
     scaled = image.slope or image.inter
     conditions = {
         "compressed" if image.compressed else "plain",
@@ -565,80 +548,34 @@ def predict(method, image, masks, n_jobs, machine, overlap=None):
         "workers" if workers else "alone",
         *(["twice"] if image.slope and image.inter else []),
     }
-    if overlap is None:
-        late = model.late[0 if image.compressed else 1] * 1e6
-        overlap = model.together * max(0, 1 - late / math.prod(image.shape))
-    likely = 1 + (active - 1) * overlap if workers else 1
-    amounts = quantities(image, masks, model.mode, active)
-
-    caller, *others = imported(model, machine, workers, active)
-    moments = []
-    for moment in model.moments:
-        if set(moment.when.split()) <= conditions:
-            parts = [caller, *([] if moment.early else others)]
-            for part in moment.parts:
-                if set(part.when.split()) <= conditions:
-                    parts.append(held(part, amounts, active, likely))
-            moments.append((moment.name, parts))
-    peaks = [[sum(part[i] for part in parts) for i in range(1, 6)] for _, parts in moments]
-    pss, least, rss, most, shm = (max(values) for values in zip(*peaks, strict=True))
-    name, parts = moments[[peak[0] for peak in peaks].index(pss)]
-    return Prediction(method, workers, pss, least, rss, most, shm, name, parts)
+    return [
+        (moment, [part for part in moment.parts if set(part.when.split()) <= conditions])
+        for moment in model.moments
+        if set(moment.when.split()) <= conditions
+    ]
 
 
 def imported(model, machine, workers, active):
-    """Give what interpreters and imports take: of the caller, and of all that it starts."""
-    found = [("caller", 1, "caller")]
-    if workers:
-        found.append(("helpers", 1, "helpers"))
-        found.append(("worker", active, model.imports))
+    """List what workers and joblib's helpers take before they have done anything."""
+    if not workers:
+        return []
+    parts = [Held("helpers", machine["helpers"], "imports")]
+    parts.append(Held("worker", active * machine[model.imports], "imports"))
     if workers > active:  # these get no task
-        found.append(("worker", workers - active, "numpy"))
-    parts = []
-    for holder, n, what in found:
-        pss, rss = (n * mib for mib in machine[what])
-        parts.append(Held(holder, pss, pss, rss, pss, 0, "imports"))
+        parts.append(Held("worker", (workers - active) * machine["numpy"], "imports"))
     return parts
 
 
-def held(part, amounts, active, likely):
-    """Tell what a part amounts to, if so many workers are likely to be at their peak.
-
-    Parameters
-    ----------
-    part : Part
-    amounts : dict
-        As `quantities` gives them.
-    active : int
-        Workers that have a task; 0 where the calling process does the work itself.
-    likely : float
-        How many of them are at their peak, on average.
-
-    Returns
-    -------
-    Held
-    """
+def held(part, amounts, workers, at_peak):
+    """Return what a part amounts to, if so many workers are at their peak."""
     mib = part.times * amounts[part.quantity] / MIB
-    touched = part.quantity.startswith("touched")
-    span = amounts[part.quantity.replace("touched", "span")] / MIB if touched else mib
-    array = amounts["array"] / MIB
-    holder = part.holder if active or part.holder != "worker" else "caller"
     if part.holder == "worker":
-        sizes = likely * mib, likely * mib, likely * mib, max(active, 1) * mib, 0
-    elif part.holder == "caller":
-        sizes = mib, mib, mib, mib, 0
-    elif part.holder == "file":
-        sizes = mib, 0 if part.reason == "touched" else mib, likely * span if active else mib, 0, 0
-    elif part.reason == "block":  # the caller has filled it; workers look at a part
-        looked_at = likely * amounts["span in block"] / MIB if active else 0
-        sizes = mib, mib, mib + looked_at, array, array
-    else:  # joblib has written it, without a process that maps it
-        sizes = mib, 0 if touched else mib, likely * span, array, array
-    return Held(holder, *sizes, part.reason)
+        return Held("worker" if workers else "caller", at_peak * mib, part.reason)
+    return Held(part.holder, 0 if part.holder == "file" else mib, part.reason)
 
 
 def as_json(machine):
-    """Give the model as JSON, for the calculator.
+    """Return the model as JSON, for the calculator.
 
     Parameters
     ----------
@@ -648,8 +585,7 @@ def as_json(machine):
     Returns
     -------
     str
-        An object with ``methods``, ``reasons``, ``machine``, ``dtypes`` (bytes of a value) and
-        ``around``.
+        An object with ``methods``, ``reasons``, ``machine`` and ``dtypes`` (bytes of a value).
     """
 
     def plain(item):
@@ -664,7 +600,6 @@ def as_json(machine):
         "reasons": {key: list(reason) for key, reason in REASONS.items()},
         "machine": machine,
         "dtypes": {name: np.dtype(name).itemsize for name in DTYPES},
-        "around": AROUND,
     }
     return json.dumps(model)
 

@@ -20,34 +20,54 @@ What it takes care of, because each of these has led to wrong numbers:
   imported what the call needs. Nothing that an earlier call left behind is counted.
 * **From outside.** The process that measures is not part of what is measured.
 * **The whole tree.** Workers, and the workers' children, are summed at every sample.
-* **PSS.** Resident set sizes (:term:`RSS`) of several processes cannot be added: each
-  counts every page that it shares with the others in full. The proportional set size
-  (:term:`PSS`) divides a shared page by the number of processes that have it, so its sum is
-  what the machine really spends. RSS is recorded next to it, since that is what most tools
-  show, and the unique set size (:term:`USS`), which leaves shared pages out. Linux alone
-  tells the PSS; on other systems USS stands in for it, and the trace says so.
+* **What the machine cannot take back.** The peak is of :term:`memory in use`: anonymous memory of
+  all processes, swapped parts included, and shared memory once. Pages of files on disk that a
+  process maps are recorded beside it, because the kernel drops them when anybody else needs memory.
+* **Any order.** Processes are read one after the other. What two of them share is counted so
+  that it does not matter which one is read first, or what they do in between.
 
-Files in ``/dev/shm``, which joblib and shared memory use, take memory also while no process
-looks at them, and then no process's PSS contains them: they are recorded separately.
+Sums of :term:`RSS`, :term:`PSS` and :term:`USS` are recorded as well, because other tools show
+them. The sum of RSS counts a shared page once for each process. The sum of PSS counts a page twice
+if a process maps it after the others were read, counts pages that can be dropped, and misses
+shared memory that no process maps.
+
+Where each part comes from, on Linux:
+
+anonymous memory
+    ``Pss_Anon`` and ``SwapPss`` of ``/proc/PID/smaps_rollup``. After a fork, parent and child
+    share pages until one of them writes; each counts its part of them. The processes are
+    listed before the first is read, and those that end in the meantime are left out, so no page
+    counts more than once. Nor does a child that still runs in its parent's memory (vfork).
+shared memory
+    The space that a file takes in ``/dev/shm``, mapped or not; the same for files that have been
+    removed there, for memfd, and for anything in another tmpfs, as long as a process has it
+    open or mapped; shared anonymous maps; and System V segments from ``/proc/sysvipc/shm``. What
+    was there before the call does not count, nor does what belongs to other programs: files
+    of another user, those that only other processes have open or mapped, and joblib's
+    folders with the number of another process.
+mapped files
+    ``Pss_File`` of ``/proc/PID/smaps_rollup``.
+
+Other systems have no such account. There, the unique set size (:term:`USS`) of all
+processes stands in for it, and the trace says so.
 
 A peak of the calling process between two samples is not lost: the kernel keeps its largest
 resident set size. (What several processes need at once, only a sample can tell.)
 
 Before the machine runs out of memory, the call is stopped, and the trace says so.
-
-A difference of less than about 50 MiB is noise. With several workers the noise is larger:
-it is chance how many of them are at their own peak at the same moment.
 """
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
 import pickle
-import select
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -64,11 +84,12 @@ from tqdm import tqdm
 PAUSES = 0.002, 0.1  # seconds between samples: twice as long as one takes, within these
 MIB = 2**20
 SHM = Path("/dev/shm")  # where Linux keeps the files of shared memory
-HAS_PSS = "pss" in psutil.Process().memory_full_info()._fields
+ROLLUP = Path("/proc/self/smaps_rollup")
+HAS_PSS = ROLLUP.exists() and "Pss_Anon" in ROLLUP.read_text()
 
 # %%
-# What a measurement gives back
-# -----------------------------
+# The result of a measurement
+# ---------------------------
 
 
 @dataclass
@@ -84,25 +105,25 @@ class Trace:
     seconds : float
         How long the call took.
     before_mib : float
-        PSS of the fresh process after its imports and before the call, in MiB.
+        Memory in use in the fresh process after its imports and before the call, in MiB.
     times : array of shape (n_samples,)
         Seconds since the call began. The first sample was taken before the call.
     processes : dict of int to dict of str to array of shape (n_samples,)
-        For each process id the arrays ``"pss"``, ``"rss"`` and ``"uss"`` in MiB; zero where
-        the process did not exist. The first process is the one that made the call.
-    metric : {"PSS", "USS"}
-        What the arrays called ``"pss"`` hold: USS on systems that do not tell the PSS.
+        For each process id the arrays ``"anon"`` (anonymous memory), ``"file"`` (mapped files,
+        which the kernel may drop), ``"pss"``, ``"rss"`` and ``"uss"`` in MiB; zero where the
+        process did not exist. The first process is the one that made the call.
+    shm_mib : array of shape (n_samples,) or None
+        Shared memory of the call in MiB, counted once, whether or not a process maps it. None
+        where the system does not tell.
+    metric : {"memory in use", "USS"}
+        What `peak_mib` is a peak of: USS on systems that do not tell anonymous memory, where
+        the arrays ``"anon"`` and ``"pss"`` hold it as well.
     value : object
         What the call returned.
     exception : BaseException or None
         What the call raised instead.
-    shm_mib : array of shape (n_samples,) or None
-        What the files in ``/dev/shm`` took more than before the call, in MiB: shared memory
-        takes room there whether or not a process looks at it, and other programs' files
-        count too. None where there is no such folder.
-    high_water_mib : tuple of float
-        PSS and RSS in MiB of the calling process at the peak that the kernel noted; zero where
-        shared memory was used, which a process may map, and RSS count, more than once.
+    high_water_mib : float
+        Anonymous memory of the calling process at the peak that the kernel noted.
     """
 
     name: str
@@ -111,52 +132,75 @@ class Trace:
     before_mib: float
     times: np.ndarray
     processes: dict
-    metric: str = "PSS"
+    shm_mib: np.ndarray | None = None
+    metric: str = "memory in use"
     value: object = field(default=None, repr=False)
     exception: BaseException | None = None
-    shm_mib: np.ndarray | None = None
-    high_water_mib: tuple = (0, 0)
+    high_water_mib: float = 0
 
-    def total(self, metric="pss"):
-        """Sum a metric, ``"pss"``, ``"rss"`` or ``"uss"``, over all processes.
+    def total(self, metric="in use"):
+        """Sum a metric over all processes.
+
+        Parameters
+        ----------
+        metric : {"in use", "anon", "file", "pss", "rss", "uss"}
+            ``"in use"`` is anonymous memory and, counted once, shared memory.
 
         Returns
         -------
         array of shape (n_samples,), in MiB
         """
+        if metric == "in use":
+            return self.total("anon") + (0 if self.shm_mib is None else self.shm_mib)
         return np.sum([process[metric] for process in self.processes.values()], axis=0)
+
+    @property
+    def peak_mib(self):
+        """The largest amount of memory in use, in MiB."""
+        return float(max(self.total().max(), self.high_water_mib))
+
+    @property
+    def above_mib(self):
+        """The part of the peak that was not there before the call, in MiB."""
+        return self.peak_mib - self.before_mib
+
+    @property
+    def peak_file_mib(self):
+        """The largest sum of pages of mapped files, which the kernel may drop, in MiB."""
+        return float(self.total("file").max())
 
     @property
     def peak_pss_mib(self):
         """The largest sum of PSS over all processes, in MiB."""
-        return float(max(self.total("pss").max(), self.high_water_mib[0]))
+        return float(self.total("pss").max())
 
     @property
     def peak_rss_mib(self):
         """The largest sum of RSS over all processes, in MiB."""
-        return float(max(self.total("rss").max(), self.high_water_mib[1]))
+        return float(self.total("rss").max())
 
     def result(self):
-        """Give what the call returned, or raise what it raised."""
+        """Return what the call returned, or raise what it raised."""
         if self.exception is not None:
             raise self.exception
         return self.value
 
     def __str__(self):
         text = (
-            f"{self.name}\n    peak {self.peak_pss_mib:,.0f} MiB {self.metric}, "
-            f"{self.peak_rss_mib:,.0f} MiB RSS; {self.before_mib:,.0f} MiB before the call; "
-            f"{self.seconds:.1f} s; {counted(len(self.processes), 'process')}"
+            f"{self.name}\n    peak {self.peak_mib:,.0f} MiB {self.metric}, "
+            f"{self.before_mib:,.0f} MiB before the call; {self.seconds:.1f} s; "
+            f"{counted(len(self.processes), 'process')}; summed RSS {self.peak_rss_mib:,.0f} MiB"
         )
         return text if self.exception is None else f"{text}\n    raised {self.exception!r}"
 
-    def save(self, path, metric="pss"):
+    def save(self, path, metric="in use"):
         """Write the trace in mprof's file format: ``mprof plot path`` draws it.
 
         Parameters
         ----------
         path : str or pathlib.Path
-        metric : {"pss", "rss", "uss"}
+        metric : str
+            As for `total`. Of ``"in use"``, a child process has its anonymous memory.
         """
         path = Path(path)
         caller = next(iter(self.processes))
@@ -169,17 +213,18 @@ class Trace:
             f"FUNC {label} {begin:.6f} {self.started:.4f} "
             f"{end:.6f} {self.started + self.seconds:.4f} 0"
         )
+        of_child = "anon" if metric == "in use" else metric
         for i, stamp in enumerate(stamps):
             lines.append(f"MEM {total[i]:.6f} {stamp:.4f}")
             for pid, process in self.processes.items():
-                if pid != caller and process[metric][i]:
-                    lines.append(f"CHLD {pid} {process[metric][i]:.6f} {stamp:.4f}")
+                if pid != caller and process[of_child][i]:
+                    lines.append(f"CHLD {pid} {process[of_child][i]:.6f} {stamp:.4f}")
         unfinished = path.with_name(path.name + ".unfinished")
         unfinished.write_text("\n".join(lines) + "\n")
         unfinished.replace(path)
 
     def plot(self, ax=None, image_mib=None, title=None):
-        """Draw memory over time: caller and workers stacked, RSS above them.
+        """Draw memory over time: caller, workers and shared memory stacked, files above them.
 
         Parameters
         ----------
@@ -202,38 +247,40 @@ class Trace:
             ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
         title = title or self.name
         caller, *workers = self.processes.values()
-        children = np.sum([worker["pss"] for worker in workers], axis=0) if workers else None
-        layers = [caller["pss"]] if children is None else [caller["pss"], children]
-        labels = ["calling process", "workers"][: len(layers)]
-        colors = ["#0072b2", "#d55e00"][: len(layers)]
-        hatches = [None, "//"][: len(layers)]
+        layers = [("calling process", caller["anon"], "#0072b2", None)]
+        if workers:
+            of_workers = np.sum([worker["anon"] for worker in workers], axis=0)
+            layers.append(("workers", of_workers, "#d55e00", "//"))
+        if self.shm_mib is not None and self.shm_mib.max() >= 1:
+            layers.append(("shared memory", self.shm_mib, "#009e73", "++"))
+        labels, values, colors, hatches = zip(*layers, strict=True)
         style = {"colors": colors, "hatch": hatches, "edgecolor": "white", "lw": 0}
-        ax.stackplot(self.times, layers, labels=labels, **style)
+        ax.stackplot(self.times, values, labels=labels, **style)
         halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
         for level, line, label in (
-            (self.total("rss"), "--", "RSS, summed"),
+            (self.total() + self.total("file"), "--", "with mapped files"),
             (np.full(len(self.times), self.before_mib), ":", "before the call"),
         ):
             ax.plot(self.times, level, color="black", ls=line, path_effects=halo, label=label)
         if image_mib:
-            ax.axhline(image_mib, color="#009e73", path_effects=halo, label="the image")
+            ax.axhline(image_mib, color="#cc79a7", path_effects=halo, label="the image")
         right = max(self.times[-1], self.seconds)  # a short call has a sample before it only
         ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, right))
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter("{x:,.0f}")
-        peak = f"peak {self.peak_pss_mib:,.0f} MiB {self.metric}"
-        ax.set_title(f"{title}:\n{peak}", loc="left", fontsize=11)
+        ax.set_title(f"{title}:\npeak {self.peak_mib:,.0f} MiB", loc="left", fontsize=11)
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
         if own:
             ax.figure.set_label(
-                f"Memory over time of {title}: the calling process and its workers stacked, the "
-                f"sum of RSS above them.\n\nArea chart. {self.in_words(title)}"
+                f"Memory over time of {title}: the calling process, its workers and shared memory "
+                "stacked, mapped files above them.\n\n"
+                f"Area chart. {self.in_words(title)}"
             )
         return ax
 
     def in_words(self, title=None):
-        """Say what a figure of the trace shows, with its numbers."""
-        total = self.total("pss")
+        """Describe a figure of the trace, with its numbers."""
+        total = self.total()
         when = max(self.times[total.argmax()], 0)
         n_children = len(self.processes) - 1
         children = counted(n_children, "child process")
@@ -241,8 +288,8 @@ class Trace:
         when, seconds = (f"{s:.1f} s" if s >= 1 else f"{s:.2g} s" for s in (when, self.seconds))
         return (
             f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
-            f"call to a peak of {self.peak_pss_mib:,.0f} MiB, {when} into the call of "
-            f"{seconds}, with {children}; summed RSS peaks at {self.peak_rss_mib:,.0f} MiB."
+            f"call to a peak of {self.peak_mib:,.0f} MiB, {when} into the call of {seconds}, with "
+            f"{children}; mapped files take {self.peak_file_mib:,.0f} MiB at most."
         )
 
 
@@ -259,7 +306,7 @@ def counted(number, name):
 
 
 def available_mib(root="/"):
-    """Tell how much memory can still be taken, by the machine and by its control groups.
+    """Return how much memory can still be taken, by the machine and by its control groups.
 
     Parameters
     ----------
@@ -307,8 +354,289 @@ def _control_groups(root):
 
 
 def reserve_mib():
-    """Tell how much is kept free: 3 % of the memory, and 256 MiB at least."""
+    """Return how much is kept free, in MiB: 3 % of the memory, and 256 MiB at least."""
     return max(0.03 * psutil.virtual_memory().total / MIB, 256)
+
+
+# %%
+# Reading a tree of processes
+# ---------------------------
+# A sample is a time, the bytes of each piece of shared memory, and the bytes of each process.
+
+KINDS = ("anon", "file", "pss", "rss", "uss")
+
+
+class Tree:
+    """A process and everything that it starts.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    """
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.shared = SharedMemory() if HAS_PSS and SHM.is_dir() else None
+
+    def sample(self):
+        """Read all processes.
+
+        Returns
+        -------
+        stamp : float
+            The time.
+        shared : dict
+            Bytes of each piece of shared memory; see `SharedMemory.sample`.
+        processes : dict of int to dict of str to int
+            Bytes of the ``KINDS`` for each process, and more that `read_process` finds.
+        """
+        stamp, read = time.time(), {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.pid)
+            # They are listed before the first is read: no page is read in a parent, and then again
+            # in a child that was born in between.
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.Error, OSError):  # it has ended
+                    read[process.pid] = read_process(process)
+        processes = {pid: sizes for pid, sizes in read.items() if counts(pid, read)}
+        return stamp, self.shared.sample(processes) if self.shared else {}, processes
+
+    def in_use(self):
+        """Return the memory in use now, in MiB."""
+        _, shared, processes = self.sample()
+        return (sum(shared.values()) + sum(one["anon"] for one in processes.values())) / MIB
+
+
+def read_process(process):
+    """Read the memory of a process.
+
+    Parameters
+    ----------
+    process : psutil.Process
+
+    Returns
+    -------
+    dict of str to int
+        Bytes of the ``KINDS``. On Linux also ``"shmem"``, shared memory that it maps; ``"other"``,
+        resident pages that are not anonymous; and ``"private"``, ``"anonymous"`` and ``"place"``,
+        by which `counts` recognises a child in its parent's memory.
+    """
+    if not HAS_PSS:
+        info = process.memory_full_info()
+        return {"anon": info.uss, "file": 0, "pss": info.uss, "rss": info.rss, "uss": info.uss}
+    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    if not text:
+        raise ProcessLookupError(process.pid)  # it has ended, and its parent does not know yet
+    size = {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+): +(\d+) kB", text)}
+    return {
+        "anon": size["Pss_Anon"] + size.get("SwapPss", 0),
+        "file": size["Pss_File"],
+        "pss": size["Pss"],
+        "rss": size["Rss"],
+        "uss": size["Private_Clean"] + size["Private_Dirty"],
+        "shmem": size["Pss_Shmem"],
+        "other": size["Rss"] - size["Anonymous"],
+        "anonymous": size["Anonymous"],
+        "private": size["Private_Dirty"],
+        "place": text.split(maxsplit=1)[0],
+    }
+
+
+def counts(pid, read):
+    """Tell whether what was read of a process belongs to the sum.
+
+    It does not if the process has ended since: what it shared was then read as another's
+    alone. Nor if it still runs in the memory of its parent, as from vfork to exec: both have the
+    same private pages then, to the last.
+    """
+    if not HAS_PSS:
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    own, parent = read[pid], read.get(int(status[1]))
+    borrowed = parent and own["private"] > own["anonymous"] / 2
+    same = borrowed and all(own[k] == parent[k] for k in ("place", "rss", "private", "anonymous"))
+    return status[0] not in "ZX" and not same
+
+
+class SharedMemory:
+    """Shared memory that processes take from now on, each piece once.
+
+    A piece is a file in a tmpfs, or something that the kernel treats like one: its device and inode
+    tell it from others.
+    """
+
+    def __init__(self):
+        self.began = time.time()
+        self.kernel, self.devices = memory_devices()
+        self.before = {key: size_of(status) for key, (_, status) in files_in(SHM).items()}
+        self.ours = {}  # pieces that our processes have held: their paths
+        self.pids = set()
+        self.checked = {}  # others: their size when we looked who holds them, and whether it counts
+
+    def sample(self, processes):
+        """Measure each piece.
+
+        Parameters
+        ----------
+        processes : dict of int to dict of str to int
+            What `read_process` gives for each process.
+
+        Returns
+        -------
+        dict of (int, int) to int
+            Bytes by device and inode, without what was there before.
+        """
+        self.pids |= set(processes)
+        found, hidden, named = {}, {}, files_in(SHM)
+        for pid, sizes in processes.items():
+            held = open_files(pid, self.devices)
+            if sizes["shmem"]:
+                held = itertools.chain(held, mapped_files(pid, self.devices))
+            for key, path, status in held:
+                self.ours[key] = path
+                if status:
+                    found[key] = status
+                else:
+                    hidden.setdefault(key, []).append(pid)
+        for key, (path, status) in named.items():
+            if key in self.ours or self._counts(key, path, status):
+                found[key] = status
+        for key, path in self.ours.items():  # that nobody holds now
+            with contextlib.suppress(OSError):
+                if key not in found and key_of(status := os.stat(path)) == key:
+                    found[key] = status
+        sizes = {key: size_of(status) for key, status in found.items()}
+        sizes |= {key: mapped_bytes(key, pids) for key, pids in hidden.items() if key not in found}
+        for number, owner, size in segments():
+            if owner in self.pids or (self.kernel, number) in self.ours:
+                sizes[self.kernel, number] = size
+        for key, status in found.items():  # in another tmpfs than SHM, and older than the call
+            if key not in self.before and key not in named and status.st_ctime < self.began - 0.1:
+                self.before[key] = sizes[key]
+        return {key: max(size - self.before.get(key, 0), 0) for key, size in sizes.items()}
+
+    def _counts(self, key, path, status):
+        """Tell whether a file that our processes were not seen to hold is theirs all the same."""
+        if joblib := re.search(r"/joblib_memmapping_folder_(\d+)_", path):
+            return int(joblib[1]) in self.pids
+        if key in self.before or status.st_uid != os.geteuid():
+            return False
+        size, ours = self.checked.get(key, (None, True))
+        if size != size_of(status) and ours:
+            others = [pid for pid in psutil.pids() if pid not in self.pids]
+            ours = not any(key in held_by(pid, {key[0]}) for pid in others)
+            self.checked[key] = size_of(status), ours
+        return ours
+
+
+def memory_devices():
+    """Return the device of the kernel's own files in memory, and those with every tmpfs."""
+    number = os.memfd_create("device")
+    kernel = os.fstat(number).st_dev
+    os.close(number)
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    devices = [line.split()[2].split(":") for line in lines if " - tmpfs " in line]
+    return kernel, {kernel, *(os.makedev(int(major), int(minor)) for major, minor in devices)}
+
+
+def key_of(status):
+    """Return what tells a file from all others: device and inode."""
+    return status.st_dev, status.st_ino
+
+
+def size_of(status):
+    """Return the bytes that a file takes, whatever its length; swapped ones are included."""
+    return status.st_blocks * 512
+
+
+def files_in(folder):
+    """Return path and status of the files in a folder and in those below it, by their keys."""
+    found = {}
+    with contextlib.suppress(OSError):  # another program removes it
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    found |= files_in(entry.path)
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    found[key_of(status)] = entry.path, status
+    return found
+
+
+def open_files(pid, devices):
+    """Yield key, path and status of each file of some devices that a process has open."""
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                link = f"/proc/{pid}/fd/{number}"
+                status = os.stat(link)
+                if status.st_dev in devices and stat.S_ISREG(status.st_mode):
+                    yield key_of(status), os.readlink(link), status
+
+
+def mapped_files(pid, devices):
+    """Yield key, path and status of each file of some devices that a process maps.
+
+    The status is None for who may not see it: that takes an administrator.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            place, _, _, device, inode, *path = line.split(maxsplit=5)
+            if inode != "0" and (key := (device_of(device), int(inode)))[0] in devices:
+                status = None
+                with contextlib.suppress(OSError):
+                    status = os.stat(f"/proc/{pid}/map_files/{place}")
+                yield key, path[0] if path else "", status
+
+
+def device_of(text):
+    """Return a device as os.stat has it; text is as in /proc/PID/maps."""
+    major, minor = text.split(":")
+    return os.makedev(int(major, 16), int(minor, 16))
+
+
+def held_by(pid, devices):
+    """Return the keys of all files of some devices that a process has open or maps."""
+    held = {key for key, *_ in open_files(pid, devices)}
+    with contextlib.suppress(OSError):
+        if re.search(r"RssShmem:\s+[1-9]", Path(f"/proc/{pid}/status").read_text()):
+            held |= {key for key, *_ in mapped_files(pid, devices)}
+    return held
+
+
+def mapped_bytes(key, pids):
+    """Return the bytes of a piece of which only the maps are seen.
+
+    That is what all processes have of it, each its part, and not more than was mapped.
+    """
+    shares = extent = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            inside = False
+            for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines():
+                words = line.split(maxsplit=5)
+                if not words[0].endswith(":"):
+                    place, _, offset, device, inode, *_ = words
+                    inside = (device_of(device), int(inode)) == key
+                    if inside:
+                        begin, end = (int(part, 16) for part in place.split("-"))
+                        extent = max(extent, int(offset, 16) + end - begin)
+                elif inside and words[0] == "Pss:":
+                    shares += int(words[1]) * 1024
+    return min(shares, extent)
+
+
+def segments():
+    """Yield number, creator and bytes of each System V segment."""
+    with contextlib.suppress(OSError):
+        header, *lines = Path("/proc/sysvipc/shm").read_text().splitlines()
+        for line in lines:
+            one = {k: int(v) for k, v in zip(header.split(), line.split(), strict=True)}
+            yield one["shmid"], one["cpid"], one["rss"] + one["swap"]
 
 
 # %%
@@ -352,7 +680,7 @@ def measure_within(memory_mib, func, /, *args, **kwargs):
     Parameters
     ----------
     memory_mib : float
-        MiB by which the machine's available memory may become less during the call.
+        MiB that may be in use above the level before the call.
     func, *args, **kwargs
         As for `measure`.
 
@@ -382,14 +710,17 @@ def measure_within(memory_mib, func, /, *args, **kwargs):
             process.stdin.flush()
             problem = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError):
-            problem = "It ended before it was ready; what it said is above."
+            problem = "It ended before it was ready; its messages are above."
         if problem:
             raise RuntimeError(f"The new process for {name} could not be prepared.\n{problem}")
-        samples = [_sample(process.pid)]
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
+        tree = Tree(process.pid)
+        samples = [tree.sample()]
+        over = threading.Event()
+        threading.Thread(target=_wait_for_end, args=(process, over), daemon=True).start()
         with Watchdog(process.pid, memory_mib) as watchdog:
-            samples += _watch(process, name)
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            samples += _watch(tree, over, name)
         outcome = _receive(process, samples)
         if watchdog.reason:
             outcome = *outcome[:2], None, MemoryError(f"{name}: {watchdog.reason}"), 0
@@ -403,17 +734,18 @@ def measure_within(memory_mib, func, /, *args, **kwargs):
 class Watchdog:
     """Stop a process and its workers before the machine runs out of memory.
 
-    A thread looks every few milliseconds at what is available. When it is too little, the
-    workers are killed, which frees most, and the process is interrupted, so that it can
-    clean up. If there is still less, it is killed, too. Trackers of shared memory are spared:
-    they remove what others leave behind.
+    A thread looks every few milliseconds at what is available on the machine, and, where there is a
+    limit, at what the process and its workers have in use. When it is too much, the workers are
+    killed, which frees most, and the process is interrupted, so that it can clean up. If that does
+    not help, it is killed, too. Trackers of shared memory are spared: they remove what others
+    leave behind.
 
     Parameters
     ----------
     pid : int
         The process.
     memory_mib : float
-        MiB by which the available memory may become less.
+        MiB that may be in use above the level at the beginning.
 
     Attributes
     ----------
@@ -422,9 +754,12 @@ class Watchdog:
     """
 
     def __init__(self, pid, memory_mib=math.inf):
-        self.pid, self.reason = pid, ""
-        self.begin = available_mib()
-        self.least = max(self.begin - memory_mib, reserve_mib())
+        self.pid, self.memory_mib, self.reason = pid, memory_mib, ""
+        self.tree = Tree(pid) if memory_mib < math.inf else None
+        self.begin = self.tree.in_use() if self.tree else 0
+        self.reserve, left = reserve_mib(), available_mib()
+        if left < self.reserve:  # so it was before: half of the rest is kept free
+            self.reserve = left / 2
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
 
@@ -437,37 +772,47 @@ class Watchdog:
         self.thread.join()
 
     def _look(self):
-        left = self.begin
+        while not self.reason and not self.over.wait(0.005):
+            self.reason = self._problem()
+        if self.reason:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._stop(psutil.Process(self.pid))
+
+    def _problem(self):
+        """Return why the process must be stopped, or nothing."""
+        taken = self.tree.in_use() - self.begin if self.tree else 0
+        if taken > self.memory_mib:
+            return (
+                f"stopped with {taken:,.0f} MiB above the start: {self.memory_mib:,.0f} MiB are "
+                "allowed."
+            )
+        if (left := available_mib()) < self.reserve:
+            return (
+                f"stopped: the machine had {left:,.0f} MiB left, and {self.reserve:,.0f} MiB are "
+                "kept free."
+            )
+        return ""
+
+    def _stop(self, process):
+        for worker in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if not any("resource_tracker" in word for word in worker.cmdline()):
+                    worker.kill()
+        process.send_signal(signal.SIGINT)
+        patience = time.monotonic() + 10
         while not self.over.wait(0.005):
-            left = available_mib()
-            if left < self.least:
-                break
-        else:
-            return
-        self.reason = (
-            f"stopped while it ran, with {self.begin - left:,.0f} MiB taken: the machine had "
-            f"{left:,.0f} MiB left, and {self.least:,.0f} MiB are kept free."
-        )
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            for worker in process.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    if not any("resource_tracker" in word for word in worker.cmdline()):
-                        worker.kill()
-            process.send_signal(signal.SIGINT)
-            patience = time.monotonic() + 10
-            while not self.over.wait(0.005):
-                if available_mib() < self.least / 2 or time.monotonic() > patience:
-                    process.kill()
-                    return
+            if available_mib() < self.reserve / 2 or time.monotonic() > patience:
+                process.kill()
+                return
 
 
 def _serve():
-    """Run in the fresh process: get a call, wait for the word, run it, send the result."""
+    """Run in the fresh process: receive a call, wait for the start, run it, send the result."""
     reply = os.fdopen(os.dup(1), "wb")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     os.dup2(2, 1)  # what the call prints must not mix with the replies
-    os.register_at_fork(after_in_child=reply.close)  # so that the pipe ends when we end
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reply.close)  # so that the pipe ends when we end
     try:
         func, args, kwargs = pickle.loads(pickle.load(sys.stdin.buffer))
         problem = None
@@ -514,8 +859,14 @@ def _high_water(reset=False):
     return 0
 
 
-def _watch(process, name):
-    """Sample the tree until the call is over; show on a terminal what is going on."""
+def _wait_for_end(process, over):
+    """Wait, in a thread, for the byte that the fresh process sends when the call is over."""
+    process.stdout.read(1)
+    over.set()
+
+
+def _watch(tree, over, name):
+    """Sample the tree until the call is over; show progress on a terminal."""
     samples = []
     with tqdm(
         desc=name,
@@ -525,36 +876,19 @@ def _watch(process, name):
         file=sys.__stderr__,
     ) as progress:
         pause, longest = PAUSES
-        while not select.select([process.stdout], [], [], pause)[0]:
+        while not over.wait(pause):
             start = time.perf_counter()
-            samples.append(_sample(process.pid))
+            samples.append(tree.sample())
             pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
-            tree = samples[-1][2].values()
-            pss_mib = sum(pss for pss, _, _ in tree) / MIB
-            progress.set_postfix_str(f"{pss_mib:,.0f} MiB in {len(tree)} processes")
+            _, shared, processes = samples[-1]
+            mib = (sum(shared.values()) + sum(one["anon"] for one in processes.values())) / MIB
+            progress.set_postfix_str(f"{mib:,.0f} MiB in {len(processes)} processes")
     return samples
-
-
-def _sample(pid):
-    """The time, the bytes in /dev/shm, and PSS, RSS and USS of a process and all below it."""
-    stamp, shm, tree = time.time(), None, {}
-    if SHM.is_dir():
-        room = os.statvfs(SHM)
-        shm = (room.f_blocks - room.f_bfree) * room.f_frsize
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            # A process may end between two looks.
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                info = process.memory_full_info()
-                tree[process.pid] = (info.pss if HAS_PSS else info.uss, info.rss, info.uss)
-    return stamp, shm, tree
 
 
 def _receive(process, samples):
     """Start, seconds, value, exception and largest RSS, also if the process was killed."""
     try:
-        process.stdout.read(1)
         return pickle.load(process.stdout)
     except (EOFError, pickle.UnpicklingError):
         code = process.wait()
@@ -578,7 +912,7 @@ def _end(process, patience):
             process.wait()
     process.stdout.close()
     left = []  # of the session that the process began, also where the parent is gone
-    for other in psutil.process_iter():
+    for other in psutil.process_iter() if hasattr(os, "getsid") else ():
         with contextlib.suppress(OSError):
             if os.getsid(other.pid) == process.pid:
                 left.append(other)
@@ -607,31 +941,29 @@ def remove_joblib_folders(pid):
 
 def _trace(name, samples, started, seconds, value, exception, high_water):
     """Turn samples into arrays, one row for each process."""
-    stamps, shm, trees = zip(*samples, strict=True)
+    stamps, shared, trees = zip(*samples, strict=True)
     pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
-    absent = (0, 0, 0)
-    numbers = np.array([[tree.get(pid, absent) for pid in pids] for tree in trees]) / MIB
-    pss, rss, _ = numbers[0, 0]
-    shared = shm[0] is not None and max(shm) - shm[0] > MIB  # RSS may count a block twice
-    if HAS_PSS and high_water and not shared:  # what the caller took more is its own
-        high_water = pss + high_water / MIB - rss, high_water / MIB
-    else:
-        high_water = 0, 0
+    absent = dict.fromkeys(KINDS, 0)
+    processes = {
+        pid: {
+            kind: np.array([tree.get(pid, absent)[kind] for tree in trees]) / MIB for kind in KINDS
+        }
+        for pid in pids
+    }
+    # Of the largest resident set, all that may not have been anonymous is taken off.
+    other = max(tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree)
     return Trace(
         name=name,
         started=started,
         seconds=seconds,
-        before_mib=float(numbers[0, :, 0].sum()),
+        before_mib=float(sum(process["anon"][0] for process in processes.values())),
         times=np.array(stamps) - started,
-        processes={
-            pid: dict(zip(("pss", "rss", "uss"), numbers[:, i].T, strict=True))
-            for i, pid in enumerate(pids)
-        },
-        metric="PSS" if HAS_PSS else "USS",
+        processes=processes,
+        shm_mib=np.array([sum(one.values()) for one in shared]) / MIB if HAS_PSS else None,
+        metric="memory in use" if HAS_PSS else "USS",
         value=value,
         exception=exception,
-        high_water_mib=high_water,
-        shm_mib=None if shm[0] is None else (np.array(shm) - shm[0]) / MIB,
+        high_water_mib=max(high_water - other, 0) / MIB,
     )
 
 

@@ -2,14 +2,14 @@
 Many images on a Dask cluster
 =============================
 
-When one machine takes too long, the images go to several: a `Dask
-<https://docs.dask.org/en/stable/deploying.html>`_ scheduler hands them to its workers, wherever
-these run. The function stays what it is. On this page you will
+When one machine takes too long, use several: a `Dask
+<https://docs.dask.org/en/stable/deploying.html>`_ scheduler hands the images to its workers,
+wherever these run. The function stays the same. On this page you will
 
 1. mask a study on a cluster, with the call that works without one,
-2. give each :term:`worker` the memory that it needs, and see how much it took,
-3. kill a worker in the midst of an image, and find the image done by another, and
-4. see what it takes to have workers on other machines.
+2. give each :term:`worker` the memory that it needs, and see how much it used,
+3. kill a worker in the middle of an image, and see another worker repeat the image, and
+4. see how to start workers on other machines.
 
 Here scheduler and workers are processes of one machine; nothing else is different.
 """
@@ -17,13 +17,13 @@ Here scheduler and workers are processes of one machine; nothing else is differe
 # %%
 # The memory of a worker
 # ----------------------
-# A worker does one image at a time, in one thread. So what it needs are its imports, the result
-# of one image, and a block of volumes: the last two are predicted from the header, as in
-# :doc:`/auto_examples/memory_budget`, and for the imports, Dask's among them, 128 MiB are enough.
+# A worker masks one image at a time, in one thread. So it needs its imports, the result of one
+# image, and a block of volumes: the last two are predicted from the header, as in
+# :doc:`/auto_examples/memory_budget`, and we allow 128 MiB for the imports, including Dask's.
 #
-# Dask stops giving images to a worker that is at 80 % of its limit. The limit is therefore
-# what the worker needs, divided by 0.8. Where it is so small that the imports alone are above these
-# 80 %, no worker ever begins: a warning in their logs says so, and no error.
+# Dask gives no image to a worker whose resident set (:term:`RSS`) is above 80 % of its limit. The
+# limit is therefore what the worker needs, divided by 0.8. If the imports alone are above these
+# 80 %, no worker ever begins: the workers' logs have a warning, but there is no error.
 
 IMPORTS_MIB = 128
 
@@ -31,27 +31,27 @@ if __name__ == "__main__":
     from memory_budget import predict_peak
     from plot_one_machine import prepare_study
 
-    images, masks = prepare_study(n_images=16)
+    images, masks = prepare_study(n_images=12)
     prediction = predict_peak("Streaming, masks, one pass", images[0], masks)
-    image_mib = sum(part.pss_mib for part in prediction.parts if part.reason != "imports")
+    image_mib = sum(part.mib for part in prediction.parts if part.reason != "imports")
     limit_mib = (IMPORTS_MIB + image_mib) / 0.8
-    print(f"result and block of an image {image_mib:6.1f} MiB")
-    print(f"the limit of a worker        {limit_mib:6.0f} MiB")
+    print(f"result and block of an image {image_mib:4.0f} MiB")
+    print(f"the limit of a worker        {limit_mib:4.0f} MiB")
 
 # %%
 # A cluster
 # ---------
 # ``LocalCluster`` starts a scheduler, and workers as processes. Each worker has a nanny: a
-# process that starts a new worker where one has died. (In a ``LocalCluster``, the calling process
-# is the nanny of all.) Two of Dask's defaults are changed:
+# process that replaces a worker that has died. (In a ``LocalCluster``, the calling process is the
+# nanny of all.) Two of Dask's defaults are changed:
 #
-# * **The scheduler never gives up a task.** It would, after four workers have died with it in their
-#   hands, also when it only stood in line behind the one that they died of. With joblib 1.6 there
-#   is then no error, and the call never ends. ``mask_study`` counts instead: it knows which image
-#   was begun.
-# * **The nanny leaves memory alone.** It would tell workers, by a variable of the environment, to
-#   give freed memory back at once. Then each volume needs fresh pages from the system, which takes
-#   nearly as long as to decompress it.
+# * **The scheduler never gives up a task.** By default it does so after four workers have died that
+#   held the task, even if it was only waiting behind the one that killed them. With joblib 1.6
+#   there is then no error, and the call never ends. ``mask_study`` counts instead: it knows which
+#   image was begun.
+# * **The nanny leaves memory alone.** By default it makes workers return freed memory at once, with
+#   an environment variable. Then each volume needs fresh pages from the system, which takes nearly
+#   as long as decompressing it.
 
 if __name__ == "__main__":
     import os
@@ -74,18 +74,19 @@ if __name__ == "__main__":
             n_workers=2,
             threads_per_worker=1,
             memory_limit=f"{limit_mib:.0f}MiB",
-            dashboard_address="127.0.0.1:0",  # any port that is free
+            dashboard_address="127.0.0.1:0",  # any free port
         )
     client = Client(cluster)
-    # Else tqdm has a semaphore in each worker, and one that is killed below would leave it behind.
+    client.wait_for_workers(2)
+    # Otherwise tqdm makes a semaphore in each worker, and the one killed below would leave it.
     client.run(lambda: tqdm.set_lock(threading.RLock()))
     print(f"The dashboard is at {cluster.dashboard_link}")
 
 # %%
 # The same call
 # -------------
-# First without a cluster. Then with it: to choose the engine, say ``backend="dask"``. The number
-# of workers is the cluster's.
+# First without a cluster, then with it: choose the backend with ``backend="dask"``. The number of
+# workers is that of the cluster.
 
 from mask_study import mask_study, peak_rss_mib, stem
 
@@ -106,23 +107,23 @@ if __name__ == "__main__":
     print(f"{len(same)} of {len(names)} files are the same, byte for byte")
 
 # %%
-# Every image has a row in the table, with the worker that did it and that worker's largest
-# resident set meanwhile. Above its imports there is little, and it does not grow from image to
-# image:
+# Every image has a row in the table, with the worker that masked it and that worker's largest
+# resident set meanwhile. (This is what Dask compares with the limit. It contains the code of
+# libraries, which memory in use on the other pages does not.) The largest of each worker, over all
+# its images:
 
 if __name__ == "__main__":
-    print(f"imports        {max(imports_mib.values()):6.1f} MiB")
+    print(f"imports        {max(imports_mib.values()):4.0f} MiB")
     for pid, rows in table.groupby("pid"):
-        peak_mib = rows.peak_rss_mib.max()
-        print(f"worker {pid:<8}{peak_mib:6.1f} MiB at most, {len(rows)} images")
-    print(f"limit          {limit_mib:6.1f} MiB")
+        print(f"worker {pid:<8}{rows.peak_rss_mib.max():4.0f} MiB at most, {len(rows)} images")
+    print(f"limit          {limit_mib:4.0f} MiB")
 
 # %%
 # What travels
 # ------------
 # A task goes from here to the scheduler, and from there to a worker. It holds three paths: of an
-# image, of its result, and of the masks, which ``mask_study`` has written beside the results as the
-# positions of their voxels. What comes back is a row of the table. So neither the image nor the
+# image, of its result, and of the masks, which ``mask_study`` has written to the folder of results
+# as the positions of their voxels. A row of the table comes back. So neither the image nor the
 # masks nor the result travel: a worker opens the first two, and writes the third.
 
 if __name__ == "__main__":
@@ -143,21 +144,21 @@ if __name__ == "__main__":
 # %%
 # A worker is lost
 # ----------------
-# Nodes fail, and jobs run into their time limit. To see what comes of it, a worker is killed as
-# the system would do it, without a warning. A thread looks at the folder of results. When a
-# quarter of the images is done, and each worker is in the midst of another, it ends one. It stops
-# the workers for each look, so that what it sees is still true when it acts.
+# Nodes fail, and jobs reach their time limit. To see the effect, we kill a worker as the system
+# would do it, without a warning. A thread watches the folder of results. When a quarter of the
+# images is done, and each worker is in the middle of another image, it kills one worker. It pauses
+# the workers for each check, so that the result of the check still holds when it acts.
 
 
 def lose_a_worker(pids, series, n_images):
-    """Kill the first of several workers, in the midst of an image.
+    """Kill the first of several workers, in the middle of an image.
 
     Parameters
     ----------
     pids : list of int
         The workers' processes.
     series : pathlib.Path
-        Where they write results.
+        Folder of their results.
     n_images : int
         Images of the study.
 
@@ -206,9 +207,9 @@ if __name__ == "__main__":
     print(table.status.value_counts().to_dict())
 
 # %%
-# Lines with a date are Dask's. Where a row says ``skipped``, the image was done, but its row
-# was still with the worker that died: another worker found the file. In the figure each bar is an
-# image, with its number. What the lost worker had begun, another did again, from the beginning:
+# Lines with a date come from Dask. If a row has the status ``skipped``, the image was done, but the
+# worker died before it returned the row: another worker found the file. In the figure each bar is
+# an image, with its number. Another worker repeats the image that the lost worker had begun:
 
 
 def plot_work(table, lost):
@@ -217,9 +218,9 @@ def plot_work(table, lost):
     Parameters
     ----------
     table : pandas.DataFrame
-        As `mask_study` gives it.
+        As `mask_study` returns it.
     lost : dict
-        As `lose_a_worker` gives it.
+        As `lose_a_worker` returns it.
 
     Returns
     -------
@@ -267,8 +268,8 @@ def plot_work(table, lost):
     figure.legend(handles=patches, loc="outside lower left", frameon=False, ncols=2)
     figure.suptitle("A worker is lost (×)", fontsize=12)
     figure.set_label(
-        "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if it "
-        "is there, was started in its place.\n\n"
+        "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if "
+        "there is one, replaced it.\n\n"
         f"Bar chart over {end - zero:.1f} seconds, with {len(pids)} workers and {len(table)} "
         f"images. Worker 1 was killed after {lost['time'] - zero:.1f} seconds. {'; '.join(said)}."
     )
@@ -282,40 +283,40 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# The nanny starts a new worker, which goes on with what is left when its imports are done. At the
-# end, all is closed and removed.
+# The nanny starts a new worker, which takes part when its imports are done, if images are left. At
+# the end, everything is closed and removed.
 
 if __name__ == "__main__":
     client.close()
     cluster.close()
     folder.cleanup()
     os.environ.clear()
-    os.environ.update(environ)  # nannies set OMP_NUM_THREADS for workers, and so for us
+    os.environ.update(environ)  # nannies also set OMP_NUM_THREADS in this process
 
 # %%
 # An image that kills its workers
 # -------------------------------
-# The nanny ends a worker that is at 95 % of its limit, and starts a new one. On a real cluster the
-# system may be faster: it kills what takes more than its job was given. Either way a worker is
-# lost, and the image that was too large is given to another. When the second worker has died of
-# it, ``mask_study`` does not try it again: the row of that image says so, and all others are
-# done. Started again with workers that have more memory, it does this one image.
+# The nanny kills a worker at 95 % of its limit and starts a new one. On a real cluster the system
+# may be faster: it kills a process that takes more than its job requested. Either way a worker is
+# lost, and the image that was too large goes to another worker. When that one dies, too,
+# ``mask_study`` does not try the image again: its row has the reason, and all other images are
+# done. Run it again with workers that have more memory, and it masks this one image.
 #
-# A worker without a nanny (``dask worker --no-nanny``) is not replaced. When all are gone, the
-# study waits for new ones, as long as it takes.
+# A worker without a nanny (``dask worker --no-nanny``) is not replaced. When all workers are gone,
+# the study waits until there are new ones.
 #
 # The dashboard
 # -------------
-# The scheduler serves pages that show what each worker does, and how much memory it has, as long
-# as it runs. They need the package bokeh. ``client.dashboard_link`` says where they are; from
-# elsewhere, reach them through a tunnel, such as ``ssh -L 8787:localhost:8787 node1``. Everybody
-# who can reach the scheduler can run code on it, so let it listen only where you trust all users.
+# While the scheduler runs, it serves pages that show what each worker does, and its memory. They
+# need the package bokeh. ``client.dashboard_link`` has their address; from elsewhere, reach them
+# through a tunnel, such as ``ssh -L 8787:localhost:8787 node1``. Everybody who can reach the
+# scheduler can run code on it, so let it listen only where you trust all users.
 #
 # Workers on other machines
 # -------------------------
 # Start the scheduler on one machine, here ``node1``, and workers on each. All import
-# ``mask_study.py`` and ``plot_stream_masks.py``, so tell them where these are, and change the same
-# two defaults:
+# ``mask_study.py`` and ``plot_stream_masks.py``, so set ``PYTHONPATH`` to their folder, and change
+# the same two defaults:
 #
 # .. code-block:: console
 #
@@ -332,36 +333,35 @@ if __name__ == "__main__":
 # In the script, ``client = Client("tcp://node1:8786")`` takes the place of the ``LocalCluster``.
 # Three things to know:
 #
-# * **Wait for workers**, with ``client.wait_for_workers(2)`` at least. Those that come later get
-#   their share. But joblib counts them when it begins, and if there is but one, it uses none: the
-#   calling process does all.
-# * **When nothing happens**, see whether all can import what they need. joblib does not pass this
-#   error on; ``client.run_on_scheduler(peak_rss_mib)`` and ``client.run(peak_rss_mib)`` raise it.
+# * **Wait for workers**, with ``client.wait_for_workers(2)`` at least. Workers that come later get
+#   their share. But joblib counts the workers when it begins, and uses none if there is only one:
+#   the calling process then does all the work.
+# * **If nothing happens**, check that all can import the modules. joblib does not report this
+#   error; ``client.run_on_scheduler(peak_rss_mib)`` and ``client.run(peak_rss_mib)`` raise it.
 # * **Without a shared folder for code**, ``client.upload_file("plot_stream_masks.py")`` and then
-#   ``client.upload_file("mask_study.py")`` bring the modules to the scheduler and to all workers,
+#   ``client.upload_file("mask_study.py")`` copy the modules to the scheduler and to all workers,
 #   also to those that come later.
 #
 # What must be on shared storage
 # ------------------------------
-# * **The images**, under the same path on every machine. How fast they can be read from there is
-#   what limits many workers.
-# * **The folder of results.** It also has the masks for the workers, and tells ``mask_study`` what
-#   was begun, and so which image a worker has died of.
-# * **The Python environment**, or one with the same versions on each machine. Dask wants the same
+# * **The images**, under the same path on every machine. The speed of this storage limits many
+#   workers.
+# * **The folder of results.** It also holds the masks for the workers and the unfinished files,
+#   from which ``mask_study`` learns which image killed a worker.
+# * **The Python environment**, or one with the same versions on each machine. Dask needs the same
 #   version of itself everywhere.
 #
-# The masks' own files need not be there: the calling process alone reads them. Each worker also has
-# a folder of its own for what is only there while it runs, ``--local-directory``: that should not
-# be shared.
+# The masks' own files need not be there: only the calling process reads them. Each worker also has
+# its own folder for temporary files, ``--local-directory``, which should not be shared.
 #
 # What to conclude
 # ----------------
-# The cluster changes where the work is done, and nothing else: the call, the files and the table
-# are the same. A worker needs its imports and what one image needs, so give it a limit, one
-# thread, and a nanny. A lost worker costs the images that it had begun.
+# The cluster changes only where the work is done: the call, the files and the table are the same. A
+# worker needs memory for its imports and one image, so give it a limit, one thread, and a nanny. If
+# a worker is lost, the images that it had begun are repeated.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_slurm.py`: where a batch system hands out
+# * :ref:`sphx_glr_auto_examples_plot_slurm.py`: when a batch system hands out
 #   the machines.
-# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how many workers the storage can feed.
+# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how many workers the storage can supply.

@@ -2,22 +2,21 @@
 When the image must be in memory
 ================================
 
-Sometimes the whole image is wanted as an array: its voxels are used again and again, masks
-are chosen while one looks at the results, or the work on each region is heavy. On this page
-you will
+Sometimes you need the whole image as an array: you use its voxels again and again, you choose
+masks while you look at the results, or the work on each region is heavy. On this page you will
 
-1. share one array with :term:`threads <thread>`, which cost next to no memory,
-2. share one :term:`memory-mapped <memory map>` file with worker processes, written for this
-   purpose or simply the image's own file, and
-3. see the case in which parallel workers do pay: heavy work on each region.
+1. share one array with :term:`threads <thread>`, which need next to no memory,
+2. share one :term:`memory-mapped <memory map>` file with worker processes, either a copy
+   written for this purpose or the image's own file, and
+3. see where parallel workers can pay: heavy work on each region.
 """
 
 # %%
 # Threads
 # -------
-# Threads of one process see the same memory, so there is nothing to share: the array is
-# there once. The image is read volume by volume into that array. ``np.asanyarray`` on a
-# compressed file would hold the decompressed bytes and the array at the same time.
+# Threads of one process see the same memory, so one array serves all of them. The image is read
+# volume by volume into that array. ``np.asanyarray`` on a compressed file would hold the
+# decompressed bytes and the array at the same time.
 
 import zlib
 
@@ -116,9 +115,9 @@ def numpy_masker_threads(fmri, masks, n_regions):
 # Do threads wait for each other?
 # -------------------------------
 # Python runs one thread at a time: the one that holds the global interpreter lock (GIL). A
-# library in C may let go of the lock while it works, and NumPy does so when it indexes with
-# a mask. Here one thread indexes, and another counts how often its turn comes meanwhile. If
-# NumPy kept the lock, it would come once or twice.
+# library in C may release the lock while it works, and NumPy does so when it indexes with a
+# mask. Here one thread indexes, and another counts its own turns meanwhile. If NumPy kept the
+# lock, the other thread would get one or two turns.
 
 if __name__ == "__main__":
     import threading
@@ -136,29 +135,29 @@ if __name__ == "__main__":
     del array
 
 # %%
-# So threads do work side by side. With the regions of an atlas it hardly matters, because to
-# take a few hundred voxels out of an array is a matter of milliseconds. Reading the file is
-# what takes the time, and that is done once.
+# Many turns mean that the threads work side by side. For the regions of an atlas this hardly
+# matters, because taking a few hundred voxels out of an array takes milliseconds. Most of the
+# time goes into reading the file, which happens once.
 
 # %%
 # Worker processes and a file
 # ---------------------------
-# Code that is written in Python keeps the lock, and then processes are needed. They share
-# an array if each of them maps the same file: the :term:`pages <page>` of a mapped file are
-# in memory once, whoever looks at them. joblib recognises a :class:`numpy.memmap` among the
-# arguments of a task and sends the file's name, type, shape and offset instead of its
-# content, also for a part of a map. (An array of more than 1 MB that is not mapped it
-# writes to a file of its own first, in ``/dev/shm``, which is memory: the second copy of
+# Python code keeps the lock, so it needs processes to run in parallel. Processes share an array
+# if each of them maps the same file: the :term:`pages <page>` of a mapped file are in memory
+# once, however many processes access them. joblib recognises a :class:`numpy.memmap` among the
+# arguments of a task and sends the file's name, type, shape and offset instead of its content,
+# also for a part of a map. (An array of more than 1 MB that is not mapped is first written to a
+# file, in ``/dev/shm`` where there is space, which is memory: the second copy of
 # :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.)
 #
 # joblib's documentation uses ``joblib.dump`` and then ``joblib.load`` with ``mmap_mode="r"``.
 # For that the image must be in memory as an array first. Here it is written volume by volume
-# instead, and then mapped, so that no array of its size exists at any time. It is written
-# with ``write``: on a full disk that is an ordinary error, while writing to a map ends the
-# process. The room is looked at first all the same, before minutes are spent.
+# instead, and then mapped, so no array of its size ever exists. It is written with ``write``:
+# on a full disk that is an ordinary error, while writing to a map ends the process. The free
+# space is checked first all the same, before you wait for minutes.
 #
-# The function for the workers stands inside the other. joblib then sends its code, and a
-# worker imports NumPy alone, not nibabel.
+# The function for the workers is defined inside the other. joblib then sends its code, and a
+# worker imports only NumPy, not nibabel.
 
 import shutil
 import tempfile
@@ -252,21 +251,21 @@ def numpy_masker_joblib_map(fmri, masks, n_regions):
 
 
 # %%
-# The folder goes away with the ``with`` block, also when a region fails or the user presses
-# Ctrl-C. On Linux a file may be removed while it is still mapped. Only a process that is
-# killed outright leaves its folder behind. Where the folder lies, the environment variable
-# ``TMPDIR`` says. On some systems ``/tmp`` is a tmpfs: then the file is memory, which the
-# kernel cannot take back, and a folder on a disk is the better choice.
+# The ``with`` block removes the folder, also when a region fails or the user presses Ctrl-C. On
+# Linux a file may be removed while it is still mapped. Only a process that is killed outright
+# leaves its folder behind. The environment variable ``TMPDIR`` sets where the folder is created.
+# On some systems ``/tmp`` is a tmpfs: then the file is memory, which the kernel cannot take
+# back, and a folder on a disk is the better choice.
 
 # %%
 # The image's own file
 # --------------------
-# A NIfTI file that is not compressed, and whose header has no scale factors, holds the very
-# bytes of the array. nibabel maps such a file when its data are asked for as a whole, and so
-# can a worker: all it needs is the path and where the data begin. Nothing is read but the
-# pages that it touches. A compressed file has to be decompressed first. Scaled integers
-# have to be multiplied first. For these a copy is made that holds the final values. (A part
-# of the data, like ``dataobj[..., 0]``, nibabel reads and does not map.)
+# An uncompressed NIfTI file without scale factors in its header holds the very bytes of the
+# array. nibabel maps such a file when you ask for its data as a whole, and a worker can do the
+# same: it needs only the path and where the data begin, and reads only the pages that it
+# touches. A compressed file must be decompressed first, and scaled integers must be multiplied
+# first. For these, the function writes a copy that holds the final values. (nibabel does not map
+# a part of the data, such as ``dataobj[..., 0]``; it reads it.)
 
 
 def numpy_masker_mapped(fmri, masks, n_regions):
@@ -376,10 +375,10 @@ def numpy_masker_mapped(fmri, masks, n_regions):
 # %%
 # What it costs
 # -------------
-# A mapped page counts in PSS, divided among the processes that map it. In one respect it is
-# not like other memory: it is a page of the kernel's cache, with the file behind it. When
-# memory runs short, the kernel takes it back and reads it again later, so that the image need
-# not fit in memory. An array can only be moved to swap, if there is any.
+# The pages of a mapped file on a disk are no part of memory in use. They belong to the kernel's
+# cache: when memory runs short, the kernel drops them and reads them again later, so the image
+# need not fit in memory. They are recorded separately. An array can only be moved to swap, if
+# there is any.
 
 if __name__ == "__main__":
     from measured_methods import measure_methods, plot_traces, prepare_all
@@ -389,37 +388,40 @@ if __name__ == "__main__":
     plot_traces(traces, image_mib)
 
 # %%
-# If the image is compressed, a copy was made for the last one. The same call on an
+# If the image is compressed, the last of these functions made a copy. The same call on an
 # uncompressed file, with the image's values as they are in memory:
 
 if __name__ == "__main__":
     from memory_budget import guard
+    from one_run import load_in_memory
     from peak_memory import measure
-    from plot_large_image import load_in_memory
     from plot_in_memory import numpy_masker_mapped  # workers then get the same as above
 
     _, reason = guard("NumPy indexing, in-memory image, single", fmri_path, mask_paths, 1)
     if reason:
-        print(f"To write it, the image is loaded. {reason}")
+        print(f"Not run: to write the file, the image is loaded. {reason}")
+    elif shutil.disk_usage(tempfile.gettempdir()).free / 2**20 < 2 * image_mib:
+        print(f"Not run: {tempfile.gettempdir()} has too little free space for the file.")
     else:
         with tempfile.TemporaryDirectory() as folder:
             plain_path = Path(folder) / "fmri.nii"
             load_in_memory(fmri_path).to_filename(plain_path)
             plain = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
-        plain.result()
         print(plain)
+        if not isinstance(plain.exception, MemoryError):  # the machine was short of memory
+            plain.result()
 
 # %%
 # When workers pay
 # ----------------
-# To take voxels out is quick: to start a worker takes longer. It is another matter when much
-# has to be computed for each region. As an example, how sure is the share of variance that a
-# region's first component explains? It is computed again and again from volumes that are
-# drawn with replacement.
+# Taking voxels out is quick; starting a worker takes longer. This changes when each region needs
+# much computation. As an example, how certain is the share of variance that a region's first
+# component explains? To find out, it is computed again and again from volumes that are drawn
+# with replacement.
 
 
-def bootstrap_first_component(series, n_draws=80):
-    """Draw volumes with replacement, and see how much the first component explains.
+def bootstrap_first_component(series, n_draws=50):
+    """Draw volumes with replacement and compute how much the first component explains.
 
     Parameters
     ----------
@@ -441,14 +443,14 @@ def bootstrap_first_component(series, n_draws=80):
 
 
 # %%
-# Linear algebra has threads of its own: BLAS takes all cores for one region already. Several
-# workers that each do so are in each other's way. So BLAS gets one thread: in a worker by
+# Linear algebra has threads of its own: BLAS uses all cores for one region already. Several
+# workers that each do so slow each other down. So BLAS gets one thread: in a worker by
 # ``inner_max_num_threads``, in this process by ``threadpool_limits``. With
-# ``return_as="generator"`` a region's result is there as soon as it and those before it are
-# ready, and may be used and let go of while the others are still at work, so that they are
-# never in memory all at once. (``"generator_unordered"`` gives whichever is ready first.)
-# The regions are cut to a size with which this takes seconds. A first, short task for each
-# worker tells how long it takes to start them.
+# ``return_as="generator"`` you receive a region's result as soon as it and those before it are
+# ready, and can use and release it while the workers continue, so the results are never in
+# memory all at once. (``"generator_unordered"`` returns whichever is ready first.) The regions
+# are cut to a size that takes seconds. A first, short task for each worker shows how long the
+# workers take to start.
 
 if __name__ == "__main__":
     from joblib import cpu_count, parallel_config
@@ -477,23 +479,24 @@ if __name__ == "__main__":
     print(f"one after the other: {serial_seconds:.1f} s")
     print(f"{n_workers} workers: {parallel_seconds:.1f} s, and {start_seconds:.1f} s to start them")
     print(f"once they have started, {serial_seconds / parallel_seconds:.1f} times as fast")
+    paid = start_seconds + parallel_seconds < serial_seconds
+    print(f"with their start, they {'pay' if paid else 'do not pay'} here")
 
 # %%
 # What to conclude
 # ----------------
-# Threads are the simplest way, and for taking voxels the best one: one array, one process,
-# no file. With a mapped file no process has the image to itself. PSS then shows the pages
-# that workers look at at the same moment, here those near the regions, so that the peak can
-# even stay below workers and image together; the rest of the file is in the kernel's cache,
-# or on disk. What it takes is time to write a copy, unless the image is stored uncompressed:
-# then there is nothing to write, and nothing to read ahead.
+# For taking voxels from an image in memory, threads are the simplest way: one array, one process,
+# no file. With a mapped file no process holds the image: memory in use is that of the workers,
+# and the image is in the kernel's cache as long as there is space. The price is the time to
+# write a copy, unless the image is stored uncompressed: then there is nothing to write, and
+# workers read only what they touch.
 #
-# Workers pay when the work on all regions takes far longer than their start. The gain is at
-# most the number of cores, and memory for one more Python process goes with each. If the
-# cores are busy with something else, there is none. For taking voxels alone the image need
-# not be in memory at all.
+# Workers pay when the work on all regions takes far longer than their start. They can be at most
+# as many times as fast as there are cores, each needs the memory of one more Python process, and
+# there is no gain if the cores are busy with something else. If you only take voxels, the image
+# need not be in memory at all.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: all methods in one picture.
+# * :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`: all methods in one figure.
 # * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: when the image need not be in memory.

@@ -30,7 +30,6 @@ with ``FMRI=`` and ``ATLAS=`` every page uses files of your own.
 import hashlib
 import shutil
 import tempfile
-import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -39,6 +38,7 @@ from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
 from nilearn.image import concat_imgs, resample_to_img
 
 import synthetic_data
+from one_run import load_in_memory
 from options import read_options
 
 
@@ -73,44 +73,6 @@ def prepare(name, depends_on, fill):
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
-
-
-# What nibabel raises for a file that is cut off, damaged, or something else than an image.
-UNREADABLE = (
-    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-    *(EOFError, OSError, OverflowError, zlib.error),
-)
-
-
-def load_in_memory(path):
-    """Load an image so that its data are an array, not a lazy proxy to the file.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        ``dataobj`` is an array, scale factors applied.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        The file is incomplete, or not an image.
-    """
-    try:
-        img = nib.load(path)
-        data = np.asanyarray(img.dataobj)
-    except FileNotFoundError:
-        raise
-    except (*UNREADABLE, ValueError) as error:
-        raise ValueError(f"{path} is not a complete image ({error}).") from error
-    if isinstance(data, np.memmap):  # an uncompressed file: mapped, not read
-        data = np.array(data)
-    return nib.Nifti1Image(data, img.affine, img.header, dtype=data.dtype)
 
 
 def n_volumes_within(img, most_mib):

@@ -2,28 +2,28 @@
 One large image over many workers
 =================================
 
-A study is shared out by images: one for each worker. A single image that is too large for one
-machine's patience can be shared out by :term:`blocks <block>` of volumes, if its file is not
-compressed: each worker reads its own part of the file, and no other. On this page you will
+A study is divided into images: one for each worker. A single image that takes too long on one
+machine can be divided into :term:`blocks <block>` of volumes, if its file is not compressed: each
+worker then reads only its own part of the file. On this page you will
 
-1. write the function that does it, on the processes of one machine as on those of a cluster,
-   with the very arrays that :ref:`one pass <sphx_glr_auto_examples_plot_stream_masks.py>` gives,
-2. see why a ``.nii.gz`` cannot be shared out like that, and what it costs to try, and
-3. see what an index into a ``.nii.gz`` costs, what it gives, and when it pays.
+1. write the function that does it, with processes of one machine or of a cluster, and returns the
+   same arrays as :ref:`one pass <sphx_glr_auto_examples_plot_stream_masks.py>`,
+2. see why a ``.nii.gz`` cannot be divided like that, and what it costs to try, and
+3. see what an index into a ``.nii.gz`` costs, what it brings, and when it pays.
 """
 
 # %%
 # The function
 # ------------
-# In a NIfTI file one volume lies after the other, and all are of one size: so the header tells
-# where a block begins. It is read once, by the calling process; with each task travel a few
-# numbers, the path, and the positions of the masks' voxels. The image never does: it must be
-# where every worker finds it under the same path.
+# In a NIfTI file one volume follows the other, and all have the same size: so the start of a block
+# can be computed from the header. The calling process reads it once; each task carries a few
+# numbers, the path, and the positions of the masks' voxels. The image does not travel: every
+# worker must find it under the same path.
 #
-# A worker opens the file, reads its block, takes the voxels of all masks, forgets the block, and
-# applies scale factors to the voxels alone, with nibabel's
-# :func:`~nibabel.volumeutils.apply_read_scaling`. The calling process puts each block's rows
-# where they belong, in whatever order they come. Copy this together with ``mask_study.py`` and
+# A worker opens the file, reads its block, extracts the voxels of all masks, discards the block,
+# and applies scale factors only to the voxels, with nibabel's
+# :func:`~nibabel.volumeutils.apply_read_scaling`. The calling process puts each block's rows in
+# their place, in whatever order they arrive. Copy this together with ``mask_study.py`` and
 # ``plot_stream_masks.py``.
 
 import os
@@ -43,7 +43,7 @@ from plot_stream_masks import gzip
 
 @dataclass(frozen=True)
 class Volumes:
-    """Where the volumes of an image lie in its file: small enough to be sent with every task.
+    """The place of an image's volumes in its file: small enough to be sent with every task.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Volumes:
     offset : int
         Where the first volume begins.
     slope, inter : float
-        The scale factors, which make values of stored numbers.
+        The scale factors, from stored numbers to values.
     index : str or None
         The index of a ``.nii.gz``.
     """
@@ -69,20 +69,20 @@ class Volumes:
 
     @classmethod
     def of(cls, fmri_img, index=None):
-        """Ask an image's header."""
+        """Read an image's header."""
         proxy, file = fmri_img.dataobj, os.path.abspath(fmri_img.file_map["image"].filename)
         numbers = proxy.dtype, int(proxy.offset), float(proxy.slope), float(proxy.inter)
         return cls(file, proxy.shape, *numbers, index and os.path.abspath(index))
 
     @property
     def n_bytes(self):
-        """Bytes of a volume."""
+        """Size of a volume in bytes."""
         return int(np.prod(self.shape[:3])) * self.dtype.itemsize
 
     def open(self):
-        """Open the file where volumes are as they were before they were compressed."""
+        """Open the file, decompressing it if necessary."""
         if self.index:
-            from indexed_gzip import IndexedGzipFile  # here: few readers need it
+            from indexed_gzip import IndexedGzipFile  # here, because few readers need it
 
             return IndexedGzipFile(self.file, index_file=self.index)
         return gzip.open(self.file) if self.file.lower().endswith(".gz") else open(self.file, "rb")
@@ -94,13 +94,13 @@ class Volumes:
         return np.frombuffer(content, self.dtype).reshape(stop - start, -1)
 
     def blocks(self, block_mib):
-        """List the blocks of so many MiB, of one volume at least: start and stop of each."""
+        """List start and stop of blocks of so many MiB, at least one volume each."""
         n, step = self.shape[3], max(int(block_mib * 2**20 / self.n_bytes), 1)
         return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
-    """Extract the voxel time series of several masks, blocks of volumes shared out to workers.
+    """Extract the voxel time series of several masks, with blocks of volumes in workers.
 
     Parameters
     ----------
@@ -109,17 +109,17 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
     masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
         3D masks on the grid of the image: non-zero in the region.
     n_jobs : int, optional
-        Workers, as for :class:`joblib.Parallel`: by default what `joblib.parallel_config` says,
-        and else one, the calling process. That is also where the engine is chosen.
+        Workers, as for :class:`joblib.Parallel`: by default the number set by
+        `joblib.parallel_config`, which also selects the backend, or one, the calling process.
     block_mib : float
-        MiB of a block as it is stored. A worker needs it once, and what it takes out of it.
+        MiB of a block as it is stored. A worker holds one block and the values from it.
     index : str or pathlib.Path, optional
-        The index of a ``.nii.gz``, as `make_index` writes it. Each worker needs indexed_gzip.
+        The index of a ``.nii.gz``, from `make_index`. Each worker needs indexed_gzip.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, bit for bit as `stream_masks` gives them.
+        One for each mask, bit for bit those of `stream_masks`.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
 
 
 def extract_block(volumes, positions, start, stop):
-    """Do one task: give the number of the first volume, and the values of all masks' voxels.
+    """Do one task: return the number of the first volume, and the values of all masks' voxels.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def extract_block(volumes, positions, start, stop):
     positions : array of int
         Of the voxels, in the order of the file.
     start, stop : int
-        The first volume, and that behind the last.
+        The first volume, and the one after the last.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def extract_block(volumes, positions, start, stop):
 
 
 def to_values(numbers, volumes):
-    """Make values of stored numbers, as `stream_masks` does: finite, in native byte order."""
+    """Convert stored numbers to values like `stream_masks`: finite, in native byte order."""
     values = apply_read_scaling(numbers, volumes.slope, volumes.inter)
     dtype = values.dtype.newbyteorder("=") if values.dtype.kind == "f" else np.dtype("float32")
     values = values.astype(dtype, copy=False)
@@ -192,12 +192,12 @@ def to_values(numbers, volumes):
 # %%
 # What is refused
 # ---------------
-# The file must have all volumes that its header promises, and a compressed file must have an
-# index. All that is known before the first task is sent.
+# The file must have all volumes of its header, and a compressed file must have an index. Both are
+# checked before the first task is sent.
 
 
 def open_image(fmri_path):
-    """Load an image without its data; refuse what is not a 4D image of numbers."""
+    """Load an image without its data; refuse anything but a 4D image of numbers."""
     try:
         fmri_img = nib.load(fmri_path)
     except (FileNotFoundError, PermissionError, MemoryError, TypeError):
@@ -241,15 +241,15 @@ def check_file(volumes, fmri_path):
 
 
 def damaged(path, error):
-    """Say that a file is not what it should be."""
+    """Return the error for a damaged file."""
     return OSError(f"{path} is incomplete or damaged ({error}): copy it again.")
 
 
 # %%
 # The same arrays
 # ---------------
-# Two workers on the uncompressed file, and one pass over the compressed one:
-# :ref:`sphx_glr_auto_examples_measured_blocks.py` has both made, and measures below.
+# Two workers on the uncompressed file, and one pass over the compressed one.
+# :ref:`sphx_glr_auto_examples_measured_blocks.py` prepared both files, and measures below.
 
 if __name__ == "__main__":
     from measured_blocks import prepare_both, same
@@ -272,14 +272,14 @@ if __name__ == "__main__":
 # %%
 # What a .nii.gz cannot do
 # ------------------------
-# A gzip stream has one beginning: what a byte means depends on those before it. To read a block
-# from the middle, a worker decompresses all that comes before, and throws it away. So the last
-# block takes as long as the whole file, and for *n* blocks the workers together decompress about
-# *n* / 2 times the file. `mask_blocks` refuses to do so. This does it, and counts:
+# A gzip stream has one beginning: the meaning of a byte depends on those before it. To read a block
+# from the middle, a worker must decompress and discard everything before it. So the last block
+# takes as long as the whole file, and for *n* blocks the workers together decompress about *n* / 2
+# times the file. `mask_blocks` refuses to do so. These functions do it, and count:
 
 
 def decompress_block(volumes, start, stop):
-    """Read a block of a ``.nii.gz``, and give the bytes that were decompressed for it."""
+    """Read a block of a ``.nii.gz``; return the number of bytes decompressed for it."""
     with volumes.open() as file:
         volumes.read(file, start, stop)
         return file.tell()
@@ -301,17 +301,17 @@ if __name__ == "__main__":
 # %%
 # An index
 # --------
-# `indexed_gzip <https://pypi.org/project/indexed-gzip/>`_ goes through a ``.nii.gz`` once, and
-# notes every few MiB what the decompressor knows there: from such a point it can go on as from
-# a beginning. Written into a file beside the image, this index serves every worker.
+# `indexed_gzip <https://pypi.org/project/indexed-gzip/>`_ reads a ``.nii.gz`` once, and saves the
+# state of the decompressor every few MiB: it can start again at such a point as at a beginning.
+# Written to a file, this index serves every worker.
 #
-# It does not notice when the end of the file was cut off, and a reader with an index never
-# reaches that end. So the file is first read to its end, where gzip has its checksum. And
-# an index that is older than the image is refused, since it may be that of another.
+# It does not notice a missing end of the file, and a reader with an index never reaches that end.
+# So `make_index` first reads the file to its end, where gzip stores its checksum. An index older
+# than the image is refused, since it may belong to another image.
 
 
 def make_index(fmri_path, index):
-    """Write an index of a ``.nii.gz``, with which workers can begin anywhere in it.
+    """Write an index of a ``.nii.gz``, so that workers can begin anywhere in it.
 
     Parameters
     ----------
@@ -343,13 +343,12 @@ def make_index(fmri_path, index):
 # %%
 # .. warning::
 #
-#     To install indexed_gzip changes nibabel. As soon as it can be imported, nibabel uses it for
-#     every ``.nii.gz`` that it opens, and with nibabel all that is built on it: times, memory,
-#     and what is said about a damaged file are others than before. FSLeyes brings it along, so you
-#     may have it without knowing.
+#     Installing indexed_gzip changes nibabel. As soon as it can be imported, nibabel uses it for
+#     every ``.nii.gz``, and so does everything built on nibabel: times, memory, and the messages
+#     about a damaged file change. FSLeyes installs it, so you may have it without knowing.
 #
-# The build of this site keeps it in a folder apart, which only the processes that need it
-# see: else every other page would measure something else.
+# The build of this site keeps it in a separate folder, which only the processes that need it
+# use: otherwise every other page would measure something else.
 
 if __name__ == "__main__":
     import sys
@@ -359,20 +358,20 @@ if __name__ == "__main__":
     with with_apart() as has_index:
         pass
     if has_index:
-        print("indexed_gzip is there, and is measured below.")
+        print("indexed_gzip is installed, and is measured below.")
     else:
-        print("indexed_gzip is not installed, so all about an index is not measured.")
-        print("To install it for this page alone:")
+        print("indexed_gzip is not installed, so nothing with an index is measured.")
+        print("To install it only for this page:")
         print(f"{sys.executable} -m pip install --no-deps --target {APART} indexed_gzip")
 
 # %%
 # What it costs
 # -------------
 # Each way runs once without being timed, so that imports are done and workers are started, and
-# then three times, in turns with one pass over the ``.nii.gz``: what counts is the median of the
-# ratios. Memory is the :term:`peak` above the level when workers have done their imports, of
-# the calling process and its workers together. All of the file is in the page cache: from a disk
-# that has to be waited for, nothing is faster than that disk.
+# then three times, in turns with one pass over the ``.nii.gz``; we compare the median of the
+# ratios. Memory is the :term:`peak` of memory in use above the level when workers have done their
+# imports, of the calling process and its workers together. The whole file is in the page cache: if
+# it must come from a disk, nothing is faster than that disk.
 
 if __name__ == "__main__":
     import tempfile
@@ -429,8 +428,8 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# In numbers. Beside them are the seconds that it took to start the workers, which count only once
-# when there is more to do, and whether the arrays are those of one pass, bit for bit:
+# The same as a table. It also has the seconds to start the workers, which you pay only once for
+# several images, and whether the arrays are those of one pass, bit for bit:
 
 if __name__ == "__main__":
     print(f"{'':37}seconds  ratio    MiB  a worker  start  identical")
@@ -443,9 +442,9 @@ if __name__ == "__main__":
 # %%
 # When an index pays
 # ------------------
-# A pass in blocks is shorter than one pass from some number of workers on, if time goes down with
-# their number; and with twice as many the index is paid after some passes. For single
-# volumes it is paid sooner. Beside it stands the other way: to decompress the file, once.
+# If the time of blocks is inversely proportional to the number of workers, each with a core of its
+# own, they are faster than one pass from some number on. The index pays when the passes have saved
+# more time than it took to make. Compare it with the alternative: decompressing the file once.
 
 if __name__ == "__main__" and has_index:
     from math import ceil
@@ -455,47 +454,55 @@ if __name__ == "__main__" and has_index:
     times = {name: float(np.median(values)) for name, values in times.items()}
     n_workers, n_passes = when_it_pays(times[FIRST], times[INDEX], times["make"])
     gain = times["volume"] - times["volume, index"]
-    n_volumes = f"after {ceil(times['make'] / gain)}" if gain > 0 else "never: it is too small"
+    n_volumes = f"after {ceil(times['make'] / gain)}" if gain > 0 else "never: no time was saved"
     print(f"the index         {times['make']:6.3f} s to make, {index_mib:,.1f} MiB on disk")
     print(f"decompress once   {times['decompress']:6.3f} s, {size_mib:,.1f} MiB on disk")
     print(f"a middle volume   {times['volume, index']:6.3f} s with the index, ", end="")
     print(f"{times['volume']:.3f} s without")
-    print(f"\nblocks are faster from {n_workers} workers on; with {2 * n_workers}, ", end="")
-    print(f"the index is paid after {n_passes} passes")
-    print(f"of single volumes it is paid {n_volumes}")
+    print(f"\nIf each worker has a core of its own (this machine has {os.cpu_count()}):")
+    print(f"blocks with an index are faster from {n_workers} workers on;")
+    print(f"with {2 * n_workers} workers, the index pays after {n_passes} passes.")
+    print(f"For single volumes, it pays {n_volumes}.")
 elif __name__ == "__main__":
     print("Not measured: indexed_gzip is not installed.")
 
 # %%
-# And this is what merely to have it does when nibabel reads the same ``.nii.gz``: all volumes,
-# and then that in the middle once more.
+# And this is how indexed_gzip changes nibabel if it is merely installed. nibabel reads all volumes
+# of the same ``.nii.gz``, and then the middle one again.
 
 if __name__ == "__main__" and has_index:
     from measured_blocks import read_with_nibabel
+    from memory_budget import guard
 
-    alone = measure(read_with_nibabel, packed)
-    with with_apart():
-        beside = measure(read_with_nibabel, packed)
-    print("                       all   a volume   MiB above the start")
-    for name, trace in (("nibabel alone", alone), ("beside indexed_gzip", beside)):
-        every, volume = trace.result()
-        above = trace.peak_pss_mib - trace.before_mib
-        print(f"{name:20}{every:6.2f} s {volume:8.3f} s {above:21,.0f}")
+    _, reason = guard("NumPy indexing, path, single", packed, mask_paths, 1)
+    if reason:
+        print(f"Not run: the whole image would be in memory. {reason}")
+    else:
+        without = measure(read_with_nibabel, packed)
+        with with_apart():
+            installed = measure(read_with_nibabel, packed)
+        print("                           all   a volume   MiB above the start")
+        for name, trace in (("without indexed_gzip", without), ("with indexed_gzip", installed)):
+            if isinstance(trace.exception, MemoryError):  # the machine was short of memory
+                print(f"{name:24}stopped")
+                continue
+            every, volume = trace.result()
+            print(f"{name:24}{every:6.2f} s {volume:8.3f} s {trace.above_mib:21,.0f}")
 
 # %%
 # What to conclude
 # ----------------
-# An image that is read more than once is best decompressed, once. On one machine there is then
-# little to share out: to take voxels is so little work that one process is as fast as the file
-# can be read, and workers have to be started. Blocks over workers are for the other case:
-# an image so large that its time counts, on storage that serves many nodes faster than one.
+# If you read an image more than once, decompress it once. On one machine, workers then have little
+# to do: extracting voxels is so little work that one process is about as fast as the file can be
+# read, and workers have to be started. Blocks in workers are for another case: an image so large
+# that its time matters, on storage that serves many nodes faster than one.
 #
-# A ``.nii.gz`` is for one pass. Without an index, more workers decompress more, and not
-# sooner. An index is worth its making for who reads single volumes, or has more workers than the
-# number above and reads the file again and again; but then the disk mostly has room for
-# the ``.nii``, which needs no index.
+# A ``.nii.gz`` is for one pass. Without an index, more workers repeat more decompression and cannot
+# finish sooner. An index pays if you read single volumes, or read the file again and again with
+# more workers than the number above; but then the disk usually has space for the ``.nii``, which
+# needs no index.
 #
-# A study of many images needs none of this: it is shared out by images.
+# A study of many images needs none of this: it is divided into images.
 #
 # Recommended next
 # ----------------

@@ -4,8 +4,8 @@ Memory over time, with every method labelled
 
 :doc:`/auto_examples/whole_experiment` runs all methods in sequence. On this page you will
 
-1. run it under ``mprof``, once with its default metric and once with the proportional set
-   size (:term:`PSS`),
+1. run it under ``mprof``, and sample the same run with two metrics, the resident set size
+   (:term:`RSS`) and the proportional set size (:term:`PSS`),
 2. draw memory over time from mprof's files, with each method shaded and labelled by the
    program, and
 3. compare the :term:`peaks <peak>` of all methods.
@@ -15,42 +15,83 @@ Memory over time, with every method labelled
 # Run it under mprof
 # ------------------
 # ``--include-children`` adds up the memory of all processes, and ``--multiprocess`` also
-# writes down each worker by itself. By default mprof reads the resident set size (RSS), in
+# records each worker by itself. By default mprof reads the resident set size (RSS), in
 # which a page that several workers share counts several times. With ``--backend psutil_pss``
-# it counts once. Where the system does not tell the PSS, the unique set size (USS) is read.
+# it counts once. One run provides both: while mprof samples RSS, ``memory_usage``, the
+# function that mprof itself calls, samples PSS of the same processes. Where the system has no
+# PSS, the unique set size (:term:`USS`) takes its place.
 
+import contextlib
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
+from memory_profiler import memory_usage
 
-def run_under_mprof(script, output, phases_path, backend="psutil"):
-    """Run the whole experiment under mprof.
+DAY = 24 * 60 * 60
+
+
+def run_under_mprof(script, folder, backend="psutil_pss"):
+    """Run the whole experiment under mprof, and sample a second metric of the same run.
 
     Parameters
     ----------
     script : str or pathlib.Path
         The script to run.
-    output : str or pathlib.Path
-        mprof's file.
-    phases_path : str or pathlib.Path
-        Table that the script writes when it is through: when each method began and ended.
-    backend : {"psutil", "psutil_pss", "psutil_uss"}
-        RSS, PSS or USS.
+    folder : str or pathlib.Path
+        Where three files are written: ``mprof_rss.dat``, ``mprof_pss.dat``, and
+        ``phases.csv``, in which the script writes when each method began and ended.
+    backend : {"psutil_pss", "psutil_uss"}
+        What ``mprof_pss.dat`` holds: PSS or USS.
+
+    Returns
+    -------
+    bool
+        Whether the script came to its end; False if the system killed it.
 
     Raises
     ------
     RuntimeError
-        The script did not come to its end.
+        The script ended with an error.
     """
-    for path in (output, phases_path):
-        Path(path).unlink(missing_ok=True)
+    rss_path, pss_path, phases_path = (
+        Path(folder, name) for name in ("mprof_rss.dat", "mprof_pss.dat", "phases.csv")
+    )
+    for path in (rss_path, pss_path, phases_path):
+        path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "mprof", "run", "--include-children", "--multiprocess"]
-    command += ["--backend", backend, "--output", str(output)]
+    command += ["--exit-code", "--output", str(rss_path)]
     command += [str(script), "--phases", str(phases_path)]
-    subprocess.run(command, check=False)
-    if not Path(phases_path).exists():
+    with subprocess.Popen(command) as recorder:
+        pid = child_of(recorder)
+        how = {"backend": backend, "include_children": True, "multiprocess": True}
+        try:
+            with open(pss_path, "w") as file, contextlib.suppress(psutil.NoSuchProcess):
+                file.write(f"CMDLINE {script} ({backend})\n")
+                memory_usage(pid, timeout=DAY, stream=file, **how)  # until the script has ended
+        except BaseException:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).send_signal(signal.SIGINT)  # it clears up, and mprof ends
+            raise
+    if not 0 <= recorder.returncode <= 128:  # a signal
+        print(f"{script} was killed before its end, for want of memory perhaps.")
+        return False
+    if not phases_path.exists():
         raise RuntimeError(f"{script} did not come to its end; its messages are above.")
+    return True
+
+
+def child_of(process):
+    """Wait for the process that mprof starts, and return its id; mprof's own if there is none."""
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children():
+                return child.pid
+        time.sleep(0.01)
+    return process.pid
 
 
 # %%
@@ -101,12 +142,12 @@ def read_phases(phases_path, mprof_path):
 
 
 # %%
-# A method that may not fit into memory was not run. Its place in the figure is hatched, and
-# its label says what the model predicts.
+# A method that might not fit into memory was not run. Its place in the figure is hatched, and
+# its label shows the model's prediction.
 
 
 def peak_text(status, measured_mib, predicted_mib):
-    """Write a peak: as measured, as predicted, or as far as it went before it was stopped."""
+    """Return a peak as text: measured, predicted, or reached before the method was stopped."""
     return {
         "measured": f"{measured_mib:,.0f} MiB",
         "predicted": f"not run; predicted {predicted_mib:,.0f} MiB",
@@ -115,10 +156,10 @@ def peak_text(status, measured_mib, predicted_mib):
 
 
 # %%
-# Each phase has a number, and a list beside the figure tells its method and its peak. Numbers
-# must not lie on each other, however short a phase is: they are moved apart, and a line leads
-# from each to its phase. There are two layouts: the list to the right, for a wide screen, and
-# below, for a phone. Of a long run, only the largest sample of each short while is drawn.
+# Each phase has a number, and a list next to the figure has its method and its peak. Numbers
+# must not overlap, however short a phase is: they are moved apart, and a line leads from each to
+# its phase. There are two layouts: the list to the right, for a wide screen, and below, for a
+# phone. Of a long run, only the largest sample of each short interval is drawn.
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
@@ -134,17 +175,17 @@ MARKERS = {"Streaming": "o", "shared memory": "D", "NiftiMasker": "s", "NumPy in
 
 
 def color_of(method):
-    """One colour for each family of methods, safe for colour-blind readers."""
+    """Return the colour of a family of methods, safe for colour-blind readers."""
     return next((color for word, color in COLORS.items() if word in method), "#707070")
 
 
 def marker_of(method):
-    """One marker for each family of methods, for those who do not see its colour."""
+    """Return the marker of a family of methods, for those who do not see its colour."""
     return next((marker for word, marker in MARKERS.items() if word in method), "X")
 
 
 def spread(positions, distance, low, high):
-    """Move sorted positions so that they are at least so far apart, within limits."""
+    """Move sorted positions so that they are at least `distance` apart, within limits."""
     distance = min(distance, (high - low) / len(positions))
     placed = np.array(positions, dtype=float)
     for i in range(len(placed)):
@@ -157,7 +198,7 @@ def spread(positions, distance, low, high):
 
 
 def thin(times, mib, n_parts=1500):
-    """Keep the largest sample of each of so many parts of the time: peaks stay."""
+    """Keep the largest sample of each of `n_parts` parts of the time: peaks stay."""
     if len(times) <= n_parts:
         return times, mib
     parts = np.array_split(np.arange(len(times)), n_parts)
@@ -166,12 +207,12 @@ def thin(times, mib, n_parts=1500):
 
 
 def name_of(phase):
-    """Give a phase's method and mode, as short as they are clear."""
+    """Return a phase's method and mode, as short as they are clear."""
     return f"{phase['method'].replace(' image', '')}, {phase['mode']}"
 
 
 def peak_of(phase):
-    """Write a phase's peak."""
+    """Return a phase's peak as text."""
     return peak_text(phase["status"], phase["peak_mib"], phase["predicted_mib"])
 
 
@@ -181,7 +222,7 @@ def plot_phases(times, mib, phases, metric, tall=False):
     Parameters
     ----------
     times, mib, phases
-        As `read_phases` gives them.
+        As `read_phases` returns them.
     metric : str
         What was summed: ``"PSS"`` or ``"RSS"``.
     tall : bool
@@ -256,8 +297,9 @@ def plot_phases(times, mib, phases, metric, tall=False):
     )
     peaks = "; ".join(f"{i}, {name_of(p)}: {peak_of(p)}" for i, p in enumerate(phases, start=1))
     figure.set_label(
-        f"Memory of the script and its workers over time ({metric}), recorded by mprof. Each "
-        "method is shaded and numbered, and listed with its peak. Grey: between the methods.\n\n"
+        f"Memory of the script and its workers over time ({metric}). Each method is shaded and "
+        "numbered, and listed with its peak. Grey: between the methods. The figures of RSS and of "
+        "PSS show the same run under mprof.\n\n"
         f"Area chart of the {metric} of all processes together over {end:,.0f} seconds, while "
         f"{len(phases)} methods run one after the other. Their peaks are: {peaks}."
     )
@@ -265,12 +307,12 @@ def plot_phases(times, mib, phases, metric, tall=False):
 
 
 # %%
-# The same to point at
-# --------------------
-# A page can also show the curve so that it tells, at each moment, the method and its processes.
-# For that, the samples are written down as they are drawn. mprof records each child process as
-# RSS, with any backend. A child that outlives a method is not a worker, but a resource tracker,
-# which removes what others leave behind.
+# An interactive version
+# ----------------------
+# A page can also show the curve with the method and its processes at each moment. For that, the
+# samples are written as they are drawn. mprof records each child process as RSS, with any backend.
+# A child that outlives a method is not a worker, but a resource tracker, which removes what other
+# processes leave behind.
 
 
 def read_children(phases, times, mprof_path):
@@ -279,7 +321,7 @@ def read_children(phases, times, mprof_path):
     Parameters
     ----------
     phases, times
-        As `read_phases` gives them.
+        As `read_phases` returns them.
     mprof_path : str or pathlib.Path
 
     Returns
@@ -307,20 +349,20 @@ def read_children(phases, times, mprof_path):
 
 
 def nearest(times, at):
-    """Give the index of the sample that is nearest to each moment."""
+    """Return the index of the sample nearest to each moment."""
     after = np.clip(np.searchsorted(times, at), 1, len(times) - 1)
     return after - (at - times[after - 1] < times[after] - at)
 
 
 def as_timeline(times, mib, phases, children, metric):
-    """Give what is drawn as plain numbers and words, so that a page can draw it, too.
+    """Return a drawing as plain numbers and words, so that a page can draw it, too.
 
     Parameters
     ----------
     times, mib, phases
-        As `read_phases` gives them.
+        As `read_phases` returns them.
     children : list of dict
-        As `read_children` gives them.
+        As `read_children` returns them.
     metric : str
 
     Returns
@@ -358,14 +400,58 @@ def as_timeline(times, mib, phases, children, metric):
 # %%
 # Compare the peaks
 # -----------------
-# The peaks in this chart come from the meter, which gives each method a process of its own,
-# so that nothing lies under it but the interpreter and its imports, the faint part. The line is
-# the image's size, from 0: less than that, on top of the faint part, is not possible for a method
-# that has the whole image in memory.
+# The peaks in this chart come from the meter, which gives each method a process of its own. It
+# counts the :term:`memory in use`: what the machine cannot take back during the call. The faint
+# part is the interpreter and its imports, before the call. The dashed line is the image's size,
+# from 0: a method that holds the whole image needs at least that much on top of the faint part.
+# A method with workers is measured three times. The line goes from the smallest peak to the
+# largest: how many workers are at their own peak at the same moment is chance.
+
+
+def peak_label(row):
+    """Return the name of a method and its peak, with the range of several runs."""
+    name = name_of(row).removesuffix(", parallel").removesuffix(", one pass")
+    peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
+    if int(row["n_runs"]) > 1:
+        low, high = (float(row[f"peak_mib_{end}"]) for end in ("min", "max"))
+        peak += f" ({low:,.0f}–{high:,.0f})"
+    return name, peak
+
+
+def draw_bars(ax, row, top):
+    """Draw a method's bars.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Its vertical axis is in inches, downwards.
+    row : dict
+    top : float
+
+    Returns
+    -------
+    float
+        Where the bars end.
+    """
+    color, thick = color_of(row["method"]), {"height": 0.18, "align": "edge"}
+    empty = {"color": "white", "edgecolor": color, "lw": 1}
+    peak_mib, file_mib = float(row["peak_mib"]), float(row["peak_file_mib"] or 0)
+    if row["status"] == "predicted":
+        ax.barh(top, peak_mib, hatch="xxxx", ls=":", **thick, **empty)
+        return top + 0.18
+    ax.barh(top, peak_mib, color=color, **thick)
+    ax.barh(top, float(row["before_mib"]), color="white", alpha=0.6, **thick)
+    if int(row["n_runs"]) > 1:
+        ends = [float(row[f"peak_mib_{end}"]) for end in ("min", "max")]
+        ax.plot(ends, [top + 0.09] * 2, color="black", lw=1.2, marker="|", ms=8)
+    if file_mib < float(row["image_mib"]) / 4:
+        return top + 0.18
+    ax.barh(top + 0.21, file_mib, height=0.09, align="edge", hatch="//////", **empty)
+    return top + 0.3
 
 
 def plot_peaks(rows):
-    """Draw the peaks of the methods for all masks, PSS and RSS, and the size of the image.
+    """Draw the peaks of the methods for all masks, their ranges, and the size of the image.
 
     Parameters
     ----------
@@ -377,49 +463,50 @@ def plot_peaks(rows):
     matplotlib.figure.Figure
     """
     rows = [row for row in rows if row["mode"] != "single"]
-    crossed = any(row["status"] == "predicted" for row in rows)
-    unfinished = any(row["status"] != "measured" for row in rows)  # their labels have two lines
-    pitch = 0.78 if unfinished else 0.58
-    height = 1.15 + pitch * len(rows)
-    figure = plt.figure(figsize=(4.2, height), layout="constrained")
-    ax = figure.gca()
-    bar, peaks = 0.2 / pitch, []
-    for i, row in enumerate(rows):
-        pss, rss = float(row["peak_pss_mib"]), float(row["peak_rss_mib"])
-        color = color_of(row["method"])
-        if row["status"] == "predicted":
-            ax.barh(i, pss, height=bar, color="white", edgecolor=color, hatch="xxxx", lw=1, ls=":")
-        else:
-            ax.barh(i, rss, height=bar, color="white", edgecolor=color, hatch="////", lw=1)
-            ax.barh(i, pss, height=bar, color=color)
-            ax.barh(i, float(row["before_mib"]), height=bar, color="white", alpha=0.6)
-        name = row["method"].replace(" image", "")
-        peak = peak_text(row["status"], pss, pss)
-        between = ": " if row["status"] == "measured" else ":\n"
-        label = ax.text(0, i - bar / 2 - 0.03 / pitch, f"{name}{between}{peak}", va="bottom")
-        label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
-        peaks.append(f"{row['method']}: {peak}")
-        if row["status"] == "measured":
-            peaks[-1] += f" (RSS {rss:,.0f} MiB)"
     image_mib = float(rows[0]["image_mib"])
-    ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=1.5)
-    side = "left" if image_mib < 0.5 * ax.get_xlim()[1] else "right"
-    bottom = len(rows) - 1 + bar / 2 + 0.34 / pitch
-    words = f" the image: {image_mib:,.0f} MiB "
-    ax.text(image_mib, bottom, words, ha=side, va="bottom")
-    meaning = f"solid PSS, hatched RSS{', crossed: predicted' if crossed else ''}"
-    ax.set(xlabel=f"MiB; {meaning}", yticks=[], ylim=(bottom, -bar / 2 - (pitch - 0.2) / pitch))
+    width, left, right = 4.2, 0.12, 0.32  # all lengths are in inches
+    figure = plt.figure(figsize=(width, 9))
+    ax = figure.add_axes((left / width, 0, 1 - (left + right) / width, 1))
+    top, described = 0, []
+    for row in rows:
+        name, peak = peak_label(row)
+        label = ax.text(0, top, f"{name}: {peak}", va="top")
+        label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
+        if label.get_window_extent().width > (width - 2 * left) * figure.dpi:
+            label.set_text(f"{name}:\n{peak}")
+        described.append(f"{name_of(row)}: {peak}")
+        top += label.get_window_extent().height / figure.dpi + 0.03
+        top = draw_bars(ax, row, top) + 0.1
+    end = max(1.05 * ax.dataLim.x1, 1)
+    ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=0.5)
+    side = "left" if image_mib < end / 2 else "right"
+    ax.text(image_mib, top, f" the image: {image_mib:,.0f} MiB ", ha=side, va="top")
+    top += 0.2
+
+    crossed = any(row["status"] == "predicted" for row in rows)
+    meaning = ["MiB of memory in use (line: range of the runs)"]
+    meaning += ["thin and hatched: file pages, droppable"]
+    meaning += ["crossed: predicted, not run"] * crossed
+    below = 0.5 + 0.17 * len(meaning)
+    height = 0.4 + top + below
+    figure.set_figheight(height)
+    ax.set_position((left / width, below / height, 1 - (left + right) / width, top / height))
+    ax.set(xlabel="\n".join(meaning), yticks=[], ylim=(top, 0), xlim=(0, end))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.spines[["top", "right", "left"]].set_visible(False)
     title = f"Peak memory for {rows[0]['n_masks']} masks"
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, y=1 - 0.1 / height, va="top")
     figure.set_label(
-        f"{title}, each method in a process of its own: PSS as solid bars, RSS as hatched bars. "
-        "The faint part was there before the call: the interpreter and its imports. The dashed "
-        f"line is the image itself.{' Crossed: predicted, not run.' if crossed else ''}\n\n"
-        f"Bar chart of {len(rows)} methods, with the image's {image_mib:,.0f} MiB as a line. "
-        f"Peak PSS of {'; '.join(peaks)}."
+        f"{title}, each method in a process of its own: memory in use as solid bars. The faint "
+        "part was there before the call: the interpreter and its imports. A method with workers "
+        "is measured several times: the bar is the median, and the line goes from the smallest "
+        "to the largest peak. Thin hatched bars: file pages, which the kernel may drop, where "
+        "they exceed a quarter of the image. The dashed line is the image "
+        f"itself. A loop takes one mask after the other; the other methods take all masks at once."
+        f"{' Crossed: predicted, not run.' * crossed}"
+        f"\n\nBar chart of {len(rows)} methods, with the image's {image_mib:,.0f} MiB as a line. "
+        f"Peaks: {'; '.join(described)}."
     )
     return figure
 
@@ -433,7 +520,7 @@ def save(figure, path):
 # %%
 # This build
 # ----------
-# The default metric first: what ``mprof plot`` would show.
+# The default metric first, as in ``mprof plot``:
 
 if __name__ == "__main__":
     import json
@@ -445,28 +532,31 @@ if __name__ == "__main__":
     options = read_options()
     rows = complete_summary()
     measured = Path(options.measured)
+    (measured / "mprof.json").write_text(json.dumps({"mprof": {"pause": options.pause}}))
+    for drawing in (*measured.glob("memory_over_time_*.svg"), measured / "timeline.json"):
+        drawing.unlink(missing_ok=True)
+    finished = run_under_mprof(
+        "whole_experiment.py", measured, "psutil_pss" if HAS_PSS else "psutil_uss"
+    )
 
-    def run_and_draw(metric, backend):
-        """Run under mprof, draw the figure in both layouts, and write it."""
-        label = {"psutil": "RSS", "psutil_pss": "PSS", "psutil_uss": "USS"}[backend]
-        files = measured / f"mprof_{metric}.dat", measured / f"phases_{metric}.csv"
-        run_under_mprof("whole_experiment.py", *files, backend)
-        times, mib, phases = read_phases(*reversed(files))
+    def draw(metric, label):
+        """Draw a metric in both layouts, and return it as a timeline."""
+        path = measured / f"mprof_{metric}.dat"
+        times, mib, phases = read_phases(measured / "phases.csv", path)
         for layout in ("wide", "tall"):
             figure = plot_phases(times, mib, phases, label, tall=layout == "tall")
             save(figure, measured / f"memory_over_time_{metric}_{layout}.svg")
-        children = read_children(phases, times, files[0])
-        return as_timeline(times, mib, phases, children, label)
+        return as_timeline(times, mib, phases, read_children(phases, times, path), label)
 
-    rss = run_and_draw("rss", "psutil")
+    rss = draw("rss", "RSS") if finished else None
 
 # %%
-# And the proportional set size, which is what the machine really spends:
+# And the proportional set size of the same run, which counts a shared page once:
 
 if __name__ == "__main__":
-    pss = run_and_draw("pss", "psutil_pss" if HAS_PSS else "psutil_uss")
-    (measured / "timeline.json").write_text(json.dumps([pss, rss]))
-    (measured / "mprof.json").write_text(json.dumps({"mprof": {"pause": options.pause}}))
+    if finished:
+        pss = draw("pss", "PSS" if HAS_PSS else "USS")
+        (measured / "timeline.json").write_text(json.dumps([pss, rss]))
 
 # %%
 # .. memory-timeline:: timeline.json

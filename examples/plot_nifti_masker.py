@@ -6,17 +6,17 @@ NiftiMasker: the usual way
 mask, and gives the :term:`time series` of the :term:`voxels <voxel>` in the mask. It can
 also smooth, detrend, filter and standardise. On this page you will
 
-1. extract one region, and then all regions in parallel,
+1. extract one region, then all regions one after the other and in parallel,
 2. give the masker a path, and then an image whose data are in memory, and
-3. see what both cost with all workers counted.
+3. see what each way costs, with all workers counted.
 """
 
 # %%
 # One mask
 # --------
-# The masker would resample an image to a mask of another grid, and would take a 3D image
-# for a single volume. Here both are mistakes, so they are refused first. Opening an image
-# reads its header only.
+# The masker would resample an image to a mask on another grid, and would accept a 3D image
+# as a single volume. Both would be mistakes here, so the function rejects them first. Opening an
+# image reads its header only.
 
 import zlib
 
@@ -83,11 +83,36 @@ def nifti_masker_single(fmri, mask):
 
 
 # %%
+# All masks, one after the other
+# ------------------------------
+# A plain loop needs no workers. The masker reads the file again for each mask, and gives up the
+# image before the next one, so the memory does not grow with the number of masks.
+
+
+def nifti_masker_loop(fmri_path, mask_paths):
+    """Extract the voxel time series of several masks with NiftiMasker, one after the other.
+
+    Parameters
+    ----------
+    fmri_path : path
+        4D image.
+    mask_paths : list of paths
+        3D masks on the grid of the image: non-zero in the region.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `nifti_masker_single`, also for the errors.
+    """
+    return [nifti_masker_single(fmri_path, mask_path) for mask_path in mask_paths]
+
+
+# %%
 # All masks in parallel
 # ---------------------
 # One :term:`worker` for each mask, and the same function in each. A path travels to the
-# workers as a few bytes, and each worker then reads the whole file. An image in memory is
-# written by joblib to a file in :term:`shared memory`, once, and the workers map that file.
+# workers as a few bytes, and each worker then reads the whole file. joblib writes an image in
+# memory to a file in :term:`shared memory`, once, and the workers map that file.
 
 from joblib import Parallel, delayed
 
@@ -115,31 +140,33 @@ def nifti_masker_parallel(fmri, masks, n_regions):
 # %%
 # What it costs
 # -------------
-# Each of the four runs starts from the files, in a fresh process: to read the image into
-# memory is a part of the in-memory runs. The array that comes back is compared with the
-# output of NiftiMasker, value for value.
+# Each run starts from the files, in a fresh process, so the in-memory runs include the time to
+# read the image. The returned arrays are compared with the output of NiftiMasker, value for
+# value. With workers, the peak differs from run to run, because it is chance how many workers are
+# at their own peak at once. These ways are measured three times: the median and the range are
+# printed.
 
 if __name__ == "__main__":
     from measured_methods import measure_methods, plot_traces, prepare_all
 
     *_, image_mib = prepare_all()
-    traces = measure_methods(nifti_masker_single, nifti_masker_parallel)
+    traces = measure_methods(nifti_masker_single, nifti_masker_loop, nifti_masker_parallel)
     plot_traces(traces, image_mib)
 
 # %%
 # What to conclude
 # ----------------
-# Look at the workers in the two parallel runs. With a path, each reads the image from the
-# file and makes the masker's copy of it before it takes out the region: the memory grows with
-# the number of masks. With an image in memory the file is read once, but
-# each worker still makes the masker's own full copy. What the masker can do beyond taking
-# out voxels is not asked for here, yet its copies are paid for.
+# The loop holds the image and the masker's copy of it in one process, as for a single mask, and
+# takes the time of all masks. In parallel from a path, each worker reads the file and makes the
+# masker's copy before it extracts the region: memory grows with the number of workers. With an
+# image in memory the file is read once, but each worker still makes the masker's own full copy.
+# The rest of what the masker can do is not used here, but we still pay for its copies.
 #
-# Taking out voxels is all that we need: :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`.
+# Extracting voxels is all that we need: :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`: taking out voxels without the masker's
+# * :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`: extracting voxels without the masker's
 #   copy.
 # * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: the masker with all that it can do, without
 #   the image in memory.

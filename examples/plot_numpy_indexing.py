@@ -6,15 +6,15 @@ To get the :term:`time series` of the voxels in a :term:`mask`, a :term:`masker`
 needed: index the image's array with the mask's. On this page you will
 
 1. write the function that gives the very values that NiftiMasker gives,
-2. run it in parallel, from a path and from an image in memory, and
+2. run it for all masks, one after the other and in parallel, and
 3. see which copies of the image are left.
 """
 
 # %%
 # One mask, image in memory
 # -------------------------
-# NumPy indexing takes a mask of another space without a word, as long as its shape fits.
-# So the function compares shapes and affines before it touches the data.
+# NumPy indexing silently accepts a mask from another space, as long as its shape fits. So the
+# function compares shapes and affines before it reads the data.
 
 import nibabel as nib
 import numpy as np
@@ -67,9 +67,9 @@ def numpy_masker_single_inmemory(fmri_img, mask_img):
 # %%
 # One mask, from a path
 # ---------------------
-# The same, with the files opened here. A file that ends too early is found out when its
-# data are read. A byte that has changed within a compressed file can go unnoticed, here as
-# with NiftiMasker, because nibabel stops reading before gzip's checksum: ``gzip -t`` finds it.
+# The same function, which opens the files itself. Reading detects a file that ends too early. A
+# changed byte within a compressed file can go unnoticed, here as with NiftiMasker, because nibabel
+# stops reading before gzip's checksum: ``gzip -t`` finds it.
 
 import zlib
 
@@ -133,11 +133,36 @@ def numpy_masker_single_path(fmri_path, mask_path):
 
 
 # %%
+# All masks, one after the other
+# ------------------------------
+# An image that has been read once can be indexed with any number of masks. Without workers there
+# is one copy of it.
+
+
+def numpy_masker_loop(fmri_img, mask_imgs):
+    """Extract several masks by indexing one image in memory, one after the other.
+
+    Parameters
+    ----------
+    fmri_img : nibabel.Nifti1Image
+        4D image, its data in memory. (The file of a lazily loaded one is read for each mask.)
+    mask_imgs : list of nibabel.Nifti1Image
+        3D masks on the grid of the image: non-zero in the region.
+
+    Returns
+    -------
+    list of arrays of shape (n_timepoints, n_voxels)
+        One for each mask; see `numpy_masker_single_inmemory`, also for the errors.
+    """
+    return [numpy_masker_single_inmemory(fmri_img, mask_img) for mask_img in mask_imgs]
+
+
+# %%
 # All masks in parallel
 # ---------------------
-# A path is a few bytes, and each :term:`worker` reads the file for itself. An array of more
-# than 1 MB is not sent at all: joblib writes it to a file in shared memory, once, and the
-# workers :term:`map <memory map>` that file.
+# A path is a few bytes, and each :term:`worker` reads the file for itself. joblib does not send an
+# array of more than 1 MB: it writes the array to a file in shared memory, once, and the workers
+# :term:`map <memory map>` that file.
 
 from joblib import Parallel, delayed
 
@@ -189,8 +214,8 @@ def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_regions):
 # %%
 # What it costs
 # -------------
-# The runs are those of :ref:`sphx_glr_auto_examples_plot_nifti_masker.py`, with the other
-# functions.
+# Measured as in :ref:`sphx_glr_auto_examples_plot_nifti_masker.py`: from the files, in fresh
+# processes, with workers three times.
 
 if __name__ == "__main__":
     from measured_methods import measure_methods, plot_traces, prepare_all
@@ -199,6 +224,7 @@ if __name__ == "__main__":
     traces = measure_methods(
         numpy_masker_single_path,
         numpy_masker_single_inmemory,
+        numpy_masker_loop,
         numpy_masker_parallel_path,
         numpy_masker_parallel_inmemory,
     )
@@ -207,11 +233,13 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# From a path, the masker's copy is gone, and yet the peak is lower only by what NiftiMasker's
-# workers import: while a compressed file is read, the image is there twice in each worker. (A
-# file that is neither compressed nor scaled is mapped, and costs little.) From memory, the
-# workers share one copy, which is joblib's file, and the process that calls them has its own. One
-# copy would be enough: :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
+# From a path, the masker's copy is gone, but while a compressed file is read the image is there
+# twice in each worker. So a worker's peak is about as high as with NiftiMasker, apart from what
+# NiftiMasker imports, and memory grows with the number of workers. (A file that is neither
+# compressed nor scaled is mapped, and costs little.) From memory, the workers share one copy, in
+# joblib's file, and the calling process has its own. The loop has no second copy: if reading the
+# file takes most of the time, workers gain little. When work on each region does need workers, one
+# copy is enough for all: :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
 #
 # Recommended next
 # ----------------

@@ -2,13 +2,13 @@
 Many images on one machine
 ==========================
 
-One image needs no worker: its file is decompressed from its beginning to its end, and nothing
-can be ahead of that. Many images can be decompressed at the same time. On this page you will
+One image needs no worker: its file is decompressed from beginning to end, and that cannot be
+parallelised. Many images can be decompressed at the same time. On this page you will
 
-1. mask a study with one call, whose results come as they are complete,
-2. see what one, two and four workers bring, in time and in memory, and
-3. see why more workers than cores or than the disk can feed do not help, and why each needs
-   its numerical libraries held to one thread.
+1. mask a study with one call, whose results arrive as they are complete,
+2. measure one, two and four workers, in time and in memory, and
+3. see why more workers than cores, or than the disk can supply with data, cannot help, and why
+   the numerical libraries in each should use one thread.
 
 The function is on the page :doc:`/auto_examples/mask_study`.
 """
@@ -16,10 +16,11 @@ The function is on the page :doc:`/auto_examples/mask_study`.
 # %%
 # A study
 # -------
-# Eight images stand for a study: each is a link to the image of this build, or to its first
-# part if it is large. The masks are those of the other pages.
+# Eight images serve as a study: each is a link to the image of this build, or to its first
+# volumes if it is large. The masks are those of the other pages.
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,7 +34,7 @@ import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 
-from mask_study import mask_study, stem
+from mask_study import mask_study, moved_into_place, stem
 from options import read_options
 from peak_memory import MIB, measure
 from plot_large_image import atlas_to_masks, get_atlas_path
@@ -47,7 +48,7 @@ def prepare_study(n_images=8, most_mib=512):
     ----------
     n_images : int
     most_mib : float
-        Of an image that is larger in memory, the first so many MiB are taken.
+        If the image is larger in memory, only its first volumes are used, up to so many MiB.
 
     Returns
     -------
@@ -75,8 +76,9 @@ def prepare_study(n_images=8, most_mib=512):
 
 # %%
 # One call masks the study. On a terminal a progress bar shows how many images are done, how many
-# failed, and the most memory that any worker needed. An image's file of results is there as
-# soon as it is complete: what comes next can begin with it.
+# failed, and the largest memory of any worker. Each image's file of results appears when it is
+# complete, so your next step can begin with it. ``peak_rss_mib`` is the largest resident set
+# (:term:`RSS`) of the worker's process: it contains the code of libraries, which workers share.
 
 if __name__ == "__main__":
     images, masks = prepare_study()
@@ -85,7 +87,7 @@ if __name__ == "__main__":
     print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to_string())
 
 # %%
-# A file of results has an array for each mask, and says what it was made of:
+# A file of results has an array for each mask, and a record of its origin:
 
 if __name__ == "__main__":
     with np.load(table.file[0]) as results:
@@ -95,7 +97,7 @@ if __name__ == "__main__":
     print(about["shape"], about["checksum"][:12])
 
 # %%
-# Called again, it does what is missing: nothing.
+# Called again, it only does what is missing: here nothing.
 
 if __name__ == "__main__":
     start = time.perf_counter()
@@ -104,14 +106,14 @@ if __name__ == "__main__":
     folder.cleanup()
 
 # %%
-# What workers bring
-# ------------------
-# Time first, as ratios: one worker and several, in turns, in pairs that follow each other. Workers
-# are started before, since that takes a second of a run that takes hours.
+# What workers bring: time
+# ------------------------
+# Time is compared in pairs: one worker, then several, again and again. The workers are started
+# before, since that takes a second of a run that takes hours.
 
 
 def time_study(images, masks, n_jobs):
-    """Mask a study into a folder that is thrown away; give the seconds."""
+    """Mask a study into a temporary folder; return the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         table = mask_study(images, masks, folder, n_jobs=n_jobs)
@@ -122,7 +124,7 @@ def time_study(images, masks, n_jobs):
 
 
 def speed_up(images, masks, n_jobs, n_pairs):
-    """Time one worker and several in pairs; give the ratios, in order."""
+    """Time one worker and several in pairs; return the ratios, in order."""
     time_study(images, masks, n_jobs)
     pairs = [[time_study(images, masks, n) for n in (1, n_jobs)] for _ in range(n_pairs)]
     return sorted(alone / together for alone, together in pairs)
@@ -130,10 +132,10 @@ def speed_up(images, masks, n_jobs, n_pairs):
 
 if __name__ == "__main__":
     seconds = time_study(images, masks, 1)
-    n_pairs = int(np.clip(30 / seconds, 1, 5))
+    n_pairs = int(np.clip(20 / seconds, 1, 3))
     speed = {
         2: speed_up(images, masks, 2, n_pairs),
-        4: speed_up(images, masks, 4, 1 + n_pairs // 2),
+        4: speed_up(images, masks, 4, max(n_pairs - 1, 1)),
     }
     print(f"{os.cpu_count()} cores; 8 images, {seconds:.1f} s with one worker")
     for n, ratios in speed.items():
@@ -141,31 +143,79 @@ if __name__ == "__main__":
         print("each pair:", *(f"{ratio:.2f}" for ratio in ratios))
 
 # %%
-# Then memory, with the same meter as on the other pages. What a worker imports is seen in a study
-# of which all images are missing: its workers start, and find nothing to do.
+# A worker decompresses all the time, so workers on one core take turns: more workers than cores
+# cannot do more work. The ratio is below the number of workers if the cores have other work to do,
+# or if they are the two threads of one physical core.
+#
+# What workers bring: memory
+# --------------------------
+# The same profiler as on the other pages measures memory in use. To see what a worker imports, we
+# mask a study of which all images are missing: its workers start, and find nothing to do. The
+# rate of a worker is that of the calling process while it works alone, the median of eight images.
+# Other pages need these numbers, too, so they are kept in a file.
 
 
 def memory_of(images, masks, n_jobs):
-    """Measure a study; give the trace, and the peak PSS of each worker in MiB."""
+    """Measure a study; return the trace, and the peak of each worker in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         trace = measure(mask_study, images, masks, folder, n_jobs=n_jobs)
-    trace.result()
-    _, *workers = (process["pss"][process["pss"] > 0] for process in trace.processes.values())
-    # The first sample can be of what becomes a worker, and is still a copy of its parent.
+    if not isinstance(trace.exception, MemoryError):  # the machine was short of memory
+        trace.result()
+    _, *workers = (process["anon"][process["pss"] > 0] for process in trace.processes.values())
+    # The first sample can be of a process that is still a copy of its parent.
     return trace, [samples[1:].max() for samples in workers if len(samples) > 1]
 
 
-if __name__ == "__main__":
-    peaks = {}
+def measure_workers(images, masks):
+    """Measure what a worker does and needs, or read it if it was measured before.
+
+    Parameters
+    ----------
+    images, masks : list of pathlib.Path
+        As `prepare_study` returns them.
+
+    Returns
+    -------
+    dict
+        Of an image: ``image_mib`` and ``result_mib`` on disk, ``seconds``, and ``mib_s`` of
+        compressed file. Memory in use: ``peaks_mib`` (pairs of a number of workers and the peak
+        of all processes), ``worker_mib`` (of one worker), ``imports_mib`` (of one without images).
+        ``alone_rss_mib``: the resident set of a process that masks images without workers.
+    """
+    file, stat = Path(read_options().measured) / "workers.json", images[0].stat()
+    paths = [str(path.resolve()) for path in (images[0], *masks)]
+    stamp = [*paths, stat.st_size, stat.st_mtime_ns, len(images)]
+    if file.exists() and (known := json.loads(file.read_text()))["stamp"] == stamp:
+        return known
+    with tempfile.TemporaryDirectory() as folder:
+        table = mask_study(images, masks, folder, n_jobs=1)
+        result_mib = Path(table.file[0]).stat().st_size / MIB
     missing = [image.with_name(f"missing-{image.name}") for image in images]
-    for n in (1, 2, 4):
-        trace, workers = memory_of(images, masks, n)
-        peaks[n] = trace.peak_pss_mib
-        print(f"workers: {n}. {trace.metric} in all {trace.peak_pss_mib:5,.0f} MiB", end="")
-        if workers:  # with one, the calling process does the work
-            _, imports = memory_of(missing, masks, n)
-            print(f"; of a worker {max(workers):.0f}, its imports {max(imports):.0f}", end="")
-        print()
+    found = {n: memory_of(images, masks, n) for n in (1, 2, 4)}
+    seconds, image_mib = float(table.seconds.median()), stat.st_size / MIB
+    measured = {
+        "stamp": stamp,
+        "image_mib": image_mib,
+        "result_mib": result_mib,
+        "seconds": seconds,
+        "mib_s": image_mib / seconds,
+        "peaks_mib": [(n, trace.peak_mib) for n, (trace, _) in found.items()],
+        "alone_rss_mib": found[1][0].peak_rss_mib,
+        "worker_mib": float(max(found[2][1], default=math.nan)),
+        "imports_mib": float(max(memory_of(missing, masks, 2)[1], default=math.nan)),
+    }
+    with moved_into_place(file) as unfinished:
+        unfinished.write_text(json.dumps(measured))
+    return measured
+
+
+if __name__ == "__main__":
+    worker = measure_workers(images, masks)
+    peaks = dict(worker["peaks_mib"])
+    for n, peak in peaks.items():
+        print(f"workers: {n}. All processes {peak:,.0f} MiB")
+    print(f"one worker {worker['worker_mib']:.0f} MiB, ", end="")
+    print(f"without images {worker['imports_mib']:.0f} MiB")
 
 # %%
 
@@ -176,9 +226,9 @@ def plot_workers(speed, peaks):
     Parameters
     ----------
     speed : dict of int to list of float
-        For several workers, how many times as fast as one, in each pair.
+        For each number of workers, how many times as fast as one, in each pair.
     peaks : dict of int to float
-        Peak memory of all processes, in MiB.
+        Peak memory in use of all processes, in MiB.
     """
     figure = plt.figure(figsize=(4.2, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -194,7 +244,7 @@ def plot_workers(speed, peaks):
     below.bar(numbers, peaks.values(), width=0.6, color="#0072b2")
     for n, mib in peaks.items():
         below.text(n, mib, f"{mib:,.0f}", ha="center", va="bottom")
-    below.set(xlabel="workers", ylabel="peak memory, MiB", xticks=numbers)
+    below.set(xlabel="workers", ylabel="peak memory in use, MiB", xticks=numbers)
     below.margins(y=0.15)
     for ax in (above, below):
         ax.spines[["top", "right"]].set_visible(False)
@@ -204,8 +254,8 @@ def plot_workers(speed, peaks):
         for n, ratio in zip(numbers, middle, strict=True)
     )
     figure.set_label(
-        "What workers bring for a study of eight images: speed, and the memory of all processes "
-        f"together.\n\nTwo charts by the number of workers, on {os.cpu_count()} cores: {said}."
+        "Speed and memory of a study of eight images, by the number of workers; memory is that of "
+        f"all processes.\n\nTwo charts by the number of workers, on {os.cpu_count()} cores: {said}."
     )
 
 
@@ -214,16 +264,18 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# Memory hardly counts: each further worker adds its imports and a few MiB. The cores run out first.
-# A worker decompresses all the time, and two on one core take twice as long.
+# Each further worker adds its imports and a few MiB, so the number of workers is rarely limited by
+# memory.
 #
-# The disk comes next. How much of a compressed file does a worker read in a second, and how much
-# does the storage give, when the file is not in the system's cache? Here it is dropped from the
-# cache first, and read by one, two and four readers at a time.
+# The storage
+# -----------
+# How much of a compressed file does a worker read in a second, and how much does the storage
+# deliver if the file is not in the system's cache? Here the file is dropped from the cache first,
+# and then read by one, two and four readers at a time.
 
 
 def read_part(path, start, size):
-    """Read a part of a file, and forget it."""
+    """Read a part of a file and discard it."""
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         while size > 0 and (got := len(file.read(min(size, 2**20)))):
@@ -231,7 +283,7 @@ def read_part(path, start, size):
 
 
 def storage_rate(path, n_readers):
-    """Read a file that is not in the cache, in parts at the same time; give MiB per second."""
+    """Read a file that is not in the cache, in parts at the same time; return MiB per second."""
     size = -(-path.stat().st_size // n_readers)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -244,23 +296,22 @@ def storage_rate(path, n_readers):
 
 
 if __name__ == "__main__":
-    read_mib = images[0].stat().st_size / MIB
-    print(f"a worker reads {read_mib / table.seconds.median():7,.0f} MiB/s of the compressed file")
+    print(f"a worker reads {worker['mib_s']:7,.0f} MiB/s of the compressed file")
     for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
         rates = [storage_rate(images[0], n) for _ in range(3)]
         print(f"readers: {n}      {statistics.median(rates):7,.0f} MiB/s from this storage")
 
 # %%
-# Workers that read more than the storage gives wait for it, and a disk with a moving head gives
-# less the more of them there are. A network file system is shared with everybody else: :ref:`the
+# Workers that read faster than the storage delivers wait for it, and a disk with a moving head
+# delivers less to more readers. A network file system is shared with other users: :ref:`the
 # page on ten thousand images <sphx_glr_auto_examples_plot_study_plan.py>` has the arithmetic.
 #
 # Threads inside workers
 # ----------------------
-# To take voxels out of a file needs no linear algebra. To clean or to decompose them does, and
-# NumPy's library for it (BLAS) starts as many threads as there are cores, in each worker. The
-# threads of all workers together are then far too many, and wait for each other. Here there is one
-# worker per core, and each multiplies matrices, with the threads that BLAS likes and with one:
+# Extracting voxels needs no linear algebra. Cleaning or decomposing them does, and NumPy's
+# library for it (BLAS) starts as many threads as there are cores, in each worker. All workers
+# together then have more threads than cores, which wait for each other. Here there is one worker
+# per core, and each multiplies matrices, with the default number of BLAS threads and with one:
 
 MULTIPLY = """
 import time
@@ -268,14 +319,14 @@ import numpy as np
 a = np.random.default_rng(0).normal(size=(500, 500))
 a @ a
 start = time.perf_counter()
-for _ in range(20):
+for _ in range(10):
     a @ a
 print(time.perf_counter() - start)
 """
 
 
 def seconds_with(n_threads, n_workers):
-    """Multiply matrices in several processes at once; give the longest time."""
+    """Multiply matrices in several processes at once; return the longest time."""
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     environ = os.environ | dict.fromkeys(names, str(n_threads))
     command = [sys.executable, "-c", MULTIPLY]
@@ -288,12 +339,12 @@ if __name__ == "__main__":
     n_cores = min(os.cpu_count(), 8)
     pairs = [[seconds_with(n, n_cores) for n in (os.cpu_count(), 1)] for _ in range(3)]
     ratio = statistics.median(many / one for many, one in pairs)
-    print(f"{n_cores} workers at once take {ratio:.1f} times as long with {os.cpu_count()} BLAS ")
-    print("threads in each as with one thread in each")
+    print(f"{n_cores} workers at once, {os.cpu_count()} BLAS threads in each: ", end="")
+    print(f"{ratio:.1f} times as long as with one thread in each")
 
 # %%
-# joblib's own workers get their share of the cores, and Dask's get one thread. Nothing does this
-# in a plain script, such as the task of a job array: set these variables before Python starts.
+# joblib limits the threads of its own workers to their share of the cores, and Dask to one. In a
+# plain script, such as the task of a job array, set these variables before Python starts:
 #
 # .. code-block:: bash
 #
@@ -301,8 +352,19 @@ if __name__ == "__main__":
 #
 # What to conclude
 # ----------------
-# As many workers as cores, if the storage can feed them; memory sets no limit. Start them
-# from the command line, and start them again after whatever happens: only what is missing is done.
+# Use at most as many workers as cores, and no more than the storage can supply. Whether they pay
+# depends on the machine and on what else it does; on this one, during this build:
+
+if __name__ == "__main__":
+    medians = {1: 1.0} | {n: statistics.median(ratios) for n, ratios in speed.items()}
+    best = max(medians, key=medians.get)
+    print(
+        f"fastest with {best} of 1, 2 or 4 workers: {medians[best]:.2f} times as fast as with one"
+    )
+
+# %%
+# Start the study from the command line. Whatever happens, run the same command again: it only does
+# what is missing.
 #
 # Recommended next
 # ----------------

@@ -2,13 +2,13 @@
 Shared memory: one copy of the image for all
 ============================================
 
-:term:`Workers <worker>` on one machine can look at the same memory. If the image is put
-there once, it is there once, however many workers there are. On this page you will
+:term:`Workers <worker>` on one machine can access the same memory. An image in
+:term:`shared memory` is there once, however many workers there are. On this page you will
 
-1. fill a :term:`block` of :term:`shared memory` from the image's file, part by part, so
-   that no second copy exists at any time,
+1. fill a :term:`block` of shared memory from the image's file, part by part, so that no second
+   copy ever exists,
 2. let workers attach to the block by its name and take their voxels out, and
-3. see what goes wrong when the array itself is given to joblib, which looks the same.
+3. see what goes wrong when you give the array itself to joblib, which looks the same.
 """
 
 # %%
@@ -16,7 +16,7 @@ there once, it is there once, however many workers there are. On this page you w
 # ------------------
 # A worker gets the name of the block, not its content. Indexing with a mask makes a copy of
 # the region's voxels; nothing else leaves the block. The array over the block must not
-# outlive it, because touching it then ends the interpreter, so it is never given a name.
+# outlive it: accessing it then crashes Python, so it is never bound to a name.
 
 import sys
 from multiprocessing.shared_memory import SharedMemory
@@ -49,7 +49,7 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
     FileNotFoundError
         There is no block of that name.
     """
-    # From Python 3.13 on, a worker can leave the tracking of blocks to whoever made them.
+    # Since Python 3.13 a worker can leave the tracking of a block to the process that made it.
     untracked = {"track": False} if sys.version_info >= (3, 13) else {}
     block = SharedMemory(name=block_name, **untracked)
     try:
@@ -65,10 +65,10 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # All masks in parallel
 # ---------------------
 # The image is copied volume by volume: a NIfTI file stores one volume after the other, so
-# every part is read once, in order, as long as the file stays open. Whatever happens after
-# the block was made, the block goes away: a region that fails, a worker that is killed, an
-# interrupt. Linux ends a process that writes to shared memory when there is none left, so
-# the room is looked at first.
+# every part is read once, in order, as long as the file stays open. The block is removed
+# whatever happens after it was made: a region fails, a worker is killed, the user interrupts.
+# Linux ends a process that writes to shared memory when there is none left, so we check the
+# free space first.
 
 import shutil
 import zlib
@@ -182,39 +182,23 @@ if __name__ == "__main__":
 # %%
 # Is it one copy?
 # ---------------
-# The workers' imports take memory too. What they take shows when the same call works on the
-# first volume alone. What is left above that is the image, once, and what the workers take out
-# of it at the moment of the peak. The surer evidence is the files in ``/dev/shm``, which count
-# whether or not a process looks at them: the image should be there once. (With a single region
-# joblib starts no worker, and there is nothing to share.)
+# The profiler counts shared memory once, whether or not a process maps it at that moment. So its
+# peak shows how many copies of the image there were. (With a single region joblib starts no
+# worker, and there is nothing to share.)
 
 if __name__ == "__main__":
-    import tempfile
     from peak_memory import Trace, measure
-    from whole_experiment import METHODS, run
-
-    shared = next(m for m in METHODS if m.function.__name__ == "numpy_masker_shared_parallel")
-    with tempfile.TemporaryDirectory() as folder:
-        one_volume = Path(folder) / "one_volume.nii.gz"
-        nib.load(fmri_path).slicer[..., :1].to_filename(one_volume)
-        imports = measure(run, shared, one_volume, mask_paths)
-    imports.result()
-    imports_mib = imports.peak_pss_mib - imports.before_mib
 
     def print_copies(title, trace):
-        """Print how often the image is in memory, as processes and as files show it."""
+        """Print how much shared memory a call used, as copies of the image, and its peak."""
         if not isinstance(trace, Trace) or trace.exception is not None:
-            print(f"{title}: was not run to its end")
+            print(f"{title}: not run to its end")
             return
-        if image_mib < 50:
-            print(f"{title}: the image is too small to tell a copy of it from noise")
-            return
-        above_mib = trace.peak_pss_mib - trace.before_mib
         print(f"{title}:")
-        print(f"  {above_mib:,.0f} MiB above the start, {imports_mib:,.0f} MiB of it imports:")
-        print(f"  leaves {(above_mib - imports_mib) / image_mib:.2f} times the image")
         if trace.shm_mib is not None:
-            print(f"  files in /dev/shm: {trace.shm_mib.max() / image_mib:.2f} times the image")
+            shm_mib = trace.shm_mib.max()
+            print(f"  shared memory {shm_mib:,.0f} MiB: {shm_mib / image_mib:.2f} times the image")
+        print(f"  {trace.metric} {trace.above_mib:,.0f} MiB above the start, workers included")
 
     print_copies("the block's name is sent", *traces.values())
 
@@ -222,10 +206,9 @@ if __name__ == "__main__":
 # What goes wrong when the array is sent
 # --------------------------------------
 # An array over shared memory looks like any other array. When it is an argument of a task,
-# joblib does with it what it does with every array of more than 1 MB: it writes it to a file
-# in shared memory. That is a second full copy, and the workers never see the block. The
-# files in ``/dev/shm`` show both copies in full; PSS shows of the second what workers have
-# looked at so far.
+# joblib treats it like every array of more than 1 MB: it writes it to a file, in ``/dev/shm`` if
+# that has 2 GB free. This is a second full copy in shared memory, and the workers never use the
+# block.
 
 
 def take(data, mask):
@@ -234,7 +217,7 @@ def take(data, mask):
 
 
 def shared_array_as_argument(fmri_path, mask_paths, n_regions):
-    """Not to be copied: give joblib the array over the block instead of its name."""
+    """Give joblib the array over the block instead of its name: do not copy this."""
     volumes = nib.load(fmri_path, keep_file_open=True).dataobj
     dtype = np.asanyarray(volumes[..., :1]).dtype
     block = SharedMemory(create=True, size=dtype.itemsize * int(np.prod(volumes.shape)))
@@ -251,31 +234,34 @@ def shared_array_as_argument(fmri_path, mask_paths, n_regions):
 
 
 if __name__ == "__main__":
-    # As a function of the module: workers then import the same as above.
     from memory_budget import available_shm_mib, guard
+
+    # As a function of the module, so that workers import the same as above.
     from plot_shared_memory import shared_array_as_argument
 
-    # As much as an image in memory that is sent to workers, with both copies in /dev/shm.
+    # It needs as much as an image in memory that is sent to workers, with both copies in /dev/shm.
     like = "NumPy indexing, in-memory image, parallel"
     _, reason = guard(like, fmri_path, mask_paths, len(mask_paths))
-    if reason or 2 * image_mib > available_shm_mib():
-        print(f"the array is sent: not run. {reason or 'There is no room for two copies.'}")
+    free_mib = available_shm_mib()
+    if reason or 2 * image_mib > free_mib:
+        print(f"the array is sent: not run. {reason or '/dev/shm cannot hold two copies.'}")
     else:
         sent = measure(shared_array_as_argument, fmri_path, mask_paths, len(mask_paths))
         print_copies("the array is sent", sent)
+        if free_mib < 2e9 / 2**20:
+            print("  /dev/shm has less than 2 GB free: joblib's copy is a file elsewhere")
         ax = sent.plot(image_mib=image_mib, title="The array is sent to the workers")
 
 # %%
 # What to conclude
 # ----------------
 # Shared memory holds the image once, for any number of workers, as long as they get the
-# block's name. What else is paid for is the workers themselves: each is a Python process
-# that imports what it needs. It takes more care than the other methods: the room in
-# ``/dev/shm`` is limited (64 MB in a container, unless one asks for more), and somebody has
-# to remove the block.
+# block's name. The remaining cost is the workers themselves: each is a Python process that
+# imports what it needs. This method takes more care than the others: the space in ``/dev/shm``
+# is limited (64 MB in a container by default), and you must remove the block.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: one copy with less care to take, in threads or
+# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: one copy that takes less care, in threads or
 #   in a file.
 # * :ref:`sphx_glr_auto_examples_plot_stream_masks.py`: no copy at all, and no workers.

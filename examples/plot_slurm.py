@@ -2,28 +2,28 @@
 Many images on Slurm
 ====================
 
-On most clusters a queue hands out the machines, and on most of those it is Slurm. There are two
-ways to give it a study, and both need no more than one file per image to know what is done. On
-this page you will
+Most clusters have a queue that hands out the machines, usually Slurm. There are two ways to
+submit a study, and both only need one file per image to know what is done. On this page you will
 
-1. compute how much memory and time to ask for,
+1. compute how much memory and time to request,
 2. write a job array: one script, which each of its tasks runs for a part of the images, and
-3. let Dask ask for the workers, and call ``mask_study`` as on one machine.
+3. let Dask request the workers, and call ``mask_study`` as on one machine.
 
-The build submits nothing. The tests do both, on a Slurm of one node, and compare the arrays.
+The build submits nothing. The tests do both on a Slurm cluster of one node and compare the arrays.
 """
 
 # %%
-# How much to ask for
+# How much to request
 # -------------------
-# A job that takes more memory than it asked for is killed, one that asks for much waits long. What
-# one image needs is predicted from its header (:doc:`/auto_examples/memory_budget`: at most, and
-# with all that these pages import), and measured.
+# A job that takes more memory than it requested is killed; one that requests much waits long.
+# Memory in use is predicted from an image's header (:doc:`/auto_examples/memory_budget`: at most).
+# The measurement comes from :ref:`sphx_glr_auto_examples_plot_one_machine.py`: the resident set
+# (:term:`RSS`), which some clusters count, of one process that does all the work, and the seconds
+# of one image.
 
 import math
 import shlex
 import signal
-import tempfile
 from pathlib import Path
 
 from joblib import parallel_config
@@ -31,35 +31,33 @@ from joblib import parallel_config
 from mask_study import mask_study, moved_into_place
 from memory_budget import predict_peak
 from options import read_options
-from peak_memory import measure
-from plot_one_machine import prepare_study
+from plot_one_machine import measure_workers, prepare_study
 
 METHOD = "Streaming, masks, one pass"
 
 if __name__ == "__main__":
     images, masks = prepare_study()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = measure(mask_study, images[:1], masks, folder)
-        (row,) = trace.result().itertuples()
+    worker = measure_workers(images, masks)
+    measured_mib, seconds = worker["alone_rss_mib"], worker["seconds"]
     predicted_mib = predict_peak(METHOD, images[0], masks).most_mib
-    print(f"one image, predicted  {predicted_mib:5.0f} MiB")
-    print(f"one image, measured   {trace.peak_pss_mib:5.0f} MiB, {row.seconds:.2f} s")
+    print(f"predicted  {predicted_mib:5.0f} MiB")
+    print(f"measured   {measured_mib:5.0f} MiB, {seconds:.2f} s per image")
 
 
 # %%
-# Asked for are one and a half times the larger of the two, and three times the time, with five
-# minutes for a node that starts slowly. The largest image of a study counts, not the first.
+# We request one and a half times the larger of the two, and three times the time, plus five minutes
+# for a node that starts slowly. In your study, use the largest image, not the first.
 
 
 def to_ask_for(mib, seconds, n_images):
-    """Say what a job should ask for.
+    """Compute what a job should request.
 
     Parameters
     ----------
     mib : float
-        What the largest image needs.
+        Memory of the largest image.
     seconds : float
-        What it takes.
+        Its time.
     n_images : int
         Images in a job, one after the other.
 
@@ -72,17 +70,17 @@ def to_ask_for(mib, seconds, n_images):
 
 if __name__ == "__main__":
     n_tasks = 4
-    most_mib = max(predicted_mib, trace.peak_pss_mib)
-    mib, minutes = to_ask_for(most_mib, row.seconds, math.ceil(len(images) / n_tasks))
+    most_mib = max(predicted_mib, measured_mib)
+    mib, minutes = to_ask_for(most_mib, seconds, math.ceil(len(images) / n_tasks))
     print(f"a task with {math.ceil(len(images) / n_tasks)} images: {mib} MiB, {minutes} minutes")
 
 # %%
 # A job array
 # -----------
 # Each task of the array runs the same line, with another number: ``--part 2/4`` takes every fourth
-# image, from the second on. All tasks write into one folder, each its images' results. Images and
-# masks stand in two lists, a path on each line. Libraries get one thread, since nothing else would
-# tell them (:ref:`why <sphx_glr_auto_examples_plot_one_machine.py>`).
+# image, from the second on. All tasks write their images' results into one folder. Images and
+# masks are in two lists, with a path on each line. Libraries get one thread
+# (:ref:`why <sphx_glr_auto_examples_plot_one_machine.py>`).
 
 JOB = """\
 #!/bin/bash
@@ -105,14 +103,14 @@ def job_script(n_tasks, mib, minutes, python="python"):
     Parameters
     ----------
     n_tasks, mib, minutes : int
-        Tasks of the array, and what each asks for.
+        Tasks of the array, and what each requests.
     python : str
         The interpreter on the nodes.
 
     Returns
     -------
     str
-        What to give to ``sbatch``, in a folder that holds ``mask_study.py``,
+        A script for ``sbatch``, to submit in a folder with ``mask_study.py``,
         ``plot_stream_masks.py``, ``images.txt`` and ``masks.txt``.
     """
     numbers = {"n_tasks": n_tasks, "mib": mib, "minutes": minutes}
@@ -128,7 +126,8 @@ if __name__ == "__main__":
 # %%
 # .. measured-download:: mask_study.sbatch
 #
-# Put it beside ``mask_study.py`` and ``plot_stream_masks.py``, write the lists, and submit it:
+# Save it in the folder of ``mask_study.py`` and ``plot_stream_masks.py``, write the lists, and
+# submit it:
 #
 # .. code-block:: slurm
 #
@@ -136,10 +135,10 @@ if __name__ == "__main__":
 #     ls -d "$PWD"/masks/*.nii* > masks.txt
 #     sbatch mask_study.sbatch
 #
-# A task that ran out of memory or of time, or whose node was lost, writes no table, and no file of
-# results that is not complete. So there is one more job, which waits for the array: the same
-# command line without ``--part``. It skips what is complete, does what is missing, first what had
-# not been begun, and writes one table of all images. If an image failed, its exit status is 1.
+# A task that ran out of memory or time, or whose node was lost, writes no table and no incomplete
+# file of results. So there is one more job, which waits for the array: the same command line
+# without ``--part``. It skips finished images, does the missing ones, last those that had been
+# begun, and writes one table of all images. If an image failed, its exit status is 1.
 
 COLLECT = """\
 sbatch --dependency=singleton --job-name=mask-study --mem={mib}M --time={minutes} --wrap \\
@@ -147,28 +146,28 @@ sbatch --dependency=singleton --job-name=mask-study --mem={mib}M --time={minutes
 """
 
 if __name__ == "__main__":
-    _, minutes_for_all = to_ask_for(most_mib, row.seconds, len(images))
+    _, minutes_for_all = to_ask_for(most_mib, seconds, len(images))
     print(COLLECT.format(mib=mib, minutes=minutes_for_all, python="python"))
 
 # %%
-# Dask asks for the workers
+# Dask requests the workers
 # -------------------------
 # dask-jobqueue submits jobs, each of which is a Dask worker, and ends them when the work is done.
 # The scheduler is in the calling process, which has to run as long as the study does: in a job
-# of its own, or in ``tmux`` on a login node. What there is to know about Dask stands on
-# :ref:`its page <sphx_glr_auto_examples_plot_dask_cluster.py>`, also why two of its defaults are
-# changed here. On Slurm there is more:
+# of its own, or in ``tmux`` on a login node. :ref:`The page on Dask
+# <sphx_glr_auto_examples_plot_dask_cluster.py>` explains the rest, including the two changed
+# defaults. On Slurm, three things are different:
 #
-# * **Jobs may wait for hours**, and joblib would wait ten seconds for the first worker. With one
-#   worker alone, it would do all the work in the calling process. So the study begins with the
-#   second worker. Those that come later get their share.
+# * **Jobs may wait for hours**, but joblib waits only ten seconds for the first worker. With a
+#   single worker, it does all the work in the calling process. So the study waits until two
+#   workers are there. Workers that come later get their share.
 # * **Workers import** ``mask_study``. Set ``PYTHONPATH`` to the folder of its files before: Slurm
-#   hands it on. A worker that cannot import it ends, and the study waits for one that can.
-# * **dask-jobqueue changes Ctrl-C**, as soon as it is imported. That is put right here.
+#   passes it on. A worker that cannot import it ends, and the study waits for one that can.
+# * **dask-jobqueue changes Ctrl-C** when it is imported. The function below restores it.
 
 
 def import_jobqueue():
-    """Import dask-jobqueue, which would let Ctrl-C end Python in silence, and with success."""
+    """Import dask-jobqueue, but keep Ctrl-C: it would end Python silently, and with success."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
@@ -190,7 +189,7 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
     n_jobs : int
         Jobs, each of which is a worker with one core: two at least.
     mib, minutes : int
-        What each of them asks for.
+        What each of them requests.
     options : dict, optional
         For ``dask_jobqueue.SLURMCluster``: ``queue``, ``account``, ``interface`` and others.
     **study
@@ -199,7 +198,7 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
     Returns
     -------
     pandas.DataFrame
-        As `mask_study` gives it.
+        As `mask_study` returns it.
 
     Raises
     ------
@@ -225,8 +224,8 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
 
 
 # %%
-# A worker of Dask's takes memory for itself, and a second process that looks after it. This is the
-# job that is submitted, once for each worker:
+# A Dask worker needs memory for Dask itself, and for a second process that supervises it: 300 MiB
+# more here. One such job is submitted for each worker:
 
 if __name__ == "__main__":
     job = import_jobqueue().slurm.SLURMJob(
@@ -237,20 +236,20 @@ if __name__ == "__main__":
     print(job.job_script())
 
 # %%
-# A worker that is lost, or whose time is over, loses the image that it was at, and that is done
-# again by another. If workers last shorter than the study, ask for new ones as they end with
+# If a worker is lost or runs out of time, another worker repeats the image that it was processing.
+# If jobs end before the study does, let Dask replace them: use
 # ``cluster.adapt(minimum_jobs=2, maximum_jobs=20)`` in place of ``cluster.scale``.
 #
 # What to conclude
 # ----------------
-# The job array needs nothing but Slurm, and each of its tasks starts when there is room: take it
-# if the whole study is known. Dask's workers take the next image when they are ready for one, so
-# that none is idle while others have much to do; and there is one table, one progress bar, and
-# an error that is seen at once.
+# The job array needs only Slurm, and each of its tasks starts as soon as a node is free: use it if
+# you know the whole study in advance. Dask's workers take the next image when they are ready, so
+# none is idle while others have much to do; you get one table and one progress bar, and see errors
+# at once.
 #
-# Both write the same files. What one began, the other can end.
+# Both write the same files, and each can complete what the other began.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how many tasks and nodes are worth while.
-# * :doc:`/auto_examples/memory_budget`: what to ask for, from an image's header.
+# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how many tasks and nodes to use.
+# * :doc:`/auto_examples/memory_budget`: how much memory to request, from an image's header.

@@ -2,12 +2,12 @@
 Streaming: any masker, without the image in memory
 ==================================================
 
-For ten years people have asked for a masker that does not load the whole image. It was to
+For ten years people have asked for a masker that does not load the whole image. They wanted it to
 `work for 150 subjects on a machine with 4 GB <https://github.com/nilearn/nilearn/issues/715>`_,
 to `batch 500 volumes by itself <https://github.com/nilearn/nilearn/issues/1281>`_, and to `load
-no more than a small mask needs <https://github.com/nilearn/nilearn/issues/4811>`_. To cut the
-image into chunks by hand is easy, and `one reader was content with its speed, but could not
-remove confounds any more <https://github.com/nilearn/nilearn/issues/1415>`_. (See also `1754
+no more than a small mask needs <https://github.com/nilearn/nilearn/issues/4811>`_. Cutting the
+image into chunks by hand is easy, but `one reader who liked its speed could no longer remove
+confounds <https://github.com/nilearn/nilearn/issues/1415>`_. (See also `1754
 <https://github.com/nilearn/nilearn/issues/1754>`_.)
 
 On this page you will
@@ -15,21 +15,21 @@ On this page you will
 1. see why the chunks' time series are wrong as soon as they are cleaned,
 2. write a function that does what ``fit_transform`` does, :term:`block` of volumes by
    block, and
-3. see what becomes of every parameter of the maskers.
+3. see how each parameter of the maskers is treated.
 """
 
 # %%
 # What goes wrong with chunks
 # ---------------------------
-# A masker works in two parts. The spatial part (resampling, smoothing, extraction) looks at
-# one volume at a time. The temporal part (detrending, filtering, :term:`confounds`,
-# standardising) looks at the whole time series. When ``fit_transform`` gets a chunk, each
-# chunk has a trend, a mean, a variance and a fit of the confounds of its own: there are
-# steps where chunks meet, and oscillations slower than a chunk are gone.
+# A masker works in two parts. The spatial part (resampling, smoothing, extraction) needs one
+# volume at a time. The temporal part (detrending, filtering, :term:`confounds`, standardising)
+# needs the whole time series. If ``fit_transform`` gets chunks, each chunk has its own trend,
+# mean, variance and fit of the confounds: the series has steps where chunks meet, and loses
+# oscillations slower than a chunk.
 
 
 def chunk_masker(masker, fmri_img, confounds, n_chunks):
-    """Not to be copied: clean each chunk of an image by itself."""
+    """Clean each chunk of an image by itself: do not copy this."""
     chunks = np.array_split(np.arange(fmri_img.shape[3]), n_chunks)
     return np.concatenate(
         [
@@ -43,8 +43,8 @@ def chunk_masker(masker, fmri_img, confounds, n_chunks):
 # A file, block by block
 # ----------------------
 # In a NIfTI file one volume follows the other, so blocks of volumes can be read in one pass,
-# forward only. After the last block the rest of a compressed file is read, because
-# gzip's checksum stands at its end. ``isal`` decompresses faster, where it is installed.
+# forward only. After the last block the rest of a compressed file is read, because gzip stores
+# its checksum at the end. If ``isal`` is installed, it decompresses faster.
 
 import warnings
 import zlib
@@ -67,7 +67,7 @@ except ImportError:
 
 @contextmanager
 def reading(fmri_path):
-    """Turn what a damaged file leads to into an OSError that names the file."""
+    """Turn the errors of a damaged file into an OSError that names the file."""
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -113,11 +113,11 @@ def volume_blocks(fmri_path, block_size):
 
 
 # %%
-# What becomes of each parameter
-# ------------------------------
+# How each parameter is treated
+# -----------------------------
 # The masker's own code does the spatial part, with the temporal parameters switched off
-# meanwhile. ``nilearn.signal.clean``, which ``fit_transform`` calls too, does the rest.
-# What needs the whole image before the first block is refused, with what to do instead.
+# meanwhile. ``nilearn.signal.clean``, which ``fit_transform`` calls too, does the rest. Options
+# that need the whole image before the first block raise an error that names the alternative.
 
 import pandas as pd
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
@@ -151,14 +151,14 @@ TREATMENT = {
     "dtype": "once at the end; NiftiSpheresMasker converts each block, too",
     "memory": "fit is cached, blocks are not",
     "memory_level": "as memory",
-    "verbose": "fit; meanwhile a progress bar tells more",
+    "verbose": "fit; a progress bar shows the blocks",
     "reports": "the report shows the first volume",
     "cmap": "for the report",
 }
 
 
 def treatment_table():
-    """Give the parameters, the maskers that have them, and what becomes of them, as a table."""
+    """Return a table of the parameters, their treatment, and the maskers that have them."""
     has = {kind.__name__: kind().get_params() for kind in MASKERS}
     return pd.DataFrame(
         {
@@ -182,10 +182,10 @@ treatment_table()
 # --------------------
 # Three things in the spatial part are not as separate as they look. Resampling clips its
 # result to the range of the whole image and may crop it to where the image is not zero: so
-# the file is read once before, for the least and the greatest value that each voxel ever
-# has, and these volumes travel along with every block. A mean over a sphere is summed in
-# another order when there is a single volume: so a block has two at least. And a masker may
-# replace NaN in the array that it gets: so each gets a copy.
+# the file is read once before, for the smallest and the largest value of each voxel over time,
+# and these volumes are added to every block. A mean over a sphere is summed in another order
+# for a single volume: so a block has at least two. And a masker may replace NaN in the array
+# that it gets: so each masker gets a copy.
 
 from joblib import Memory
 from nilearn.image import load_img
@@ -193,7 +193,7 @@ from nilearn.signal import clean
 
 
 def refuse(masker):
-    """Raise a ValueError for a masker that cannot work block by block, with the way out."""
+    """Raise a ValueError for a masker that cannot work block by block, with the alternative."""
     if type(masker) not in MASKERS:
         raise ValueError(
             f"{type(masker).__name__} cannot be streamed, only "
@@ -222,7 +222,7 @@ def like(img, data):
 
 
 def envelope_of(blocks):
-    """Give volumes that have, at each voxel, the least and the greatest value, and NaN."""
+    """Return volumes with the smallest and the largest value of each voxel, and NaN."""
     low = high = both = None
     for block in blocks:
         parts = (f.reduce(block, axis=3) for f in (np.fmin, np.fmax, np.minimum))
@@ -258,13 +258,12 @@ def stream_masker(
     block_size : int, optional
         Volumes that are in memory at a time; by default chosen from `memory_mib`.
     memory_mib : float
-        Roughly what a block may take, with the copies that are made of it. One volume is
-        the least.
+        Approximate size of a block with its copies, in MiB; at least one volume.
 
     Returns
     -------
     array of shape (n_timepoints, n_voxels or n_regions), or pandas.DataFrame, or a list
-        Of the type that ``fit_transform`` gives; a list if `masker` is a list.
+        Of the type that ``fit_transform`` returns; a list if `masker` is a list.
 
     Raises
     ------
@@ -442,19 +441,23 @@ def stream_nifti_maskers(fmri_path, mask_paths):
 # %%
 # Whole, in chunks, streamed
 # --------------------------
-# One region, cleaned of a trend, slow drifts and three confounds that wander as head motion
-# does. Streaming gives the values of the whole image; four chunks give others. (An image of
-# fewer than 100 volumes is too short for chunks to be filtered at all.)
+# One region, cleaned of a trend, slow drifts and three confounds that drift like head motion.
+# Compare streaming and four chunks with ``fit_transform`` of the whole image. (An image of fewer
+# than 100 volumes is too short to filter chunks.)
 
 if __name__ == "__main__":
     import matplotlib.pyplot as plt
 
     from measured_methods import prepare_all
+    from memory_budget import guard
 
     fmri_path, mask_paths, reference, image_mib = prepare_all()
     n_timepoints = len(reference[0])
+    _, reason = guard("NiftiMasker, path, single", fmri_path, mask_paths, 1)
+    if reason:
+        print(f"Not compared: fit_transform needs the whole image in memory. {reason}")
 
-if __name__ == "__main__" and n_timepoints >= 100:
+if __name__ == "__main__" and not reason and n_timepoints >= 100:
     confounds = np.random.default_rng(0).normal(size=(n_timepoints, 3)).cumsum(axis=0)
     masker = NiftiMasker(
         mask_img=mask_paths[0],
@@ -469,9 +472,11 @@ if __name__ == "__main__" and n_timepoints >= 100:
         "4 chunks": chunk_masker(masker, nib.load(fmri_path), confounds, 4),
         "streamed": stream_masker(masker, fmri_path, confounds=confounds),
     }
-    for name, series in results.items():
-        difference = np.abs(series - results["whole"]).max()
-        print(f"{name:>9}: differs from whole by {difference:.2g} at most")
+    said = {}
+    for name in ("4 chunks", "streamed"):
+        difference = np.abs(results[name] - results["whole"]).max()
+        said[name] = f"differs by up to {difference:.2g} SD" if difference else "the same values"
+        print(f"{name:>9}, compared with whole: {said[name]}")
 
     figure = plt.figure(figsize=(4.2, 4.2), layout="constrained")
     ax = figure.gca()
@@ -485,15 +490,11 @@ if __name__ == "__main__" and n_timepoints >= 100:
     ax.set(xlabel="volume", ylabel="mean over the region's voxels, in SD")
     figure.suptitle("A cleaned region", fontsize=12)
     figure.legend(loc="outside lower left", frameon=False)
-    chunks, streamed = (
-        np.abs(results[name] - results["whole"]).max() for name in ("4 chunks", "streamed")
-    )
     figure.set_label(
-        "A cleaned region: streamed, it is what it is when the whole series is cleaned; cleaned in "
-        "chunks, it is not. Dotted: where a chunk begins.\n\n"
-        f"Line chart of a region's mean over {n_timepoints} volumes, cleaned in three ways. The "
-        f"streamed line lies on that of the whole, with differences of up to {streamed:.2g}; the "
-        f"line of four chunks departs from it by up to {chunks:.2g} standard deviations in a voxel."
+        "A region, cleaned in three ways: the whole series at once, streamed, and in four chunks. "
+        "Dotted: where a chunk begins.\n\n"
+        f"Line chart of a region's mean over {n_timepoints} volumes. Compared with the whole "
+        f"series, voxel by voxel: streamed, {said['streamed']}; four chunks, {said['4 chunks']}."
     )
     plt.show()
 
@@ -501,7 +502,7 @@ if __name__ == "__main__" and n_timepoints >= 100:
 # %%
 # What it costs
 # -------------
-# With maskers that only extract, the same work as for the other methods:
+# With maskers that only extract, to do the same work as the other methods:
 
 if __name__ == "__main__":
     from measured_methods import measure_methods, plot_traces
@@ -511,21 +512,21 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# A block of volumes is enough for the spatial part, and the extracted series are small enough
-# for the temporal part to have them whole. So memory depends on a block and on the result, not
-# on how long the image is. The values are those of ``fit_transform`` bit for bit, with one
-# exception: NiftiMapsMasker rounds in another way when it solves for fewer volumes at once.
+# A block of volumes is enough for the spatial part, and the extracted series are small enough to
+# be cleaned whole. So memory depends on the block and on the result; the length of the image
+# counts only through the result. The values are those of ``fit_transform`` bit for bit, with one
+# exception: NiftiMapsMasker rounds differently when it solves for fewer volumes at once.
 # Extracted series then differ by less than 1e-12 of their largest value, or by 1e-5 if image
-# and maps are both float32; to remove a large mean or a trend afterwards makes the difference
-# larger beside what is left. Maps of float64 keep it negligible.
+# and maps are both float32. If you then remove a large mean or a trend, the difference is larger
+# relative to the remaining signal. Maps of float64 keep it negligible.
 #
-# Time is another matter. NiftiSpheresMasker and NiftiMapsMasker prepare their regions anew
-# whenever they are called, here for every block. With spheres on a fine grid that can take
-# seconds each time: give such a masker a ``mask_img``, and blocks as large as there is room for
-# (``memory_mib``).
+# Streaming can take longer than ``fit_transform``. NiftiSpheresMasker and NiftiMapsMasker prepare
+# their regions again whenever they are called, here for every block. With spheres on a fine grid
+# that can take seconds each time: give such a masker a ``mask_img``, and blocks as large as your
+# memory allows (``memory_mib``).
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_limit.py`: what one pass costs beside the time to decompress
-#   the file.
-# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: when the same image is needed again and again.
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: the time of one pass compared with the time to
+#   decompress the file.
+# * :ref:`sphx_glr_auto_examples_plot_in_memory.py`: when you need the same image again and again.

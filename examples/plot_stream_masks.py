@@ -4,30 +4,29 @@ All masks in one pass over the file
 
 The :term:`voxels <voxel>` of all masks together are a small part of the image, and a NIfTI
 file holds one volume after the other. So the image need not be in memory at all: read a
-volume, take the voxels of every mask from it, forget it, and read the next. One pass serves
+volume, extract every mask's voxels, discard the volume, and read the next. One pass serves
 all masks. On this page you will
 
-1. write the function that does it, and gives the very values that NiftiMasker gives,
-2. put the results into files, for those that are themselves too large for the memory, and
-3. see what it costs: the result and a few MiB, and the time to decompress the file.
+1. write the function that does it and returns exactly NiftiMasker's values,
+2. write results to files, in case they do not fit into memory, and
+3. measure what it costs, in memory and in time.
 """
 
 # %%
 # The function
 # ------------
-# What takes time is to decompress the file. isal, where it is installed, does that much
-# faster than Python's own gzip, with the same result. What the header says, and how stored
-# numbers become values, stays with nibabel: its :term:`proxy <proxy image>` tells where the
-# data begin, and of which type they are, and
-# :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale factors, here to the
-# voxels in the masks alone.
+# Most of the time goes into decompression. If isal is installed, it decompresses much faster than
+# Python's own gzip, with the same result. nibabel interprets the header: its
+# :term:`proxy <proxy image>` has the type of the data and the place where they begin, and
+# :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale factors, here only to the
+# voxels in the masks.
 #
 # The order of voxels needs care. In a file x changes fastest (Fortran order), while in
 # NiftiMasker's arrays z changes fastest (C order of the mask). An array of all positions in
 # Fortran order, indexed with the mask, gives the positions in NiftiMasker's order.
 #
-# The file is read to its very end, since only there does gzip keep its checksum: a
-# damaged file ends in an error, never in an array.
+# The file is read to its very end: gzip stores its checksum there, so a damaged file raises an
+# error.
 
 from multiprocessing import parent_process
 from pathlib import Path
@@ -54,20 +53,21 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     masks : iterable of str, pathlib.Path or nibabel.Nifti1Image
         3D masks on the grid of the image: non-zero in the region.
     block_size : int, optional
-        Volumes whose voxels are collected before they are handed on.
+        Volumes whose voxels are collected before they are written to the result.
     memory_mib : float
-        Where `block_size` is not given: MiB for a block. On top of it come one volume, and 8
-        bytes for each voxel of each mask.
+        If `block_size` is not given: MiB for a block. In addition, the function needs one volume
+        and 8 bytes for each voxel of each mask.
     out : list or callable, optional
         For each mask an array to write into, or the name of a ``.npy`` file for
-        `stream_masks_to_files`; or what gives the array for a number, a shape and a dtype.
+        `stream_masks_to_files`; or a function that returns the array for a number, a shape and
+        a dtype.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, as parts of one large array: copy what you keep alone. float32 or
-        float64, as the image; integers become float32. Voxels are in C order of the mask.
-        Values that are not finite are replaced by zero, as NiftiMasker does.
+        One for each mask, as parts of one large array: if you keep only one region, copy it.
+        float32 or float64, as the image; integers become float32. Voxels are in C order of the
+        mask. Values that are not finite are replaced by zero, as NiftiMasker does.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     dtype = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
     dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype("float32")
     wanted = [((shape[3], length), dtype) for length in lengths]
-    if out is None:  # one large piece of memory is had sooner than many small ones
+    if out is None:  # one large allocation is faster than many small ones
         out = np.split(np.empty(shape[3] * len(index), dtype), shape[3] * ends)
         out = [part.reshape(shape[3], -1) for part in out]
     elif callable(out):
@@ -149,14 +149,14 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
 # Results in files
 # ----------------
 # With a mask of the whole brain, the result can be nearly as large as the image. It can go
-# into ``.npy`` files: give their names as ``out``, and copy the following along. While a file
-# is written it has another name; when it has its own name, it is complete. What is returned
-# are maps of the files: their parts are read when they are touched, and the system may drop
-# them again when memory runs short.
+# into ``.npy`` files: pass their names as ``out``, and copy the following functions as well. A
+# file gets its name when it is complete; until then it has another one. The function returns maps
+# of the files: their parts are read when you access them, and the system may drop them again
+# when memory runs short.
 #
-# A block is appended to each file, which is opened for that and closed again. So there may be
-# any number of files, memory does not grow with them, and a disk that is full is an ordinary
-# error. (To write to a map of a file on a full disk would end the process.)
+# Each block is appended to each file, which is opened for that and closed again. So there may be
+# any number of files, memory does not grow with them, and a full disk is an ordinary error.
+# (Writing to a map of a file on a full disk would end the process.)
 
 import os
 import shutil
@@ -164,12 +164,12 @@ import uuid
 
 
 class NpyFile:
-    """A ``.npy`` file that is written from its beginning to its end, block by block.
+    """A ``.npy`` file, written from beginning to end, block by block.
 
     Parameters
     ----------
     path : pathlib.Path
-        Its name when it is complete.
+        The name of the complete file.
     shape : tuple of int
     dtype : numpy.dtype
     """
@@ -182,7 +182,7 @@ class NpyFile:
             np.lib.format.write_array_header_1_0(file, header)
 
     def __setitem__(self, rows, values):
-        """Append values; the rows are those that follow."""
+        """Append values as the next rows."""
         with open(self.unfinished, "ab") as file:
             file.write(np.ascontiguousarray(values))
 
@@ -241,8 +241,8 @@ def stream_masks_to_files(fmri_path, masks, names, block_size=None, *, memory_mi
 # %%
 # What it costs
 # -------------
-# The same measurement as for the other methods: a fresh process, looked at from outside, and
-# the arrays compared with NiftiMasker's. There are no workers.
+# The same measurement as for the other methods: a fresh process, sampled from outside, with the
+# arrays compared with NiftiMasker's. There are no workers.
 
 if __name__ == "__main__":
     from measured_methods import measure_methods, plot_traces, prepare_all
@@ -252,15 +252,15 @@ if __name__ == "__main__":
     plot_traces(traces, image_mib)
 
 # %%
-# Above the level before the call, there is the result, and little else:
+# How much of the memory above the start is the result:
 
 if __name__ == "__main__":
     trace = traces["Streaming, masks, one pass"]
     output_mib = sum(series.nbytes for series in reference) / 2**20
     print(f"the image in memory would be     {image_mib:8.1f} MiB")
-    if hasattr(trace, "before_mib"):  # it was run
-        print(f"peak above the start             {trace.peak_pss_mib - trace.before_mib:8.1f} MiB")
-    print(f"of it the result                 {output_mib:8.1f} MiB")
+    if hasattr(trace, "above_mib"):  # it was run
+        print(f"peak above the start             {trace.above_mib:8.1f} MiB")
+    print(f"the result                       {output_mib:8.1f} MiB")
 
 # %%
 # The same into files:
@@ -281,24 +281,24 @@ if __name__ == "__main__":
 # %%
 # Many images
 # -----------
-# One image needs no workers. Many images do: one image is one task, and a worker needs no more
-# than what stands above, beside its imports. :doc:`/auto_examples/mask_study` does that, on one
-# machine as on a cluster, and goes on where it was interrupted.
+# One image needs no workers. For many images, use one task per image: each worker then needs its
+# imports and the memory above. :doc:`/auto_examples/mask_study` does that, on one machine or on a
+# cluster, and continues where it was interrupted.
 #
 # What to conclude
 # ----------------
-# For the voxels of any number of masks, this is all that is needed, on a small machine as on
-# a large one, for an image of any length. How close it comes to the limit, and how it grows, is
-# measured in :ref:`sphx_glr_auto_examples_plot_limit.py`. When more is asked for than voxels,
-# such as smoothing, filtering or averages, go on with
-# :ref:`sphx_glr_auto_examples_plot_stream_masker.py`.
+# For the voxels of any number of masks, this function is enough on any machine, for an image of
+# any length: memory grows with the result, and results too large for memory can go into files.
+# :ref:`sphx_glr_auto_examples_plot_limit.py` compares its time with the time to decompress the
+# file, and shows how both grow. If you need more than voxels, such as smoothing, filtering or
+# averages, go on with :ref:`sphx_glr_auto_examples_plot_stream_masker.py`.
 #
-# What it does not do: it does not resample a mask that is on another grid, but refuses it. And
-# of a file that is changed while it is read it knows nothing.
+# The function refuses a mask on another grid; it does not resample it. It does not detect a file
+# that changes while being read.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: when more is asked for than voxels.
-# * :ref:`sphx_glr_auto_examples_plot_limit.py`: how close this comes to the limit, and how it
-#   grows.
+# * :ref:`sphx_glr_auto_examples_plot_stream_masker.py`: when you need more than voxels.
+# * :ref:`sphx_glr_auto_examples_plot_limit.py`: how close this comes to the decompression time,
+#   and how it grows.
 # * :ref:`sphx_glr_auto_examples_plot_one_machine.py`: a study, one image for each worker.

@@ -2,60 +2,55 @@
 Ten thousand images: hours, and what limits them
 ================================================
 
-A study of ten thousand images does not fit this machine, but its plan does. On this page you will
+A study of ten thousand images is too large for this machine, but its plan is not. On this page
+you will
 
-1. compute how long it takes on one node, on ten and on a hundred, from what was measured here,
-2. see where the storage and not the processors are the limit, and
-3. see what an engine takes to hand out ten thousand tasks.
+1. compute how long it takes on one node, on ten and on a hundred, from measurements of this build,
+2. see when the storage is the limit, and not the processors, and
+3. see how long each backend takes to hand out ten thousand tasks.
 
-Put your own numbers in: the function is short, and each of its lines is one step of the
+Insert your own numbers: the function is short, and each of its lines is one step of the
 arithmetic.
 """
 
 # %%
 # What was measured here
 # ----------------------
-# How many MiB of compressed file a worker gets through in a second, how large its results are, and
-# how much memory it takes, come from the study of
-# :ref:`sphx_glr_auto_examples_plot_one_machine.py`. Its fastest image counts: the file is in the
-# system's cache, and nothing else is waited for. The rate depends on how well the image
-# compresses.
+# How many MiB of compressed file a worker reads in a second, how large its results are, and how
+# much memory it needs, were measured on :ref:`sphx_glr_auto_examples_plot_one_machine.py`. The
+# file was in the system's cache, and only one image was processed at a time. The rate depends on
+# how well the image compresses.
 
 import math
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from mask_study import mask_study
 from options import read_options
 from peak_memory import MIB
-from plot_one_machine import prepare_study
+from plot_one_machine import measure_workers, prepare_study
 
 if __name__ == "__main__":
-    images, masks = prepare_study()
-    with tempfile.TemporaryDirectory() as folder:
-        table = mask_study(images, masks, folder, n_jobs=2)
-        result_mib = Path(table.file[0]).stat().st_size / MIB
-    image_mib = images[0].stat().st_size / MIB
-    worker_mib_s = image_mib / table.seconds.min()
-    print(f"a worker gets through   {worker_mib_s:8,.0f} MiB/s of compressed file")
-    print(f"its results are         {100 * result_mib / image_mib:8,.1f} % of that")
-    print(f"it takes, with imports  {table.peak_rss_mib.max():8,.0f} MiB of memory")
+    worker = measure_workers(*prepare_study())
+    result_share = worker["result_mib"] / worker["image_mib"]
+    print(f"a worker reads      {worker['mib_s']:8,.0f} MiB/s of compressed file")
+    print(f"its results are     {100 * result_share:8,.1f} % of that")
+    print(f"with imports it has {worker['worker_mib']:8,.0f} MiB of memory in use")
 
 # %%
-# What it costs to hand out a task was measured with a thousand empty ones on each engine, each a
-# batch of its own (:doc:`/auto_examples/task_overhead`). With ten thousand, and with Slurm, it was
-# recorded earlier. That Slurm has one node, and was set to start a task as soon as another ends.
-# With usual settings it looks for the next one only now and then, every half minute or so: make
-# the tasks of a job array longer than that.
+# The cost of handing out a task was measured with empty tasks on each backend, each a batch of its
+# own (:doc:`/auto_examples/task_overhead`). A measurement with ten thousand tasks, and with Slurm,
+# was recorded earlier. That Slurm has one node, and was set to start a task as soon as another
+# ends. With usual settings it schedules only every half minute or so: make the tasks of a job array
+# longer than that.
 
 if __name__ == "__main__":
     measured = Path(read_options().measured)
-    subprocess.run([sys.executable, "task_overhead.py", str(measured)], check=True)
+    command = [sys.executable, "task_overhead.py", "--tasks", "500", str(measured)]
+    subprocess.run(command, check=True)
     overhead = pd.read_csv(measured / "task_overhead.csv")
     recorded = measured.parent / "recorded" / "task_overhead.csv"
     tables = {"this build": overhead}
@@ -77,7 +72,7 @@ if __name__ == "__main__":
 # The arithmetic
 # --------------
 # Three things happen at the same time, and the slowest of them decides: the workers decompress,
-# the storage gives images and takes results, and the engine hands out tasks.
+# the storage delivers images and takes results, and the backend hands out tasks.
 
 
 def plan(
@@ -105,18 +100,18 @@ def plan(
     cores : int
         Cores of a node, each with a worker.
     worker_mib_s : float
-        MiB of compressed file that a worker gets through in a second.
+        MiB of compressed file that a worker reads in a second.
     node_mib_s : float
-        MiB that go through a node's network in a second.
+        MiB that a node's network transfers in a second.
     storage_mib_s : float
-        MiB that the shared storage gives or takes in a second, for all nodes together.
+        MiB that the shared storage delivers or takes in a second, for all nodes together.
     task_s : float
-        Seconds in which the engine hands out a task and takes its result.
+        Seconds in which the backend hands out a task and takes its result.
 
     Returns
     -------
     dict of str to float
-        Hours that ``processors``, ``storage`` and ``engine`` need, each by itself.
+        Hours that ``processors``, ``storage`` and ``engine`` (the backend) need, each by itself.
     """
     rounds = math.ceil(n_images / (n_nodes * cores))  # in the last one, some workers are idle
     mib_s = min(n_nodes * node_mib_s, storage_mib_s)
@@ -128,9 +123,9 @@ def plan(
 
 
 # %%
-# The cluster is an example, and not measured: nodes of 32 cores, each with a network of 10 Gbit/s,
-# and a shared file system that gives 5 GB/s to all of them together. Ask for the numbers of
-# yours. The engine is a Dask cluster that is running.
+# The cluster is an example, not a measurement: nodes of 32 cores, each with a network of 10 Gbit/s,
+# and a shared file system that delivers 5 GB/s to all of them together. Ask for the numbers of
+# your cluster. The backend is a running Dask cluster, as measured by this build.
 
 CLUSTER = {"cores": 32, "node_mib_s": 10e9 / 8 / MIB, "storage_mib_s": 5e9 / MIB}
 STUDY = {"n_images": 10_000, "image_mib": 1e9 / MIB}
@@ -138,17 +133,17 @@ NODES = (1, 10, 100)
 
 if __name__ == "__main__":
     task_s = overhead.set_index("engine").seconds_per_task["Dask"]
-    written_mib = STUDY["image_mib"] * result_mib / image_mib
-    rates = {"worker_mib_s": worker_mib_s, "task_s": task_s, "result_mib": written_mib}
+    written_mib = STUDY["image_mib"] * result_share
+    rates = {"worker_mib_s": worker["mib_s"], "task_s": task_s, "result_mib": written_mib}
     hours = pd.DataFrame({n: plan(n, **STUDY, **CLUSTER, **rates) for n in NODES}).T
     hours["limit"], hours["hours"] = hours.idxmax(axis=1), hours.max(axis=1)
     print(f"{STUDY['n_images']:,} images of {STUDY['image_mib'] * MIB / 1e9:.0f} GB: ", end="")
     print(f"{STUDY['n_images'] * STUDY['image_mib'] * MIB / 1e12:.0f} TB to read, ", end="")
     print(f"{STUDY['n_images'] * written_mib * MIB / 1e9:,.0f} GB to write\n")
-    print("nodes  processors  storage  engine      the study")
+    print("nodes  processors   storage    engine     the study")
     for n, row in hours.iterrows():
-        print(f"{n:5}{row.processors:10.3g} h{row.storage:7.3g} h{row.engine:7.2g} h", end="")
-        print(f"{row.hours:7.3g} h, limited by: {row.limit}")
+        print(f"{n:5}{row.processors:10.3g} h{row.storage:8.3g} h{row.engine:8.3g} h", end="")
+        print(f"{row.hours:8.3g} h, limited by: {row.limit}")
 
 # %%
 
@@ -183,13 +178,14 @@ def plot_plan(hours):
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1), frameon=False, ncols=2)
     said = "; ".join(
-        f"{n} {'node' if n == 1 else 'nodes'}: processors {row.processors:.2g} h, storage "
-        f"{row.storage:.2g} h, engine {row.engine:.2g} h"
+        f"{n} {'node' if n == 1 else 'nodes'}: processors {row.processors:.3g} h, storage "
+        f"{row.storage:.3g} h, engine {row.engine:.3g} h"
         for n, row in hours.iterrows()
     )
     figure.set_label(
         "Hours for ten thousand images of 1 GB by the number of nodes. The slowest part decides "
-        f"how long the study takes.\n\nLine chart, both axes logarithmic. {said}."
+        f"how long the study takes; the engine is the backend.\n\nLine chart, both axes "
+        f"logarithmic. {said}."
     )
 
 
@@ -198,31 +194,31 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# Where the storage is the limit
-# ------------------------------
-# This many workers use all that the storage can give. More bring nothing:
+# How many workers the storage can supply
+# ---------------------------------------
+# More workers than these bring nothing:
 
 if __name__ == "__main__":
     for name, mib_s in (
         ("a node with 10 Gbit/s", CLUSTER["node_mib_s"]),
         ("all nodes together", CLUSTER["storage_mib_s"]),
     ):
-        print(f"{name:22} {mib_s:6,.0f} MiB/s feed {mib_s / worker_mib_s:5.1f} workers")
+        print(f"{name:22} {mib_s:6,.0f} MiB/s for {mib_s / worker['mib_s']:5.1f} workers")
 
 # %%
-# That is why each image should be read once, for all masks, and not once for each mask. Where
-# results are needed for other masks later, the files are read again: think of all masks first, or
-# of a mask of all regions that anybody may want.
+# That is why each image should be read once, for all masks, and not once for each mask. If you need
+# results for other masks later, the files must be read again: think of all masks first, or use one
+# mask of all regions that anybody may want.
 #
-# And a job should not ask for more cores than it can feed: on a cluster with a queue, small jobs
-# start sooner.
+# And a job should not ask for more cores than the storage can supply: on a cluster with a queue,
+# small jobs start sooner.
 #
 # Memory
 # ------
-# A node's workers take:
+# Memory in use by the workers of a node, and what the larger results of 1 GB images add to it:
 
 if __name__ == "__main__":
-    workers_gib = CLUSTER["cores"] * table.peak_rss_mib.max() / 1024
+    workers_gib = CLUSTER["cores"] * worker["worker_mib"] / 1024
     results_gib = CLUSTER["cores"] * written_mib / 1024
     print(f"{CLUSTER['cores']} workers, as measured: {workers_gib:5.1f} GiB")
     print(f"results of 1 GB images: {results_gib:6.1f} GiB")
@@ -230,13 +226,13 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# Count bytes before cores. A running engine is no limit, as long as a task is an image: tasks that
-# are much shorter, such as one for each mask and image, would change that. In a job array, give
-# each task many images.
+# Count bytes before cores. Handing out a task takes milliseconds, so it does not matter as long as
+# a task is an image; it would if tasks were much shorter, such as one for each mask and image. In a
+# job array, give each task many images.
 #
-# What the plan leaves out: nodes and storage that others use as well, workers of a node that slow
-# each other down because they share its memory's bandwidth, images of different sizes, and tasks
-# that have to be done again.
+# The plan leaves out other users of nodes and storage, workers of a node that slow each other down
+# because they share its memory's bandwidth, images of different sizes, and tasks that must be
+# repeated.
 #
 # Recommended next
 # ----------------

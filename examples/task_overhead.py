@@ -1,21 +1,21 @@
 """
-What a task costs: empty tasks on each engine
-=============================================
+The cost of a task: empty tasks on each backend
+===============================================
 
-To hand out a task and to take its result back takes time, whatever the task is. Empty tasks show
-that time alone. ``python task_overhead.py`` times them on every engine that
-:doc:`/auto_examples/mask_study` can run on, with a Slurm cluster where there is one, and writes
-``task_overhead.csv``: a row per engine.
+Handing out a task and taking its result back takes time, whatever the task is. Empty tasks show
+only that time. ``python task_overhead.py`` times them on every backend that
+:doc:`/auto_examples/mask_study` can use, including Slurm if there is a cluster, and writes
+``task_overhead.csv``: a row per backend, which it calls engine.
 
-joblib joins tasks that are as short as these into batches, and would hide what each costs. Images
-take longer and are not joined, so here each task is a batch of its own. As in a study, all tasks
-are given to the engine at once.
+joblib joins tasks as short as these into batches, which would hide the cost of each. Images take
+longer and are not joined, so here each task is a batch of its own. As in a study, the backend gets
+all tasks at once.
 """
 
 # %%
-# joblib's engines
-# ----------------
-# Workers are there before the clock starts.
+# joblib's backends
+# -----------------
+# The workers are started before the clock.
 
 import argparse
 import datetime
@@ -41,7 +41,7 @@ ENGINES = {
 
 
 def time_tasks(engine, n_tasks):
-    """Time empty tasks on one of joblib's engines, with two workers.
+    """Time empty tasks on one of joblib's backends, with two workers.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ def time_tasks(engine, n_tasks):
             from distributed import Client, LocalCluster
 
             cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
-            stack.enter_context(Client(stack.enter_context(cluster)))
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+            client.wait_for_workers(2)
         stack.enter_context(parallel_config(backend=backend, **options))
         run_tasks(10, "")
         start = time.perf_counter()
@@ -81,8 +82,8 @@ def run_tasks(n_tasks, name):
 # %%
 # Slurm
 # -----
-# The tasks are those of job arrays, each of which runs ``true``. ``sbatch`` waits until they are
-# done. Slurm accepts a thousand tasks in an array if nobody has told it otherwise.
+# Here the tasks are those of job arrays, and each runs ``true``. ``sbatch`` waits until they are
+# done. By default, Slurm accepts a thousand tasks in an array.
 
 
 def time_array(n_tasks, largest=1000):
@@ -118,21 +119,21 @@ def time_array(n_tasks, largest=1000):
 
 
 def task_overhead(folder, n_tasks, slurm=False):
-    """Time empty tasks on every engine, and write ``task_overhead.csv``.
+    """Time empty tasks on every backend and write ``task_overhead.csv``.
 
     Parameters
     ----------
     folder : str or pathlib.Path
     n_tasks : int
-        Tasks on each engine.
+        Tasks on each backend.
     slurm : bool
-        Whether to submit them to the Slurm cluster of this machine, too.
+        Also submit them to the Slurm cluster of this machine.
 
     Returns
     -------
     pandas.DataFrame
-        A row per engine: ``engine``, ``n_tasks``, ``seconds_per_task``, ``date``, and what
-        `describe_machine` says.
+        A row per backend: ``engine``, ``n_tasks``, ``seconds_per_task``, ``date``, and the
+        columns of `describe_machine`.
     """
     about = {"date": datetime.date.today().isoformat()} | describe_machine()
     seconds = {engine: time_tasks(engine, n_tasks) for engine in ENGINES}
@@ -148,10 +149,10 @@ def task_overhead(folder, n_tasks, slurm=False):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Time empty tasks on each engine.")
+    parser = argparse.ArgumentParser(description="Time empty tasks on each backend.")
     measured = read_options().measured
     parser.add_argument("folder", nargs="?", default=measured, help="where to write the result")
-    parser.add_argument("--tasks", type=int, default=1000, help="on each engine; 1000 by default")
+    parser.add_argument("--tasks", type=int, default=1000, help="on each backend; 1000 by default")
     parser.add_argument("--slurm", action="store_true", help="on this machine's Slurm cluster, too")
     arguments = parser.parse_args()
     print(task_overhead(arguments.folder, arguments.tasks, arguments.slurm).iloc[:, :3].to_string())
@@ -159,4 +160,4 @@ if __name__ == "__main__":
 # %%
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: what a study of ten thousand images takes.
+# * :ref:`sphx_glr_auto_examples_plot_study_plan.py`: how long a study of ten thousand images takes.

@@ -15,13 +15,13 @@ With ``--pause 30`` mprof's own plot is easy to read. The workers of one method 
 down before the next begins: joblib keeps them for five minutes otherwise, and they would
 lie under the next method's peak.
 
-A method that may not fit into memory is not run, and one that is about to use it up is stopped;
-both are told, and the script goes on. ``MEMORY=unlimited`` runs all.
+A method that might not fit into memory is not run, and one that is about to use it up is stopped.
+The script says so and goes on with the next method. ``MEMORY=unlimited`` runs all.
 
-Which methods there are, and where their functions stand, says the table ``METHODS`` of
-:doc:`/auto_examples/memory_model`.
+The table ``METHODS`` of :doc:`/auto_examples/memory_model` lists the methods and the pages with
+their functions.
 
-When each method began and ended is written to a table, on the same clock as mprof's file.
+The script writes a table of when each method began and ended, on the clock of mprof's file.
 
 **Recommended next:** :ref:`sphx_glr_auto_examples_plot_memory_over_time.py`, which labels the
 curve with that table.
@@ -34,16 +34,17 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import BrokenExecutor
 from typing import NamedTuple
 
 from joblib.externals.loky import get_reusable_executor
 
 import memory_model
 from memory_budget import allowed_mib, guard
+from one_run import run_method
 from options import read_options
 from peak_memory import Watchdog, remove_joblib_folders
-from plot_large_image import atlas_to_masks, get_atlas_path, load_in_memory, prepare_fmri
+from plot_large_image import atlas_to_masks, get_atlas_path, prepare_fmri
 
 
 class Method(NamedTuple):
@@ -51,7 +52,7 @@ class Method(NamedTuple):
 
     name: str
     function: Callable
-    mode: str  # "single": the first mask; "parallel": all masks; "one pass": all, no worker
+    mode: str  # "single": the first mask; "parallel": all masks; "loop", "one pass": all, no worker
     in_memory: bool = False  # images whose data are in memory, instead of paths
 
 
@@ -75,7 +76,7 @@ def find_method(name, model):
         the function.
     """
     place = f"METHODS of memory_model.py has {name!r}"
-    if model.mode not in ("single", "parallel", "one pass"):
+    if model.mode not in ("single", "loop", "parallel", "one pass"):
         raise ValueError(f"{place} with the mode {model.mode!r}, which is none.")
     if not name.endswith(f", {model.mode}"):
         raise ValueError(f"{place}, whose name must end with its mode: ', {model.mode}'.")
@@ -86,6 +87,9 @@ def find_method(name, model):
         raise ValueError(f"{place}, and {model.module}.py has no function {model.function!r}.")
     return Method(name.removesuffix(f", {model.mode}"), function, model.mode, model.in_memory)
 
+
+# What a method raises on a machine without room for it: no memory, a full disk, a killed worker.
+OUT_OF_ROOM = (MemoryError, OSError, BrokenExecutor)
 
 METHODS = [find_method(name, model) for name, model in memory_model.METHODS.items()]
 
@@ -113,14 +117,7 @@ def run(method, fmri_path, mask_paths, n_jobs=None):
     list of arrays of shape (n_timepoints, n_voxels)
         One for the first mask if the mode is single, else one for each mask.
     """
-    load = load_in_memory if method.in_memory else Path
-    fmri = load(fmri_path)
-    if method.mode == "single":
-        return [method.function(fmri, load(mask_paths[0]))]
-    masks = [load(mask_path) for mask_path in mask_paths]
-    if method.mode == "one pass":
-        return method.function(fmri, masks)
-    return method.function(fmri, masks, n_jobs or len(masks))
+    return run_method(method.function, method.mode, method.in_memory, fmri_path, mask_paths, n_jobs)
 
 
 def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"):
@@ -179,20 +176,21 @@ def run_guarded(method, fmri_path, mask_paths):
     reason : str
         Why it was not run, or was stopped.
     predicted_mib : float
-        The peak PSS that the model gives.
+        The likely peak of memory in use, as the model predicts it.
     """
     prediction, reason = guard(title(method), fmri_path, mask_paths, len(mask_paths))
     if reason:
-        return "predicted", f"Not run. {reason}", prediction.peak_pss_mib
+        return "predicted", f"Not run. {reason}", prediction.peak_mib
     watchdog = Watchdog(os.getpid(), allowed_mib()[1])
     try:
         with watchdog:
             run(method, fmri_path, mask_paths)
-    except BaseException:
-        if not watchdog.reason:
+    except BaseException as error:
+        if not watchdog.reason and not isinstance(error, OUT_OF_ROOM):
             raise
-        return "stopped", f"It was {watchdog.reason}", prediction.peak_pss_mib
-    return "measured", "", prediction.peak_pss_mib
+        reason = f"It was {watchdog.reason}" if watchdog.reason else f"It was stopped: {error}"
+        return "stopped", reason, prediction.peak_mib
+    return "measured", "", prediction.peak_mib
 
 
 if __name__ == "__main__":

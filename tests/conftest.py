@@ -10,13 +10,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from slurm import slurm, slurm_programs  # noqa: F401
+from slurm import running_slurm, slurm, slurm_programs  # noqa: F401
 from small_site import interrupted, placeholders, prose, site  # noqa: F401
 
 os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in subprocesses
 # A job in the background ignores Ctrl-C, and so would all that the tests start, to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same examples in each run, however long they take on a busy machine.
+options = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("tests", derandomize=True, database=None, **options)
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +46,8 @@ def browser():
     if os.geteuid() == 0:
         flags.append("--no-sandbox")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        options = {"executable_path": chromium, "args": flags, "timeout": 300_000}
+        browser = playwright.chromium.launch(**options)
         yield browser
         browser.close()
 
@@ -68,12 +74,29 @@ def serve():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest: the build of the site, and beside it what it offers.
+    """Repeat failures of tests marked `chance`; begin with what takes longest.
 
-    Its pages come next, so that no worker is left with the longest at the end.
+    That is the build of the site, and beside it the downloads. The site's pages come next, so
+    that no worker is left with the longest at the end.
     """
+    for item in items:
+        if item.get_closest_marker("chance"):
+            item.add_marker(pytest.mark.flaky(reruns=2))
     first = ["test_site.py", "test_downloads.py", "test_pages.py"]
     items.sort(key=lambda item: [item.path.name != name for name in first])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """List every failure that was repeated."""
+    repeats = terminalreporter.getreports("rerun")
+    if repeats:
+        terminalreporter.section("failures that were repeated")
+    for report in repeats:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        lines = str(crash.message if crash else report.longrepr).splitlines()
+        terminalreporter.line(f"{report.nodeid}, {report.when}")
+        for line in dict.fromkeys([lines[0], lines[-1]]):
+            terminalreporter.line(f"    {line}")
 
 
 # They start many processes, or measure the memory of some: so one after the other.

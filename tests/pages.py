@@ -6,6 +6,7 @@ The tests of the pages use them, and so do the tests that put something wrong in
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit
 
+PATIENCE = 60_000  # milliseconds; only what hangs takes longer
 MOST_BYTES = 1_500_000
 MOST_BYTES_OF = {"index.html": 600_000}
 
@@ -150,6 +151,7 @@ class Visitor:
             "console", lambda m: m.type in ("error", "warning") and self.note(f"console: {m.text}")
         )
         self.context.on("weberror", lambda error: self.note(f"error of a script: {error.error}"))
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
 
     def note(self, *problems):
@@ -249,6 +251,7 @@ def wrong_by_keyboard(browser, address, names, **options):
         What Tab does not reach, and what does not show that it has the focus.
     """
     context = browser.new_context(reduced_motion="reduce", **options)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     wrong = []
     for name in names:

@@ -12,12 +12,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from leftovers import eventually, processes_with
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
 PATH = f"{os.environ['PATH']}:/usr/sbin"  # where the daemons are is not in every user's
@@ -55,6 +56,8 @@ def settings(folder, **others):
         "Epilog": "/bin/true",  # its end is what starts the next job at once
         "SlurmdParameters": "config_overrides",  # CPUS and MEMORY_MB count, not the machine's
         "KillWait": 1,
+        "MessageTimeout": 100,  # on a busy machine each answer takes its time
+        "BatchStartTimeout": 100,
         "MaxArraySize": 10_001,
         "MaxJobCount": 20_000,
     } | others
@@ -115,14 +118,15 @@ class Slurm:
                 stderr=subprocess.STDOUT,
             )
 
-    def until(self, true, seconds=60):
-        """Ask until the answer is yes; say what the daemons said if it does not come."""
-        deadline = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < deadline, f"not within {seconds} s\n{self.logs()}"
-            time.sleep(0.05)
-            ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
-            assert not ended, f"{', '.join(ended)} ended\n{self.logs()}"
+    def until(self, true):
+        """Wait until a condition is true; show the daemons' messages if it does not come true."""
+
+        def ended():
+            return [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
+
+        came_true = eventually(lambda: ended() or true())
+        assert not ended(), f"{', '.join(ended())} ended\n{self.logs()}"
+        assert came_true, self.logs()
 
     def idle(self):
         """Whether the node has nothing to do, and would."""
@@ -136,7 +140,7 @@ class Slurm:
     def ask(self, *command, **options):
         """Run one of Slurm's commands; give what became of it."""
         return subprocess.run(
-            command, env=self.environment(), capture_output=True, text=True, timeout=60, **options
+            command, env=self.environment(), capture_output=True, text=True, timeout=300, **options
         )
 
     def submit(self, *arguments, **options):
@@ -151,10 +155,10 @@ class Slurm:
         assert done.returncode == 0, done.stderr
         return re.findall(r"JobState=(\w+)", done.stdout)
 
-    def finished(self, job, seconds=120):
-        """Wait for the end of a job; give its states."""
+    def finished(self, job):
+        """Wait for the end of a job; return its states."""
         going_on = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
-        self.until(lambda: not going_on & set(self.states(job)), seconds)
+        self.until(lambda: not going_on & set(self.states(job)))
         return self.states(job)
 
     def queue(self):
@@ -173,7 +177,7 @@ class Slurm:
         for daemon in reversed(self.daemons.values()):
             daemon.terminate()
             try:
-                daemon.wait(timeout=20)
+                daemon.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -181,16 +185,12 @@ class Slurm:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=20)
+        psutil.wait_procs(left, timeout=60)
 
     def processes(self):
-        """What runs for this Slurm, but for children of this process: jobs, which are nobody's."""
-        found, children = [], psutil.Process().children(recursive=True)
-        for process in set(psutil.process_iter()).difference(children):
-            with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == str(self.conf):
-                    found.append(process)
-        return found
+        """Return the processes of jobs, which have this Slurm's settings and another parent."""
+        ours = psutil.Process().children(recursive=True)
+        return [job for job in processes_with("SLURM_CONF", str(self.conf)) if job not in ours]
 
 
 @contextmanager
@@ -216,10 +216,17 @@ def slurm_programs():
 
 
 @pytest.fixture(scope="module")
-def slurm(slurm_programs):
-    """A Slurm that takes jobs, which libraries that call its commands find, and no other."""
+def running_slurm(slurm_programs):
+    """A Slurm that takes jobs; libraries that call Slurm's commands reach this one only."""
     with one_node_slurm() as slurm, pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - slurm.environment().keys():
             patch.delenv(name)
         patch.setenv("SLURM_CONF", str(slurm.conf))
         yield slurm
+
+
+@pytest.fixture
+def slurm(running_slurm):
+    """A Slurm that takes jobs, without the jobs of a test that failed."""
+    yield running_slurm
+    running_slurm.cancel()

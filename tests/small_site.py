@@ -7,12 +7,10 @@ of its pages share it (see conftest.py).
 
 import csv
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +18,8 @@ import numpy as np
 import psutil
 import pytest
 from nibabel.testing import data_path
+
+from leftovers import eventually, shared_blocks
 
 ROOT = Path(__file__).parent.parent
 N_REGIONS = 2
@@ -82,7 +82,7 @@ class Site:
 
     def build(self, *arguments):
         """Build to the end; give the messages."""
-        code = self.start(*arguments).wait(timeout=900)
+        code = self.start(*arguments).wait(timeout=3600)
         assert code == 0, self.messages()
         return self.messages()
 
@@ -106,46 +106,22 @@ def placeholders(prose):
     return (prose.html / "masker_memory_usage.html").read_text()
 
 
-def in_shared_memory():
-    """The names of what is there; nothing where a system has no folder for it, as macOS."""
-    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
-
-
-def left_in_shared_memory(before):
-    """What is new there and stays, but for what belongs to other tests' living processes."""
-    deadline = time.monotonic() + 20
-    while True:
-        new = in_shared_memory() - before
-        new = {name for name in new if not any(map(psutil.pid_exists, pids_in(name)))}
-        if not new or time.monotonic() > deadline:
-            return new
-        time.sleep(0.1)
-
-
-def pids_in(name):
-    """The numbers in the name of a block or a folder that loky or joblib made."""
-    return [int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)]
-
-
 @pytest.fixture(scope="session")
 def interrupted(prose, placeholders):
     """What is left when Ctrl-C comes between two measurements."""
-    shared_before = in_shared_memory()
-    build = prose.start()
-    deadline = time.monotonic() + 120
-    while not (prose.measured / "summary.csv").exists():
-        assert build.poll() is None, prose.messages()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    tree = psutil.Process(build.pid).children(recursive=True)
+    build, summary = prose.start(), prose.measured / "summary.csv"
+    assert eventually(lambda: summary.exists() or build.poll() is not None, 1800)
+    assert build.poll() is None, prose.messages()
+    tree = [psutil.Process(build.pid), *psutil.Process(build.pid).children(recursive=True)]
+    blocks = shared_blocks(tree)
     build.send_signal(signal.SIGINT)
-    code = build.wait(timeout=60)
-    _, alive = psutil.wait_procs(tree, timeout=20)
+    code = build.wait(timeout=300)
+    _, alive = psutil.wait_procs(tree, timeout=60)
     files = [path for path in prose.measured.rglob("*") if path.is_file()]
     return {
         "code": code,
         "alive": alive,
-        "shared": left_in_shared_memory(shared_before),
+        "shared": {block for block in blocks | shared_blocks(tree) if block.exists()},
         "unfinished": [path for path in files if "unfinished" in path.name],
         "prepared": [path.name for path in (prose.folder / "cache").iterdir()],
         "rows": prose.rows(),

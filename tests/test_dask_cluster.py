@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -27,18 +26,20 @@ from joblib import parallel_config
 
 import plot_dask_cluster as page
 from good_figures import is_a_good_figure
+from leftovers import eventually, processes_with
 from mask_study import peak_rss_mib
 from plot_large_image_in_blocks import mask_blocks
 from plot_stream_masks import stream_masks
 from small_study import Study, assert_same, save_masks, write
 
+pytestmark = pytest.mark.chance
 EXAMPLES = Path(page.__file__).parent
 CHANGED = dict(
     shlex.split(line)[0].split("=", 1)
     for line in re.findall(r"\$ export (DASK_.+)", Path(page.__file__).read_text())
 )
 LIMIT = "256MiB"
-PATIENCE = 60
+PATIENCE = 300  # seconds; only what hangs takes longer
 
 # Stands before the page's module in every worker. In the middle of an image it waits to be
 # killed, once; or it dies; or it takes more memory than it may.
@@ -84,7 +85,7 @@ def on_dask(study):
 
 @contextlib.contextmanager
 def patient():
-    """Raise an error in what does not end."""
+    """Raise an error in a call that hangs."""
 
     def stop(*_):
         raise TimeoutError(f"It took more than {PATIENCE} seconds.")
@@ -126,7 +127,9 @@ def start(tmp_path, monkeypatch):
                 one = ["--nthreads=1", f"--memory-limit={LIMIT}"]
                 one += [f"--local-directory={tmp_path / f'worker_{number}'}"]
                 run("worker", *options, *one, **environ)
-            client = Client(wait_for(lambda: address_in(file), logs), timeout=PATIENCE)
+            address = eventually(lambda: address_in(file))
+            assert address, logs.read_text()
+            client = Client(address, timeout=PATIENCE)
             stack.enter_context(client)
             client.wait_for_workers(2, timeout=PATIENCE)
             return client
@@ -135,37 +138,20 @@ def start(tmp_path, monkeypatch):
 
 
 def address_in(file):
-    """The scheduler's address; None while it has not written it, or not to the end."""
+    """Return the scheduler's address; None while its file is missing or incomplete."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return json.loads(file.read_text())["address"]
-
-
-def wait_for(ask, logs):
-    """Ask until there is an answer, and no longer than is patient."""
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, logs.read_text()
-        time.sleep(0.01)
-    return answer
 
 
 def end_all(marker):
     """End all processes that were started with a marker in their environment."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
-        marked = [process for process in psutil.process_iter() if has(process, marker)]
+        marked = processes_with("MARKER", marker)
         for process in marked:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
-        _, alive = psutil.wait_procs(marked, timeout=5)
+        _, alive = psutil.wait_procs(marked, timeout=10 if end == psutil.Process.terminate else 60)
     assert not alive
-
-
-def has(process, marker):
-    """Tell whether a process has a marker in its environment, and is not this one."""
-    try:
-        return process.pid != os.getpid() and process.environ().get("MARKER") == marker
-    except psutil.Error:
-        return False
 
 
 @pytest.fixture
@@ -178,7 +164,7 @@ def modules(tmp_path):
 
 
 def test_the_files_are_those_of_one_process(study, start):
-    """A worker gives other values, the calling process does the work, or a default came back."""
+    """The workers do the work, with the files of one process and the page's settings."""
     client = start(EXAMPLES)
     table = on_dask(study)
     assert list(table.status) == ["done"] * 12
@@ -190,12 +176,12 @@ def test_the_files_are_those_of_one_process(study, start):
 
 
 def test_a_worker_is_killed_in_the_midst_of_an_image(study, start, modules, tmp_path):
-    """Its image is lost, or half of a file stays."""
+    """The image of a worker that is killed is done again, and no half of a file stays."""
     client = start(modules, WAITS=study.images[5].name)
     workers = set(client.run(os.getpid).values())
 
     def kill():
-        wait_for((modules / "pid").exists, tmp_path / "logs.txt")
+        assert eventually((modules / "pid").exists), (tmp_path / "logs.txt").read_text()
         assert list(study.output.glob("sub-05_bold.npz.*.unfinished"))
         pid = int((modules / "pid").read_text())
         os.kill(pid, signal.SIGKILL)
@@ -212,7 +198,7 @@ def test_a_worker_is_killed_in_the_midst_of_an_image(study, start, modules, tmp_
 
 
 def test_images_that_kill_their_workers_are_named(study, start, modules, tmp_path):
-    """One that dies, or takes more than the limit, ends the study, or it waits for ever."""
+    """An image that kills its workers or fills their memory fails, and the study goes on."""
     start(modules, DIES=study.images[3].name, FILLS=study.images[7].name)
     table = on_dask(study)
     failed = [number in (3, 7) for number in range(12)]
@@ -228,7 +214,7 @@ def test_images_that_kill_their_workers_are_named(study, start, modules, tmp_pat
 
 
 def test_modules_can_be_uploaded(study, start):
-    """The page's ways to find out whether modules are there, and to bring them, do not work."""
+    """The page's commands find out whether modules are there, and upload them."""
     client = start()
     for ask in (client.run_on_scheduler, client.run):
         with pytest.raises(Exception, match="No module named 'mask_study'"):
@@ -241,7 +227,7 @@ def test_modules_can_be_uploaded(study, start):
 
 
 def test_the_dashboard_is_there_and_one_worker_is_none(study, tmp_path):
-    """What the page says of both: a cluster started as it is there."""
+    """A cluster started as on the page has a dashboard; with one worker the caller works."""
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     environ = os.environ.copy()
@@ -259,7 +245,7 @@ def test_the_dashboard_is_there_and_one_worker_is_none(study, tmp_path):
 
 
 def test_one_image_in_blocks(tmp_path, start):
-    """Blocks of one image over a cluster's workers are not one pass, bit for bit."""
+    """Blocks of one image over a cluster's workers give one pass's arrays, bit for bit."""
     image = write(tmp_path, 0, (5, 6, 4, 40), ".nii", dtype=">i2", scaling=(0.37, 11))
     masks = save_masks(tmp_path, nib.load(image))
     start(EXAMPLES)
@@ -270,7 +256,7 @@ def test_one_image_in_blocks(tmp_path, start):
 
 @pytest.mark.parametrize("n_begun", [1, 2])
 def test_one_worker_is_killed_and_the_other_goes_on(tmp_path, n_begun):
-    """None is killed, the wrong one, or one stays stopped; or it waits for what never comes."""
+    """The first worker is killed, and the second one goes on."""
     for number in range(4 - n_begun):
         (tmp_path / f"sub-{number}.npz").touch()
     for number in range(n_begun):
@@ -280,8 +266,8 @@ def test_one_worker_is_killed_and_the_other_goes_on(tmp_path, n_begun):
         lost = page.lose_a_worker([worker.pid for worker in workers], tmp_path, 6)
         assert lost["pid"] == workers[0].pid
         assert set(lost["begun"]) == {f"sub-1{number}" for number in range(n_begun)}
-        assert workers[0].wait(timeout=20) == -signal.SIGKILL
-        workers[1].communicate(b"\n", timeout=20)
+        assert workers[0].wait(timeout=60) == -signal.SIGKILL
+        workers[1].communicate(b"\n", timeout=60)
         assert workers[1].returncode == 0
     finally:
         for worker in workers:
@@ -290,7 +276,7 @@ def test_one_worker_is_killed_and_the_other_goes_on(tmp_path, n_begun):
 
 
 def test_figure_of_a_lost_worker():
-    """Bars are missing, or the figure says something else than the table."""
+    """The figure has a bar for each image and states what each worker did."""
     rows = [
         {"image": f"sub-{n:02d}_bold.nii.gz", "pid": pid, "started": 1e9 + start, "seconds": 0.3}
         for n, (pid, start) in enumerate([(7, 0), (8, 0), (7, 0.3), (8, 0.7), (8, 0.4), (9, 1.2)])

@@ -26,12 +26,13 @@ from nibabel.testing import data_path
 import measured_blocks
 import plot_large_image_in_blocks as page
 from good_figures import is_a_good_figure, nothing_overlaps
+from leftovers import SHM, named_after
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_masks
 from measured_blocks import APART, memory_of, plot_ways, prepare_both, same, with_apart
 from peak_memory import MIB, allocate, allocate_here_and_in_workers, measure
 from plot_large_image_in_blocks import Volumes, extract_block, make_index, mask_blocks
 from plot_stream_masks import stream_masks
-from small_site import in_shared_memory, pids_in, regions_of
+from small_site import regions_of
 from test_stream_masks import TYPES, any_bits, write
 
 EXAMPLES = Path(page.__file__).parent
@@ -93,7 +94,7 @@ def cases(draw):
     }
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(cases())
 def test_the_arrays_are_those_of_one_pass(case):
     """Some shape, type, value, scaling, byte order, offset or size of block gives other bits."""
@@ -179,8 +180,9 @@ def test_only_the_bytes_of_a_block_are_read(sparse):
     np.testing.assert_array_equal(rows, values.reshape(-1, 2, order="F").T.astype("f4"))
 
 
+@pytest.mark.chance
 def test_a_worker_needs_its_block_and_rows(tmp_path):
-    """A worker scales a whole block, or has it twice: its memory is a multiple of the block."""
+    """A worker has its block once, unscaled, and the rows of the block."""
     path = write(tmp_path / "fmri.nii", any_bits((64, 64, 32, 512), "<i2"), scaling=(0.1, 3))
     inside = np.zeros((64, 64, 32), "u1")
     inside[:8] = 1
@@ -458,7 +460,7 @@ class Slow:
     def __exit__(self, *exception): pass
     def update(self, n):
         print("block", flush=True)
-        time.sleep(0.2)
+        time.sleep(600)  # until Ctrl-C comes
 
 mask_img = nib.Nifti1Image(np.ones((66, 66, 66), "u1"), np.eye(4))
 fast, page.tqdm = page.tqdm, Slow
@@ -473,8 +475,9 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.chance
 def test_ctrl_c_leaves_nothing(tmp_path):
-    """Workers go on after Ctrl-C, stay, or leave files; or the next call fails."""
+    """After Ctrl-C the next call works; then no worker and no file is left."""
     data = np.arange(66**3 * 30, dtype="i4").reshape((66, 66, 66, 30)).astype("<i2")
     fmri_path = tmp_path / "data" / "fmri.nii"
     fmri_path.parent.mkdir()
@@ -489,19 +492,19 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         text=True,
     )
     assert process.stdout.readline() == "block\n"
-    tree = psutil.Process(process.pid).children(recursive=True)
+    caller = psutil.Process(process.pid)
+    tree = caller.children(recursive=True)
     assert len(tree) >= 2
 
     def shared():  # the positions of voxels, more than 1 MiB, as joblib sends them
-        return [name for name in in_shared_memory() if process.pid in pids_in(name)]
+        return [file for file in SHM.glob("*") if named_after(file, [caller])]
 
-    assert shared() or not Path("/dev/shm").is_dir()
+    assert shared() or not SHM.is_dir()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert [line for line in out.splitlines() if line != "block"] == ["interrupted", "again True"]
-    assert out.count("block") < 20
-    assert psutil.wait_procs(tree, timeout=20)[1] == []
+    assert out.splitlines() == ["interrupted", "again True"]
+    assert psutil.wait_procs(tree, timeout=60)[1] == []
     assert shared() == []
     assert list((tmp_path / "empty").iterdir()) == []
     assert [path.name for path in fmri_path.parent.iterdir()] == ["fmri.nii"]
@@ -538,8 +541,9 @@ def test_times_are_taken_in_turns(monkeypatch):
     assert {name: list(values) for name, values in seconds.items()} == {"a": [1, 1], "b": [1, 1]}
 
 
+@pytest.mark.chance
 def test_memory_above_the_imports():
-    """Imports of workers are counted, or what they take is not."""
+    """What workers allocate is counted, and what they import is not."""
     value, above, of_worker, seconds = memory_of(partial(allocate, 64), 1, ())
     assert (value, of_worker, seconds) == (1, 0, 0)
     assert 32 < above < 80
@@ -547,7 +551,7 @@ def test_memory_above_the_imports():
     _, above, of_worker, seconds = memory_of(call, 2, ("numpy",))
     assert 75 < of_worker < 175  # the meter may look while the array is filled
     assert 75 < above < 350
-    assert 0 < seconds < 30
+    assert seconds > 0
 
 
 @pytest.mark.parametrize(
@@ -594,13 +598,14 @@ def test_the_figure(n_ways, spread):
 
 
 def test_the_page_says_what_is_not_measured(tmp_path, monkeypatch):
-    """Without indexed_gzip the page fails, or is silent about what is missing."""
+    """Without indexed_gzip the page runs and states what is missing."""
     image = Path(data_path, "example4d.nii.gz")
     regions_of(image).to_filename(tmp_path / "atlas.nii.gz")
     options = {"FMRI": str(image), "ATLAS": str(tmp_path / "atlas.nii.gz"), "N_REGIONS": "2"}
     script = (
         "import measured_blocks, pathlib, runpy\n"
         "measured_blocks.APART = pathlib.Path('nowhere')\n"
+        "measured_blocks.memory_of = lambda call, *_: (call(), 1.0, 1.0, 1.0)\n"
         f"runpy.run_path({str(EXAMPLES / 'plot_large_image_in_blocks.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(

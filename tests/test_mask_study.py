@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +21,7 @@ from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
 import mask_study as module
+from leftovers import eventually
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_image, nifti_masker
 from mask_study import mask_study, name_files, read_about
 from peak_memory import MIB
@@ -74,7 +74,7 @@ def test_results_are_nifti_maskers(study, n_jobs, engine):
         assert_same(study.results(path), nifti_masker(path, study.masks))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(["u1", "<i2", ">i2", "<i4", "<f4", ">f4", "<f8", ">f8"]),
     scaling=st.sampled_from([None, (0.1, 0), (2.5, -3)]),
@@ -127,11 +127,10 @@ def test_results_can_be_traced(study):
 
 
 def test_table_is_what_is_returned(study):
-    """The table on disk is another than the one that is returned, or cannot be read."""
+    """The table on disk is the one that is returned."""
     table = study.run(2)
     read = pd.read_csv(study.output / "study.tsv", sep="\t", keep_default_na=False)
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
-    assert (table.seconds > 0).all()
     assert (table.peak_rss_mib > 10).all()
     assert not set(table.pid) & {os.getpid()}
 
@@ -381,11 +380,12 @@ def test_blank_lines_are_no_images(study):
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "6 done")
 
 
+@pytest.mark.chance
 def test_what_ended_the_process_is_done_last(study):
-    """Without workers, an image that ends the process hides those behind it for ever."""
+    """Without workers, an image that ends the process is done last the next time."""
     for _ in range(2):
         process = start(study, 1, dies=study.images[2].name)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
     done = {name for name in study.files() if name.endswith(".npz")}
     assert done == {f"sub-{n:02d}_bold.npz" for n in (0, 1, 3, 4, 5)}
@@ -551,15 +551,14 @@ def start(study, n_jobs, stops="", dies="", point="being read"):
 
 
 def wait_for(study, process, image):
-    """Wait until the study is in the middle of an image; give the number of that process."""
-    moment, deadline = study.folder / f"{image.name}.reached", time.monotonic() + 60
-    while not moment.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    """Wait until the study is in the middle of an image; return the number of that process."""
+    moment = study.folder / f"{image.name}.reached"
+    assert eventually(lambda: moment.exists() or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
     return int(moment.read_text())
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize(
     ("how", "n_jobs", "point"),
     [
@@ -573,7 +572,7 @@ def wait_for(study, process, image):
     ],
 )
 def test_interrupted_and_started_again(study, how, n_jobs, point):
-    """Something half-written stays, is taken for complete, or what was done is done again."""
+    """After an interruption only complete files are left, and only the others are done again."""
     whole = Study(study.folder / "whole")
     whole.images, whole.masks = study.images, study.masks
     whole.run()
@@ -581,12 +580,12 @@ def test_interrupted_and_started_again(study, how, n_jobs, point):
     wait_for(study, process, study.images[4])
     tree = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(how)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=300) != 0
     for child in tree:  # with the caller killed, a worker in the middle of an image goes on
         with contextlib.suppress(psutil.NoSuchProcess):
             if not any("resource_tracker" in word for word in child.cmdline()):
                 child.kill()
-    _, alive = psutil.wait_procs(tree, timeout=20)
+    _, alive = psutil.wait_procs(tree, timeout=60)
     assert not alive, "what cleans up behind the workers does not end with them"
     process.stderr.close()
     left = study.files()
@@ -603,11 +602,12 @@ def test_interrupted_and_started_again(study, how, n_jobs, point):
     assert study.files() == whole.files()
 
 
+@pytest.mark.chance
 def test_a_killed_worker_stops_nothing(study):
-    """An image whose worker was killed is not done, or others are not."""
+    """The image whose worker was killed and all other images are done."""
     process = start(study, 2, stops=study.images[1].name)
     os.kill(wait_for(study, process, study.images[1]), signal.SIGKILL)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     table = pd.read_csv(study.output / "study.tsv", sep="\t")
     assert set(table.status) <= {"done", "skipped"}
@@ -616,10 +616,11 @@ def test_a_killed_worker_stops_nothing(study):
         assert_same(study.results(image), nifti_masker(image, study.masks))
 
 
+@pytest.mark.chance
 def test_an_image_that_kills_its_worker_is_named(study):
-    """One image that no worker survives ends the study, or nobody says which one it was."""
+    """An image that no worker survives fails by name, and the study goes on."""
     process = start(study, 2, dies=study.images[2].name)
-    _, messages = process.communicate(timeout=120)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     table = pd.read_csv(study.output / "study.tsv", sep="\t")
     assert list(table.status == "failed") == [number == 2 for number in range(6)]
@@ -646,8 +647,9 @@ def test_an_engine_that_does_not_work_is_not_hidden(study, monkeypatch):
 # ------------------
 
 
+@pytest.mark.chance
 def test_worker_needs_little(tmp_path):
-    """A worker has more than its largest result and 64 MiB above its imports."""
+    """A worker needs its largest result and at most 64 MiB above its imports."""
     data = np.zeros((64, 64, 64, 250), "f4")  # 250 MiB
     images = [tmp_path / f"sub-{i}.nii.gz" for i in range(4)]
     nib.Nifti1Image(data, np.eye(4)).to_filename(images[0])

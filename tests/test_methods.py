@@ -1,7 +1,8 @@
-"""The methods: NiftiMasker's values, bad input refused, shared memory left as it was found."""
+"""The methods: NiftiMasker's values, bad input rejected, nothing left in shared memory."""
 
 import ast
 import contextlib
+import functools
 import inspect
 import mmap
 import os
@@ -12,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -29,6 +29,7 @@ from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
 import plot_shared_memory
+from leftovers import eventually
 from made_images import (
     FLIPPED,
     OBLIQUE,
@@ -39,9 +40,10 @@ from made_images import (
     nifti_masker,
     save_all,
 )
-from plot_large_image import load_in_memory
-from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
+from one_run import load_in_memory
+from plot_nifti_masker import nifti_masker_loop, nifti_masker_parallel, nifti_masker_single
 from plot_numpy_indexing import (
+    numpy_masker_loop,
     numpy_masker_parallel_inmemory,
     numpy_masker_parallel_path,
     numpy_masker_single_inmemory,
@@ -76,7 +78,7 @@ def shared_single(fmri_img, mask_img):
 
 
 def extract(way, fmri_path, mask_paths):
-    """Call a way's function once for all masks, or for each; give a list of arrays."""
+    """Call a way's function once for all masks, or for each; return a list of arrays."""
     if isinstance(way, Method):
         if way.mode == "single":
             return [run(way, fmri_path, [mask_path])[0] for mask_path in mask_paths]
@@ -85,6 +87,8 @@ def extract(way, fmri_path, mask_paths):
     fmri, masks = load(fmri_path), [load(path) for path in mask_paths]
     if "parallel" in function.__name__:
         return function(fmri, masks, 2)
+    if "loop" in function.__name__:
+        return function(fmri, masks)
     return [function(fmri, mask) for mask in masks]
 
 
@@ -111,6 +115,9 @@ SHARED_WAYS = {
 }
 WAYS = {
     **SINGLE_WAYS,
+    "NiftiMasker, path, loop": (nifti_masker_loop, str),
+    "indexing, in-memory, loop": (numpy_masker_loop, load_in_memory),
+    "indexing, lazy image, loop": (numpy_masker_loop, nib.load),
     "NiftiMasker, path, parallel": (nifti_masker_parallel, Path),
     "NiftiMasker, in-memory, parallel": (nifti_masker_parallel, load_in_memory),
     "indexing, path, parallel": (numpy_masker_parallel_path, str),
@@ -194,7 +201,7 @@ def case(request, tmp_path_factory):
 
 @by_name("way", {**EVERY_METHOD, **OTHER_WAYS})
 def test_values_are_those_of_nifti_masker(case, way):
-    """A way gives other values, another type or another shape than NiftiMasker."""
+    """Values, types and shapes are those of NiftiMasker."""
     fmri_path, mask_paths, reference = case
     assert reference[0].ndim == 2
     series = extract(way, fmri_path, mask_paths)
@@ -206,7 +213,7 @@ def test_values_are_those_of_nifti_masker(case, way):
 
 @by_name("way", {**STRICT_METHODS, **WAYS})
 def test_voxels_of_a_mask_that_are_not_finite_are_outside(tmp_path, way):
-    """A mask with NaN around its region, as SPM writes it, selects other voxels or warns."""
+    """A mask with NaN around its region, as SPM writes it, selects NiftiMasker's voxels."""
     img = make_image()
     region = np.full(SHAPE[:3], np.nan)
     region[1:3], region[3], region[1, 1, 1] = 1, 0, np.inf
@@ -239,7 +246,7 @@ def images_and_masks(draw):
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(images_and_masks())
 def test_any_image_gives_the_values_of_nifti_masker(example):
-    """Some shape, type, value, scaling or mask is treated in another way than by NiftiMasker."""
+    """Any shape, type, value, scaling and mask gives the values of NiftiMasker."""
     with tempfile.TemporaryDirectory() as folder, parallel_config(backend="sequential"):
         paths = save_all(Path(folder), *example)
         reference = nifti_masker(*paths)
@@ -250,7 +257,7 @@ def test_any_image_gives_the_values_of_nifti_masker(example):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("image", ["float32", "big-endian int16", "int16 scaled"])
 def test_image_in_memory_holds_an_array(tmp_path, suffix, image):
-    """An "in-memory" image still reads its file, or changes when it is sent or saved."""
+    """An image in memory needs its file no more, and is the same when sent or saved."""
     path, _ = save_all(tmp_path, make_image(**IMAGES[image]), [], suffix)
     expected = np.asarray(nib.load(path).dataobj).copy()
     img = load_in_memory(path)
@@ -344,7 +351,9 @@ def bad_calls():
     """Every way with every bad input that can reach it."""
     ways = {**WAYS, "NiftiMasker, lazy image": (nifti_masker_single, nib.load)}
     for way_name, (function, load) in ways.items():
-        loaded_before = load is load_in_memory or "inmemory" in function.__name__
+        loaded_before = load is load_in_memory or any(
+            word in function.__name__ for word in ("inmemory", "numpy_masker_loop")
+        )
         for bad_name, bad in BAD.items():
             if bad[2] is ValueError or not loaded_before:  # otherwise loading it has failed
                 way = (function, lazy if load is nib.load else load)
@@ -368,7 +377,7 @@ def assert_refused(files, way, bad):
 
 @pytest.mark.parametrize(("way", "bad"), list(bad_calls()))
 def test_bad_input_is_refused(bad_files, way, bad):
-    """Bad input gives numbers, or an error that does not say what was found and what to do."""
+    """Bad input raises an error that says what was found and what to do."""
     with parallel_config(backend="sequential"):  # worker processes end at an error
         assert_refused(bad_files, way, bad)
 
@@ -376,9 +385,9 @@ def test_bad_input_is_refused(bad_files, way, bad):
 @by_name("method", STRICT_METHODS)
 @by_name("bad", {name: bad for name, bad in BAD.items() if name != "4D mask"})
 def test_no_method_takes_bad_input(bad_files, method, bad):
-    """A method gives numbers for bad input.
+    """Every method rejects bad input.
 
-    What it says is tested with its function; a 4D mask of one volume may be taken for a mask.
+    The messages are tested with the functions; a method may accept a 4D mask of one volume.
     """
     paths = bad_files / bad[0], [bad_files / bad[1]]
     with parallel_config(backend="sequential"), pytest.raises((ValueError, OSError)):
@@ -396,7 +405,7 @@ def test_no_method_takes_bad_input(bad_files, method, bad):
     ],
 )
 def test_error_comes_through_worker_processes(bad_files, way, bad):
-    """The error of a worker is another one when it reaches the caller."""
+    """The error of a worker reaches the caller unchanged."""
     assert_refused(bad_files, WAYS[way], BAD[bad])
 
 
@@ -430,7 +439,7 @@ def blocks(monkeypatch):
 
 
 def test_shared_memory_takes_any_image_of_nibabel():
-    """An image in memory that is not NIfTI is taken for a path."""
+    """An image in memory need not be NIfTI."""
     images = [make_image(), *make_masks(make_image())]
     others = [nib.spatialimages.SpatialImage(img.dataobj, img.affine) for img in images]
     with parallel_config(backend="sequential"):
@@ -454,7 +463,7 @@ def fail(*arguments):
     ],
 )
 def test_block_is_closed_and_removed(blocks, bad_files, monkeypatch, fmri_name, worker, exception):
-    """The image stays in memory after the call, in this process or in /dev/shm."""
+    """After the call nothing holds the image, in this process or in /dev/shm."""
     monkeypatch.setattr(plot_shared_memory, "numpy_masker_shared_single", worker)
     expected = pytest.raises(exception) if exception else contextlib.nullcontext()
     with expected as raised:  # holds the traceback: nothing is closed by being forgotten
@@ -471,7 +480,7 @@ def test_block_is_closed_and_removed(blocks, bad_files, monkeypatch, fmri_name, 
 
 
 def test_worker_closes_the_block_when_it_fails(blocks):
-    """A worker that failed keeps the image mapped."""
+    """A worker that fails closes the block."""
     block = SharedMemory(create=True, size=2**10)
     try:
         wrong_mask = np.ones((9, 9, 9), bool)
@@ -485,13 +494,13 @@ def test_worker_closes_the_block_when_it_fails(blocks):
 
 
 def test_worker_names_a_block_that_is_not_there():
-    """A wrong name gives anything else than the documented error."""
+    """A wrong name raises the documented error."""
     with pytest.raises(FileNotFoundError, match="no_such_block"):
         numpy_masker_shared_single("no_such_block", (1,) * 4, "f4", np.ones((1,) * 3, bool))
 
 
 def test_only_the_maker_tracks_the_block(blocks, monkeypatch):
-    """From Python 3.13 on, a process that attaches removes the block when it ends."""
+    """From Python 3.13 on, a process that attaches does not track the block."""
     monkeypatch.setattr(plot_shared_memory, "sys", SimpleNamespace(version_info=(3, 13)))
     numpy_masker_shared_parallel(make_image(), make_masks(make_image()), 1)
     assert [block.track for block in blocks] == [True] + [False] * 4
@@ -512,7 +521,7 @@ def test_only_the_maker_tracks_the_block(blocks, monkeypatch):
     ],
 )
 def test_room_is_looked_at_first(blocks, monkeypatch, shape, free, message):
-    """Too little shared memory ends the process with a bus error, or enough is refused."""
+    """Too little free space raises an error before anything is written."""
     img = nib.Nifti1Image(np.broadcast_to(np.float32(1), shape), STRAIGHT)
     mask_img = make_masks(img)[2]
     rooms = {"/dev/shm": SimpleNamespace(free=free)}
@@ -526,7 +535,7 @@ def test_room_is_looked_at_first(blocks, monkeypatch, shape, free, message):
 
 
 def test_systems_without_dev_shm_can_share(monkeypatch):
-    """The look at the room fails where shared memory lies elsewhere, as on macOS."""
+    """Where there is no /dev/shm, as on macOS, its free space is not checked."""
     elsewhere = SimpleNamespace(is_dir=lambda: False)
     monkeypatch.setattr(plot_shared_memory, "Path", lambda path: elsewhere)
     monkeypatch.setattr(shutil, "disk_usage", {}.__getitem__)
@@ -574,14 +583,7 @@ OF_A_SEMAPHORE = re.compile(
 )
 
 
-def wait_for(condition):
-    """Poll a condition, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
+@pytest.mark.chance
 @needs_dev_shm
 @pytest.mark.parametrize(
     ("worker", "end", "status", "said"),
@@ -607,10 +609,11 @@ def wait_for(condition):
     ],
 )
 def test_nothing_is_left_in_shared_memory(tmp_path, bad_files, worker, end, status, said):
-    """An end of the program leaves the image in memory until the machine is restarted."""
+    """However the program ends, the block is removed."""
     examples = str(Path(plot_shared_memory.__file__).parent)
     fmri_path, mask_path = bad_files / "fmri.nii", bad_files / "mask.nii"
     (tmp_path / "script.py").write_text(SCRIPT)
+    before = {path.name for path in Path("/dev/shm").iterdir()}
     process = subprocess.Popen(
         [sys.executable, "script.py", examples, worker, fmri_path, mask_path],
         cwd=tmp_path,
@@ -620,10 +623,11 @@ def test_nothing_is_left_in_shared_memory(tmp_path, bad_files, worker, end, stat
     )
     try:
         if end:
-            wait_for(lambda: len([*tmp_path.glob("*.block")]) == 2 or process.poll() is not None)
+            blocks = functools.partial(tmp_path.glob, "*.block")
+            assert eventually(lambda: len([*blocks()]) == 2 or process.poll() is not None)
             end(process)
         # Until all have closed it: also the workers, and the trackers, which come last.
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)  # which the trackers outlive, to clean up
@@ -637,7 +641,8 @@ def test_nothing_is_left_in_shared_memory(tmp_path, bad_files, worker, end, stat
     if end is not subprocess.Popen.kill:  # then the tracker removes the block, and says so
         assert "leaked" not in stderr
         assert "resource_tracker" not in stderr
-    assert not [*Path("/dev/shm").glob(f"*[-_]{process.pid}[-_]*")]  # so joblib names its own
+    new = {path.name for path in Path("/dev/shm").iterdir()} - before
+    assert not [name for name in new if re.search(rf"[-_]{process.pid}[-_]", name)]  # joblib's
 
 
 # A function that is copied out of its page
@@ -667,9 +672,10 @@ COPIED["numpy_masker_shared_single"] = (numpy_masker_shared_single, nib.load, "s
 
 
 def copy_out(function):
-    """Imports of a page and one of its functions; with the single one if it is parallel."""
+    """Imports of a page, one of its functions, and the functions of the page that it calls."""
     page = Path(inspect.getsourcefile(function)).read_text()
-    names = {function.__name__, function.__name__.replace("parallel", "single")}
+    called = ast.walk(ast.parse(inspect.getsource(function)))
+    names = {function.__name__, *(node.id for node in called if isinstance(node, ast.Name))}
     return "\n\n\n".join(
         ast.get_source_segment(page, node)
         for node in ast.parse(page).body
@@ -680,7 +686,7 @@ def copy_out(function):
 
 @by_name(("function", "load", "mode"), COPIED)
 def test_function_runs_alone(tmp_path, function, load, mode):
-    """A function that is copied out of its page needs something that is not copied with it."""
+    """A function runs with the imports of its page and the functions that it calls."""
     data, alone = tmp_path / "data", tmp_path / "alone"
     data.mkdir()
     alone.mkdir()
@@ -700,7 +706,7 @@ def test_function_runs_alone(tmp_path, function, load, mode):
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     result = pickle.loads((alone / "result").read_bytes())

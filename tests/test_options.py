@@ -205,7 +205,7 @@ def run_alone(**environ):
         env=needed | environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -51,8 +51,9 @@ def test_without_an_address_the_site_is_where_make_serve_shows_it(tmp_path):
 def test_the_card_shows_the_result(tmp_path):
     """The bars are as long as the peaks, to each other; nothing runs out of the picture."""
     (tmp_path / "summary.csv").write_text(
-        "method,mode,before_mib,peak_pss_mib\n"
-        '"NiftiMasker, in-memory image",parallel,100,2000\n"Streaming, masks",one pass,100,500\n'
+        "method,mode,before_mib,peak_mib,status\n"
+        '"NumPy indexing, in-memory image",parallel,100,2000,predicted\n'
+        '"Streaming, masks",one pass,100,500,measured\n'
     )
     draw_card("A project", Measurements(tmp_path), tmp_path / "card.png")
     card = matplotlib.image.imread(tmp_path / "card.png")[..., :3]

@@ -9,10 +9,12 @@ import importlib.util
 import json
 import os
 import re
+from html import unescape
 
 import nibabel as nib
 import numpy as np
 import pytest
+from measured import MeasuredTable, Measurements, written
 
 import pages
 from memory_model import METHODS
@@ -20,6 +22,10 @@ from small_site import N_REGIONS, Site
 
 N_METHODS = len(METHODS)
 SVG_TEXT = re.compile(r"<text[^>]*>(.*?)</text>")
+ALT = re.compile(r'alt="([^"]*)"')
+# What the page of a method prints, and how it describes the figure.
+PRINTED = r"{}\n    peak (?P<peak>[\d,]+ MiB).*?, (?P<before>[\d,]+ MiB) before the call"
+IN_WORDS = r"{}: [\w ]+ from (?P<before>[\d,]+ MiB) before .*? peak of (?P<peak>[\d,]+ MiB)"
 
 
 def test_prose_alone_has_placeholders_instead_of_numbers(placeholders):
@@ -54,19 +60,24 @@ def test_all_methods_are_measured_and_identical(site):
     for row in rows:
         assert float(row["image_mib"]) == pytest.approx(mib, abs=0.05)
         assert int(row["n_masks"]) == (1 if row["mode"] == "single" else N_REGIONS)
-        assert 0 < float(row["before_mib"]) <= float(row["peak_pss_mib"])
-        assert float(row["peak_pss_mib"]) <= float(row["peak_rss_mib"]) + 1
+        model = METHODS[f"{row['method']}, {row['mode']}"]
+        workers = model.mode == "parallel" and model.imports
+        assert int(row["n_runs"]) == (3 if workers else 1)
+        assert 0 < float(row["before_mib"]) <= float(row["peak_mib"])
+        for name in ("peak_mib", "seconds"):
+            low, middle, high = (float(row[f"{name}{end}"]) for end in ("_min", "", "_max"))
+            assert low <= middle <= high
     assert len(list((site.measured / "traces").glob("*.dat"))) == N_METHODS
 
 
 def test_the_index_is_measured(site):
-    """indexed_gzip was not there, or it was, and everything was measured with it."""
+    """The page on blocks measures with indexed_gzip, and only that page has it."""
     page = (site.html / "auto_examples" / "plot_large_image_in_blocks.html").read_text()
     text = re.sub(r"<[^>]+>", "", page)
-    assert "indexed_gzip is there, and is measured below." in text
+    assert "indexed_gzip is installed, and is measured below." in text
     assert re.search(r"blocks, 2 workers, \.nii\.gz, index +[\d.]+ .* True\n", text)
     assert re.search(r"the index +[\d.]+ s to make, [\d.]+ MiB on disk", text)
-    assert re.search(r"nibabel alone +[\d.]+ s .*\nbeside indexed_gzip +[\d.]+ s", text)
+    assert re.search(r"without indexed_gzip +[\d.]+ s .*\nwith indexed_gzip +[\d.]+ s", text)
     assert len(re.findall(r"^(?:one pass|blocks), .* True$", text, re.M)) == 5  # no index: none
     assert importlib.util.find_spec("indexed_gzip") is None
 
@@ -165,7 +176,7 @@ def test_the_chapters_figure_names_every_method(chapter, site):
             assert re.search(rf"{name}: [\d,]+ MiB", alt)
     for row in rows:
         if row["mode"] != "single":
-            assert f"{float(row['peak_pss_mib']):,.0f} MiB" in alts[2]
+            assert f"{float(row['peak_mib']):,.0f} MiB" in alts[2]
     for layout in ("wide", "tall"):
         for metric in ("pss", "rss"):
             drawing = (site.measured / f"memory_over_time_{metric}_{layout}.svg").read_text()
@@ -191,35 +202,41 @@ def test_the_figure_fits_the_screen(chapter, width, layout):
         assert 10 * pixels / points_wide >= 8 * 96 / 72
 
 
-def test_numbers_in_the_text_are_those_of_the_summary(chapter, site):
-    """Each number of the prose and of the table is the one in summary.csv."""
-    rows = site.rows()
-    source = (site.folder / "doc" / "masker_memory_usage.rst").read_text()
-    keys = re.findall(r":measured:`([^`]+)`", source)
-    shown = chapter.locator("main .measured").all_inner_texts()
-    assert len(shown) == len(keys) >= 25
-    peaks = {(r["method"], r["mode"]): float(r["peak_pss_mib"]) for r in rows}
-    every = sorted(value for (_, mode), value in peaks.items() if mode != "single")
-    peaks |= {("highest", "all masks"): every[-1], ("lowest", "all masks"): every[0]}
-    checked = 0
-    for key, text in zip(keys, shown, strict=True):
-        *way, name = key.split(" / ")
-        if name == "peak_pss_mib":
-            assert text == f"{peaks[tuple(way)]:,.0f} MiB", key
-            checked += 1
-        elif way == ["ratio", "highest"]:
-            ratio = every[-1] / every[0]
-            assert text == (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}")
-            checked += 1
-    assert checked >= 8
-    cells = chapter.locator("table.measured-table tbody tr").all()
-    assert len(cells) == N_METHODS
-    for line, row in zip(cells, rows, strict=True):
-        shown = line.locator("td").all_inner_texts()
-        assert shown[:3] == [row["method"], row["mode"], row["n_jobs"]]
-        for place, name in ((3, "before_mib"), (4, "peak_pss_mib"), (5, "peak_rss_mib")):
-            assert shown[place] == f"{float(row[name]):,.0f} MiB"
-        assert shown[7] == "yes"
+def test_equal_quantities_are_equal_on_all_pages(site):
+    """Each number has one text, in the prose, the tables, and what the methods' pages say."""
+    rows = {f"{row['method']}, {row['mode']}": row for row in Measurements(site.measured).rows}
+    shown, said = {}, {}
+    for name in pages.all_pages(site.html):
+        page = (site.html / name).read_text()
+        for key, text in re.findall(r'data-key="([^"]*)">([^<]*)</span>', page):
+            shown.setdefault(unescape(key), set()).add(unescape(text))
+        page = unescape(re.sub(r"</?[a-z][^>]*>", "", page) + " ".join(ALT.findall(page)))
+        for title in rows:
+            for words in (PRINTED, IN_WORDS):
+                for found in re.finditer(words.format(title), page):
+                    said.setdefault(title, set()).add((found["before"], found["peak"]))
+    names = [*MeasuredTable.HEADINGS]
+    for title, row in rows.items():
+        values = {name: written(name, row[name]) for name in names}
+        key = f"{row['method']} / {row['mode']}"
+        assert {name: shown[f"{key} / {name}"] for name in names} == {
+            name: {text} for name, text in values.items()
+        }
+        assert said[title] == {(values["before_mib"], values["peak_mib"])}
+    assert [key for key, texts in shown.items() if len(texts) > 1] == []
+    assert "[not measured yet]" not in set.union(*shown.values())
+
+
+def test_the_table_has_a_line_for_each_method(chapter, site):
+    """The chapter's table has every row of summary.csv, with the range of several runs."""
+    lines = chapter.locator("table.measured-table tbody tr").all()
+    peak = [*MeasuredTable.HEADINGS].index("peak_mib")
+    for line, row in zip(lines, Measurements(site.measured).rows, strict=True):
+        cells = line.locator("td").all_inner_texts()
+        assert cells[:3] == [row["method"], row["mode"], row["n_jobs"]]
+        low, high = (f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max"))
+        assert cells[peak].endswith(f"({low}–{high})" if int(row["n_runs"]) > 1 else " MiB")
+        assert cells[-1] == "yes"
 
 
 def test_the_text_is_about_the_readers_image(chapter, site):
@@ -243,10 +260,10 @@ def test_the_page_on_the_limit_shows_this_builds_times(browser, address, site):
     tables = page.locator("div.sphx-glr-script-out").all_inner_texts()
     page.close()
     names = {row["what"] for row in rows}
-    assert len(names) >= N_METHODS + 6
+    assert len(names) >= N_METHODS
     for what in names:
         pairs = [row for row in rows if row["what"] == what]
-        assert len(pairs) >= 5
+        assert len(pairs) >= 3
         ratios = [float(row["seconds"]) / float(row["limit_seconds"]) for row in pairs]
         line = next(line for line in tables[0].splitlines() if line.startswith(what + " "))
         seconds, ratio = line[len(what) :].split()[:2]
@@ -280,15 +297,18 @@ def wide(browser):
 
 
 def test_the_front_page_shows_the_result(wide, address, site):
-    """Its large numbers: peak and seconds of streaming and of the usual way; with the figure."""
+    """Its cards: memory above the start, peak and time of three methods; with the chart."""
     wide.goto(f"{address}/index.html")
-    wanted = (("Streaming, masks", "one pass"), ("NiftiMasker, path", "parallel"))
-    rows = {(row["method"], row["mode"]): row for row in site.rows()}
-    shown = wide.locator(".headline .measured").all_inner_texts()
-    assert shown == [
-        *(f"{float(rows[method]['peak_pss_mib']):,.0f} MiB" for method in wanted),
-        *(f"{float(rows[method]['seconds']):.3g} s" for method in wanted),
-    ]
+    ways = (
+        "NiftiMasker, path / parallel",
+        "NiftiMasker, path / loop",
+        "Streaming, masks / one pass",
+    )
+    found = Measurements(site.measured)
+    for card, way in zip(wide.locator(".headline .sd-card").all(), ways, strict=True):
+        text = card.inner_text()
+        for name in ("above_mib", "peak_mib with range", "seconds with range"):
+            assert found.text(f"{way} / {name}") in text
     size = wide.locator(".headline .measured").first.evaluate("e => getComputedStyle(e).fontSize")
     assert float(size.removesuffix("px")) >= 32
     assert [image.is_visible() for image in wide.locator("#the-result img").all()].count(True) == 1

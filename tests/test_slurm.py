@@ -19,11 +19,12 @@ from slurm import MEMORY_MB, one_node_slurm
 from small_study import Study
 from task_overhead import time_array
 
+pytestmark = pytest.mark.chance
 PAGE = Path(plot_slurm.__file__).read_text()
 
 
 def test_array_gives_each_task_its_part(slurm, tmp_path):
-    """A task of an array does not learn which part of how many is its own."""
+    """Each task of an array learns its number and how many tasks there are."""
     part = 'echo "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" > "$SLURM_ARRAY_TASK_ID.txt"'
     job = slurm.submit("--array=1-3", "--mem=100", "--wrap", part, cwd=tmp_path)
     assert slurm.finished(job) == ["COMPLETED"] * 3
@@ -32,14 +33,14 @@ def test_array_gives_each_task_its_part(slurm, tmp_path):
 
 
 def test_memory_is_what_the_node_has(slurm, tmp_path):
-    """A job asks for more memory than there is, and waits for ever."""
+    """A job that asks for more memory than the node has is refused."""
     done = slurm.ask("sbatch", f"--mem={MEMORY_MB + 1}", "--wrap", "true", cwd=tmp_path)
     assert done.returncode != 0
     assert "Memory specification can not be satisfied" in done.stderr
 
 
 def test_jobs_share_the_memory(slurm, tmp_path):
-    """Two jobs run beside each other whose memory the node does not have."""
+    """Two jobs that together need more memory than the node has run one after the other."""
     ask = f"--mem={MEMORY_MB * 2 // 3}"
     jobs = [slurm.submit(ask, "--wrap", "date +%s%N; sleep 0.2", cwd=tmp_path) for _ in range(2)]
     assert [slurm.finished(job) for job in jobs] == [["COMPLETED"]] * 2
@@ -47,10 +48,10 @@ def test_jobs_share_the_memory(slurm, tmp_path):
     assert second - first >= 0.2e9
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
+@pytest.fixture
+def study(tmp_path):
     """A folder as the page describes it, and the files that a run without Slurm writes."""
-    study = Study(tmp_path_factory.mktemp("study"))
+    study = Study(tmp_path / "study")
     for folder, paths in (("images", study.images), ("masks", study.masks)):
         (study.folder / folder).mkdir()
         paths[:] = [path.rename(study.folder / folder / path.name) for path in paths]
@@ -70,7 +71,7 @@ def commands():
 
 
 def test_job_array_of_the_page(slurm, study):
-    """A job array writes other arrays than a serial run, or the page's commands do not run."""
+    """The page's commands run, and a job array writes the arrays of a serial run."""
     study, expected = study
     (study.folder / "mask_study.sbatch").write_text(job_script(3, 500, 5, sys.executable))
     submit, collect = commands()
@@ -79,7 +80,7 @@ def test_job_array_of_the_page(slurm, study):
     assert done.returncode == 0, done.stderr
     done = slurm.ask(*bash, collect, cwd=study.folder)
     assert done.returncode == 0, done.stderr
-    slurm.until(lambda: not slurm.queue(), 120)
+    slurm.until(lambda: not slurm.queue())
     said = {path.name: path.read_text() for path in study.folder.glob("slurm-*.out")}
     assert study.files() == expected, said
     assert {f"study_{n}_of_3.tsv" for n in (1, 2, 3)} < set(os.listdir(study.output))
@@ -89,7 +90,7 @@ def test_job_array_of_the_page(slurm, study):
 
 
 def test_workers_of_dask_jobqueue(slurm, study, tmp_path, monkeypatch):
-    """Workers that are jobs write other arrays than a serial run, or outlive it."""
+    """Workers that are jobs write the arrays of a serial run and end with it."""
     study, expected = study
     monkeypatch.setenv("PYTHONPATH", str(study.folder))
     options = {
@@ -111,13 +112,13 @@ def test_workers_of_dask_jobqueue(slurm, study, tmp_path, monkeypatch):
 
 
 def test_one_worker_is_refused(tmp_path):
-    """joblib would do all the work in the calling process, on the login node."""
+    """One worker is refused: joblib would do all the work on the login node."""
     with pytest.raises(ValueError, match="n_jobs is 1; two workers are needed"):
         mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
 
 
-def test_more_memory_than_a_node_has_is_refused(slurm, study, tmp_path):
-    """The page's job asks for memory in another way than Slurm understands."""
+def test_more_memory_than_a_node_has_is_refused(slurm, tmp_path):
+    """Slurm understands how the page's job asks for memory."""
     mib, minutes = to_ask_for(200, 30, 10)
     assert (mib, minutes) == (300, 20)
     job = job_script(2, MEMORY_MB + 1, minutes, sys.executable)
@@ -127,7 +128,7 @@ def test_more_memory_than_a_node_has_is_refused(slurm, study, tmp_path):
 
 
 def test_empty_tasks_are_timed(slurm):
-    """The overhead of a job array is that of other tasks, or of none."""
+    """The overhead of a job array is the time of its own tasks."""
     start = time.monotonic()
     seconds = time_array(5, largest=3)
     assert 0 < seconds <= time.monotonic() - start
@@ -138,12 +139,12 @@ def fail_beside_a_job(slurm, folder):
     """What a failing test does while its job runs."""
     job = slurm.submit("--wrap", "sleep 1000 & sleep 1000", cwd=folder)
     slurm.until(lambda: slurm.states(job) == ["RUNNING"])
-    slurm.until(slurm.processes)  # it is said to run a moment before it does
+    slurm.until(slurm.processes)  # Slurm reports the job a moment before it starts
     raise RuntimeError(job)
 
 
 def test_nothing_is_left(slurm_programs, tmp_path):
-    """A test that fails leaves daemons, its job, or Slurm's files behind."""
+    """A test that fails leaves no daemon, job or file of Slurm behind."""
     with pytest.raises(RuntimeError), one_node_slurm() as slurm:
         fail_beside_a_job(slurm, tmp_path)
     assert all(daemon.returncode is not None for daemon in slurm.daemons.values())
@@ -152,7 +153,7 @@ def test_nothing_is_left(slurm_programs, tmp_path):
 
 
 def test_what_failed_is_told(slurm_programs):
-    """A daemon ends at once, and all that one hears is that there is no Slurm."""
+    """A daemon that ends at once fails the test with the daemon's own message."""
     failing = one_node_slurm(SlurmdSpoolDir="/dev/null/spool")
     with pytest.raises(AssertionError, match=r"(?s)slurmd ended.*/dev/null/spool"), failing:
         pass

@@ -273,7 +273,7 @@ def test_maps_in_single_precision(files):
 
 
 @QUIET
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(
     image=st.sampled_from(list(IMAGES)),
     spatial=st.sampled_from(list(SPATIAL)),
@@ -698,9 +698,10 @@ def test_file_is_closed(whole, tmp_path, suffix, monkeypatch):
 # ------
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("spatial", ["same grid", "resampled"])
 def test_memory_does_not_grow_with_the_image(tmp_path, spatial):
-    """The image, or its extracted volumes, are collected."""
+    """Neither the image nor its extracted volumes stay in memory."""
     shape, peaks = (40, 40, 30), []
     affine = AFFINE @ np.diag([2, 2, 2, 1]) if spatial == "resampled" else AFFINE
     masker = NiftiLabelsMasker(
@@ -717,7 +718,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path, spatial):
             warnings.simplefilter("ignore")
             trace = measure(stream_masker, masker, path, memory_mib=16)
         assert trace.result().shape == (n_volumes, 4)
-        peaks.append(trace.peak_pss_mib - trace.before_mib)
+        peaks.append(trace.above_mib)
     assert peaks[1] < peaks[0] + 6  # the image has 11 or 33 MiB more
 
 

@@ -415,7 +415,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=500)
 @given(cases())
 def test_any_image_gives_the_values_of_nifti_masker(case):
     """Some shape, type, value, scaling, mask, block or output is treated in another way."""
@@ -685,9 +685,10 @@ def test_one_mask_that_is_not_in_a_list(bad_files, load):
 @both
 @pytest.mark.parametrize("name", ["fmri.nii", "fmri.nii.gz", "fmri.nii.bz2", "fmri.img"])
 def test_files_are_closed(tmp_path, module, name):
-    """The image is open after the call, or was closed only by being forgotten."""
+    """The image is closed by the call itself, not by the garbage collector."""
     fmri_path = write(tmp_path / name, any_bits(SHAPE, "<f4"))
     mask_path = write(tmp_path / "mask.nii.gz", regions(SHAPE)[0].astype("u1"))
+    gc.collect()  # other tests' garbage may warn
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         series = module.stream_masks(fmri_path, [mask_path])
@@ -1008,12 +1009,13 @@ def write_volumes(path, n_volumes):
             file.write(content)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_memory_does_not_grow_with_the_image(tmp_path, suffix):
-    """More than the result and some MiB is needed, or more for more volumes."""
+    """The result and some MiB are needed, as many for more volumes."""
 
     def slowly(fmri_path, masks):
-        """Hold what is in memory after the last block, until it has been measured."""
+        """Keep everything in memory after the last block until it has been measured."""
 
         # In the fresh process.
         plot_stream_masks.tqdm = progress(at_end=lambda: time.sleep(0.1))
@@ -1029,7 +1031,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix):
         series = trace.result()
         assert [len(a) for a in series] == [n_volumes] * 20
         output_mib = sum(a.nbytes for a in series) / MIB
-        above.append(trace.peak_pss_mib - trace.before_mib - output_mib)
+        above.append(trace.above_mib - output_mib)
         fmri_path.unlink()
     assert max(above) < 48, above
     assert abs(above[1] - above[0]) < 0.1 * max(above) + 5, above
@@ -1043,9 +1045,9 @@ examples, fmri_path, *masks = sys.argv[1:]
 sys.path.insert(0, examples)
 from plot_stream_masks import stream_masks
 
-resource.setrlimit(resource.RLIMIT_DATA, (10**9, 10**9))
+resource.setrlimit(resource.RLIMIT_DATA, (3 * 10**8,) * 2)
 try:
-    np.ones(2**30, "u1")
+    np.ones(4 * 10**8, "u1")
 except MemoryError:
     pass
 else:
@@ -1053,7 +1055,7 @@ else:
 names = [f"{i}.npy" for i in range(len(masks))]
 series = stream_masks(fmri_path, masks, out=names)
 small, whole = np.load(names[0]), np.load(names[1], mmap_mode="r")
-assert whole.shape == (1200, 64**3), whole.shape
+assert whole.shape == (400, 64**3), whole.shape
 assert whole.dtype == small.dtype == np.float32
 assert small.sum() == small[-1, -1] == whole[-1, -1] == 7, (small, whole[-1, -1])
 assert whole[::7, ::1000].sum() == 0
@@ -1062,15 +1064,15 @@ assert whole[::7, ::1000].sum() == 0
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are those of Linux")
 def test_image_that_is_larger_than_the_memory(tmp_path):
-    """An image, or results, that are larger than the memory end in an error."""
-    shape = (64, 64, 64, 1200)
+    """The image and a result in a file may be larger than the memory."""
+    shape = (64, 64, 64, 400)
     fmri_path = write(tmp_path / "fmri.nii", np.zeros((*shape[:3], 0), "<f4"))
     header = nib.load(fmri_path).header.copy()
     header.set_data_shape(shape)
     header["vox_offset"] = 352
     fmri_path.write_bytes(header.binaryblock + bytes(4))
     os.truncate(fmri_path, 352 + 4 * int(np.prod(shape)))  # a hole, which takes no room on disk
-    assert fmri_path.stat().st_size > 1.2e9
+    assert fmri_path.stat().st_size > 4e8
     with open(fmri_path, "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(np.array(7, "<f4").tobytes())
@@ -1086,7 +1088,7 @@ def test_image_that_is_larger_than_the_memory(tmp_path):
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         left = sorted(path.name for path in tmp_path.glob("*.npy*"))
     finally:

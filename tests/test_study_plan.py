@@ -69,9 +69,10 @@ def test_nodes_are_those_of_the_title():
 # -----------
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("engine", module.ENGINES)
 def test_every_task_is_done_by_itself(engine, monkeypatch, tmp_path):
-    """Tasks are joined into batches, so that what each costs is not seen."""
+    """Each task is a batch of its own, so that its cost shows."""
     batches = []
     original = module.Parallel
 
@@ -81,7 +82,7 @@ def test_every_task_is_done_by_itself(engine, monkeypatch, tmp_path):
             super()._dispatch(batch)
 
     monkeypatch.setattr(module, "Parallel", Counting)
-    assert 0 < module.time_tasks(engine, 30) < 60
+    assert module.time_tasks(engine, 30) > 0
     assert batches == [1] * (10 + 30)
 
 
@@ -142,7 +143,7 @@ def test_large_image_is_cut(own_image):
 
 
 def test_speed_is_of_complete_studies(own_image, tmp_path):
-    """A study in which images fail is fast, and is taken for a good one."""
+    """A study in which images fail is no measurement."""
     images, masks = prepare_study(n_images=3)
     ratios = speed_up(images, masks, 2, 2)
     assert len(ratios) == 2

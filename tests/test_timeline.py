@@ -1,4 +1,4 @@
-"""Memory over time to point at: what is written for it, and what a browser makes of it."""
+"""The interactive figure of memory over time: its data, and what a browser shows."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def write_run(folder, metric):
 
 
 def test_processes_of_a_run(tmp_path):
-    """A worker is of another method, or has the memory of another, or the tracker is one."""
+    """Each worker has its own method and memory, and the tracker is not a worker."""
     run = write_run(tmp_path, "RSS")
     assert [phase["name"] for phase in run["phases"]][::2] == [
         "NiftiMasker, path, parallel",
@@ -118,7 +118,7 @@ def place(page, time):
 
 
 def test_pointing_reads_a_sample(page):
-    """The mouse reads another moment, method, process or amount than it points at."""
+    """The mouse reads the moment, method, processes and amounts that it points at."""
     page.mouse.move(*place(page, 2.0))
     assert readout(page) == {
         "Time": "2.0 s",
@@ -137,7 +137,7 @@ def test_pointing_reads_a_sample(page):
 
 
 def test_a_finger_reads_a_sample(browser, address):
-    """A tap reads nothing."""
+    """A tap reads a sample."""
     context = browser.new_context(viewport={"width": 360, "height": 900}, has_touch=True)
     page = context.new_page()
     page.goto(address)
@@ -148,7 +148,7 @@ def test_a_finger_reads_a_sample(browser, address):
 
 
 def test_keys_move_and_zoom(page):
-    """The keyboard cannot read what the mouse reads, or a reader is not told."""
+    """The keyboard reads what the mouse reads, and screen readers announce it."""
     drawing = page.get_by_role("slider", name="Memory over time")
     drawing.focus()
     page.keyboard.press("Home")
@@ -183,7 +183,7 @@ def test_keys_move_and_zoom(page):
 
 
 def test_zoom_without_keys(page):
-    """Buttons, a drag and the wheel do not zoom, or the wheel does so by itself."""
+    """Buttons, a drag and the wheel with Ctrl zoom; the wheel alone does not."""
 
     def seen():
         return page.locator(".timeline-phase").count()
@@ -218,7 +218,7 @@ def test_zoom_without_keys(page):
 
 
 def test_controls_can_be_hit_and_seen(page):
-    """A control is too small for a finger, shows no focus, or makes the page scroll sideways."""
+    """Controls are large enough for a finger, show focus, and fit the width of the page."""
     controls = page.locator(".timeline :is(button, select, input, svg)").all()
     assert len(controls) == 9
     for control in controls:
@@ -236,7 +236,7 @@ def test_controls_can_be_hit_and_seen(page):
 
 
 def test_without_scripts_nothing_is_shown(browser, address):
-    """Without scripts, a button that does nothing is on the page, or its data."""
+    """Without scripts, the page shows neither the button nor the data."""
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(address)

@@ -1,8 +1,8 @@
 """Put the calculator into a page: the model as data, the form, and the script.
 
 The directive ``memory-calculator`` has no argument. The model is that of
-``examples/memory_model.py`` as JSON, with what imports take on the machine of the build. The
-script ``calculator.js`` is loaded by pages with the directive only.
+``examples/memory_model.py`` as JSON, with the memory of imports on the machine of the build. Only
+pages with the directive load the script ``calculator.js``.
 """
 
 from html import escape
@@ -16,23 +16,23 @@ from memory_budget import this_machine
 from memory_model import DTYPES, as_json
 
 MEASURED_HERE = (
-    "What interpreters and imports take was measured on the machine that built this page"
-    " ({versions}). On yours it will differ by little: by some tens of MiB for each worker."
+    "The memory of interpreters and imports was measured on the machine that built this page"
+    " ({versions}). On yours it may differ, by some tens of MiB for each worker."
 )
 TYPICAL = (
-    "What interpreters and imports take are typical numbers, measured on a machine with two"
-    " cores. On yours it will differ by little: by some tens of MiB for each worker."
-    " <code>--measure</code> of the command line finds the numbers of your machine."
+    "The memory of interpreters and imports is typical, measured on a machine with two cores. On"
+    " yours it may differ, by some tens of MiB for each worker. The option <code>--measure</code>"
+    " of the command line measures yours."
 )
 
 
 def embedded_model():
-    """Give the model as JSON that can stand inside a script element."""
+    """Return the model as JSON that can stand inside a script element."""
     return as_json(this_machine()).replace("<", "\\u003c")
 
 
 def machine_text(machine):
-    """Say in HTML what the numbers of interpreters and imports are."""
+    """Return the origin of the numbers of interpreters and imports, as HTML."""
     versions = machine["measured"]
     return MEASURED_HERE.format(versions=escape(versions)) if versions else TYPICAL
 

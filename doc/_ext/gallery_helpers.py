@@ -34,6 +34,7 @@ ORDER = [
     "benchmark",
     "peak_memory",
     "measured_methods",
+    "one_run",
     "synthetic_data",
     "options",
 ]
@@ -49,7 +50,7 @@ class ReadingOrder:
         self.source_folder = source_folder
 
     def __call__(self, file_name):
-        """Give the place of an example among the others."""
+        """Return the place of an example among the others."""
         name = Path(file_name).stem
         if name in ORDER:
             return ORDER.index(name), name
@@ -60,14 +61,32 @@ DRAW = tqdm.__init__
 
 
 def bars_on_the_terminal(gallery_conf, file_name, when):
-    """Let progress bars of an example be drawn for who builds, and not into its page."""
+    """Draw an example's progress bars on the terminal, not on its page."""
     before = when == "before"
     tqdm.__init__ = partialmethod(DRAW, file=sys.__stderr__) if before else DRAW
 
 
+# Warnings about the machine or the clock, not about the code: they must not stop a build. (In a
+# thread of joblib or Dask, an error in place of a warning would end the thread, and the example
+# would wait forever.)
+ABOUT_THE_MACHINE = (
+    "A worker stopped while some jobs were given",  # joblib: slow to start, or short of memory
+    "resource_tracker: ",  # joblib: the system ended the tracker, or files are gone already
+    "Failed to delete temporary folder",  # joblib
+    "Could not find the number of physical cores",  # joblib
+    r"Port \d+ is already in use",  # Dask: it takes another one
+    r"\s*Could not launch service",  # Dask
+    "Creating scratch directories is taking a surprisingly long time",  # Dask
+    "Couldn't detect a suitable IP address",  # Dask: no network
+    "Attempting to set identical low and high",  # matplotlib: a measured value is zero
+)
+
+
 def warnings_are_errors(gallery_conf, file_name, when):
-    """Turn warnings into errors while an example runs."""
+    """Turn warnings into errors while an example runs, except those about the machine."""
     if when == "before":
         warnings.simplefilter("error")
+        for message in ABOUT_THE_MACHINE:
+            warnings.filterwarnings("ignore", message)
     else:
         warnings.resetwarnings()

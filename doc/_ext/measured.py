@@ -3,35 +3,65 @@
 The role ``measured`` writes one value of the files in the folder of measurements::
 
     :measured:`image / shape`
-    :measured:`NiftiMasker, path / parallel / peak_pss_mib`
+    :measured:`NiftiMasker, path / parallel / peak_mib`
+    :measured:`NiftiMasker, path / parallel / seconds with range`
     :measured:`highest / parallel / method`
     :measured:`ratio / highest / lowest`
 
-The first three name a value: of ``experiment.json``, or of a row of ``summary.csv`` by its
+The first four name a value: of ``experiment.json``, or of a row of ``summary.csv`` by its
 method and mode. The mode ``all masks`` stands for every mode but ``single``. ``highest`` and
-``lowest`` stand for the method with that peak PSS. A ratio divides the peak PSS of two methods
-for all masks; with a column at its end, that column. The column ``above_mib`` is computed
-here: the peak PSS above the level before the call. Where nothing has been measured, a
-placeholder stands, so that the prose can be built alone.
+``lowest`` stand for the method with that peak. ``with range`` adds the smallest and the largest
+value of several runs. A ratio divides the peaks of two methods for all masks; with a column at
+its end, that column. The column ``above_mib`` is computed here: the peak less the level before
+the call. Every value is rounded once, from the number in the file.
+
+Where a method, or everything, has not been measured, a placeholder stands in the text, so that
+a page can always be built. A key that names no method and no value is an error.
 
 The directive ``measured-table`` shows ``summary.csv``, and ``measured-figure`` a picture of
-the folder, with the description that is in the file, or with one in which values stand in
-braces. A ``measured-note``
-stands only where a value is as given. ``measured-download`` and ``recorded-download`` link
-files.
+the folder, with the description in the file, or with one in which values stand in braces. A
+``measured-note`` appears only where a value is as given. ``measured-download`` and
+``recorded-download`` link files.
 """
 
 import csv
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from docutils import nodes
 from pictures import Picture
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from memory_model import METHODS
+
 PLACEHOLDER = "[not measured yet]"
 NOT_RUN = "not measured"
+RANGES = {"peak_mib", "seconds"}  # columns with a smallest and a largest value
+
+
+class Found(NamedTuple):
+    """What a key stands for.
+
+    Attributes
+    ----------
+    key : str
+        The same for the same quantity, however it was asked for.
+    text : str
+        The value with its unit.
+    after : str
+        What follows it: a range, or a remark.
+    """
+
+    key: str
+    text: str
+    after: str = ""
+
+    def as_nodes(self):
+        """Return it for a page."""
+        value = Value(self.text, self.text, key=self.key)
+        return [value, nodes.Text(self.after)] if self.after else [value]
 
 
 class Measurements:
@@ -48,33 +78,49 @@ class Measurements:
         self.values = {}
         if (self.folder / "summary.csv").exists():
             with open(self.folder / "summary.csv", newline="") as file:
-                self.rows = list(csv.DictReader(file))
+                rows = csv.DictReader(file)
+                if "peak_mib" in (rows.fieldnames or ()):  # an earlier version had another
+                    self.rows = list(rows)
         for row in self.rows:
-            row["above_mib"] = str(float(row["peak_pss_mib"]) - float(row["before_mib"]))
+            row["above_mib"] = str(float(row["peak_mib"]) - float(row["before_mib"]))
         for name in ("experiment.json", "mprof.json"):
             if (self.folder / name).exists():
                 self.values |= json.loads((self.folder / name).read_text())
 
     def row(self, method, mode):
-        """Give a row by method, ``highest`` or ``lowest``, and mode; None if not measured."""
+        """Return a row by method and mode; None if it was not measured.
+
+        Parameters
+        ----------
+        method : str
+            Its name, with its mode where it has several; ``highest`` or ``lowest``.
+        mode : str
+
+        Raises
+        ------
+        KeyError
+            There is no such method, or there are several.
+        """
         every = mode == "all masks"
         rows = [r for r in self.rows if r["mode"] == mode or (every and r["mode"] != "single")]
-        if method in ("highest", "lowest") and rows:
+        if method in ("highest", "lowest"):
             choose = max if method == "highest" else min
-            return choose(rows, key=lambda row: float(row["peak_pss_mib"]))
-        return next((row for row in rows if row["method"] == method), None)
+            return choose(rows, key=lambda row: float(row["peak_mib"]), default=None)
+        rows = [r for r in rows if method in (r["method"], f"{r['method']}, {r['mode']}")]
+        if len(rows) > 1 or (not rows and not is_a_method(method, mode)):
+            raise KeyError(f"{method}, {mode}")
+        return rows[0] if rows else None
 
-    def text(self, key):
-        """Give a value as text, with its unit.
+    def find(self, key):
+        """Return what a key of the role stands for.
 
         Parameters
         ----------
         key : str
-            As in the role.
 
         Returns
         -------
-        str
+        Found
 
         Raises
         ------
@@ -82,56 +128,93 @@ class Measurements:
             Something was measured, and it does not have this value.
         """
         words = key.split(" / ")
-        if len(words) == 3 and words[0] != "ratio":
-            if not self.rows:
-                return PLACEHOLDER
+        if words[0] == "ratio":
+            return Found(key, *self.ratio(*words[1:]))
+        if len(words) == 3:
             row = self.row(*words[:2])
             if row is None:
-                raise KeyError(key)
-            return written(words[2], row[words[2]]) + remark(words[2], row)
-        if words[0] == "ratio":
-            if not self.rows:
-                return PLACEHOLDER
-            column = words[3] if len(words) == 4 else "peak_pss_mib"
-            pair = [self.row(name, "all masks") for name in words[1:3]]
-            if not all(row[column] for row in pair):
-                return NOT_RUN
-            above, below = (float(row[column]) for row in pair)
-            least = {"above_mib": 1, "seconds": 0.01}.get(column, 0)  # less is noise
-            ratio = above / max(below, least)
-            more = "more than " if below < least else ""
-            text = more + (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}")
-            return text + max((remark(column, row) for row in pair), key=len)
+                return Found(key, PLACEHOLDER)
+            name = words[2].removesuffix(" with range")
+            after = spread(name, row) if words[2] != name else ""
+            return cell(name, row, after)
         value = self.values
         if not value:
-            return PLACEHOLDER
+            return Found(key, PLACEHOLDER)
         for word in words:
             value = value[word]
-        return written(words[-1], value)
+        return Found(key, written(words[-1], value))
+
+    def text(self, key):
+        """Return what a key stands for as text."""
+        found = self.find(key)
+        return found.text + found.after
+
+    def ratio(self, above, below, column="peak_mib"):
+        """Return a column of one method divided by that of another: text, and a remark."""
+        pair = [self.row(name, "all masks") for name in (above, below)]
+        if not all(pair):
+            return PLACEHOLDER, ""
+        if not all(row[column] for row in pair):
+            return NOT_RUN, ""
+        above, below = (float(row[column]) for row in pair)
+        least = {"above_mib": 1, "seconds": 0.01}.get(column, 0)  # less is noise
+        ratio = above / max(below, least)
+        text = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+        remarks = [remark(column, row) for row in pair]
+        return ("more than " if below < least else "") + text, max(remarks, key=len)
+
+
+def is_a_method(method, mode):
+    """Return whether the experiment has this method."""
+    return any(
+        mode in (model.mode, "all masks")
+        and method in (title, title.removesuffix(f", {model.mode}"))
+        for title, model in METHODS.items()
+    )
+
+
+def cell(name, row, after=""):
+    """Return the value of a column, with its key and its remark."""
+    key = f"{row['method']} / {row['mode']} / {name}"
+    return Found(key, written(name, row[name]), after + remark(name, row))
+
+
+def spread(name, row):
+    """Return the range of several runs in parentheses; nothing for a single run."""
+    if name not in RANGES or not row[name] or int(row["n_runs"]) < 2:
+        return ""
+    low, high = (written(name, row[f"{name}_{end}"]).rsplit(" ", 1)[0] for end in ("min", "max"))
+    return f" ({low}–{high})"
 
 
 def remark(name, row):
-    """Say of a peak that was not measured to its end what it is; nothing of other values."""
-    if "peak" not in name and name != "above_mib":
+    """Return what a peak is that was not measured to its end; nothing for other values."""
+    if ("peak" not in name and name != "above_mib") or not row[name]:
         return ""
     return {"predicted": " (predicted)", "stopped": " (then stopped)"}.get(row["status"], "")
 
 
 def written(name, value):
-    """Write a value as it reads well: the unit follows from its name."""
-    if value == "" and name in ("seconds", "identical"):
+    """Return a value as text, rounded; the unit follows from its name."""
+    if value == "":
         return NOT_RUN
-    if name.endswith("_mib"):
-        return f"{float(value):,.0f} MiB"
-    if name.endswith("_gib"):
-        return f"{float(value):,.0f} GiB"
-    if name in ("seconds", "pause"):
-        return f"{float(value):.3g} s"
+    if unit := re.search(r"_([mg])ib(_min|_max)?$", name):
+        return above_zero(f"{float(value):,.0f}", "1", f"{unit[1].upper()}iB")
+    if name.startswith("seconds"):
+        digits = ",.0f" if float(value) >= 100 else ".3g"
+        return above_zero(f"{float(value):{digits}}", "0.01", "s")
+    if name == "pause":
+        return f"{value:.3g} s"
     if name == "shape":
         return " × ".join(str(number) for number in value)
     if name == "identical":
         return "yes" if value == "true" else "no"
     return str(value)
+
+
+def above_zero(text, least, unit):
+    """Return a rounded amount with its unit; what was rounded to nothing is less than the least."""
+    return f"less than {least} {unit}" if float(text.replace(",", "")) == 0 else f"{text} {unit}"
 
 
 def note_use(env):
@@ -149,6 +232,21 @@ def outdated(app, env, added, changed, removed):
     return [name for name, metadata in env.metadata.items() if "measured" in metadata]
 
 
+class Value(nodes.inline):
+    """A measured value in the text, with its key, by which tests compare equal quantities."""
+
+
+def open_value(translator, node):
+    """Begin a measured value in HTML."""
+    attributes = {"CLASS": "measured", "data-key": node["key"]}
+    translator.body.append(translator.starttag(node, "span", "", **attributes))
+
+
+def close_value(translator, node):
+    """End a measured value in HTML."""
+    translator.body.append("</span>")
+
+
 class Measured(SphinxRole):
     """The role ``measured``."""
 
@@ -156,12 +254,11 @@ class Measured(SphinxRole):
         """Put the value into the text."""
         note_use(self.env)
         try:
-            text = Measurements(self.config.measured_folder).text(self.text)
+            found = Measurements(self.config.measured_folder).find(self.text)
         except (KeyError, TypeError):
             message = self.inliner.reporter.error(f"nothing measured is called {self.text!r}")
             return [], [message]
-        kind = nodes.emphasis if self.text.endswith("/ method") else nodes.inline
-        return [kind(text, text, classes=["measured"])], []
+        return found.as_nodes(), []
 
 
 class MeasuredTable(SphinxDirective):
@@ -172,8 +269,11 @@ class MeasuredTable(SphinxDirective):
         "mode": "Mode",
         "n_jobs": "Workers",
         "before_mib": "Before the call",
-        "peak_pss_mib": "Peak PSS",
-        "peak_rss_mib": "Peak RSS",
+        "peak_mib": "Peak memory",
+        "above_mib": "Above the start",
+        "peak_file_mib": "File pages (droppable)",
+        "peak_pss_mib": "PSS summed",
+        "peak_rss_mib": "RSS summed",
         "seconds": "Time",
         "identical": "Identical",
     }
@@ -188,18 +288,15 @@ class MeasuredTable(SphinxDirective):
         group = nodes.tgroup(cols=len(self.HEADINGS))
         table += group
         group += [nodes.colspec(colwidth=1) for _ in self.HEADINGS]
-        cells = [
-            [written(name, row[name]) + remark(name, row) for name in self.HEADINGS] for row in rows
-        ]
         head, body = nodes.thead(), nodes.tbody()
         group += [head, body]
-        for target, lines in ((head, [list(self.HEADINGS.values())]), (body, cells)):
-            for line in lines:
-                row = nodes.row()
-                if any("(predicted)" in text for text in line):
-                    row["classes"].append("predicted")
-                row += [nodes.entry("", nodes.paragraph(text, text)) for text in line]
-                target += row
+        head += nodes.row()
+        head[0] += [nodes.entry("", nodes.paragraph(text, text)) for text in self.HEADINGS.values()]
+        for row in rows:
+            body += nodes.row(classes=["predicted"] if row["status"] == "predicted" else [])
+            for name in self.HEADINGS:
+                found = cell(name, row, spread(name, row))
+                body[-1] += nodes.entry("", nodes.paragraph("", "", *found.as_nodes()))
         link = ":download:`summary.csv </measured/summary.csv>`"
         text = [f"The same numbers without rounding: {link}."]
         text += [
@@ -282,6 +379,7 @@ class MeasuredNote(SphinxDirective):
 def setup(app):
     """Register the role and the directives."""
     app.add_config_value("measured_folder", "measured", "env")
+    app.add_node(Value, html=(open_value, close_value))
     app.add_role("measured", Measured())
     app.add_directive("measured-table", MeasuredTable)
     app.add_directive("measured-figure", MeasuredFigure)

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
-from measured import Measurements, written
+from measured import Measurements
 
 CARD = "_static/card.png"
 SIZE = 1200, 630  # pixels, the shape that OpenGraph recommends
@@ -37,11 +37,12 @@ def draw_card(project, measurements, path):
     if all(rows):
         ax = figure.add_axes((0.06, 0.08, 0.88, 0.52))
         ax.set_axis_off()
-        peaks = [float(row["peak_pss_mib"]) for row in rows]
+        peaks = [float(row["peak_mib"]) for row in rows]
         ax.barh([1, 0], peaks, height=0.34, color=["#e69f00", "#56b4e9"])
-        for height, row, peak in zip([1, 0], rows, peaks, strict=True):
-            text = f"{row['method']}: {written('peak_pss_mib', peak)}"
-            ax.text(0, height + 0.24, text, color="white", fontsize=27, va="bottom")
+        for height, row in zip([1, 0], rows, strict=True):
+            text = measurements.text(f"{row['method']} / {row['mode']} / peak_mib")
+            name = f"{row['method']}, {row['mode']}".replace(" image", "")
+            ax.text(0, height + 0.24, f"{name}: {text}", color="white", fontsize=22, va="bottom")
         ax.set_ylim(-0.2, 1.7)
     figure.savefig(path)
 

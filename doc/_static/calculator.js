@@ -11,7 +11,6 @@
   const METHODS = MODEL.methods;
   const REASONS = MODEL.reasons;
   const DTYPES = MODEL.dtypes;
-  const AROUND = MODEL.around;
 
   // -- memory_model.py -------------------------------------------------------------------
 
@@ -61,17 +60,6 @@
     }
   }
 
-  /** What was sorted is the same for all numbers of workers that are tried: keep the last. */
-  let last = { inputs: [], found: {} };
-
-  function sorted(image, maskVoxels, mode, compute) {
-    const inputs = [image, maskVoxels, mode];
-    if (!inputs.every((input, i) => input === last.inputs[i])) {
-      last = { inputs, found: compute() };
-    }
-    return last.found;
-  }
-
   function quantities(image, maskVoxels, mode, active = 0) {
     const [x, y, z, nVolumes] = image.shape;
     const grid = x * y * z;
@@ -82,30 +70,16 @@
     const copySize = floats ? arraySize : 4;
     const masks = mode === "single" ? maskVoxels.slice(0, 1) : maskVoxels;
 
-    const [spans, touched] = [{}, {}];
-    const kept = sorted(image, maskVoxels, mode, () => ({
-      masks: [...masks].sort((a, b) => b - a),
-      spans: Object.entries(AROUND).map(([holder, around]) => [
-        holder,
-        masks.map((n) => spanOf(n, x * y, grid, arraySize, around)).sort((a, b) => b - a),
-      ]),
-    }));
-    for (const [holder, found] of kept.spans) {
-      let untouched = 1 - found[0];
-      for (const span of found.slice(1, active || undefined)) {
-        untouched *= 1 - span;
-      }
-      [spans[holder], touched[holder]] = [found[0], 1 - untouched];
-    }
-
     const positions = sum(masks);
-    const atWork = sum(kept.masks.slice(0, Math.max(active, 1))); // the others' are done
+    const largest = [...masks].sort((a, b) => b - a).slice(0, Math.max(active, 1));
+    const atWork = sum(largest); // the others' are done
     const rows = Math.min(
       Math.max(Math.floor((8 * MIB) / (4 * copySize * positions)), 1),
       nVolumes,
     );
-    const streamed =
-      rows * positions * (storedSize + 2 * copySize) + 12 * positions + 2 * grid * storedSize;
+    const asStored = image.dtype.startsWith("float") && !(image.slope || image.inter);
+    const ofValue = storedSize + (asStored ? 1 : 2 * copySize);
+    const streamed = rows * positions * ofValue + 12 * positions + 2 * grid * storedSize;
     const block = Math.min(Math.max(Math.floor((64 * MIB) / (grid * 48)), 1), nVolumes);
     return {
       stored: voxels * storedSize,
@@ -117,112 +91,85 @@
       output: (atWork / Math.max(active, 1)) * nVolumes * copySize,
       results: (positions - atWork) * nVolumes * copySize,
       outputs: positions * nVolumes * copySize,
-      span: spans.file * voxels * arraySize,
-      touched: touched.file * voxels * arraySize,
-      "span in block": spans.block * voxels * arraySize,
-      "touched in block": touched.block * voxels * arraySize,
       streamed,
       blocks: block * grid * (3 * arraySize + copySize + 1),
     };
   }
-
-  function spanOf(nVoxels, sliceVoxels, grid, valueSize, around) {
-    const diameter = ((6 * nVoxels) / Math.PI) ** (1 / 3);
-    return Math.min(1, (diameter * sliceVoxels * valueSize + around) / (grid * valueSize));
-  }
-
-  const holds = (when, conditions) =>
-    when
-      .split(" ")
-      .filter(Boolean)
-      .every((one) => conditions.has(one));
 
   function predict(method, image, masks, nJobs, machine) {
     check(image, masks, nJobs);
     const model = METHODS[method];
     const workers = model.mode === "parallel" && model.imports && nJobs > 1 ? nJobs : 0;
     const active = Math.min(workers, masks.length);
+    const amounts = quantities(image, masks, model.mode, active);
+    const late = model.late[image.compressed ? 0 : 1] * 1e6;
+    const size = image.shape.reduce((product, n) => product * n, 1);
+    const overlap = model.together * Math.max(0, 1 - late / size);
+
+    const happens = happening(model, image, workers);
+    const ends = [1 + Math.max(active - 1, 0) * overlap, 1, Math.max(active, 1)].map((atPeak) => {
+      const moments = happens.map(([moment, parts]) => {
+        const found = [
+          { holder: "caller", mib: machine[`caller ${model.caller}`], reason: "imports" },
+          ...(moment.early ? [] : imported(model, machine, workers, active)),
+          ...parts.map((part) => held(part, amounts, workers, atPeak)),
+        ];
+        return { total: sum(found.map((part) => part.mib)), name: moment.name, found };
+      });
+      return moments.reduce((most, moment) => (moment.total > most.total ? moment : most));
+    });
+    const [likely, low, most] = ends;
+    const [block, file] = ["block", "file"].map((holder) =>
+      Math.max(
+        ...happens.map(([, parts]) =>
+          sum(
+            parts
+              .filter((part) => part.holder === holder)
+              .map((part) => part.times * amounts[part.quantity]),
+          ),
+        ),
+      ),
+    );
+    return {
+      ...{ method, nJobs: workers, peakMib: likely.total, lowMib: low.total, mostMib: most.total },
+      ...{ shmMib: block / MIB, fileMib: file / MIB, moment: likely.name, parts: likely.found },
+    };
+  }
+
+  function happening(model, image, workers) {
     const scaled = image.slope || image.inter;
-    const conditions = new Set([
+    const conditions = [
       image.compressed ? "compressed" : "plain",
       scaled ? "scaled" : "unscaled",
       image.compressed || scaled ? "read" : "mapped",
       workers ? "workers" : "alone",
       ...(image.slope && image.inter ? ["twice"] : []),
-    ]);
-    const size = image.shape.reduce((product, n) => product * n, 1);
-    const late = model.late[image.compressed ? 0 : 1] * 1e6;
-    const together = model.together * Math.max(0, 1 - late / size);
-    const likely = workers ? 1 + (active - 1) * together : 1;
-    const amounts = quantities(image, masks, model.mode, active);
-
-    const [caller, ...others] = imported(model, machine, workers, active);
-    const moments = [];
-    for (const moment of model.moments) {
-      if (holds(moment.when, conditions)) {
-        const parts = [caller, ...(moment.early ? [] : others)];
-        for (const part of moment.parts) {
-          if (holds(part.when, conditions)) {
-            parts.push(held(part, amounts, active, likely));
-          }
-        }
-        moments.push([moment.name, parts]);
-      }
-    }
-    const peaks = moments.map(([, parts]) =>
-      SIZES.map((key) => sum(parts.map((part) => part[key]))),
-    );
-    const [pss, least, rss, most, shm] = SIZES.map((_, i) =>
-      Math.max(...peaks.map((peak) => peak[i])),
-    );
-    const [name, parts] = moments[peaks.map((peak) => peak[0]).indexOf(pss)];
-    return {
-      ...{ method, nJobs: workers, peakPssMib: pss, leastPssMib: least, peakRssMib: rss },
-      ...{ mostMib: most, shmMib: shm, moment: name, parts },
-    };
+    ];
+    const holds = ({ when }) =>
+      when.split(" ").every((one) => one === "" || conditions.includes(one));
+    return model.moments.filter(holds).map((moment) => [moment, moment.parts.filter(holds)]);
   }
 
   function imported(model, machine, workers, active) {
-    const found = [["caller", 1, "caller"]];
-    if (workers) {
-      found.push(["helpers", 1, "helpers"]);
-      found.push(["worker", active, model.imports]);
+    if (!workers) {
+      return [];
     }
-    if (workers > active) {
-      found.push(["worker", workers - active, "numpy"]); // these get no task
+    const parts = [
+      { holder: "helpers", mib: machine.helpers, reason: "imports" },
+      { holder: "worker", mib: active * machine[model.imports], reason: "imports" },
+    ];
+    if (workers > active) { // these get no task
+      parts.push({ holder: "worker", mib: (workers - active) * machine.numpy, reason: "imports" });
     }
-    return found.map(([holder, n, what]) => {
-      const [pss, rss] = machine[what].map((mib) => n * mib);
-      return asHeld(holder, [pss, pss, rss, pss, 0], "imports");
-    });
+    return parts;
   }
 
-  const SIZES = ["pssMib", "leastMib", "rssMib", "mostMib", "shmMib"];
-
-  const asHeld = (holder, sizes, reason) => (
-    { holder, ...Object.fromEntries(SIZES.map((key, i) => [key, sizes[i]])), reason }
-  );
-
-  function held(part, amounts, active, likely) {
-    const mib = (part.times * amounts[part.quantity]) / MIB;
-    const touched = part.quantity.startsWith("touched");
-    const span = touched ? amounts[part.quantity.replace("touched", "span")] / MIB : mib;
-    const array = amounts.array / MIB;
-    const holder = active || part.holder !== "worker" ? part.holder : "caller";
-    let sizes;
-    if (part.holder === "worker") {
-      sizes = [likely * mib, likely * mib, likely * mib, Math.max(active, 1) * mib, 0];
-    } else if (part.holder === "caller") {
-      sizes = [mib, mib, mib, mib, 0];
-    } else if (part.holder === "file") {
-      sizes = [mib, part.reason === "touched" ? 0 : mib, active ? likely * span : mib, 0, 0];
-    } else if (part.reason === "block") { // the caller has filled it; workers look at a part
-      const lookedAt = active ? (likely * amounts["span in block"]) / MIB : 0;
-      sizes = [mib, mib, mib + lookedAt, array, array];
-    } else { // joblib has written it, without a process that maps it
-      sizes = [mib, touched ? 0 : mib, likely * span, array, array];
+  function held({ holder, times, quantity, reason }, amounts, workers, atPeak) {
+    const mib = (times * amounts[quantity]) / MIB;
+    if (holder === "worker") {
+      return { holder: workers ? "worker" : "caller", mib: atPeak * mib, reason };
     }
-    return asHeld(holder, sizes, part.reason);
+    return { holder, mib: holder === "file" ? 0 : mib, reason };
   }
 
   // -- memory_budget.py ------------------------------------------------------------------
@@ -258,20 +205,18 @@
     );
   }
 
-  const hasWorkers = (method) =>
-    METHODS[method].mode === "parallel" && METHODS[method].imports !== "";
-
   function mostWorkers(method, image, masks, memoryMib, shmMib, machine) {
-    for (let nJobs = masks.length; nJobs > 0; nJobs--) {
+    let [fits, tooMany] = [0, masks.length + 1];
+    while (tooMany - fits > 1) {
+      const nJobs = Math.floor((fits + tooMany) / 2);
       const prediction = predict(method, image, masks, nJobs, machine);
-      if (!whyNot(prediction, memoryMib, shmMib)) {
-        return nJobs;
-      }
-      if (!hasWorkers(method)) {
-        return 0; // the same with any number
+      if (whyNot(prediction, memoryMib, shmMib)) {
+        tooMany = nJobs;
+      } else {
+        fits = nJobs;
       }
     }
-    return 0;
+    return fits;
   }
 
   function budget(image, masks, nJobs, memoryMib, shmMib, machine) {
@@ -279,8 +224,7 @@
     return Object.keys(METHODS).map((method) => {
       const prediction = predict(method, image, masks, nJobs, machine);
       const reason = whyNot(prediction, memoryMib, shmMib);
-      const search = reason && hasWorkers(method); // elsewhere the number is not shown
-      const most = search ? mostWorkers(method, image, masks, memoryMib, shmMib, machine) : 0;
+      const most = mostWorkers(method, image, masks, memoryMib, shmMib, machine);
       return { prediction, reason, mostWorkers: most };
     });
   }
@@ -292,9 +236,11 @@
   function recommend(rows, memoryMib) {
     const found = Object.fromEntries(rows.map((row) => [row.prediction.method, row]));
     const streaming = found["Streaming, masks, one pass"];
-    const least = streaming.prediction.parts
-      .filter((part) => part.reason !== "results")
-      .reduce((sum, part) => sum + part.mostMib, 0);
+    const least = sum(
+      streaming.prediction.parts
+        .filter((part) => part.reason !== "results")
+        .map((part) => part.mib),
+    );
     let text;
     if (!streaming.reason) {
       text = "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker.";
@@ -465,7 +411,6 @@
     return bytes.slice(0, HEADER_BYTES);
   }
 
-  /** Read the header of a File, and nothing else but gzip's trailer. */
   /** How many bytes a gzip file holds, if it can be told without unpacking it. */
   async function unpackedSize(file, promised) {
     const size = BigInt(file.size);
@@ -492,6 +437,7 @@
     return [unpacked, `it unpacks to ${unpacked}`];
   }
 
+  /** Read the header of a File, and nothing else but gzip's trailer. */
   async function readHeader(file) {
     const compressed = /\.gz$/i.test(file.name);
     let header;
@@ -546,7 +492,7 @@
 
   // -- The page ----------------------------------------------------------------------------
 
-  const MOST_MASKS = 1000; // as many workers are tried, for each method
+  const MOST_MASKS = 1000;
   const byId = (id) => document.getElementById(`calc-${id}`);
   const SHAPE = { x: "x", y: "y", z: "z", t: "volumes" };
   const IMAGE_FIELDS = [...Object.keys(SHAPE), "dtype", "compressed", "scaling"];
@@ -558,7 +504,7 @@
   const NAMES = {
     dtype: "type", compressed: "file's kind", scaling: "scale factors",
     masks: "number of masks", voxels: "voxels in a mask", workers: "number of workers",
-    memory: "memory", shm: "room in /dev/shm",
+    memory: "memory", shm: "free space in /dev/shm",
   };
   // Workers come early: where a bar is cut off, it is mostly they who go on.
   const KINDS = {
@@ -566,7 +512,6 @@
     worker: "Workers",
     caller: "Calling process",
     block: "Shared memory",
-    file: "Mapped files",
   };
 
   const value = (field) => byId(field).value.trim() || byId(field).dataset.given || "";
@@ -682,20 +627,27 @@
   /** MiB of each kind of part, in the order of KINDS. */
   function byKind(prediction) {
     const found = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
-    for (const { holder, pssMib, reason } of prediction.parts) {
-      found[reason === "imports" ? "imports" : holder] += pssMib;
+    for (const { holder, mib: amount, reason } of prediction.parts) {
+      if (holder !== "file") {
+        found[reason === "imports" ? "imports" : holder] += amount;
+      }
     }
     return found;
   }
 
   /** Where the scale ends: what is far beyond the memory is cut off, and says so. */
   function scaleEnd(rows, memoryMib) {
-    const peaks = rows.map(({ prediction }) => Math.max(prediction.peakPssMib, prediction.mostMib));
-    const highest = Math.max(...peaks);
+    const highest = Math.max(...rows.map(({ prediction }) => prediction.mostMib));
     if (highest < memoryMib / 4) {
       return 1.15 * highest; // the memory is outside
     }
     return Math.min(Math.max(1.05 * highest, 1.15 * memoryMib), 2.5 * memoryMib);
+  }
+
+  /** The lowest and the highest possible peak, where they differ. */
+  function range({ lowMib, mostMib }) {
+    const [low, most] = [lowMib, mostMib].map(grouped);
+    return low === most ? "" : `, from ${low} to ${most} MiB`;
   }
 
   const percent = (part, whole) => `${Math.min(100, (100 * part) / whole).toFixed(3)}%`;
@@ -709,8 +661,8 @@
       class: "calc-bar",
       role: "img",
       "aria-label":
-        `Likely peak ${mib(prediction.peakPssMib)}: ${list.join(", ")}. ` +
-        `At most ${mib(prediction.mostMib)}. Your memory: ${mib(memoryMib)}.`,
+        `Likely peak ${mib(prediction.peakMib)}${range(prediction)}: ${list.join(", ")}. ` +
+        `Your memory: ${mib(memoryMib)}.`,
     });
     const stack = element("div", { class: "calc-stack" });
     let from = 0;
@@ -727,17 +679,21 @@
       from += amount;
     }
     bar.append(stack);
-    if (prediction.peakPssMib > end) {
-      bar.append(element("span", { class: "calc-break" }, `// ${mib(prediction.peakPssMib)}`));
+    if (prediction.peakMib > end) {
+      bar.append(element("span", { class: "calc-break" }, `// ${mib(prediction.peakMib)}`));
     }
-    const most = element("span", { class: "calc-most" });
-    most.style.width = percent(prediction.mostMib, end);
-    most.classList.toggle("calc-beyond", prediction.mostMib > end);
-    bar.append(most);
-    if (memoryMib <= end) {
-      const line = element("span", { class: "calc-line" });
-      line.style.left = percent(memoryMib, end);
+    if (range(prediction)) {
+      const { lowMib, mostMib } = prediction;
+      const line = element("span", { class: "calc-range" });
+      line.style.left = percent(lowMib, end);
+      line.style.width = percent(Math.max(0, Math.min(mostMib, end) - lowMib), end);
+      line.classList.toggle("calc-beyond", mostMib > end);
       bar.append(line);
+    }
+    if (memoryMib <= end) {
+      const memory = element("span", { class: "calc-line" });
+      memory.style.left = percent(memoryMib, end);
+      bar.append(memory);
     }
     return bar;
   }
@@ -763,13 +719,13 @@
     const holders = {
       caller: "calling process", worker: "workers", file: "mapped file", block: "shared memory",
     };
-    return prediction.parts.map(({ holder, pssMib, reason }) => {
+    return prediction.parts.map(({ holder, mib: amount, reason }) => {
       const [why, source] = REASONS[reason];
       const [address, ...rest] = source.split(", ");
       const name = element("code", {}, rest.join(", ") || source.replace(/^https?:\/\//, ""));
       const where = source.startsWith("http") ? element("a", { href: address }, name) : name;
-      const amount = element("strong", {}, mib(pssMib));
-      return element("li", {}, amount, `, ${holders[holder] || holder}: ${why} (`, where, ")");
+      const counted = element("strong", {}, holder === "file" ? "not counted" : mib(amount));
+      return element("li", {}, counted, `, ${holders[holder] || holder}: ${why} (`, where, ")");
     });
   }
 
@@ -798,7 +754,7 @@
     );
   }
   byId("legend").append(
-    element("li", {}, element("span", { class: "calc-key-most" }), "At most"),
+    element("li", {}, element("span", { class: "calc-key-range" }), "Range of the peak"),
     element("li", {}, element("span", { class: "calc-key-line" }), "Your memory"),
   );
 
@@ -823,16 +779,14 @@
       card.verdict.textContent = words[fits] || `Does not fit; ${workersText} at most`;
       card.verdict.dataset.fits = fits;
       card.bar.replaceChildren(drawBar(prediction, memoryMib, end));
-      const shm = prediction.shmMib ? `; in /dev/shm ${mib(prediction.shmMib)}` : "";
       const workers = prediction.nJobs ? `${grouped(prediction.nJobs)} workers: ` : "";
-      const range = grouped(prediction.leastPssMib) !== grouped(prediction.peakPssMib);
-      const least = range ? `; from ${mib(prediction.leastPssMib)}` : "";
-      const leftOut =
-        prediction.mostMib < prediction.peakPssMib - 0.5 ? " without mapped files" : "";
+      const shm = prediction.shmMib ? `, ${mib(prediction.shmMib)} of it in /dev/shm` : "";
+      const file = prediction.fileMib
+        ? `; may map up to ${mib(prediction.fileMib)} of a file, which the kernel can drop`
+        : "";
       card.numbers.replaceChildren(
-        workers, "likely ", element("strong", {}, mib(prediction.peakPssMib)),
-        ` (PSS${least}); at most ${mib(prediction.mostMib)}${leftOut}; RSS, summed, ` +
-          `${mib(prediction.peakRssMib)}${shm}`,
+        workers, "likely ", element("strong", {}, mib(prediction.peakMib)),
+        range(prediction) + shm + file,
       );
       card.reason.textContent = row.reason;
       card.summary.textContent = `What is in memory at the peak, while ${prediction.moment}`;

@@ -1,0 +1,286 @@
+"""The meter agrees with what the kernel charges a control group for the same call."""
+
+import mmap
+import os
+import tempfile
+import threading
+import time
+import uuid
+from contextlib import suppress
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import peak_memory
+from peak_memory import HAS_PSS, MIB, measure
+
+pytestmark = pytest.mark.chance
+HOLD = 0.3  # seconds for which known amounts are held
+
+
+# --- The kernel's own account
+
+
+class Group:
+    """A memory control group, and the most that it was charged without page cache."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.peak = 0
+        self.over = threading.Event()
+
+    def charged(self):
+        """Return bytes of anonymous and of shared memory, swapped parts included."""
+        lines = (self.folder / "memory.stat").read_text().splitlines()
+        stat = {name: int(value) for name, value in map(str.split, lines)}
+        swap = stat.get("swap", 0)
+        if (self.folder / "memory.swap.current").exists():
+            swap = int((self.folder / "memory.swap.current").read_text())
+        return stat.get("anon", stat.get("rss", 0)) + stat.get("shmem", 0) + swap
+
+    def watch(self):
+        """Look as often as possible until told to stop."""
+        while not self.over.wait(0.001):
+            self.peak = max(self.peak, self.charged())
+
+
+def group_folders():
+    """Return where a control group could be made, for version 2 and 1."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, place = line.split(":", maxsplit=2)
+        if controllers == "":
+            yield Path("/sys/fs/cgroup") / place.strip("/")
+            yield Path("/sys/fs/cgroup")
+        elif "memory" in controllers.split(","):
+            yield Path("/sys/fs/cgroup/memory") / place.strip("/")
+
+
+@pytest.fixture
+def group():
+    """Make a group; skip the test where that is not possible."""
+    if not HAS_PSS:
+        pytest.skip("only Linux has control groups")
+    for parent in group_folders():
+        folder = parent / f"meter_{uuid.uuid4().hex}"
+        with suppress(OSError):
+            folder.mkdir()
+            if not (folder / "memory.stat").exists():  # the controller is not on for it
+                folder.rmdir()
+                continue
+            break
+    else:
+        pytest.skip("no memory control group can be made here: that takes an administrator")
+    group = Group(folder)
+    yield group
+    group.over.set()
+    deadline = time.monotonic() + 60
+    while folder.exists() and time.monotonic() < deadline:
+        with suppress(OSError):  # a process in it is still ending
+            folder.rmdir()
+        time.sleep(0.05)
+
+
+def inside(folder, function, *args):
+    """Make a call in a control group: all that it takes from here on is charged to that."""
+    Path(folder, "cgroup.procs").write_text(str(os.getpid()))
+    return function(*args)
+
+
+def agree(group, function, *args):
+    """Measure a call in the group; check that meter and kernel found the same peak."""
+    thread = threading.Thread(target=group.watch)
+    thread.start()
+    try:
+        trace = measure(inside, group.folder, function, *args)
+    finally:
+        group.over.set()
+        thread.join()
+    trace.result()
+    kernel_mib = group.peak / MIB
+    assert trace.above_mib == pytest.approx(kernel_mib, rel=0.05, abs=15)
+    return trace
+
+
+# --- The calls
+
+
+def fill(block):
+    """Write to every page of a block, without a second one."""
+    np.frombuffer(block, "uint8")[::1024] = 1
+
+
+def allocate(mib):
+    """Allocate, and hold what was allocated."""
+    block = np.ones(mib * MIB, "uint8")
+    time.sleep(HOLD)
+    return int(block[-1])
+
+
+def allocate_in_workers(mib):
+    """Allocate in three workers."""
+    from joblib import Parallel, delayed
+
+    return Parallel(n_jobs=3)(delayed(allocate)(mib) for _ in range(3))
+
+
+def fork_and_write(mib):
+    """Let a forked child write to half of what it inherited."""
+    block = np.ones(mib * MIB, "uint8")
+    child = os.fork()
+    if not child:
+        block[: len(block) // 2] = 2
+        time.sleep(HOLD)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def fork_often(mib):
+    """Start children again and again that end at once."""
+    block = np.ones(mib * MIB, "uint8")
+    for _ in range(30):
+        children = [os.fork() or os._exit(0) for _ in range(4)]
+        for child in children:
+            os.waitpid(child, 0)
+    return int(block[-1])
+
+
+def start_often(mib):
+    """Start programs again and again, each of which runs in the caller's memory for a moment."""
+    block = np.ones(mib * MIB, "uint8")
+    for _ in range(100):
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+    return int(block[-1])
+
+
+def attach_and_leave(name, seconds):
+    """Attach to a block, look at all of it, and leave it, again and again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        block = SharedMemory(name=name)
+        np.frombuffer(block.buf, "uint8")[::1024].max()
+        block.close()
+
+
+def share_a_block(mib):
+    """Let four workers attach to a block and leave it, in a loop."""
+    from joblib import Parallel, delayed
+
+    block = SharedMemory(create=True, size=mib * MIB)
+    try:
+        fill(block.buf)
+        Parallel(n_jobs=4)(delayed(attach_and_leave)(block.name, 1) for _ in range(4))
+    finally:
+        block.close()
+        block.unlink()
+
+
+def write_shared_file(mib):
+    """Hold a file in shared memory that no process maps, and at last has open."""
+    path = Path(peak_memory.SHM, f"meter_{os.getpid()}")
+    with open(path, "wb") as file:
+        for _ in range(mib):
+            file.write(b"1" * MIB)
+    time.sleep(HOLD)
+    path.unlink()
+
+
+def write_removed_file(mib):
+    """Hold a file in shared memory that has no name any more."""
+    with tempfile.TemporaryFile(dir=peak_memory.SHM) as file:
+        for _ in range(mib):
+            file.write(b"1" * MIB)
+        file.flush()
+        time.sleep(HOLD)
+
+
+def write_to_memfd(mib):
+    """Hold memory that has a file descriptor only."""
+    with open(os.memfd_create("meter"), "wb") as file:
+        for _ in range(mib):
+            file.write(b"1" * MIB)
+        file.flush()
+        time.sleep(HOLD)
+
+
+def map_anonymously(mib):
+    """Share memory without a file with a child, which writes half of it."""
+    shared = mmap.mmap(-1, mib * MIB)
+    child = os.fork()
+    half = mib * MIB // 2
+    fill(memoryview(shared)[:half] if child else memoryview(shared)[half:])
+    time.sleep(HOLD)
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def make_segment(mib):
+    """Hold a System V segment, which nobody has attached at last."""
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    library.shmat.restype = ctypes.c_void_p
+    segment = library.shmget(0, mib * MIB, 0o1600)
+    address = ctypes.c_void_p(library.shmat(segment, None, 0))
+    ctypes.memset(address, 1, mib * MIB)
+    library.shmdt(address)
+    time.sleep(HOLD)
+    library.shmctl(segment, 0, None)
+
+
+def map_a_file(path):
+    """Map a file on disk, and look at all of it."""
+    data = np.memmap(path, "uint8", mode="r")
+    found = int(data[::1024].max())
+    time.sleep(HOLD)
+    return found
+
+
+def live_briefly(mib):
+    """Let a child allocate and live for 20 ms more."""
+    child = os.fork()
+    if not child:
+        block = np.ones(mib * MIB, "uint8")
+        time.sleep(0.02)
+        os._exit(int(block[-1]) - 1)
+    os.waitpid(child, 0)
+    time.sleep(0.1)
+
+
+CALLS = [
+    *(allocate, allocate_in_workers, fork_and_write, fork_often, start_often, share_a_block),
+    *(write_shared_file, write_removed_file, write_to_memfd, map_anonymously, make_segment),
+    live_briefly,
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_peak_is_what_the_kernel_charges(call, group):
+    """Memory in use is what the kernel charges without page cache."""
+    trace = agree(group, call, 120)
+    assert trace.above_mib > 100
+
+
+def test_mapped_file_is_no_part_of_the_peak(tmp_path, group):
+    """Pages of a file on disk, which the kernel may drop, are recorded apart."""
+    path = tmp_path / "file"
+    path.write_bytes(b"1" * (120 * MIB))
+    trace = agree(group, map_a_file, path)
+    assert trace.above_mib < 15
+    assert trace.peak_file_mib > 110
+
+
+def test_shared_map_without_an_administrator(group, monkeypatch):
+    """A shared anonymous map counts once, also where only the maps of processes are seen."""
+    look = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if "map_files" in str(path):
+            raise PermissionError(path)
+        return look(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    trace = agree(group, map_anonymously, 120)
+    assert trace.above_mib > 100
