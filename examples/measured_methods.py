@@ -51,7 +51,7 @@ from memory_budget import (
 from memory_model import Prediction
 from one_run import run_method
 from options import read_options
-from peak_memory import HAS_PSS, MIB, measure, measure_within
+from peak_memory import HAS_PSS, MIB, in_seconds, measure, measure_within
 from plot_large_image import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
 from plot_stream_masker import stream_nifti_maskers
 from whole_experiment import METHODS, OUT_OF_ROOM, title
@@ -260,10 +260,10 @@ def in_a_line(row):
     line = f"peak {mib['peak_mib']} MiB{peaks}, {mib['before_mib']} MiB before the call"
     if row["status"] == "stopped":
         return f"{line}; {row['reason']}"
-    low, high = (float(row[f"seconds_{end}"]) for end in ("min", "max"))
-    seconds = f" ({low:.3g} to {high:.3g})" if several else ""
+    low, high = (in_seconds(float(row[f"seconds_{end}"])) for end in ("min", "max"))
+    seconds = f" ({low} to {high})" if several else ""
     return (
-        f"{line}; {float(row['seconds']):.3g} s{seconds}\n"
+        f"{line}; {in_seconds(float(row['seconds']))}{seconds}\n"
         f"    identical to NiftiMasker: {row['identical']}"
     )
 

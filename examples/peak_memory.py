@@ -188,7 +188,7 @@ class Trace:
     def __str__(self):
         text = (
             f"{self.name}\n    peak {self.peak_mib:,.0f} MiB {self.metric}, "
-            f"{self.before_mib:,.0f} MiB before the call; {self.seconds:.1f} s; "
+            f"{self.before_mib:,.0f} MiB before the call; {in_seconds(self.seconds)}; "
             f"{counted(len(self.processes), 'process')}; summed RSS {self.peak_rss_mib:,.0f} MiB"
         )
         return text if self.exception is None else f"{text}\n    raised {self.exception!r}"
@@ -285,12 +285,17 @@ class Trace:
         n_children = len(self.processes) - 1
         children = counted(n_children, "child process")
         children += ", joblib's helpers included" if n_children else ""
-        when, seconds = (f"{s:.1f} s" if s >= 1 else f"{s:.2g} s" for s in (when, self.seconds))
         return (
             f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
-            f"call to a peak of {self.peak_mib:,.0f} MiB, {when} into the call of {seconds}, with "
-            f"{children}; mapped files take {self.peak_file_mib:,.0f} MiB at most."
+            f"call to a peak of {self.peak_mib:,.0f} MiB, {in_seconds(when)} into the call of "
+            f"{in_seconds(self.seconds)}, with {children}; mapped files take "
+            f"{self.peak_file_mib:,.0f} MiB at most."
         )
+
+
+def in_seconds(seconds):
+    """Write a time: 0.173 s, 21.3 s, 1,203 s."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def counted(number, name):

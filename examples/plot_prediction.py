@@ -215,8 +215,8 @@ if __name__ == "__main__":
 # %%
 # The whole grid
 # --------------
-# One, two, four and eight subjects in one image, float32 and int16, compressed and not, with one,
-# two and six workers, as ``make record`` measured it. The predictions are those of this build's
+# One, two, four and eight subjects in one image, float32 and int16, compressed and not, with two
+# and six workers, as ``make record`` measured it. The predictions are those of this build's
 # model, with the imports of the machine that measured.
 
 if __name__ == "__main__":

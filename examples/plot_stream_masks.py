@@ -59,8 +59,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
         and 8 bytes for each voxel of each mask.
     out : list or callable, optional
         For each mask an array to write into, or the name of a ``.npy`` file for
-        `stream_masks_to_files`; or a function that returns the array for a number, a shape and
-        a dtype.
+        `stream_masks_to_files`; or a function of number, shape and dtype that returns the array.
 
     Returns
     -------

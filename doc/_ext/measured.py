@@ -35,6 +35,7 @@ from pictures import Picture
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from memory_model import METHODS
+from peak_memory import in_seconds
 
 PLACEHOLDER = "[not measured yet]"
 NOT_RUN = "not measured"
@@ -199,10 +200,10 @@ def written(name, value):
     if value == "":
         return NOT_RUN
     if unit := re.search(r"_([mg])ib(_min|_max)?$", name):
-        return above_zero(f"{float(value):,.0f}", "1", f"{unit[1].upper()}iB")
+        text, unit = f"{float(value):,.0f}", f"{unit[1].upper()}iB"
+        return f"{text} {unit}" if text != "0" else f"less than 1 {unit}"
     if name.startswith("seconds"):
-        digits = ",.0f" if float(value) >= 100 else ".3g"
-        return above_zero(f"{float(value):{digits}}", "0.01", "s")
+        return in_seconds(float(value))
     if name == "pause":
         return f"{value:.3g} s"
     if name == "shape":
@@ -210,11 +211,6 @@ def written(name, value):
     if name == "identical":
         return "yes" if value == "true" else "no"
     return str(value)
-
-
-def above_zero(text, least, unit):
-    """Return a rounded amount with its unit; what was rounded to nothing is less than the least."""
-    return f"less than {least} {unit}" if float(text.replace(",", "")) == 0 else f"{text} {unit}"
 
 
 def note_use(env):
