@@ -183,7 +183,9 @@ def measure_methods(*functions):
             print(outcome)
         else:
             how = method.function, method.mode, method.in_memory
-            call = functools.partial(run_method, *how, fmri_path, mask_paths)
+            call = functools.partial(
+                run_method, *how, fmri_path, mask_paths, workers=method.workers
+            )
             call.__name__ = name
             progress = f"[{number} of {len(METHODS)}] {name}"
             outcome, runs = repeat(call, N_RUNS if prediction.n_jobs else 1, progress)

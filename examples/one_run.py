@@ -7,6 +7,7 @@ only, which every method needs. A fresh process that imports it and the page of 
 what that method needs, and nothing else: the memory before the call is the method's own.
 """
 
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def load_in_memory(path):
     return nib.Nifti1Image(data, img.affine, img.header, dtype=data.dtype)
 
 
-def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None):
+def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, workers=False):
     """Do the whole work of one method, from the files to the arrays.
 
     Parameters
@@ -69,20 +70,48 @@ def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None):
         3D masks on its grid.
     n_jobs : int, optional
         Workers of a parallel method; one for each mask by default.
+    workers : bool
+        Whether they are processes. If so, they are started before the work begins. Else the first
+        ones would be through with a small image before the last one is there, and chance would
+        decide how many of them take memory at the same time.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
         One for the first mask if the mode is single, else one for each mask.
     """
+    n_jobs = n_jobs or len(mask_paths)
+    if workers and n_jobs > 1:
+        start_workers(n_jobs)
     load = load_in_memory if in_memory else Path
     fmri = load(fmri_path)
     if mode == "single":
         return [function(fmri, load(mask_paths[0]))]
     masks = [load(mask_path) for mask_path in mask_paths]
     if mode == "parallel":
-        return function(fmri, masks, n_jobs or len(masks))
+        return function(fmri, masks, n_jobs)
     return function(fmri, masks)
+
+
+def start_workers(n_workers):
+    """Start joblib's workers, which the next call of `joblib.Parallel` uses, and wait for all.
+
+    Parameters
+    ----------
+    n_workers : int
+    """
+    from joblib import Parallel, delayed
+
+    def meet(folder, number):  # as an inner function, it makes workers import nothing
+        import os
+        import time
+
+        open(os.path.join(folder, str(number)), "w").close()
+        while len(os.listdir(folder)) < n_workers:
+            time.sleep(0.005)
+
+    with tempfile.TemporaryDirectory() as folder:
+        Parallel(n_jobs=n_workers, batch_size=1)(delayed(meet)(folder, i) for i in range(n_workers))
 
 
 # %%

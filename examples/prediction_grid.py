@@ -129,6 +129,7 @@ def measure_point(point, fmri_path, mask_paths, methods, n_runs=1):
             print(f"{title(method)}: {reason}", file=sys.__stderr__)
             continue
         call = method.function, method.mode, method.in_memory, fmri_path, masks, point.n_jobs
+        call = *call, method.workers
         traces = [measure(run_method, *call) for _ in range(n_runs if model.imports else 1)]
         stopped = next((t.exception for t in traces if isinstance(t.exception, MemoryError)), None)
         if stopped:

@@ -54,6 +54,7 @@ class Method(NamedTuple):
     function: Callable
     mode: str  # "single": the first mask; "parallel": all masks; "loop", "one pass": all, no worker
     in_memory: bool = False  # images whose data are in memory, instead of paths
+    workers: bool = False  # whether they are processes
 
 
 def find_method(name, model):
@@ -85,7 +86,8 @@ def find_method(name, model):
     function = getattr(importlib.import_module(model.module), model.function, None)
     if function is None:
         raise ValueError(f"{place}, and {model.module}.py has no function {model.function!r}.")
-    return Method(name.removesuffix(f", {model.mode}"), function, model.mode, model.in_memory)
+    name = name.removesuffix(f", {model.mode}")
+    return Method(name, function, model.mode, model.in_memory, bool(model.imports))
 
 
 # What a method raises on a machine without room for it: no memory, a full disk, a killed worker.
@@ -117,7 +119,8 @@ def run(method, fmri_path, mask_paths, n_jobs=None):
     list of arrays of shape (n_timepoints, n_voxels)
         One for the first mask if the mode is single, else one for each mask.
     """
-    return run_method(method.function, method.mode, method.in_memory, fmri_path, mask_paths, n_jobs)
+    how = method.function, method.mode, method.in_memory
+    return run_method(*how, fmri_path, mask_paths, n_jobs, method.workers)
 
 
 def main(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"):
