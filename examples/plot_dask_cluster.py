@@ -172,7 +172,8 @@ def lose_a_worker(pids, series, n_images):
     import psutil  # here: workers do not need it
 
     workers, over = [psutil.Process(pid) for pid in pids], False
-    while not over:
+    deadline = time.time() + 120
+    while not over and all(worker.is_running() for worker in workers):
         for worker in workers:
             worker.suspend()
         begun = {
@@ -183,6 +184,7 @@ def lose_a_worker(pids, series, n_images):
         n_done = len(list(series.glob("sub-*.npz")))
         over = n_done >= n_images // 4 and len(in_the_midst) == len(workers)
         over |= n_done >= n_images // 2  # images that are too short for this
+        over |= time.time() > deadline  # or that fail
         if over:
             workers[0].kill()
         for worker in workers[over:]:

@@ -275,9 +275,7 @@ def test_grid_has_every_combination(monkeypatch):
     import prediction_grid
 
     points = full_grid()
-    for wanted in itertools.product(
-        (1, 2, 4, 8), ("float32", "int16"), (".nii", ".nii.gz"), (1, 2, 6)
-    ):
+    for wanted in itertools.product((1, 2, 4), ("float32", "int16"), (".nii", ".nii.gz"), (2, 6)):
         assert points.count(wanted) == 1
     asked = []
     monkeypatch.setattr(prediction_grid, "write_image", lambda point, folder: "x.nii")
@@ -426,7 +424,7 @@ def test_page_of_the_published_scale(tmp_path):
         env=os.environ | {"MEASURED": str(tmp_path / "measured")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     name = "NiftiMasker, path, parallel"
@@ -534,7 +532,7 @@ def build(folder, text, *options):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done, folder / "out" / "index.html"
 
@@ -678,7 +676,6 @@ def test_a_table_of_an_earlier_version_is_not_read(tmp_path):
         ("above_mib", "-0.0", "less than 1 MiB"),
         ("peak_mib", "0.6", "1 MiB"),
         ("memory_gib", 23.5, "24 GiB"),
-        ("seconds", "0.00", "less than 0.01 s"),
         ("seconds", "0.17", "0.17 s"),
         ("seconds", "21.34", "21.3 s"),
         ("seconds", "1234.50", "1,234 s"),

@@ -615,7 +615,7 @@ def test_what_is_wrong_ends_the_build_with_a_message(wrong, tmp_path, monkeypatc
         env=os.environ | {"PYTHONPATH": str(Path(measured_methods.__file__).parent)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

@@ -201,7 +201,7 @@ def written(name, value):
         return NOT_RUN
     if unit := re.search(r"_([mg])ib(_min|_max)?$", name):
         text, unit = f"{float(value):,.0f}", f"{unit[1].upper()}iB"
-        return f"{text} {unit}" if text != "0" else f"less than 1 {unit}"
+        return f"less than 1 {unit}" if text in ("0", "-0") else f"{text} {unit}"
     if name.startswith("seconds"):
         return in_seconds(float(value))
     if name == "pause":
