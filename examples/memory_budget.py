@@ -221,7 +221,8 @@ def import_in_workers(name, n_workers):
         for module in IMPORTS[name]:
             importlib.import_module(module)
         Path(folder, str(number)).touch()
-        while len(os.listdir(folder)) < n_workers:  # until all are there
+        deadline = time.monotonic() + 60
+        while len(os.listdir(folder)) < n_workers and time.monotonic() < deadline:
             time.sleep(0.01)
         start = time.time()
         time.sleep(0.25)

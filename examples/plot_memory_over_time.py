@@ -480,7 +480,8 @@ def plot_peaks(rows):
     end = max(1.05 * ax.dataLim.x1, 1)
     ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=0.5)
     side = "left" if image_mib < end / 2 else "right"
-    ax.text(image_mib, top, f" the image: {image_mib:,.0f} MiB ", ha=side, va="top")
+    beside = {"xytext": (4 if side == "left" else -4, 0), "textcoords": "offset points"}
+    ax.annotate(f"the image: {image_mib:,.0f} MiB", (image_mib, top), ha=side, va="top", **beside)
     top += 0.2
 
     crossed = any(row["status"] == "predicted" for row in rows)

@@ -15,6 +15,8 @@ import mprof
 import nibabel as nib
 import numpy as np
 import pytest
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor, reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 import measured_methods
@@ -37,7 +39,7 @@ from measured_methods import (
 )
 from memory_budget import TYPICAL
 from memory_model import Image, predict
-from one_run import run_method
+from one_run import run_method, start_workers
 from peak_memory import Trace, measure
 from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
 from plot_numpy_indexing import numpy_masker_single_inmemory, numpy_masker_single_path
@@ -380,7 +382,7 @@ def test_method_with_workers_is_measured_three_times(here, three, measured, capf
     assert (row["n_runs"], row["n_jobs"], row["identical"]) == ("3", "2", "true")
     ends = [row[f"peak_mib{end}"] for end in ("_min", "", "_max")]
     assert ends == ["290.000", "310.160", "600.000"]
-    assert [row[f"seconds{end}"] for end in ("_min", "", "_max")] == ["1.45", "1.55", "3.00"]
+    assert [row[f"seconds{end}"] for end in ("_min", "", "_max")] == ["1.4500", "1.5508", "3.0000"]
     assert (row["peak_pss_mib"], row["peak_file_mib"]) == ("310.160", "155.080")
     content = mprof.read_mprofile_file(measured / "traces" / "numpy-indexing-path-parallel.dat")
     assert max(content["mem_usage"]) == pytest.approx(310.16)
@@ -620,3 +622,14 @@ def test_what_is_wrong_ends_the_build_with_a_message(wrong, tmp_path, monkeypatc
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert ("N_REGIONS to 2 or less" if wrong == "option" else "labels.nii.gz") in done.stderr
+
+
+def test_workers_are_there_before_the_work():
+    """All workers have started before the work begins, and the work is given to them."""
+    try:
+        start_workers(3)
+        there = set(reusable_executor._executor._processes)
+        assert len(there) == 3
+        assert set(Parallel(n_jobs=3)(delayed(os.getpid)() for _ in range(9))) <= there
+    finally:
+        get_reusable_executor().shutdown(wait=True)
