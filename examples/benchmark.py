@@ -12,7 +12,7 @@ and the file is in the page cache. The repeats use the same workers. The times t
 out the start of workers, which the times in the table of all methods include: compare ratios
 only with ratios.
 
-Memory is measured as on all pages, by :ref:`the profiler
+Memory is measured as on all pages, by :ref:`the meter
 <sphx_glr_auto_examples_peak_memory.py>`, in a fresh process, as the peak above the level before
 the call.
 
@@ -114,7 +114,7 @@ def time_pairs(todo, n_repeats):
 
 
 def hold(call):
-    """Make a call and keep its result until the profiler has taken a sample."""
+    """Make a call and keep its result until the meter has taken a sample."""
     result = call()
     time.sleep(0.1)
     return result
@@ -283,10 +283,9 @@ def print_ratios(times, memory):
     for key, pairs in times.items():
         if key[0] == "methods":
             ratios = pairs[:, 0] / pairs[:, 1]
-            spread = f"({ratios.min():.2f} to {ratios.max():.2f})"
-            line = (
-                f"{key[1]:41}{np.median(pairs[:, 0]):7.3f}   {np.median(ratios):6.2f} {spread:20}"
-            )
+            low, middle, high = map(short, np.quantile(ratios, [0, 0.5, 1]))
+            spread = f"({low} to {high})"
+            line = f"{key[1]:41}{np.median(pairs[:, 0]):7.3f}   {middle:>6} {spread:20}"
             print(line + (f"{memory[key][0]:10,.0f}" if key in memory else ""))
 
 
@@ -314,9 +313,9 @@ def plot_ratios(times, title):
         low, middle, high = np.quantile(ratios[what], [0, 0.5, 1])
         ax.plot([low, high], [i, i], color=color_of(what), lw=3, solid_capstyle="butt", alpha=0.5)
         ax.plot(middle, i, "o", color=color_of(what), ms=7)
-        label = ax.text(0.75, i - 0.22, f"{what}: {middle:.3g}", va="bottom")
+        label = ax.text(0.75, i - 0.22, f"{what}: {short(middle)}", va="bottom")
         label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
-        found.append(f"{what} {middle:.3g} ({low:.3g} to {high:.3g})")
+        found.append(f"{what} {short(middle)} ({short(low)} to {short(high)})")
     ax.axvline(1, color="black", ls="--", lw=1, zorder=1)
     ax.text(1.03, len(ordered) - 0.35, "the limit", va="center")
     ax.set(xscale="log", xlabel="time, in units of the limit", yticks=[])
@@ -334,14 +333,14 @@ def plot_ratios(times, title):
 
 
 GROWTH = {
-    "length": "volumes in the image",
+    "length": "volumes in the image ({regions} masks)",
     "masks": "masks",
-    "block size": "volumes in a block",
-    "workers": "workers, or threads",
+    "block size": "volumes in a block (64 masks)",
+    "workers": "workers, or threads ({regions} masks)",
 }
 
 
-def plot_growth(times, title):
+def plot_growth(times, title, sizes):
     """Draw how time grows, with the spread, and the limit where each panel has one line.
 
     Parameters
@@ -349,12 +348,14 @@ def plot_growth(times, title):
     times : dict
         As `read_benchmark` returns it.
     title : str
+    sizes : dict
+        As for `questions`.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure, panels = _panels(times, title)
+    figure, panels = _panels(times, title, sizes)
     for question, ax, what, x, keys in panels:
         low, middle, high = np.quantile([times[key][:, 0] for key in keys], [0, 0.5, 1], axis=1)
         ax.fill_between(x, low, high, color=color_of(what), alpha=0.25, lw=0)
@@ -372,11 +373,12 @@ def plot_growth(times, title):
             for q, _, what, x, keys in panels
         ],
         "seconds",
+        sizes,
     )
     return figure
 
 
-def plot_memory_growth(memory, title):
+def plot_memory_growth(memory, title, sizes):
     """Draw how the peak above the start grows, and the size of the output.
 
     Parameters
@@ -384,12 +386,14 @@ def plot_memory_growth(memory, title):
     memory : dict
         As `read_benchmark` returns it.
     title : str
+    sizes : dict
+        As for `questions`.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure, panels = _panels(memory, title)
+    figure, panels = _panels(memory, title, sizes)
     for _, ax, what, x, keys in panels:
         above, output = zip(*(memory[key] for key in keys), strict=True)
         _line(ax, what, x, above)
@@ -401,11 +405,12 @@ def plot_memory_growth(memory, title):
         f"{title}: the peak above the level before the call. Dotted: the size of the output.",
         [(q, what, x, [memory[key][0] for key in keys]) for q, _, what, x, keys in panels],
         "MiB",
+        sizes,
     )
     return figure
 
 
-def _panels(measured, title):
+def _panels(measured, title, sizes):
     """Prepare a panel for each question; list question, panel, what, x and keys of each line."""
     asked = [question for question in GROWTH if any(key[0] == question for key in measured)]
     ways = {q: sorted({what for one, what, _ in measured if one == q}) for q in asked}
@@ -419,7 +424,7 @@ def _panels(measured, title):
     )
     lines = []
     for question, ax in zip(asked, axes[:, 0], strict=True):
-        ax.set_xlabel(GROWTH[question])
+        ax.set_xlabel(GROWTH[question].format(**sizes))
         for what in ways[question]:
             keys = sorted(key for key in measured if key[:2] == (question, what))
             lines.append((question, ax, what, [key[2] for key in keys], keys))
@@ -442,16 +447,16 @@ def _finish(ax, label):
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.03, 1), borderaxespad=0)
 
 
-def _short(number):
+def short(number):
     """Write a number with three digits, or all digits of its integer part."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}".rstrip(".")
 
 
-def _describe(figure, caption, lines, unit):
+def _describe(figure, caption, lines, unit, sizes):
     """Write the caption of a figure of growth, with the numbers at the ends of each line."""
     ends = [
-        f"{what}, {GROWTH[question]} from {x[0]} to {x[-1]}: "
-        f"{_short(y[0])} to {_short(y[-1])} {unit}"
+        f"{what}, {GROWTH[question].format(**sizes)} from {x[0]} to {x[-1]}: "
+        f"{short(y[0])} to {short(y[-1])} {unit}"
         for question, what, x, y in lines
     ]
     panels = len(figure.axes)

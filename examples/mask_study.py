@@ -19,7 +19,7 @@ takes care of, because studies run for hours and something always fails:
 * **An image that fails stops nothing else.** It is missing, damaged, on another grid: the
   reason stands in its row, and all others are done.
 * **A worker that dies stops nothing else.** It was out of memory, or its node is gone: the
-  images that it may have died of are done again, each alone. (With ``n_jobs=1`` there is no
+  images that may have killed it are done again, each alone. (With ``n_jobs=1`` there is no
   worker. What ends the process ends the study; started again, it does that image last.)
 * **Started again, it goes on.** A file has its name when it is complete. What is complete, and
   made from the same image with the same masks, is skipped; anything else is done again.
@@ -314,7 +314,7 @@ def extract(image, file, masks, options):
     other = there.get("image", str(image))
     if other != str(image) and os.path.exists(other):
         raise FileExistsError(f"{file} holds results of {other}. Take another output folder.")
-    if len(find_unfinished([file])) > 1:  # an engine that gives it to one worker after the other
+    if len(find_unfinished([file])) > 1:  # a backend that gives it to one worker after the other
         raise RuntimeError("The worker died twice while it did this image.")
     with moved_into_place(file) as unfinished:
         mask_imgs = resampled(masks, image) if options["resample"] else masks.images()
@@ -365,8 +365,8 @@ def peak_rss_mib():
 # %%
 # The study
 # ---------
-# joblib hands one image after the other to whatever engine the reader has chosen, and gives the
-# rows as they come. When an engine breaks because a worker died, nobody says on which image; but
+# joblib hands one image after the other to whatever backend the reader has chosen, and gives the
+# rows as they come. When a backend breaks because a worker died, nobody says on which image; but
 # an image that was begun has an unfinished file. These images are done again at the end, each
 # alone, so that the one that kills its worker takes no other with it.
 
@@ -390,7 +390,7 @@ def mask_study(
         Folder of the results: for each image an ``.npz`` file of the image's name.
     n_jobs : int, optional
         Workers, as for :class:`joblib.Parallel`: by default what `joblib.parallel_config` says,
-        and else one, the calling process. That is also where the engine is chosen.
+        and else one, the calling process. That is also where the backend is chosen.
     relative_to : str or pathlib.Path, optional
         A folder above all images: results get the folders that images have below it. Needed
         where images have the same name in different folders.
@@ -514,7 +514,7 @@ def run(tasks, n_jobs, files):
             for row in parallel(list(todo.values())):
                 del todo[row["image"]]
                 yield row
-        except Exception:  # of the engine: those of an image are in its row
+        except Exception:  # of the backend: those of an image are in its row
             begun = set(find_unfinished(files.values()).values())
             died_of = [str(image) for image, file in files.items() if file in begun]
             died_of = [image for image in died_of if todo.pop(image, None)]

@@ -77,7 +77,7 @@ def same(every_series, others):
 # ---------------
 
 
-def time_in_turns(calls, n_repeats=3):
+def time_in_turns(calls, n_repeats=2):
     """Time some calls, one after the other, again and again.
 
     Parameters
@@ -149,7 +149,7 @@ PAUSE = 0.2  # so long that each worker has one such task
 
 
 def _import(names):
-    """Import modules, and wait until the profiler has taken a sample."""
+    """Import modules, and wait until the meter has taken a sample."""
     for name in names:
         import_module(name)
     time.sleep(PAUSE)
@@ -239,8 +239,8 @@ def plot_ways(ratios, above_mib, title):
         times.plot([low, high], [y, y], color="#0072b2", lw=3, solid_capstyle="butt", alpha=0.5)
         times.plot(median, y, "o", color="#0072b2", ms=7)
         memory.barh(y, above_mib[name], 0.3, color="#d55e00", hatch="//", edgecolor="white", lw=0)
-        found.append(f"{name} {median:.2g} times, {above_mib[name]:,.0f} MiB")
-        for ax, number in ((times, f"{median:.2g}"), (memory, f"{above_mib[name]:,.0f}")):
+        found.append(f"{name}: {median:.2f}, {above_mib[name]:,.0f} MiB")
+        for ax, number in ((times, f"{median:.2f}"), (memory, f"{above_mib[name]:,.0f}")):
             label = ax.text(
                 *(0, y - 0.2, f"{name}: {number}"),
                 transform=ax.get_yaxis_transform(),
@@ -256,7 +256,7 @@ def plot_ways(ratios, above_mib, title):
         ax.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
     figure.set_label(
-        f"{title}. Top: time, a dot for the median of three runs, a line from the fastest to the "
+        f"{title}. Top: time, a dot for the median of the runs, a line from the fastest to the "
         f"slowest, dashed for {first}. Bottom: the peak of memory in use above the imports."
         f"\n\nDot chart of time, as multiples of that of {first}, and bar chart of memory, of "
         f"{len(ratios)} ways: {'; '.join(found)}."

@@ -338,7 +338,8 @@ class NotRun(NamedTuple):
 def _measured_row(outcome, runs, n_masks, reference):
     """Return the columns of ``summary.csv`` that come from measurements.
 
-    The memory before the call is that of the run with the median peak, which is drawn.
+    The memory before the call, file pages, PSS and RSS are those of the run with the median peak,
+    which is drawn.
     """
     reason = why_stopped(outcome)
     peaks, seconds = ([getattr(run, key) for run in runs] for key in ("peak_mib", "seconds"))
@@ -359,7 +360,7 @@ def _measured_row(outcome, runs, n_masks, reference):
         "peak_mib": f"{outcome.peak_mib:.3f}",
         "peak_mib_min": f"{min(peaks):.3f}",
         "peak_mib_max": f"{max(peaks):.3f}",
-        **{key: f"{statistics.median(getattr(run, key) for run in runs):.3f}" for key in other},
+        **{key: f"{getattr(outcome, key):.3f}" for key in other},
         **(dict.fromkeys(times, "") if reason else times),
         "status": "stopped" if reason else "measured",
         "reason": reason,
@@ -427,10 +428,12 @@ def plot_traces(traces, image_mib=None):
     plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
     figure.suptitle("Memory over time", fontsize=12)
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
+    workers = "workers" in known
+    layers = "calling process, its workers and shared memory" if workers else "calling process"
+    median = " Of several runs, the one with the median peak is drawn." if workers else ""
     figure.set_label(
         f"Memory over time of {next(iter(traces)) if len(traces) == 1 else 'each method'}: the "
-        "calling process, its workers and shared memory stacked, mapped files above them. Of "
-        "several runs, the one with the median peak is drawn.\n\n"
+        f"{layers} stacked, mapped files above.{median}\n\n"
         f"Area chart{f', {len(traces)} panels on one scale' if len(traces) > 1 else ''}. "
         f"{' '.join(trace.in_words(name) for name, trace in traces.items())}{image}"
     )

@@ -41,9 +41,9 @@ from peak_memory import MIB, available_mib, measure, reserve_mib
 # %%
 # What goes in
 # ------------
-# Only the header of the image is read, and with it the file's size, and for gzip the size that
-# the file's end tells: a header that promises more than there is is found out. Only if the end
-# tells something else, the file is unpacked to its end. Of a mask, the voxels are counted.
+# Only the header of the image is read, with the size of the file, and the size that gzip stores at
+# its end: so a header that claims more data than the file holds is detected. If the two disagree,
+# the file is decompressed to its end. The voxels of each mask are counted.
 
 DEFLATE_AT_MOST = 1032  # bytes that come out of one byte of gzip: https://zlib.net/zlib_tech.html
 UNREADABLE = (  # what nibabel raises when it is given something else than an image

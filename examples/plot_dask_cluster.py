@@ -19,7 +19,8 @@ Here scheduler and workers are processes of one machine; nothing else is differe
 # ----------------------
 # A worker masks one image at a time, in one thread. So it needs its imports, the result of one
 # image, and a block of volumes: the last two are predicted from the header, as in
-# :doc:`/auto_examples/memory_budget`, and we allow 128 MiB for the imports, including Dask's.
+# :doc:`/auto_examples/memory_budget`, and we allow 128 MiB for the imports, including Dask's: below
+# they are measured.
 #
 # Dask gives no image to a worker whose resident set (:term:`RSS`) is above 80 % of its limit. The
 # limit is therefore what the worker needs, divided by 0.8. If the imports alone are above these
@@ -50,8 +51,8 @@ if __name__ == "__main__":
 #   there is then no error, and the call never ends. ``mask_study`` counts instead: it knows which
 #   image was begun.
 # * **The nanny leaves memory alone.** By default it makes workers return freed memory at once, with
-#   an environment variable. Then each volume needs fresh pages from the system, which takes nearly
-#   as long as decompressing it.
+#   an environment variable. Then each volume needs fresh pages from the system, which can
+#   take as long as decompressing it.
 
 if __name__ == "__main__":
     import os
@@ -330,8 +331,14 @@ if __name__ == "__main__":
 #
 #     $ export PYTHONPATH=/shared/code
 #     $ export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{'MALLOC_TRIM_THRESHOLD_': None}"
-#     $ dask worker tcp://node1:8786 --nworkers 16 --nthreads 1 --memory-limit 256MiB
 #
+# The limit of each worker is the one computed above:
+
+if __name__ == "__main__":
+    print("dask worker tcp://node1:8786 --nworkers 16 --nthreads 1 ", end="")
+    print(f"--memory-limit {limit_mib:.0f}MiB")
+
+# %%
 # In the script, ``client = Client("tcp://node1:8786")`` takes the place of the ``LocalCluster``.
 # Three things to know:
 #

@@ -5,7 +5,8 @@ When the image must be in memory
 Sometimes you need the whole image as an array: you use its voxels again and again, you choose
 masks while you look at the results, or the work on each region is heavy. On this page you will
 
-1. share one array with :term:`threads <thread>`, which need next to no memory,
+1. share one array with :term:`threads <thread>`, which need next to no memory
+   beyond the array,
 2. share one :term:`memory-mapped <memory map>` file with worker processes, either a copy
    written for this purpose or the image's own file, and
 3. see where parallel workers can pay: heavy work on each region.
@@ -392,9 +393,13 @@ if __name__ == "__main__":
 # uncompressed file, with the image's values as they are in memory:
 
 if __name__ == "__main__":
+    from functools import partial
+    from statistics import median
+
+    from measured_methods import N_RUNS, repeat, why_stopped
     from memory_budget import guard
-    from one_run import load_in_memory
-    from peak_memory import measure
+    from one_run import load_in_memory, run_method
+    from peak_memory import in_seconds
     from plot_in_memory import numpy_masker_mapped  # workers then get the same as above
 
     _, reason = guard("NumPy indexing, in-memory image, single", fmri_path, mask_paths, 1)
@@ -406,10 +411,19 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             plain_path = Path(folder) / "fmri.nii"
             load_in_memory(fmri_path).to_filename(plain_path)
-            plain = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
-        print(plain)
-        if not isinstance(plain.exception, MemoryError):  # the machine was short of memory
-            plain.result()
+            how = numpy_masker_mapped, "parallel", False
+            call = partial(run_method, *how, plain_path, mask_paths, workers=True)
+            call.__name__ = "uncompressed file"
+            plain, runs = repeat(call, N_RUNS, call.__name__)
+        print(f"{call.__name__}: ", end="")
+        if why_stopped(plain):  # the machine was short of memory
+            print(why_stopped(plain))
+        else:
+            peaks = [trace.peak_mib for trace in runs]
+            print(f"peak {plain.peak_mib:,.0f} MiB, image not included ", end="")
+            print(f"({min(peaks):,.0f} to {max(peaks):,.0f} in {N_RUNS} runs), ", end="")
+            print(f"{plain.before_mib:,.0f} MiB before the call; ", end="")
+            print(in_seconds(median(trace.seconds for trace in runs)))
 
 # %%
 # When workers pay
@@ -420,7 +434,7 @@ if __name__ == "__main__":
 # with replacement.
 
 
-def bootstrap_first_component(series, n_draws=50):
+def bootstrap_first_component(series, n_draws=20):
     """Draw volumes with replacement and compute how much the first component explains.
 
     Parameters
@@ -449,7 +463,7 @@ def bootstrap_first_component(series, n_draws=50):
 # ``return_as="generator"`` you receive a region's result as soon as it and those before it are
 # ready, and can use and release it while the workers continue, so the results are never in
 # memory all at once. (``"generator_unordered"`` returns whichever is ready first.) The regions
-# are cut to a size that takes seconds. A first, short task for each worker shows how long the
+# are cut to a size that takes a moment. A first, short task for each worker shows how long the
 # workers take to start.
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmark import SMALL, read_benchmark
+from benchmark import FULL, SMALL, read_benchmark, short
 from benchmark import plot_growth, plot_memory_growth, plot_ratios, print_ratios
 from options import read_options
 
@@ -45,6 +45,8 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, "benchmark.py", str(measured)], check=True)
     times, memory = read_benchmark(measured)
     about = json.loads((measured / "benchmark.json").read_text())["benchmark"]
+    small = f"{SMALL['volumes']} volumes, {SMALL['regions']} masks"
+    print(f"{small}:\n")
     print_ratios(times, memory)
     print(f"\nEach was timed {about['n_repeats']} times.")
     for method, reason in about["not_run"].items():
@@ -53,17 +55,17 @@ if __name__ == "__main__":
 # %%
 
 if __name__ == "__main__":
-    plot_ratios(times, f"Time and the limit, {SMALL['volumes']} volumes")
+    plot_ratios(times, f"Time and the limit, {small}")
     plt.show()
 
 # %%
 # How time and memory grow. Memory is the peak above the level before the call; it contains the
-# output.
+# output. What is in the table, too, was timed again for the figure.
 
 if __name__ == "__main__":
-    plot_growth(times, "How time grows, small sizes")
+    plot_growth(times, "How time grows, small sizes", SMALL)
     if memory:
-        plot_memory_growth(memory, "How memory grows, small sizes")
+        plot_memory_growth(memory, "How memory grows, small sizes", SMALL)
     plt.show()
 
 # %%
@@ -84,6 +86,8 @@ if __name__ == "__main__":
         print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
         print(*(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "isal")), end="; ")
         print(f"each timed {about['n_repeats']} times. Memory: {about['metric']}.\n")
+        full = f"{about['shape'][3]} volumes, {FULL['regions']} masks"
+        print(f"{full}:\n")
         times, memory = read_benchmark(recorded)
         print_ratios(times, memory)
     else:
@@ -92,14 +96,15 @@ if __name__ == "__main__":
 # %%
 
 if __name__ == "__main__" and there:
-    plot_ratios(times, f"Time and the limit, {about['shape'][3]} volumes")
+    plot_ratios(times, f"Time and the limit, {full}")
     plt.show()
 
 # %%
+# Here, too, what is in the table was timed again: six workers, for example.
 
 if __name__ == "__main__" and there:
-    plot_growth(times, "How time grows, full sizes")
-    plot_memory_growth(memory, "How memory grows, full sizes")
+    plot_growth(times, "How time grows, full sizes", FULL)
+    plot_memory_growth(memory, "How memory grows, full sizes", FULL)
     plt.show()
 
 # %%
@@ -107,7 +112,7 @@ if __name__ == "__main__" and there:
 #
 # What to conclude
 # ----------------
-# In these measurements, streaming did the following:
+# Streaming did the following:
 
 
 def print_conclusions(times, memory):
@@ -120,7 +125,7 @@ def print_conclusions(times, memory):
     """
     for (question, what, n), pairs in times.items():
         if question == "methods" and what in ("Streaming, masks, one pass", "Streaming, 64 masks"):
-            print(f"{n} masks: {np.median(pairs[:, 0] / pairs[:, 1]):.2f} times the limit")
+            print(f"{n} masks: {short(np.median(pairs[:, 0] / pairs[:, 1]))} times the limit")
     lengths, blocks = (
         {
             n: np.median(pairs[:, 0])
@@ -129,8 +134,8 @@ def print_conclusions(times, memory):
         }
         for asked in ("length", "block size")
     )
-    (short, fast), (long, slow) = min(lengths.items()), max(lengths.items())
-    print(f"{long / short:.0f} times as many volumes: {slow / fast:.1f} times the time")
+    (few, fast), (many, slow) = min(lengths.items()), max(lengths.items())
+    print(f"{many / few:.0f} times as many volumes: {slow / fast:.1f} times the time")
     print(f"block sizes: {min(blocks.values()):.3f} to {max(blocks.values()):.3f} s")
     for (question, _, n), (above, output) in memory.items():
         if question == "length":
@@ -138,6 +143,7 @@ def print_conclusions(times, memory):
 
 
 if __name__ == "__main__":
+    print(f"Recorded on {about['date']}:" if there else "This build:")
     print_conclusions(times, memory)
 
 # %%

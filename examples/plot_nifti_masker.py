@@ -112,7 +112,8 @@ def nifti_masker_loop(fmri_path, mask_paths):
 # ---------------------
 # One :term:`worker` for each mask, and the same function in each. A path travels to the
 # workers as a few bytes, and each worker then reads the whole file. joblib writes an image in
-# memory to a file in :term:`shared memory`, once, and the workers map that file.
+# memory to a file, once, and the workers map that file. The file is in :term:`shared memory` where
+# 2 GB are free there, else on disk.
 
 from joblib import Parallel, delayed
 
@@ -156,11 +157,13 @@ if __name__ == "__main__":
 # %%
 # What to conclude
 # ----------------
-# The loop holds the image and the masker's copy of it in one process, as for a single mask, and
-# takes the time of all masks. In parallel from a path, each worker reads the file and makes the
-# masker's copy before it extracts the region: memory grows with the number of workers. With an
-# image in memory the file is read once, but each worker still makes the masker's own full copy.
-# The rest of what the masker can do is not used here, but we still pay for its copies.
+# The loop holds the image and the masker's copy of it in one process, as for a single mask.
+# Compare its time with that of the workers: with few cores and an image that is read fast,
+# starting workers and importing nilearn in each can take longer than the loop. In parallel from a
+# path, each worker reads the file and makes the masker's copy before it extracts the region:
+# memory grows with the number of workers. With an image in memory the file is read once, but each
+# worker still makes the masker's own full copy. The rest of what the masker can do is not used
+# here, but we still pay for its copies.
 #
 # Extracting voxels is all that we need: :ref:`sphx_glr_auto_examples_plot_numpy_indexing.py`.
 #

@@ -161,8 +161,8 @@ def numpy_masker_loop(fmri_img, mask_imgs):
 # All masks in parallel
 # ---------------------
 # A path is a few bytes, and each :term:`worker` reads the file for itself. joblib does not send an
-# array of more than 1 MB: it writes the array to a file in shared memory, once, and the workers
-# :term:`map <memory map>` that file.
+# array of more than 1 MB: it writes the array to a file, once, and the workers :term:`map <memory
+# map>` that file. The file is in shared memory where 2 GB are free there, else on disk.
 
 from joblib import Parallel, delayed
 
@@ -237,9 +237,10 @@ if __name__ == "__main__":
 # twice in each worker. So a worker's peak is about as high as with NiftiMasker, apart from what
 # NiftiMasker imports, and memory grows with the number of workers. (A file that is neither
 # compressed nor scaled is mapped, and costs little.) From memory, the workers share one copy, in
-# joblib's file, and the calling process has its own. The loop has no second copy: if reading the
-# file takes most of the time, workers gain little. When work on each region does need workers, one
-# copy is enough for all: :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
+# joblib's file, and the calling process has its own. The loop has no second copy, and where
+# reading the file takes most of the time, it is faster than the workers: compare the times above.
+# When work on each region does need workers, one copy is enough for all:
+# :ref:`sphx_glr_auto_examples_plot_shared_memory.py`.
 #
 # Recommended next
 # ----------------

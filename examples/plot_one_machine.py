@@ -108,8 +108,8 @@ if __name__ == "__main__":
 # %%
 # What workers bring: time
 # ------------------------
-# Time is compared in pairs: one worker, then several, again and again. The workers are started
-# before, since that takes a second of a run that takes hours.
+# Time is compared in pairs: the calling process alone, then several workers. The workers are
+# started before, since a run of hours starts them once.
 
 
 def time_study(images, masks, n_jobs):
@@ -124,14 +124,14 @@ def time_study(images, masks, n_jobs):
 
 
 def speed_up(images, masks, n_jobs, n_pairs):
-    """Time one worker and several in pairs; return the ratios, in order."""
-    time_study(images, masks, n_jobs)
+    """Time the calling process and several workers in pairs; return the ratios, in order."""
+    time_study(images[:n_jobs], masks, n_jobs)
     pairs = [[time_study(images, masks, n) for n in (1, n_jobs)] for _ in range(n_pairs)]
     return sorted(alone / together for alone, together in pairs)
 
 
 if __name__ == "__main__":
-    n_pairs = int(np.clip(20 / table.seconds.sum(), 1, 3))
+    n_pairs = int(np.clip(20 / table.seconds.sum(), 1, 2))
     speed = {
         2: speed_up(images, masks, 2, n_pairs),
         4: speed_up(images, masks, 4, max(n_pairs - 1, 1)),
@@ -148,7 +148,7 @@ if __name__ == "__main__":
 #
 # What workers bring: memory
 # --------------------------
-# The same profiler as on the other pages measures memory in use. To see what a worker imports, we
+# The same meter as on the other pages measures memory in use. To see what a worker imports, we
 # mask a study of which all images are missing: its workers start, and find nothing to do. The
 # rate of a worker is that of the calling process while it works alone, the median of eight images.
 # Other pages need these numbers, too, so they are kept in a file.
@@ -178,7 +178,8 @@ def measure_workers(images, masks):
     dict
         Of an image: ``image_mib`` and ``result_mib`` on disk, ``seconds``, and ``mib_s`` of
         compressed file. Memory in use: ``peaks_mib`` (pairs of a number of workers and the peak
-        of all processes), ``worker_mib`` (of one worker), ``imports_mib`` (of one without images).
+        of all processes; with 1, the calling process has no worker), ``worker_mib`` (of one
+        worker), ``imports_mib`` (of one without images).
         ``alone_rss_mib``: the resident set of a process that masks images without workers.
     """
     file, stat = Path(read_options().measured) / "workers.json", images[0].stat()
@@ -212,7 +213,7 @@ if __name__ == "__main__":
     worker = measure_workers(images, masks)
     peaks = dict(worker["peaks_mib"])
     for n, peak in peaks.items():
-        print(f"workers: {n}. All processes {peak:,.0f} MiB")
+        print(f"workers: {n if n > 1 else 'none'}. All processes {peak:,.0f} MiB")
     print(f"one worker {worker['worker_mib']:.0f} MiB, ", end="")
     print(f"without images {worker['imports_mib']:.0f} MiB")
 
@@ -232,6 +233,7 @@ def plot_workers(speed, peaks):
     figure = plt.figure(figsize=(4.2, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     numbers = list(peaks)
+    labels = ["1\n(no worker)" if n == 1 else n for n in numbers]
     middle = [1.0, *(statistics.median(ratios) for ratios in speed.values())]
     above.plot(numbers, numbers, ":", color="black", label="as many times as workers")
     for n, ratios in speed.items():
@@ -243,13 +245,15 @@ def plot_workers(speed, peaks):
     below.bar(numbers, peaks.values(), width=0.6, color="#0072b2")
     for n, mib in peaks.items():
         below.text(n, mib, f"{mib:,.0f}", ha="center", va="bottom")
-    below.set(xlabel="workers", ylabel="peak memory in use, MiB", xticks=numbers)
+    below.set(xlabel="workers", ylabel="peak memory in use, MiB")
+    below.set_xticks(numbers, labels)
     below.margins(y=0.15)
     for ax in (above, below):
         ax.spines[["top", "right"]].set_visible(False)
     said = ", ".join(
-        f"{n} {'worker' if n == 1 else 'workers'} {ratio:.2f} times as fast as one and "
-        f"{peaks[n]:,.0f} MiB"
+        f"{n} workers {ratio:.2f} times as fast as one and {peaks[n]:,.0f} MiB"
+        if n > 1
+        else f"no worker {peaks[n]:,.0f} MiB"
         for n, ratio in zip(numbers, middle, strict=True)
     )
     figure.set_label(
@@ -263,8 +267,15 @@ if __name__ == "__main__":
     plt.show()
 
 # %%
-# Each further worker adds its imports and a few MiB, so the number of workers is rarely limited by
-# memory.
+# "One worker" is the calling process: it masks the images itself.
+
+if __name__ == "__main__":
+    print(f"Two workers add {peaks[2] - peaks[1]:.0f} MiB: they also bring joblib's helpers.")
+    print(f"Each further worker then adds about {(peaks[4] - peaks[2]) / 2:.0f} MiB, ", end="")
+    print(f"{worker['imports_mib']:.0f} of them imports.")
+
+# %%
+# With results this small, the number of workers is rarely limited by memory.
 #
 # The storage
 # -----------
@@ -318,7 +329,7 @@ import numpy as np
 a = np.random.default_rng(0).normal(size=(500, 500))
 a @ a
 start = time.perf_counter()
-for _ in range(10):
+for _ in range(4):
     a @ a
 print(time.perf_counter() - start)
 """
@@ -357,7 +368,8 @@ if __name__ == "__main__":
 if __name__ == "__main__":
     for n, ratios in speed.items():
         n_faster = sum(ratio > 1 for ratio in ratios)
-        print(f"{n} workers were faster than one in {n_faster} of {len(ratios)} pairs")
+        print(f"{n} workers were faster than one in {n_faster} of {len(ratios)} ", end="")
+        print("pair" if len(ratios) == 1 else "pairs")
 
 # %%
 # Start the study from the command line. Whatever happens, run the same command again: it only does

@@ -39,6 +39,7 @@ if __name__ == "__main__":
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib import patheffects
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
@@ -76,7 +77,9 @@ def plot_parts(predictions, measured):
             style = {"height": 0.4, "color": color, "hatch": hatch, "edgecolor": "white", "lw": 0}
             ax.barh(i, mib, left=left, label=name if i == 0 else None, **style)
             left += mib
-        ax.plot([prediction.low_mib, prediction.most_mib], [i, i], color="black", lw=1)
+        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+        ends = prediction.low_mib, prediction.most_mib
+        ax.plot(ends, [i, i], color="black", lw=1, path_effects=halo)
         if known is not None:
             ax.plot(known, i, "o", ms=6, mfc="white", mec="black")
         label = ax.text(0, i - 0.25, prediction.method, va="bottom")
@@ -113,8 +116,9 @@ if __name__ == "__main__":
 # Compared with measurements
 # --------------------------
 # Without workers, a prediction is one number. With workers, it is a range, drawn as a line: from
-# one worker at its peak to all of them, because they begin one after the other, and a busy machine
-# lets them wait. What the calling process had before the call is taken from the measurement.
+# one worker at its peak to all of them, because each reaches its own peak at another moment, and a
+# busy machine makes them wait. What the calling process had before the call is taken from the
+# measurement here, so a prediction can differ from the budget by a few MiB.
 
 import numpy as np
 
@@ -144,7 +148,7 @@ def plot_points(series, title):
     width = np.array([tolerance(mib) for mib in line])
     ax.fill_between(line, line - width, line + width, color="0.85", lw=0)
     ax.plot(line, line, color="0.5", lw=1)
-    faces = dict(zip(series, ("white", None), strict=False))  # open, filled
+    faces = dict(zip(series, ("white", None) if len(series) > 1 else (None,), strict=True))
     for name, points in series.items():
         for family in dict.fromkeys(color_of(point["method"]) for point in points):
             own = [point for point in points if color_of(point["method"]) == family]
@@ -215,7 +219,7 @@ if __name__ == "__main__":
 # %%
 # The whole grid
 # --------------
-# One, two, four and eight subjects in one image, float32 and int16, compressed and not, with two
+# One, two and four subjects in one image, float32 and int16, compressed and not, with two
 # and six workers, as ``make record`` measured it. The predictions are those of this build's
 # model, with the imports of the machine that measured.
 

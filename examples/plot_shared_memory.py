@@ -182,7 +182,7 @@ if __name__ == "__main__":
 # %%
 # Is it one copy?
 # ---------------
-# The profiler counts shared memory once, whether or not a process maps it at that moment. So its
+# The meter counts shared memory once, whether or not a process maps it at that moment. So its
 # peak shows how many copies of the image there were. (With a single region joblib starts no
 # worker, and there is nothing to share.)
 

@@ -15,11 +15,12 @@ The build submits nothing. The tests do both on a Slurm cluster of one node and 
 # %%
 # How much to request
 # -------------------
-# A job that takes more memory than it requested is killed; one that requests much waits long.
-# Memory in use is predicted from an image's header (:doc:`/auto_examples/memory_budget`: at most).
-# The measurement comes from :ref:`sphx_glr_auto_examples_plot_one_machine.py`: the resident set
-# (:term:`RSS`), which some clusters count, of one process that does all the work, and the seconds
-# of one image.
+# A job that takes more memory than it requested is killed; one that requests too much waits longer
+# in the queue. Memory in use is predicted from an image's header
+# (:doc:`/auto_examples/memory_budget`: at most). The prediction is for ``stream_masks``, without
+# the imports of ``mask_study``. :ref:`sphx_glr_auto_examples_plot_one_machine.py` measured one
+# process that does all the work: its memory in use, its resident set (:term:`RSS`), which some
+# clusters count and which contains the code of libraries, and the seconds of one image.
 
 import math
 import shlex
@@ -31,6 +32,7 @@ from joblib import parallel_config
 from mask_study import mask_study, moved_into_place
 from memory_budget import predict_peak
 from options import read_options
+from plot_dask_cluster import IMPORTS_MIB
 from plot_one_machine import measure_workers, prepare_study
 
 METHOD = "Streaming, masks, one pass"
@@ -38,15 +40,20 @@ METHOD = "Streaming, masks, one pass"
 if __name__ == "__main__":
     images, masks = prepare_study()
     worker = measure_workers(images, masks)
-    measured_mib, seconds = worker["alone_rss_mib"], worker["seconds"]
-    predicted_mib = predict_peak(METHOD, images[0], masks).most_mib
-    print(f"predicted  {predicted_mib:5.0f} MiB")
-    print(f"measured   {measured_mib:5.0f} MiB, {seconds:.2f} s per image")
+    seconds = worker["seconds"]
+    all_mib = {
+        "memory in use, predicted": predict_peak(METHOD, images[0], masks).most_mib,
+        "memory in use, measured": dict(worker["peaks_mib"])[1],
+        "resident set, measured": worker["alone_rss_mib"],
+    }
+    for what, found_mib in all_mib.items():
+        print(f"{what:25}{found_mib:5.0f} MiB")
+    print(f"{'time of an image':25}{seconds:5.2f} s")
 
 
 # %%
-# We request one and a half times the larger of the two, and three times the time, plus five minutes
-# for a node that starts slowly. In your study, use the largest image, not the first.
+# We request one and a half times the largest of the three, and three times the time, plus five
+# minutes for a node that starts slowly. In your study, use the largest image, not the first.
 
 
 def to_ask_for(mib, seconds, n_images):
@@ -70,7 +77,7 @@ def to_ask_for(mib, seconds, n_images):
 
 if __name__ == "__main__":
     n_tasks = 4
-    most_mib = max(predicted_mib, measured_mib)
+    most_mib = max(all_mib.values())
     mib, minutes = to_ask_for(most_mib, seconds, math.ceil(len(images) / n_tasks))
     print(f"a task with {math.ceil(len(images) / n_tasks)} images: {mib} MiB, {minutes} minutes")
 
@@ -189,7 +196,8 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
     n_jobs : int
         Jobs, each of which is a worker with one core: two at least.
     mib, minutes : int
-        What each of them requests.
+        As for a job without Dask, from `to_ask_for`. The worker's memory limit is `IMPORTS_MIB`
+        more, and the job requests twice `IMPORTS_MIB` more.
     options : dict, optional
         For ``dask_jobqueue.SLURMCluster``: ``queue``, ``account``, ``interface`` and others.
     **study
@@ -212,7 +220,8 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
 
     if n_jobs < 2:
         raise ValueError(f"n_jobs is {n_jobs}; two workers are needed. One is a job without Dask.")
-    asked = {"cores": 1, "processes": 1, "memory": f"{mib} MiB", "walltime": str(minutes)}
+    asked = {"cores": 1, "processes": 1, "memory": f"{mib + IMPORTS_MIB} MiB"}
+    asked |= {"job_mem": f"{mib + 2 * IMPORTS_MIB}M", "walltime": str(minutes)}
     asked |= {"job_script_prologue": PROLOGUE} | (options or {})
     with dask.config.set({"distributed.scheduler.allowed-failures": 10**6}):
         cluster = import_jobqueue().SLURMCluster(**asked)
@@ -224,13 +233,20 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
 
 
 # %%
-# A Dask worker needs memory for Dask itself, and for a second process that supervises it: 300 MiB
-# more here. One such job is submitted for each worker:
+# A job holds two processes: the worker, and the nanny that supervises it. Both import Dask, for
+# which we allow 128 MiB each, as on the page on Dask. So the worker's memory limit is that much
+# above the request computed above, and the job requests that much more than the limit. One such
+# job is submitted for each worker:
 
 if __name__ == "__main__":
     job = import_jobqueue().slurm.SLURMJob(
         *("tcp://scheduler:8786", "mask-study"),
-        **{"cores": 1, "memory": f"{mib + 300} MiB", "walltime": str(minutes), "python": "python"},
+        **{
+            "cores": 1,
+            "memory": f"{mib + IMPORTS_MIB} MiB",
+            "job_mem": f"{mib + 2 * IMPORTS_MIB}M",
+        },
+        **{"walltime": str(minutes), "python": "python"},
         job_script_prologue=PROLOGUE,
     )
     print(job.job_script())

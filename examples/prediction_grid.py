@@ -55,10 +55,9 @@ class Point(NamedTuple):
 
 def full_grid():
     """List all points of the grid, those of the same image next to each other."""
-    large = (8, "float32", ".nii.gz", 6), (8, "int16", ".nii", 2)
     grid = itertools.product((4, 2, 1), ("float32", "int16"), (".nii.gz", ".nii"), (2, 6))
     scaled = itertools.product((2,), ("scaled",), (".nii.gz", ".nii"), (2, 6))
-    return [Point(*values) for values in (*large, *grid, *scaled)]
+    return [Point(*values) for values in (*grid, *scaled)]
 
 
 def few_points():
@@ -244,7 +243,7 @@ def compare(row, image, masks, n_jobs, machine):
     prediction = predict(row["method"], image, masks, n_jobs, machine)
     return {
         "method": row["method"],
-        "n_jobs": n_jobs,
+        "n_jobs": prediction.n_jobs,
         "measured_mib": float(row["peak_mib"]),
         "predicted_mib": prediction.peak_mib,
         "low_mib": prediction.low_mib,
@@ -325,8 +324,9 @@ def table_of(points):
             f"{point[key]:,.0f}" for key in ("low_mib", "high_mib", "measured_mib")
         )
         span = low if low == high else f"{low} to {high}"
+        workers = point["n_jobs"] or "-"
         lines.append(
-            f"{point['method']:42}{point['image']:26}{point['n_jobs']:>8}{span:>16}{measured:>10}"
+            f"{point['method']:42}{point['image']:26}{workers:>8}{span:>16}{measured:>10}"
             f"{'  <- off' if is_off(point) else ''}"
         )
     return "\n".join([*lines, count_of(points)])

@@ -5,7 +5,7 @@ The cost of a task: empty tasks on each backend
 Handing out a task and taking its result back takes time, whatever the task is. Empty tasks show
 only that time. ``python task_overhead.py`` times them on every backend that
 :doc:`/auto_examples/mask_study` can use, including Slurm if there is a cluster, and writes
-``task_overhead.csv``: a row per backend, which it calls engine.
+``task_overhead.csv``: a row per backend, in its column ``engine``.
 
 joblib joins tasks as short as these into batches, which would hide the cost of each. Images take
 longer and are not joined, so here each task is a batch of its own. As in a study, the backend gets

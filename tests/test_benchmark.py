@@ -126,6 +126,15 @@ def test_printed_ratios_are_medians_of_pairs(capsys):
     assert line.split() == ["a", "way", "9.000", "3.00", "(2.00", "to", "5.00)", "1,234"]
 
 
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0.4, "0.400"), (1.05, "1.05"), (15.49, "15.5"), (99.96, "100"), (1234.4, "1,234")],
+)
+def test_numbers_have_three_digits(number, expected):
+    """The table and the figure write the same number in the same way."""
+    assert benchmark.short(number) == expected
+
+
 def all_measured(n_repeats=5):
     """Times and memory of every question, with the longest names there are."""
     rng = np.random.default_rng(0)
@@ -145,8 +154,8 @@ def test_pictures_have_every_label_inside():
     times, memory = all_measured()
     figures = [
         benchmark.plot_ratios(times, "Time beside the limit"),
-        benchmark.plot_growth(times, "How time grows"),
-        benchmark.plot_memory_growth(memory, "How memory grows"),
+        benchmark.plot_growth(times, "How time grows", benchmark.FULL),
+        benchmark.plot_memory_growth(memory, "How memory grows", benchmark.FULL),
     ]
     for figure in figures:
         figure.canvas.draw()
@@ -161,7 +170,8 @@ def test_pictures_have_every_label_inside():
         assert what in shown
     for figure in figures[1:]:
         labels = [ax.get_xlabel() for ax in figure.axes]
-        assert labels == list(benchmark.GROWTH.values())
+        assert labels == [label.format(**benchmark.FULL) for label in benchmark.GROWTH.values()]
+        assert labels[0] == "volumes in the image (6 masks)"
         for ax in figure.axes:
             top = max(np.max(line.get_ydata()) for line in ax.lines)
             assert ax.get_ylim()[1] > top

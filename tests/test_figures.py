@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection
 from measured import Measurements
 
 import memory_model
-from benchmark import plot_growth, plot_memory_growth, plot_ratios, read_benchmark
+from benchmark import FULL, plot_growth, plot_memory_growth, plot_ratios, read_benchmark
 from good_figures import is_a_good_figure, nothing_overlaps
 from memory_budget import TYPICAL
 from memory_model import METHODS as MODELS
@@ -295,7 +295,7 @@ def test_grid_is_read_and_predicted(tmp_path):
     write_grid(tmp_path)
     points, about = read_grid(tmp_path)
     assert about["date"] == "2026-11-22"
-    assert [point["n_jobs"] for point in points] == [6, 6, 2, 2, 1, 1]
+    assert [point["n_jobs"] for point in points] == [6, 0, 2, 0, 0, 0]
     assert [point["measured_mib"] for point in points] == [406, 406, 402, 402, 401, 401]
     shape = (64, 64, 36, 336)
     images = [
@@ -306,7 +306,7 @@ def test_grid_is_read_and_predicted(tmp_path):
     for point, image in zip(points, images, strict=True):
         caller = f"caller {MODELS[point['method']].caller}"
         machine = TYPICAL | {caller: 150}  # as measured before the call
-        found = predict(point["method"], image, [900, 800], point["n_jobs"], machine)
+        found = predict(point["method"], image, [900, 800], max(point["n_jobs"], 1), machine)
         assert point["predicted_mib"] == found.peak_mib
         assert point["low_mib"] == found.low_mib
         assert point["high_mib"] == found.most_mib
@@ -447,10 +447,10 @@ def test_figures_of_the_benchmark(kind):
         (pairs,) = (times[key] for key in times if key[:2] == what)
         number = f"Streaming, masks, one pass {np.median(pairs[:, 0] / pairs[:, 1]):.3g}"
     elif kind == "growth":
-        figure = plot_growth(times, "How time grows, full sizes")
+        figure = plot_growth(times, "How time grows, full sizes", FULL)
         number = "Streaming, masks, masks from 1 to 64: "
     else:
-        figure = plot_memory_growth(memory, "How memory grows, full sizes")
+        figure = plot_memory_growth(memory, "How memory grows, full sizes", FULL)
         number = "Streaming, masks, masks from 1 to 64: "
     is_a_good_figure(figure, number)
 
@@ -627,7 +627,7 @@ def test_text_says_what_was_not_measured(tmp_path):
         "C / parallel / peak_mib": "3,000 MiB (then stopped)",
         "C / parallel / seconds": "not measured",
         "A / parallel / seconds": "2.5 s",
-        "A / parallel / seconds with range": "2.5 s (2.25–1,234)",
+        "A / parallel / seconds with range": "2.50 s (2.25–1,234)",
         "A / parallel / identical": "yes",
         "ratio / B / A": "2.0 (predicted)",
         "ratio / A, parallel / B": "0.5 (predicted)",
@@ -676,7 +676,7 @@ def test_a_table_of_an_earlier_version_is_not_read(tmp_path):
         ("above_mib", "-0.0", "less than 1 MiB"),
         ("peak_mib", "0.6", "1 MiB"),
         ("memory_gib", 23.5, "24 GiB"),
-        ("seconds", "0.17", "0.17 s"),
+        ("seconds", "0.17", "0.170 s"),
         ("seconds", "21.34", "21.3 s"),
         ("seconds", "1234.50", "1,234 s"),
         ("pause", 0, "0 s"),

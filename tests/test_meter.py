@@ -841,7 +841,13 @@ def test_numbers_of_a_trace():
 def test_text_of_a_trace():
     """A printed trace has the numbers of the trace."""
     text = str(trace_of())
-    parts = ("200 MiB memory in use", "220 MiB", "100 MiB before the call", "0.65 s", "3 processes")
+    parts = (
+        "200 MiB memory in use",
+        "220 MiB",
+        "100 MiB before the call",
+        "0.650 s",
+        "3 processes",
+    )
     assert text.startswith("function")
     assert not [part for part in parts if part not in text]
     assert "raised" not in text

@@ -34,18 +34,18 @@ def test_hours_of_a_known_case():
     study = {"n_images": 3600, "image_mib": 1000, "worker_mib_s": 100, "task_s": 1}
     study["result_mib"] = 250
     cluster = {"cores": 10, "node_mib_s": 625, "storage_mib_s": 2500}
-    assert plan(1, **study, **cluster) == {"processors": 1, "storage": 2, "engine": 1}
-    assert plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5, "engine": 1}
+    assert plan(1, **study, **cluster) == {"processors": 1, "storage": 2, "backend": 1}
+    assert plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5, "backend": 1}
     # Twice as many nodes: the shared storage gives no more.
     assert plan(8, **study, **cluster)["storage"] == 0.5
 
 
 @given(nodes=st.integers(1, 500), factor=st.integers(2, 20))
 def test_more_nodes_never_take_longer(nodes, factor):
-    """More nodes are slower, or beat the storage or the engine."""
+    """More nodes are slower, or beat the storage or the backend."""
     few, more = (plan(n, **STUDY, **CLUSTER, **RATES) for n in (nodes, nodes * factor))
     assert all(more[part] <= few[part] for part in few)
-    assert more["engine"] == few["engine"]
+    assert more["backend"] == few["backend"]
     moved_mib = STUDY["n_images"] * (STUDY["image_mib"] + RATES["result_mib"])
     assert more["storage"] * 3600 * CLUSTER["storage_mib_s"] >= moved_mib * (1 - 1e-9)
 
