@@ -626,7 +626,7 @@ def test_text_says_what_was_not_measured(tmp_path):
         "B / parallel / identical": "not measured",
         "C / parallel / peak_mib": "3,000 MiB (then stopped)",
         "C / parallel / seconds": "not measured",
-        "A / parallel / seconds": "2.5 s",
+        "A / parallel / seconds": "2.50 s",
         "A / parallel / seconds with range": "2.50 s (2.25–1,234)",
         "A / parallel / identical": "yes",
         "ratio / B / A": "2.0 (predicted)",

@@ -400,7 +400,7 @@ def test_method_without_workers_is_measured_once(here, capfd):
     measure_methods(numpy_masker_single_path)
     assert here.called == ["reference_series", "NumPy indexing, path, single"]
     out, err = capfd.readouterr()
-    assert "peak 100 MiB, 10 MiB before the call; 0.5 s\n" in out
+    assert "peak 100 MiB, 10 MiB before the call; 0.500 s\n" in out
     assert "run 1" not in err
 
 
