@@ -285,7 +285,8 @@ def print_ratios(times, memory):
             ratios = pairs[:, 0] / pairs[:, 1]
             low, middle, high = map(short, np.quantile(ratios, [0, 0.5, 1]))
             spread = f"({low} to {high})"
-            line = f"{key[1]:41}{np.median(pairs[:, 0]):7.3f}   {middle:>6} {spread:20}"
+            seconds = short(np.median(pairs[:, 0]))
+            line = f"{key[1]:41}{seconds:>7}   {middle:>6} {spread:20}"
             print(line + (f"{memory[key][0]:10,.0f}" if key in memory else ""))
 
 

@@ -17,6 +17,7 @@ import pytest
 from measured import MeasuredTable, Measurements, written
 
 import pages
+from benchmark import short
 from memory_model import METHODS
 from small_site import N_REGIONS, Site
 
@@ -267,10 +268,8 @@ def test_the_page_on_the_limit_shows_this_builds_times(browser, address, site):
         ratios = [float(row["seconds"]) / float(row["limit_seconds"]) for row in pairs]
         line = next(line for line in tables[0].splitlines() if line.startswith(what + " "))
         seconds, ratio = line[len(what) :].split()[:2]
-        assert float(ratio) == pytest.approx(np.median(ratios), abs=0.006)
-        assert float(seconds) == pytest.approx(
-            np.median([float(row["seconds"]) for row in pairs]), abs=6e-4
-        )
+        assert ratio == short(np.median(ratios))
+        assert seconds == short(np.median([float(row["seconds"]) for row in pairs]))
 
 
 def test_every_parameter_of_the_maskers_is_in_the_table(browser, address):
