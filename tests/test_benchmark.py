@@ -123,7 +123,7 @@ def test_printed_ratios_are_medians_of_pairs(capsys):
     key = "methods", "a way", 6
     benchmark.print_ratios({key: pairs, ("masks", "a way", 6): pairs}, {key: (1234.4, 5.0)})
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.split() == ["a", "way", "9.000", "3.00", "(2.00", "to", "5.00)", "1,234"]
+    assert line.split() == ["a", "way", "9.00", "3.00", "(2.00", "to", "5.00)", "1,234"]
 
 
 @pytest.mark.parametrize(
