@@ -263,15 +263,15 @@ class MeasuredTable(SphinxDirective):
     HEADINGS = {  # noqa: RUF012
         "method": "Method",
         "mode": "Mode",
-        "n_jobs": "Workers",
-        "before_mib": "Before the call",
         "peak_mib": "Peak memory",
         "above_mib": "Above the start",
+        "before_mib": "Before the call",
+        "seconds": "Time",
+        "identical": "Identical",
+        "n_jobs": "Workers",
         "peak_file_mib": "File pages (droppable)",
         "peak_pss_mib": "PSS summed",
         "peak_rss_mib": "RSS summed",
-        "seconds": "Time",
-        "identical": "Identical",
     }
 
     def run(self):
