@@ -231,13 +231,14 @@ def test_equal_quantities_are_equal_on_all_pages(site):
 def test_the_table_has_a_line_for_each_method(chapter, site):
     """The chapter's table has every row of summary.csv, with the range of several runs."""
     lines = chapter.locator("table.measured-table tbody tr").all()
-    peak = [*MeasuredTable.HEADINGS].index("peak_mib")
+    names = [*MeasuredTable.HEADINGS]
     for line, row in zip(lines, Measurements(site.measured).rows, strict=True):
-        cells = line.locator("td").all_inner_texts()
-        assert cells[:3] == [row["method"], row["mode"], row["n_jobs"]]
+        cells = dict(zip(names, line.locator("td").all_inner_texts(), strict=True))
+        for name in ("method", "mode", "n_jobs"):
+            assert cells[name] == row[name]
         low, high = (f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max"))
-        assert cells[peak].endswith(f"({low}–{high})" if int(row["n_runs"]) > 1 else " MiB")
-        assert cells[-1] == "yes"
+        assert cells["peak_mib"].endswith(f"({low}–{high})" if int(row["n_runs"]) > 1 else " MiB")
+        assert cells["identical"] == "yes"
 
 
 def test_the_text_is_about_the_readers_image(chapter, site):
