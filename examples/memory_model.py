@@ -253,15 +253,15 @@ METHODS = {
         *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_FROM_PATH),
         caller="nilearn",
         imports="nilearn",
-        together=0.95,
-        late=(13, 27),
+        late=(4, 16),
     ),
     "NiftiMasker, in-memory image, parallel": Model(
         *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_IN_MEMORY),
         in_memory=True,
         caller="nilearn",
         imports="nilearn",
-        late=(22, 22),
+        together=0.85,
+        late=(8, 8),
     ),
     "NumPy indexing, path, single": Model(
         *("plot_numpy_indexing", "numpy_masker_single_path", "single", INDEX_FROM_PATH)
@@ -277,8 +277,7 @@ METHODS = {
     "NumPy indexing, path, parallel": Model(
         *("plot_numpy_indexing", "numpy_masker_parallel_path", "parallel", INDEX_FROM_PATH),
         imports="nibabel",
-        together=0.93,
-        late=(9, 9),
+        late=(5, 9),
     ),
     "NumPy indexing, in-memory image, parallel": Model(
         *("plot_numpy_indexing", "numpy_masker_parallel_inmemory", "parallel", INDEX_IN_MEMORY),
