@@ -302,8 +302,9 @@ if __name__ == "__main__":
 # %%
 # An index
 # --------
-# `indexed_gzip <https://pypi.org/project/indexed-gzip/>`_ reads a ``.nii.gz`` once, and saves the
-# state of the decompressor every few MiB: it can start again at such a point as at a beginning.
+# `indexed_gzip <https://github.com/pauldmccarthy/indexed_gzip>`_ reads a ``.nii.gz`` once, and
+# saves the state of the decompressor every few MiB: it can start again at such a point as at a
+# beginning.
 # Written to a file, this index serves every worker.
 #
 # It does not notice a missing end of the file, and a reader with an index never reaches that end.
