@@ -52,7 +52,8 @@ Other systems have no such account. There, the unique set size (:term:`USS`) of 
 processes stands in for it, and the trace says so.
 
 A peak of the calling process between two samples is not lost: the kernel keeps its largest
-resident set size. (What several processes need at once, only a sample can tell.)
+resident set size. (What several processes need at once, only a sample can tell. And a file that is
+mapped and given up again between two samples cannot be told from memory of the process.)
 
 Before the machine runs out of memory, the call is stopped, and the trace says so.
 """
