@@ -730,7 +730,7 @@ def measure_within(memory_mib, func, /, *args, **kwargs):
             samples += _watch(tree, over, name)
         outcome = _receive(process, samples)
         if watchdog.reason:
-            outcome = *outcome[:2], None, MemoryError(f"{name}: {watchdog.reason}"), 0
+            outcome = *outcome[:2], None, MemoryError(f"{name}: {watchdog.reason}"), (0, 0)
     except BaseException:
         _end(process, patience=0)
         raise
@@ -856,14 +856,18 @@ def _serve():
 
 
 def _high_water(reset=False):
-    """Read, or reset, the largest RSS in bytes that Linux has noted for this process."""
-    with contextlib.suppress(OSError, ValueError):
+    """Read, or reset, the largest RSS that Linux has noted for this process, in bytes.
+
+    With it comes what is not anonymous of its RSS now: a library may have been loaded in between.
+    """
+    with contextlib.suppress(OSError, KeyError):
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
         else:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if "VmHWM" in line)
-    return 0
+            text = Path("/proc/self/status").read_text()
+            size = {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", text)}
+            return size["VmHWM"], size["RssFile"] + size["RssShmem"]
+    return 0, 0
 
 
 def _wait_for_end(process, over):
@@ -901,7 +905,7 @@ def _receive(process, samples):
         code = process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         error = RuntimeError(f"The measured process was ended by {how}.")
-        return samples[0][0], samples[-1][0] - samples[0][0], None, error, 0
+        return samples[0][0], samples[-1][0] - samples[0][0], None, error, (0, 0)
 
 
 def _end(process, patience):
@@ -958,7 +962,8 @@ def _trace(name, samples, started, seconds, value, exception, high_water):
         for pid in pids
     }
     # Of the largest resident set, all that may not have been anonymous is taken off.
-    other = max(tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree)
+    largest, other = high_water
+    others = [tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree]
     return Trace(
         name=name,
         started=started,
@@ -970,7 +975,7 @@ def _trace(name, samples, started, seconds, value, exception, high_water):
         metric="memory in use" if HAS_PSS else "USS",
         value=value,
         exception=exception,
-        high_water_mib=max(high_water - other, 0) / MIB,
+        high_water_mib=max(largest - max(other, *others), 0) / MIB,
     )
 
 
