@@ -410,8 +410,13 @@ class Tree:
 
     def in_use(self):
         """Return the memory in use now, in MiB."""
-        _, shared, processes = self.sample()
-        return (sum(shared.values()) + sum(one["anon"] for one in processes.values())) / MIB
+        return in_use_mib(self.sample())
+
+
+def in_use_mib(sample):
+    """Return the memory in use of a sample, in MiB."""
+    _, shared, processes = sample
+    return (sum(shared.values()) + sum(one["anon"] for one in processes.values())) / MIB
 
 
 def read_process(process):
@@ -891,9 +896,8 @@ def _watch(tree, over, name):
             start = time.perf_counter()
             samples.append(tree.sample())
             pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
-            _, shared, processes = samples[-1]
-            mib = (sum(shared.values()) + sum(one["anon"] for one in processes.values())) / MIB
-            progress.set_postfix_str(f"{mib:,.0f} MiB in {len(processes)} processes")
+            mib, n_processes = in_use_mib(samples[-1]), len(samples[-1][2])
+            progress.set_postfix_str(f"{mib:,.0f} MiB in {n_processes} processes")
     return samples
 
 
