@@ -933,11 +933,20 @@ def _end(process, patience):
                 left.append(other)
     # Trackers of shared memory outlive the workers and the first signal, to clean up.
     for end in (psutil.Process.terminate, psutil.Process.kill):
-        left = psutil.wait_procs(left, timeout=5)[1]
+        deadline = time.monotonic() + 5
+        while (left := [child for child in left if _runs(child)]) and time.monotonic() < deadline:
+            time.sleep(0.01)
         for child in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(child)
     remove_joblib_folders(process.pid)
+
+
+def _runs(process):
+    """Tell whether a process runs; one that has ended may stay listed until init notes it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def remove_joblib_folders(pid):
