@@ -16,7 +16,7 @@ os.environ.setdefault("MASKER_CACHE", str(ROOT / "masker_cache"))
 os.environ.setdefault("MEASURED", str(ROOT / "doc" / "measured"))
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from options import read_options  # noqa: E402
+from beyond_the_masker.options import read_options
 
 try:
     os.environ.update(read_options().to_environ())

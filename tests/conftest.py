@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from slurm import running_slurm, slurm, slurm_programs  # noqa: F401
-from small_site import interrupted, placeholders, prose, site  # noqa: F401
-
 os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in subprocesses
 # A job in the background ignores Ctrl-C, and so would all that the tests start, to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

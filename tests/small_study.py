@@ -5,8 +5,8 @@ import re
 import nibabel as nib
 import numpy as np
 
+from beyond_the_masker.study import mask_study
 from made_images import make_image, make_masks
-from mask_study import mask_study
 
 
 def write(folder, number, shape=(5, 6, 4, 7), suffix=".nii.gz", **options):

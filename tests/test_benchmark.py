@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import benchmark
-import plot_stream_masks
-from plot_stream_masks import stream_masks
-from whole_experiment import METHODS
+from beyond_the_masker import benchmark as benchmark
+from beyond_the_masker import streaming as plot_stream_masks
+from beyond_the_masker.experiment import METHODS
+from beyond_the_masker.streaming import stream_masks
 
 
 @pytest.fixture(autouse=True)

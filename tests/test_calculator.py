@@ -18,10 +18,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from beyond_the_masker.budget import TYPICAL, Row, most_workers, read_header, recommend, why_not
+from beyond_the_masker.model import (
+    DTYPES,
+    METHODS,
+    REASONS,
+    Image,
+    as_json,
+    check,
+    predict,
+    quantities,
+)
+from beyond_the_masker.options import parse_memory
 from made_images import make_image, make_masks, save_all
-from memory_budget import TYPICAL, Row, most_workers, read_header, recommend, why_not
-from memory_model import DTYPES, METHODS, REASONS, Image, as_json, check, predict, quantities
-from options import parse_memory
 
 ROOT = Path(__file__).parent.parent
 CONF = f"""

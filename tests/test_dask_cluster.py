@@ -24,13 +24,15 @@ import pytest
 from distributed import Client, LocalCluster
 from joblib import parallel_config
 
-import plot_dask_cluster as page
+from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.study import peak_rss_mib
 from good_figures import is_a_good_figure
 from leftovers import eventually, processes_with
-from mask_study import peak_rss_mib
-from plot_large_image_in_blocks import mask_blocks
-from plot_stream_masks import stream_masks
 from small_study import Study, assert_same, save_masks, write
+
+page = load_page("plot_dask_cluster")
 
 pytestmark = pytest.mark.chance
 EXAMPLES = Path(page.__file__).parent

@@ -13,15 +13,12 @@ import pandas as pd
 import pytest
 from nilearn.image import resample_to_img
 
-import plot_large_image
-import synthetic_data
-from plot_large_image import (
-    atlas_to_masks,
-    get_atlas_path,
-    get_fmri_path,
-    load_in_memory,
-    prepare,
-)
+from beyond_the_masker import synthetic as synthetic_data
+from beyond_the_masker.data import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.running import load_in_memory
+
+plot_large_image = load_page("plot_large_image")
 
 GRID = (9, 10, 8)
 AFFINE = np.array([[4.0, 0, 0, -10], [0, 4, 0, 5], [0, 0, 4, -3], [0, 0, 0, 1]])

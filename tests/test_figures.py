@@ -17,24 +17,29 @@ import pytest
 from matplotlib.collections import LineCollection
 from measured import Measurements
 
-import memory_model
-from benchmark import FULL, plot_growth, plot_memory_growth, plot_ratios, read_benchmark
-from good_figures import is_a_good_figure, nothing_overlaps
-from memory_budget import TYPICAL
-from memory_model import METHODS as MODELS
-from memory_model import Image, predict
-from plot_memory_over_time import (
+from beyond_the_masker import model as memory_model
+from beyond_the_masker.benchmark import FULL, read_benchmark
+from beyond_the_masker.budget import TYPICAL
+from beyond_the_masker.experiment import METHODS, title
+from beyond_the_masker.figures import (
+    KEYS,
+    RANGE,
     name_of,
     peak_text,
+    plot_growth,
+    plot_memory_growth,
+    plot_parts,
     plot_peaks,
     plot_phases,
-    read_phases,
+    plot_points,
+    plot_ratios,
+    plot_scale,
     spread,
     thin,
 )
-from plot_prediction import KEYS, RANGE, plot_parts, plot_points
-from plot_published_scale import PUBLISHED_GB, plot_scale, read_scale
-from prediction_grid import (
+from beyond_the_masker.model import METHODS as MODELS
+from beyond_the_masker.model import Image, predict
+from beyond_the_masker.model_check import (
     COLUMNS,
     compare,
     full_grid,
@@ -44,7 +49,9 @@ from prediction_grid import (
     table_of,
     tolerance,
 )
-from whole_experiment import METHODS, title
+from beyond_the_masker.mprof_run import read_phases
+from beyond_the_masker.published import PUBLISHED_GB, read_scale
+from good_figures import is_a_good_figure, nothing_overlaps
 
 
 @pytest.fixture(autouse=True)
@@ -272,7 +279,7 @@ def write_grid(folder):
 
 def test_grid_has_every_combination(monkeypatch):
     """Each type, ending and number of workers is in the grid, and each method with it."""
-    import prediction_grid
+    from beyond_the_masker import model_check as prediction_grid
 
     points = full_grid()
     for wanted in itertools.product((1, 2, 4), ("float32", "int16"), (".nii", ".nii.gz"), (2, 6)):

@@ -23,7 +23,8 @@ from joblib import Parallel, _memmapping_reducer, cpu_count, delayed, parallel_c
 from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
-import plot_in_memory
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.running import load_in_memory
 from leftovers import eventually
 from made_images import (
     FLIPPED,
@@ -35,13 +36,12 @@ from made_images import (
     nifti_masker,
     save_all,
 )
-from plot_in_memory import (
-    bootstrap_first_component,
-    numpy_masker_joblib_map,
-    numpy_masker_mapped,
-    numpy_masker_threads,
-)
-from plot_large_image import load_in_memory
+
+plot_in_memory = load_page("plot_in_memory")
+bootstrap_first_component = load_page("plot_in_memory").bootstrap_first_component
+numpy_masker_joblib_map = load_page("plot_in_memory").numpy_masker_joblib_map
+numpy_masker_mapped = load_page("plot_in_memory").numpy_masker_mapped
+numpy_masker_threads = load_page("plot_in_memory").numpy_masker_threads
 
 FUNCTIONS = (numpy_masker_threads, numpy_masker_joblib_map, numpy_masker_mapped)
 WITH_FILE = (numpy_masker_joblib_map, numpy_masker_mapped)

@@ -23,15 +23,16 @@ from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
-import measured_blocks
-import plot_large_image_in_blocks as page
+from beyond_the_masker import block_costs as measured_blocks
+from beyond_the_masker import blocks as page
+from beyond_the_masker.block_costs import APART, memory_of, prepare_both, same, with_apart
+from beyond_the_masker.blocks import Volumes, extract_block, make_index, mask_blocks
+from beyond_the_masker.figures import plot_ways
+from beyond_the_masker.meter import MIB, allocate, allocate_here_and_in_workers, measure
+from beyond_the_masker.streaming import stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, named_after
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_masks
-from measured_blocks import APART, memory_of, plot_ways, prepare_both, same, with_apart
-from peak_memory import MIB, allocate, allocate_here_and_in_workers, measure
-from plot_large_image_in_blocks import Volumes, extract_block, make_index, mask_blocks
-from plot_stream_masks import stream_masks
 from small_site import regions_of
 from test_stream_masks import TYPES, any_bits, write
 

@@ -20,12 +20,12 @@ from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
-import mask_study as module
+from beyond_the_masker import study as module
+from beyond_the_masker.meter import MIB
+from beyond_the_masker.study import mask_study, name_files, read_about
+from beyond_the_masker.workers import memory_of
 from leftovers import eventually
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_image, nifti_masker
-from mask_study import mask_study, name_files, read_about
-from peak_memory import MIB
-from plot_one_machine import memory_of
 from small_study import Study, assert_same, write
 
 EXAMPLES = Path(module.__file__).parent

@@ -19,31 +19,36 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor, reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-import measured_methods
-import memory_budget
-import memory_model
-import whole_experiment
-from good_figures import is_a_good_figure
-from measured_methods import (
+from beyond_the_masker import budget as memory_budget
+from beyond_the_masker import experiment as measured_methods
+from beyond_the_masker import experiment as whole_experiment
+from beyond_the_masker import model as memory_model
+from beyond_the_masker.budget import TYPICAL
+from beyond_the_masker.experiment import (
     COLUMNS,
+    METHODS,
     N_RUNS,
+    Method,
     NotRun,
     complete_summary,
     describe_machine,
     identical,
     in_a_line,
     measure_methods,
-    plot_traces,
     prepare_all,
     read_summary,
 )
-from memory_budget import TYPICAL
-from memory_model import Image, predict
-from one_run import run_method, start_workers
-from peak_memory import Trace, measure
-from plot_nifti_masker import nifti_masker_parallel, nifti_masker_single
-from plot_numpy_indexing import numpy_masker_single_inmemory, numpy_masker_single_path
-from whole_experiment import METHODS, Method
+from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.meter import Trace, measure
+from beyond_the_masker.model import Image, predict
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.running import run_method, start_workers
+from good_figures import is_a_good_figure
+
+nifti_masker_parallel = load_page("plot_nifti_masker").nifti_masker_parallel
+nifti_masker_single = load_page("plot_nifti_masker").nifti_masker_single
+numpy_masker_single_inmemory = load_page("plot_numpy_indexing").numpy_masker_single_inmemory
+numpy_masker_single_path = load_page("plot_numpy_indexing").numpy_masker_single_path
 
 SINGLE = [method for method in METHODS if method.mode == "single"]
 AFFINE = np.diag([4.0, 4, 4, 1])

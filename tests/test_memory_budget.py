@@ -16,9 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import memory_budget
-from made_images import make_image, make_masks, save_all
-from memory_budget import (
+from beyond_the_masker import budget as memory_budget
+from beyond_the_masker.budget import (
     TYPICAL,
     budget,
     calibrate,
@@ -32,8 +31,18 @@ from memory_budget import (
     uses_block,
     why_not,
 )
-from memory_model import DTYPES, METHODS, REASONS, Image, as_json, check, predict, quantities
-from options import parse_memory
+from beyond_the_masker.model import (
+    DTYPES,
+    METHODS,
+    REASONS,
+    Image,
+    as_json,
+    check,
+    predict,
+    quantities,
+)
+from beyond_the_masker.options import parse_memory
+from made_images import make_image, make_masks, save_all
 
 MIB = 2**20
 NIBABELS = Path(nibabel.testing.data_path)

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import pytest
 
-import peak_memory
-from peak_memory import HAS_PSS, MIB, Trace, available_mib, measure, measure_within
+from beyond_the_masker import meter as peak_memory
+from beyond_the_masker.meter import HAS_PSS, MIB, Trace, available_mib, measure, measure_within
 
 pytestmark = pytest.mark.chance
 TOLERANCE = 15  # MiB

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import peak_memory
-from peak_memory import HAS_PSS, MIB, measure
+from beyond_the_masker import meter as peak_memory
+from beyond_the_masker.meter import HAS_PSS, MIB, measure
 
 pytestmark = pytest.mark.chance
 HOLD = 0.3  # seconds for which known amounts are held

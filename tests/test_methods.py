@@ -28,7 +28,9 @@ from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
-import plot_shared_memory
+from beyond_the_masker.experiment import METHODS, Method, run, title
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.running import load_in_memory
 from leftovers import eventually
 from made_images import (
     FLIPPED,
@@ -40,17 +42,18 @@ from made_images import (
     nifti_masker,
     save_all,
 )
-from one_run import load_in_memory
-from plot_nifti_masker import nifti_masker_loop, nifti_masker_parallel, nifti_masker_single
-from plot_numpy_indexing import (
-    numpy_masker_loop,
-    numpy_masker_parallel_inmemory,
-    numpy_masker_parallel_path,
-    numpy_masker_single_inmemory,
-    numpy_masker_single_path,
-)
-from plot_shared_memory import numpy_masker_shared_parallel, numpy_masker_shared_single
-from whole_experiment import METHODS, Method, run, title
+
+plot_shared_memory = load_page("plot_shared_memory")
+nifti_masker_loop = load_page("plot_nifti_masker").nifti_masker_loop
+nifti_masker_parallel = load_page("plot_nifti_masker").nifti_masker_parallel
+nifti_masker_single = load_page("plot_nifti_masker").nifti_masker_single
+numpy_masker_loop = load_page("plot_numpy_indexing").numpy_masker_loop
+numpy_masker_parallel_inmemory = load_page("plot_numpy_indexing").numpy_masker_parallel_inmemory
+numpy_masker_parallel_path = load_page("plot_numpy_indexing").numpy_masker_parallel_path
+numpy_masker_single_inmemory = load_page("plot_numpy_indexing").numpy_masker_single_inmemory
+numpy_masker_single_path = load_page("plot_numpy_indexing").numpy_masker_single_path
+numpy_masker_shared_parallel = load_page("plot_shared_memory").numpy_masker_shared_parallel
+numpy_masker_shared_single = load_page("plot_shared_memory").numpy_masker_shared_single
 
 
 @pytest.fixture(scope="module", autouse=True)

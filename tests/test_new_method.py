@@ -18,10 +18,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import memory_budget
-import memory_model
+from beyond_the_masker import budget as memory_budget
+from beyond_the_masker import model as memory_model
+from beyond_the_masker.experiment import find_method
 from small_site import copy_project
-from whole_experiment import find_method
 
 ROOT = Path(__file__).parent.parent
 NAME, MODE = "NumPy indexing, union of masks", "one pass"

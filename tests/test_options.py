@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import options
-from options import Options, read_options
+from beyond_the_masker import options as options
+from beyond_the_masker.options import Options, read_options
 
 FILES = ("fmri.nii.gz", "my fmri.nii", "atlas.nii", "my atlas.nii", "roi_1.nii", "roi_2.nii")
 ODD_FILES = ("left roi 1.nii", "left roi 2.nii", "it's one.nii", "roi[12].nii")

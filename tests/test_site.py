@@ -17,8 +17,8 @@ import pytest
 from measured import MeasuredTable, Measurements, written
 
 import pages
-from benchmark import short
-from memory_model import METHODS
+from beyond_the_masker.figures import short
+from beyond_the_masker.model import METHODS
 from small_site import N_REGIONS, Site
 
 N_METHODS = len(METHODS)

@@ -11,13 +11,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import mask_study
-import plot_slurm
-import plot_stream_masks
-from plot_slurm import COLLECT, job_script, mask_study_on_slurm, to_ask_for
+from beyond_the_masker import streaming as plot_stream_masks
+from beyond_the_masker import study as mask_study
+from beyond_the_masker.overhead import time_array
+from beyond_the_masker.pages import load_page
 from slurm import MEMORY_MB, one_node_slurm
 from small_study import Study
-from task_overhead import time_array
+
+plot_slurm = load_page("plot_slurm")
+COLLECT = load_page("plot_slurm").COLLECT
+job_script = load_page("plot_slurm").job_script
+mask_study_on_slurm = load_page("plot_slurm").mask_study_on_slurm
+to_ask_for = load_page("plot_slurm").to_ask_for
 
 pytestmark = pytest.mark.chance
 PAGE = Path(plot_slurm.__file__).read_text()

@@ -23,9 +23,8 @@ from nilearn.maskers import (
 )
 from nilearn.regions import RegionExtractor
 
-import plot_stream_masker
-from peak_memory import measure
-from plot_stream_masker import (
+from beyond_the_masker import maskers as plot_stream_masker
+from beyond_the_masker.maskers import (
     MASKERS,
     NEUTRAL,
     TEMPORAL,
@@ -35,6 +34,7 @@ from plot_stream_masker import (
     stream_nifti_maskers,
     treatment_table,
 )
+from beyond_the_masker.meter import measure
 
 N = 37
 GRID = (9, 10, 8)

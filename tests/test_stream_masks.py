@@ -29,9 +29,9 @@ from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 from nilearn.maskers import NiftiMasker
 
-import plot_stream_masks
-from peak_memory import MIB, measure
-from plot_stream_masks import stream_masks
+from beyond_the_masker import streaming as plot_stream_masks
+from beyond_the_masker.meter import MIB, measure
+from beyond_the_masker.streaming import stream_masks
 
 SHAPE = (5, 6, 4, 7)
 STRAIGHT = np.array([[3.0, 0, 0, -7], [0, 3, 0, -9], [0, 0, 4, -6], [0, 0, 0, 1]])

@@ -14,12 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.testing import data_path
 
-import plot_one_machine
-import task_overhead as module
-from peak_memory import MIB
-from plot_one_machine import prepare_study, seconds_with, speed_up, storage_rate, time_study
-from plot_study_plan import CLUSTER, NODES, STUDY, plan
+from beyond_the_masker import overhead as module
+from beyond_the_masker.meter import MIB
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.workers import (
+    prepare_study,
+    seconds_with,
+    speed_up,
+    storage_rate,
+    time_study,
+)
 from small_site import regions_of
+
+plot_one_machine = load_page("plot_one_machine")
+CLUSTER = load_page("plot_study_plan").CLUSTER
+NODES = load_page("plot_study_plan").NODES
+STUDY = load_page("plot_study_plan").STUDY
+plan = load_page("plot_study_plan").plan
 
 EXAMPLES = Path(module.__file__).parent
 RATES = {"worker_mib_s": 200, "task_s": 0.005, "result_mib": 50}

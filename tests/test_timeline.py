@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plot_memory_over_time import as_timeline, read_children, read_phases
+from beyond_the_masker.figures import as_timeline
+from beyond_the_masker.mprof_run import read_children, read_phases
 
 ROOT = Path(__file__).parent.parent
 BEGAN = 1000.0

@@ -12,8 +12,8 @@ from string import Template
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from memory_budget import this_machine
-from memory_model import DTYPES, as_json
+from beyond_the_masker.budget import this_machine
+from beyond_the_masker.model import DTYPES, as_json
 
 MEASURED_HERE = (
     "The memory of interpreters and imports was measured on the machine that built this page"

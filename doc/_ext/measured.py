@@ -34,8 +34,8 @@ from docutils import nodes
 from pictures import Picture
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from memory_model import METHODS
-from peak_memory import in_seconds
+from beyond_the_masker.meter import in_seconds
+from beyond_the_masker.model import METHODS
 
 PLACEHOLDER = "[not measured yet]"
 NOT_RUN = "not measured"

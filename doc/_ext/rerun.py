@@ -15,8 +15,8 @@ import re
 from functools import partial
 from pathlib import Path
 
-from measured_methods import PACKAGES, version_of
-from options import read_options
+from beyond_the_masker.experiment import PACKAGES, version_of
+from beyond_the_masker.options import read_options
 
 
 def local_imports(path):

@@ -1,0 +1,603 @@
+"""
+The model: what each method has in memory
+=========================================
+
+How much memory does a method need, from what is known before anything is loaded? The model
+counts copies. Each method goes through a few **moments**, such as reading the file
+or copying the array. At each moment certain things are in memory: so many copies of the
+image, of which type, held by the calling process, by each worker, or by all of them
+together. The peak is the largest sum.
+
+The table ``METHODS`` below is the whole model, and the one place where a method is named:
+:mod:`beyond_the_masker.experiment` takes the functions from it.
+:mod:`beyond_the_masker.budget` asks it whether a method fits, :ref:`the calculator
+<calculator>` evaluates the same table in the browser, and
+:ref:`sphx_glr_auto_examples_3_cost_plot_prediction.py` compares it with measurements in every build.
+
+What is predicted is :term:`memory in use`: what the machine cannot take back. Mapped files on
+disk are named beside it, since the kernel may drop their pages.
+
+One thing is not known beforehand: **how many workers are at their own peak at the same moment.**
+So a prediction is a range, from one worker at its peak to all of them, with a likely peak in
+between, in which the others hold a part of theirs. Whether a method fits is decided by the upper
+end.
+"""
+
+import json
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+MIB = 2**20
+
+# %%
+# What is in memory, and why
+# --------------------------
+# A part of a moment is so many times a quantity, held by someone, for a reason. With
+# ``when``, it is there under these conditions only:
+#
+# * ``compressed`` or ``plain``: a ``.nii.gz`` file or a ``.nii`` file,
+# * ``scaled`` or ``unscaled``: whether the header has scale factors, and ``twice`` where it has
+#   both a slope and an intercept,
+# * ``mapped`` or ``read``: plain and unscaled, or not,
+# * ``workers`` or ``alone``: two workers or more, or none.
+#
+# The holder is the calling process, each worker, or a ``block`` of shared memory, which counts
+# once, whether or not a process maps it. A ``file`` on disk that is mapped does not count: the
+# kernel may drop its pages.
+
+
+class Part(NamedTuple):
+    """So many times a quantity, held by someone, for a reason."""
+
+    holder: str  # "caller", "worker", "file" or "block"
+    times: float
+    quantity: str  # one of those that `quantities` gives
+    reason: str  # a key of REASONS
+    when: str = ""  # conditions, separated by spaces
+
+
+class Moment(NamedTuple):
+    """What is in memory at a moment."""
+
+    name: str
+    parts: tuple
+    when: str = ""
+    early: bool = False  # before the workers are started
+
+
+class Model(NamedTuple):
+    """A method: where its function is, how it is called, and what it has in memory.
+
+    Workers begin one after the other, and their number at the peak is a matter of chance. On
+    top of one worker at its peak, each other is likely to hold the part ``together`` of the same,
+    less what is over before the last one begins: ``late``, in millions of voxels, for an image
+    that has to be decompressed and for one that has not. These numbers were fitted to measurements.
+    """
+
+    module: str  # the page or the module that has the function
+    function: str
+    mode: str  # "single": the first mask; all masks: "loop", "parallel", or "one pass"
+    moments: tuple
+    in_memory: bool = False  # is given images whose data are in memory, instead of paths
+    caller: str = "nibabel"  # what the calling process imports: "nibabel" or "nilearn"
+    imports: str = ""  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
+    together: float = 1
+    late: tuple = (0, 0)
+
+
+NIBABEL = "https://github.com/nipy/nibabel/blob/5.4.2/nibabel"
+NILEARN = "https://github.com/nilearn/nilearn/blob/0.14.1/nilearn"
+JOBLIB = "https://github.com/joblib/joblib/blob/1.6.0/joblib"
+
+REASONS = {
+    "inflate": (
+        "nibabel makes a buffer for all bytes of the file and lets gzip fill it; gzip "
+        "decompresses into bytes of its own first",
+        f"{NIBABEL}/volumeutils.py, array_from_file",
+    ),
+    "image": (
+        "the image's data as an array, scale factors applied",
+        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__",
+    ),
+    "map": (
+        "a file that is neither compressed nor scaled is mapped, not read",
+        f"{NIBABEL}/volumeutils.py, array_from_file",
+    ),
+    "stored": (
+        "the stored values, from which the scaled ones are computed",
+        f"{NIBABEL}/arrayproxy.py, ArrayProxy._get_scaled",
+    ),
+    "scale": (
+        "scale factors are float64: a product, and then a sum, each a new array",
+        f"{NIBABEL}/volumeutils.py, apply_read_scaling",
+    ),
+    "masker": (
+        "NiftiMasker copies the 4D data, in floating point and in C order",
+        f"{NILEARN}/masking.py, apply_mask_fmri",
+    ),
+    "finite": (
+        "NiftiMasker checks for values that are not finite: one byte for each value",
+        f"{NILEARN}/_utils/niimg.py, has_non_finite",
+    ),
+    "joblib": (
+        "joblib writes an array of more than 1 MB to a file in /dev/shm, which workers map",
+        f"{JOBLIB}/_memmapping_reducer.py, ArrayMemmapForwardReducer",
+    ),
+    "block": (
+        "the one copy of the image, in a block of shared memory",
+        "https://docs.python.org/3/library/multiprocessing.shared_memory.html",
+    ),
+    "index": (
+        "indexing gives a new array, which is then put into the order of NiftiMasker's",
+        "https://numpy.org/doc/stable/user/basics.indexing.html#boolean-array-indexing",
+    ),
+    "results": (
+        "the time series, which the calling process collects",
+        f"{JOBLIB}/parallel.py, Parallel",
+    ),
+    "masks": (
+        "the masks as arrays: a byte for each voxel of the grid",
+        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__",
+    ),
+    "volume": (
+        "one volume, while the array is filled volume by volume",
+        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__getitem__",
+    ),
+    "stream": (
+        "streaming holds the positions of all voxels in masks, one volume and a block",
+        "stream_masks",
+    ),
+    "blocks": (
+        "a block of volumes, and the copies that the masker makes of it",
+        "stream_masker, memory_mib",
+    ),
+    "clean": (
+        "nilearn.signal.clean makes a copy of the time series",
+        f"{NILEARN}/signal.py, clean",
+    ),
+    "imports": (
+        "the interpreter and what it imports",
+        "calibrate",
+    ),
+}
+
+# %%
+# The methods
+# -----------
+# To read an image is the same everywhere: the bytes of a compressed file are there twice for
+# a moment, and scale factors make new arrays.
+
+
+def reading(holder):
+    """Give the moments of ``np.asanyarray(img.dataobj)``, done by the caller or a worker."""
+    early = holder == "caller"
+    stored = (
+        Part(holder, 1, "stored", "stored", "compressed"),
+        Part("file", 1, "stored", "stored", "plain"),
+    )
+    return (
+        Moment("decompressing", (Part(holder, 2, "stored", "inflate"),), "compressed", early),
+        Moment("scaling", (*stored, Part(holder, 1, "array", "scale")), "scaled", early),
+        Moment("adding the intercept", (Part(holder, 2, "array", "scale"),), "twice", early),
+    )
+
+
+def image(holder):
+    """Give the parts that are the image's data: an array, or the file itself."""
+    return (
+        Part(holder, 1, "array", "image", "read"),
+        Part("file", 1, "array", "map", "mapped"),
+    )
+
+
+INTO_MEMORY = (
+    *reading("caller"),
+    Moment(
+        "copying the mapped file",
+        (Part("file", 1, "array", "map"), Part("caller", 1, "array", "image")),
+        "mapped",
+        early=True,
+    ),
+)
+ARRAY = Part("caller", 1, "array", "image")
+RESULTS = Part("caller", 1, "results", "results")
+MASKS = Part("caller", 1, "masks", "masks")
+MASKS_SENT = Part("caller", 1, "masks", "joblib", "workers")
+INDEX = Part("worker", 2, "output", "index")
+COPY = Part("worker", 1, "copy", "masker")
+FINITE = Part("worker", 1, "finite", "finite")
+TAKEN = Part("worker", 1, "output", "index")
+SENT = Part("block", 1, "array", "joblib", "workers")
+MAPPED = Part("file", 1, "array", "map")
+
+MASKER_FROM_PATH = (
+    *reading("worker"),
+    Moment("copying", (*image("worker"), COPY, RESULTS)),
+    Moment("checking for values that are not finite", (COPY, FINITE, RESULTS)),
+    Moment("taking the voxels", (COPY, TAKEN, RESULTS)),
+)
+MASKER_IN_MEMORY = (
+    *INTO_MEMORY,
+    Moment("checking for values that are not finite", (ARRAY, SENT, COPY, FINITE, RESULTS)),
+    Moment("taking the voxels", (ARRAY, SENT, COPY, TAKEN, RESULTS)),
+)
+INDEX_FROM_PATH = (
+    *reading("worker"),
+    Moment("indexing", (*image("worker"), INDEX, RESULTS)),
+)
+INDEX_IN_MEMORY = (
+    *INTO_MEMORY,
+    Moment("indexing", (ARRAY, SENT, INDEX, RESULTS)),
+)
+BLOCK = Part("block", 1, "array", "block")
+VOLUME = Part("caller", 2, "volume", "volume")
+SERIES = Part("caller", 1, "outputs", "results")
+
+METHODS = {
+    "NiftiMasker, path, single": Model(
+        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_FROM_PATH),
+        caller="nilearn",
+    ),
+    "NiftiMasker, in-memory image, single": Model(
+        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_IN_MEMORY),
+        in_memory=True,
+        caller="nilearn",
+    ),
+    "NiftiMasker, path, loop": Model(
+        *("plot_nifti_masker", "nifti_masker_loop", "loop", MASKER_FROM_PATH),
+        caller="nilearn",
+    ),
+    "NiftiMasker, path, parallel": Model(
+        *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_FROM_PATH),
+        caller="nilearn",
+        imports="nilearn",
+        late=(4, 16),
+    ),
+    "NiftiMasker, in-memory image, parallel": Model(
+        *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_IN_MEMORY),
+        in_memory=True,
+        caller="nilearn",
+        imports="nilearn",
+        together=0.85,
+        late=(8, 8),
+    ),
+    "NumPy indexing, path, single": Model(
+        *("plot_numpy_indexing", "numpy_masker_single_path", "single", INDEX_FROM_PATH)
+    ),
+    "NumPy indexing, in-memory image, single": Model(
+        *("plot_numpy_indexing", "numpy_masker_single_inmemory", "single", INDEX_IN_MEMORY),
+        in_memory=True,
+    ),
+    "NumPy indexing, in-memory image, loop": Model(
+        *("plot_numpy_indexing", "numpy_masker_loop", "loop", INDEX_IN_MEMORY),
+        in_memory=True,
+    ),
+    "NumPy indexing, path, parallel": Model(
+        *("plot_numpy_indexing", "numpy_masker_parallel_path", "parallel", INDEX_FROM_PATH),
+        imports="nibabel",
+        late=(5, 9),
+    ),
+    "NumPy indexing, in-memory image, parallel": Model(
+        *("plot_numpy_indexing", "numpy_masker_parallel_inmemory", "parallel", INDEX_IN_MEMORY),
+        in_memory=True,
+        imports="nibabel",
+    ),
+    "NumPy indexing, shared memory, parallel": Model(
+        *("plot_shared_memory", "numpy_masker_shared_parallel", "parallel"),
+        (
+            Moment("filling the block", (BLOCK, VOLUME, MASKS), early=True),
+            Moment("indexing", (BLOCK, INDEX, RESULTS, MASKS, MASKS_SENT)),
+        ),
+        imports="nibabel",
+    ),
+    "NumPy indexing, threads, parallel": Model(
+        *("plot_in_memory", "numpy_masker_threads", "parallel"),
+        (
+            Moment("reading volume by volume", (ARRAY, VOLUME, MASKS)),
+            Moment("indexing", (ARRAY, Part("caller", 2, "outputs", "index"), MASKS)),
+        ),
+    ),
+    "NumPy indexing, joblib map, parallel": Model(
+        *("plot_in_memory", "numpy_masker_joblib_map", "parallel"),
+        (
+            Moment("writing the file", (VOLUME, MASKS), early=True),
+            Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT)),
+        ),
+        imports="numpy",
+    ),
+    "NumPy indexing, mapped file, parallel": Model(
+        *("plot_in_memory", "numpy_masker_mapped", "parallel"),
+        (
+            Moment("writing the file", (VOLUME, MASKS), "read", early=True),
+            Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT)),
+        ),
+        imports="numpy",
+    ),
+    "Streaming, any masker, one pass": Model(
+        *("beyond_the_masker.maskers", "stream_nifti_maskers", "one pass"),
+        (
+            Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
+            Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
+        ),
+        caller="nilearn",
+    ),
+    "Streaming, masks, one pass": Model(
+        *("beyond_the_masker.streaming", "stream_masks", "one pass"),
+        (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
+    ),
+}
+
+# %%
+# What goes in
+# ------------
+# What the header of the image says, and how many voxels each mask has.
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+DTYPES += ("int64", "uint64")
+
+
+class Image(NamedTuple):
+    """What the header of an image says.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (x, y, z, n_timepoints)
+    dtype : str
+        Type of the stored values, one of ``DTYPES``.
+    compressed : bool
+        Whether the file is compressed: a ``.nii.gz``, ``.bz2`` or ``.zst``.
+    slope, inter : bool
+        Whether the header has a slope other than 1, and an intercept other than 0.
+    """
+
+    shape: tuple
+    dtype: str = "float32"
+    compressed: bool = True
+    slope: bool = False
+    inter: bool = False
+
+
+def check(image, mask_voxels, n_jobs):
+    """Raise a ValueError if a budget cannot be made of these, with what is wrong."""
+    whole = (int, np.integer)
+    if len(image.shape) != 4 or not all(isinstance(n, whole) and n > 0 for n in image.shape):
+        raise ValueError(f"The shape is {image.shape}; four positive whole numbers are needed.")
+    if image.dtype not in DTYPES:
+        raise ValueError(f"The type is {image.dtype!r}; known are {', '.join(DTYPES)}.")
+    grid = int(np.prod(image.shape[:3], dtype=object))
+    if not mask_voxels:
+        raise ValueError("There is no mask; one at least is needed.")
+    for voxels in mask_voxels:
+        if not (isinstance(voxels, whole) and 1 <= voxels <= grid):
+            raise ValueError(
+                f"A mask has {voxels} voxels; from 1 to {grid}, the voxels of a volume, can be."
+            )
+    if not (isinstance(n_jobs, whole) and n_jobs >= 1):
+        raise ValueError(f"The number of workers is {n_jobs}; 1 or more is needed.")
+
+
+# %%
+# What the parts amount to
+# ------------------------
+
+
+def quantities(image, mask_voxels, mode, active=0):
+    """Return what parts are made of, in bytes.
+
+    Parameters
+    ----------
+    image : Image
+    mask_voxels : list of int
+        Voxels of each mask.
+    mode : {"single", "loop", "parallel", "one pass"}
+        A single run has the first mask only.
+    active : int
+        Workers that have a task; 0 where the calling process does the work itself.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    x, y, z, n_volumes = (int(n) for n in image.shape)
+    grid = x * y * z
+    voxels = grid * n_volumes
+    stored_size = np.dtype(image.dtype).itemsize
+    array_size = 8 if image.slope or image.inter else stored_size
+    floats = image.dtype.startswith("float") or image.slope or image.inter
+    copy_size = array_size if floats else 4
+    masks = [int(n) for n in mask_voxels[: 1 if mode == "single" else None]]
+
+    positions = sum(masks)
+    at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
+    rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
+    as_stored = image.dtype.startswith("float") and not (image.slope or image.inter)
+    of_value = stored_size + (1 if as_stored else 2 * copy_size)
+    streamed = rows * positions * of_value + 12 * positions + 2 * grid * stored_size
+    block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
+    return {
+        "stored": voxels * stored_size,
+        "array": voxels * array_size,
+        "copy": voxels * copy_size,
+        "finite": voxels,
+        "volume": grid * array_size,
+        "masks": len(masks) * grid,
+        "output": at_work / max(active, 1) * n_volumes * copy_size,
+        "results": (positions - at_work) * n_volumes * copy_size,
+        "outputs": positions * n_volumes * copy_size,
+        "streamed": streamed,
+        "blocks": block * grid * (3 * array_size + copy_size + 1),
+    }
+
+
+# %%
+# The prediction
+# --------------
+
+
+class Held(NamedTuple):
+    """What is in memory at a moment, in MiB, by whom and why."""
+
+    holder: str  # "caller", "worker" (all of them), "helpers" or "block"
+    mib: float
+    reason: str  # a key of REASONS
+
+
+class Prediction(NamedTuple):
+    """What a method needs, in MiB of memory in use.
+
+    Attributes
+    ----------
+    method : str
+    n_jobs : int
+        Workers that are started; 0 if there are none.
+    peak_mib : float
+        The likely peak.
+    low_mib : float
+        The peak if one worker at a time is at its own.
+    most_mib : float
+        The peak if all workers are at theirs at the same moment: what may be needed.
+    shm_mib : float
+        What the method takes in ``/dev/shm`` at most; it is a part of the others.
+    file_mib : float
+        Files on disk that may be mapped at most. The kernel may drop them: no part of the others.
+    moment : str
+        When the likely peak is.
+    parts : list of Held
+        What is in memory at that moment.
+    """
+
+    method: str
+    n_jobs: int
+    peak_mib: float
+    low_mib: float
+    most_mib: float
+    shm_mib: float
+    file_mib: float
+    moment: str
+    parts: list
+
+
+def predict(method, image, masks, n_jobs, machine):
+    """Predict the peak memory of a method, with all its processes.
+
+    Parameters
+    ----------
+    method : str
+        A key of ``METHODS``.
+    image : Image
+    masks : list of int
+        The masks' voxels.
+    n_jobs : int
+        Workers; methods without workers ignore it.
+    machine : dict
+        What interpreters and imports take, as `memory_budget.calibrate` gives it.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    ValueError
+        There is no such method; or something cannot be, such as a mask without voxels.
+    """
+    if method not in METHODS:
+        raise ValueError(f"There is no method {method!r}; there are: {'; '.join(METHODS)}.")
+    check(image, masks, n_jobs)
+    model = METHODS[method]
+    workers = n_jobs if model.mode == "parallel" and model.imports and n_jobs > 1 else 0
+    active = min(workers, len(masks))
+    amounts = quantities(image, masks, model.mode, active)
+    late = model.late[0 if image.compressed else 1] * 1e6
+    overlap = model.together * max(0, 1 - late / math.prod(image.shape))
+
+    ends = []
+    for at_peak in (1 + max(active - 1, 0) * overlap, 1, max(active, 1)):
+        moments = []
+        for moment, parts in happening(model, image, workers):
+            found = [] if moment.early else imported(model, machine, workers, active)
+            found = [Held("caller", machine[f"caller {model.caller}"], "imports"), *found]
+            found += [held(part, amounts, workers, at_peak) for part in parts]
+            moments.append((sum(part.mib for part in found), moment.name, found))
+        ends.append(max(moments, key=lambda moment: moment[0]))
+    (likely, name, found), (low, *_), (most, *_) = ends
+    taken = {
+        holder: max(
+            sum(part.times * amounts[part.quantity] for part in parts if part.holder == holder)
+            for _, parts in happening(model, image, workers)
+        )
+        for holder in ("block", "file")
+    }
+    return Prediction(
+        *(method, workers, likely, low, most, taken["block"] / MIB, taken["file"] / MIB),
+        *(name, found),
+    )
+
+
+def happening(model, image, workers):
+    """List the moments that a method goes through for an image, each with its parts."""
+    scaled = image.slope or image.inter
+    conditions = {
+        "compressed" if image.compressed else "plain",
+        "scaled" if scaled else "unscaled",
+        "read" if image.compressed or scaled else "mapped",
+        "workers" if workers else "alone",
+        *(["twice"] if image.slope and image.inter else []),
+    }
+    return [
+        (moment, [part for part in moment.parts if set(part.when.split()) <= conditions])
+        for moment in model.moments
+        if set(moment.when.split()) <= conditions
+    ]
+
+
+def imported(model, machine, workers, active):
+    """List what workers and joblib's helpers take before they have done anything."""
+    if not workers:
+        return []
+    parts = [Held("helpers", machine["helpers"], "imports")]
+    parts.append(Held("worker", active * machine[model.imports], "imports"))
+    if workers > active:  # these get no task
+        parts.append(Held("worker", (workers - active) * machine["numpy"], "imports"))
+    return parts
+
+
+def held(part, amounts, workers, at_peak):
+    """Return what a part amounts to, if so many workers are at their peak."""
+    mib = part.times * amounts[part.quantity] / MIB
+    if part.holder == "worker":
+        return Held("worker" if workers else "caller", at_peak * mib, part.reason)
+    return Held(part.holder, 0 if part.holder == "file" else mib, part.reason)
+
+
+def as_json(machine):
+    """Return the model as JSON, for the calculator.
+
+    Parameters
+    ----------
+    machine : dict
+        As for `predict`.
+
+    Returns
+    -------
+    str
+        An object with ``methods``, ``reasons``, ``machine`` and ``dtypes`` (bytes of a value).
+    """
+
+    def plain(item):
+        return item._asdict() | {
+            key: [plain(one) if isinstance(one, tuple) else one for one in value]
+            for key, value in item._asdict().items()
+            if isinstance(value, tuple)
+        }
+
+    model = {
+        "methods": {name: plain(method) for name, method in METHODS.items()},
+        "reasons": {key: list(reason) for key, reason in REASONS.items()},
+        "machine": machine,
+        "dtypes": {name: np.dtype(name).itemsize for name in DTYPES},
+    }
+    return json.dumps(model)

@@ -1,0 +1,173 @@
+"""workers."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+from joblib import Parallel, delayed
+
+from beyond_the_masker.data import (
+    atlas_to_masks,
+    get_atlas_path,
+    n_volumes_within,
+    prepare,
+    prepare_fmri,
+)
+from beyond_the_masker.meter import MIB, measure
+from beyond_the_masker.options import read_options
+from beyond_the_masker.study import mask_study, moved_into_place, stem
+
+
+def prepare_study(n_images=8, most_mib=512):
+    """Make a study of the build's image: each of its images is a link to it.
+
+    Parameters
+    ----------
+    n_images : int
+    most_mib : float
+        If the image is larger in memory, only its first volumes are used, up to so many MiB.
+
+    Returns
+    -------
+    images, masks : list of pathlib.Path
+    """
+    options = read_options()
+    fmri_path = prepare_fmri(options.n_images).absolute()
+    _, masks = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
+    img = nib.load(fmri_path)
+    length = n_volumes_within(img, most_mib)
+
+    def fill(folder):
+        image = fmri_path
+        if length < img.shape[3]:
+            img.slicer[..., :length].to_filename(folder / "first_volumes.nii.gz")
+            image = Path("first_volumes.nii.gz")
+        ending = image.name.removeprefix(stem(image))
+        for number in range(n_images):
+            (folder / f"sub-{number + 1:02d}_bold{ending}").symlink_to(image)
+
+    stat = fmri_path.stat()
+    stamp = [str(fmri_path), stat.st_size, stat.st_mtime_ns, n_images, length]
+    return sorted(prepare("study", stamp, fill).glob("sub-*")), masks
+
+
+def time_study(images, masks, n_jobs):
+    """Mask a study into a temporary folder; return the seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        table = mask_study(images, masks, folder, n_jobs=n_jobs)
+        seconds = time.perf_counter() - start
+    if set(table.status) != {"done"}:
+        raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+    return seconds
+
+
+def speed_up(images, masks, n_jobs, n_pairs):
+    """Time the calling process and several workers in pairs; return the ratios, in order."""
+    time_study(images[:n_jobs], masks, n_jobs)
+    pairs = [[time_study(images, masks, n) for n in (1, n_jobs)] for _ in range(n_pairs)]
+    return sorted(alone / together for alone, together in pairs)
+
+
+def memory_of(images, masks, n_jobs):
+    """Measure a study; return the trace, and the peak of each worker in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = measure(mask_study, images, masks, folder, n_jobs=n_jobs)
+    if not isinstance(trace.exception, MemoryError):  # the machine was short of memory
+        trace.result()
+    _, *workers = (process["anon"][process["pss"] > 0] for process in trace.processes.values())
+    # The first sample can be of a process that is still a copy of its parent.
+    return trace, [samples[1:].max() for samples in workers if len(samples) > 1]
+
+
+def measure_workers(images, masks):
+    """Measure what a worker does and needs, or read it if it was measured before.
+
+    Parameters
+    ----------
+    images, masks : list of pathlib.Path
+        As `prepare_study` returns them.
+
+    Returns
+    -------
+    dict
+        Of an image: ``image_mib`` and ``result_mib`` on disk, ``seconds``, and ``mib_s`` of
+        compressed file. Memory in use: ``peaks_mib`` (pairs of a number of workers and the peak
+        of all processes; with 1, the calling process has no worker), ``worker_mib`` (of one
+        worker), ``imports_mib`` (of one without images).
+        ``alone_rss_mib``: the resident set of a process that masks images without workers.
+    """
+    file, stat = Path(read_options().measured) / "workers.json", images[0].stat()
+    paths = [str(path.resolve()) for path in (images[0], *masks)]
+    stamp = [*paths, stat.st_size, stat.st_mtime_ns, len(images)]
+    if file.exists() and (known := json.loads(file.read_text()))["stamp"] == stamp:
+        return known
+    with tempfile.TemporaryDirectory() as folder:
+        table = mask_study(images, masks, folder, n_jobs=1)
+        result_mib = Path(table.file[0]).stat().st_size / MIB
+    missing = [image.with_name(f"missing-{image.name}") for image in images]
+    found = {n: memory_of(images, masks, n) for n in (1, 2, 4)}
+    seconds, image_mib = float(table.seconds.median()), stat.st_size / MIB
+    measured = {
+        "stamp": stamp,
+        "image_mib": image_mib,
+        "result_mib": result_mib,
+        "seconds": seconds,
+        "mib_s": image_mib / seconds,
+        "peaks_mib": [(n, trace.peak_mib) for n, (trace, _) in found.items()],
+        "alone_rss_mib": found[1][0].peak_rss_mib,
+        "worker_mib": float(max(found[2][1], default=math.nan)),
+        "imports_mib": float(max(memory_of(missing, masks, 2)[1], default=math.nan)),
+    }
+    with moved_into_place(file) as unfinished:
+        unfinished.write_text(json.dumps(measured))
+    return measured
+
+
+def read_part(path, start, size):
+    """Read a part of a file and discard it."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while size > 0 and (got := len(file.read(min(size, 2**20)))):
+            size -= got
+
+
+def storage_rate(path, n_readers):
+    """Read a file that is not in the cache, in parts at the same time; return MiB per second."""
+    size = -(-path.stat().st_size // n_readers)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    Parallel(n_readers, backend="threading")(
+        delayed(read_part)(path, number * size, size) for number in range(n_readers)
+    )
+    return path.stat().st_size / MIB / (time.perf_counter() - start)
+
+
+MULTIPLY = """
+import time
+import numpy as np
+a = np.random.default_rng(0).normal(size=(500, 500))
+a @ a
+start = time.perf_counter()
+for _ in range(4):
+    a @ a
+print(time.perf_counter() - start)
+"""
+
+
+def seconds_with(n_threads, n_workers):
+    """Multiply matrices in several processes at once; return the longest time."""
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    environ = os.environ | dict.fromkeys(names, str(n_threads))
+    command = [sys.executable, "-c", MULTIPLY]
+    options = {"env": environ, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **options) for _ in range(n_workers)]
+    return max(float(process.communicate()[0]) for process in processes)
