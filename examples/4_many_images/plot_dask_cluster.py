@@ -91,7 +91,8 @@ import filecmp
 
 from joblib import parallel_config
 
-from beyond_the_masker.study import mask_study, peak_rss_mib, stem
+from beyond_the_masker.files import stem
+from beyond_the_masker.study import mask_study, peak_rss_mib
 
 alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
 mask_study(images, masks, alone)

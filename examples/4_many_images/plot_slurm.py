@@ -32,7 +32,8 @@ from joblib import parallel_config
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.options import read_options
 from beyond_the_masker.pages import load_page
-from beyond_the_masker.study import mask_study, moved_into_place
+from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.study import mask_study
 
 IMPORTS_MIB = load_page("plot_dask_cluster").IMPORTS_MIB
 from beyond_the_masker.workers import measure_workers, prepare_study

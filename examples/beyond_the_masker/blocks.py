@@ -11,8 +11,9 @@ from nibabel.openers import ImageOpener
 from nibabel.volumeutils import apply_read_scaling
 from tqdm import tqdm
 
+from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.streaming import gzip
-from beyond_the_masker.study import moved_into_place, read_masks
+from beyond_the_masker.study import read_masks
 
 
 @dataclass(frozen=True)

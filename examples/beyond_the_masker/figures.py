@@ -9,9 +9,9 @@ from matplotlib import patheffects
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from beyond_the_masker.files import stem
 from beyond_the_masker.model_check import count_of, tolerance
 from beyond_the_masker.published import KINDS, in_gib
-from beyond_the_masker.study import stem
 
 
 def peak_text(status, measured_mib, predicted_mib):

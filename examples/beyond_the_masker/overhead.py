@@ -25,8 +25,8 @@ from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from beyond_the_masker.experiment import describe_machine
+from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.options import read_options
-from beyond_the_masker.study import moved_into_place
 
 # %%
 # joblib's backends

@@ -38,9 +38,8 @@ import re
 import socket
 import sys
 import time
-import uuid
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +48,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from beyond_the_masker.files import find_unfinished, moved_into_place, remove_unfinished, stem
 from beyond_the_masker.streaming import stream_masks
 
 # %%
@@ -148,11 +148,6 @@ def read_masks(masks):
     return Masks(list(masks), positions, first.shape[:3], np.asarray(first.affine, float))
 
 
-def stem(path):
-    """Give a file's name without its folder, ``.nii`` and ``.gz``."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
-
-
 # %%
 # One file of results
 # -------------------
@@ -221,36 +216,6 @@ def write_arrays(path, names, arrays, about):
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
         archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about, indent=1))
-
-
-@contextmanager
-def moved_into_place(file):
-    """Give another name to write to, which becomes the file's when all went well."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
-    try:
-        unfinished.touch()
-        yield unfinished
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def find_unfinished(files):
-    """Find what interrupted runs left of some files.
-
-    Parameters
-    ----------
-    files : collection of pathlib.Path
-
-    Returns
-    -------
-    dict of pathlib.Path to pathlib.Path
-        Of each unfinished file, the file that it was to become.
-    """
-    found = [path for folder in {f.parent for f in files} for path in folder.glob("*.unfinished")]
-    becomes = {path: path.with_name(path.name.rsplit(".", 2)[0]) for path in found}
-    return {path: file for path, file in becomes.items() if file in files}
 
 
 def save_masks(masks, folder):
@@ -534,14 +499,6 @@ def lost(image, file, error):
     reason = f"{type(error).__name__}: the worker died twice while it did this image."
     row = {"image": image, "file": str(file), "status": "failed", "reason": reason, "volumes": 0}
     return row | {"peak_rss_mib": 0}
-
-
-def remove_unfinished(files):
-    """Remove what interrupted runs left; give the files that it was to become."""
-    left = find_unfinished(files)
-    for path in left:
-        path.unlink(missing_ok=True)
-    return set(left.values())
 
 
 # %%

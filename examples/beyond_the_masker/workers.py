@@ -19,9 +19,10 @@ from beyond_the_masker.data import (
     prepare,
     prepare_fmri,
 )
+from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.options import read_options
-from beyond_the_masker.study import mask_study, moved_into_place, stem
+from beyond_the_masker.study import mask_study
 
 
 def prepare_study(n_images=8, most_mib=512):

@@ -1,0 +1,38 @@
+"""Write a file under its name only when it is complete, and name it after an image."""
+
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def stem(path):
+    """Return a file's name without its folder, ``.nii`` and ``.gz``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+@contextmanager
+def moved_into_place(file):
+    """Yield a path to write to; it takes the file's name if no error occurs, and else is removed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        unfinished.touch()
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def find_unfinished(files):
+    """Return the unfinished versions of some files, each with the file that it was to become."""
+    found = [path for folder in {f.parent for f in files} for path in folder.glob("*.unfinished")]
+    becomes = {path: path.with_name(path.name.rsplit(".", 2)[0]) for path in found}
+    return {path: file for path, file in becomes.items() if file in files}
+
+
+def remove_unfinished(files):
+    """Remove the unfinished versions of some files; return the files that they were to become."""
+    left = find_unfinished(files)
+    for path in left:
+        path.unlink(missing_ok=True)
+    return set(left.values())
