@@ -1,0 +1,126 @@
+"""Check and read what every masking function gets, and return what NiftiMasker would.
+
+nibabel is imported where it is needed: a worker that calls `as_nifti_masker` alone loads NumPy alone.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+
+def check_same_grid(fmri_img, mask_img):
+    """Raise a ValueError unless the image is 4D and the mask is 3D and on the same grid."""
+    if (
+        fmri_img.ndim != 4
+        or 0 in fmri_img.shape
+        or mask_img.shape != fmri_img.shape[:3]
+        or not np.allclose(mask_img.affine, fmri_img.affine)
+    ):
+        raise ValueError(
+            "A 4D image and a 3D mask on its grid are needed; the image has shape "
+            f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
+            f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
+            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+        )
+
+
+@contextmanager
+def damaged_file_named(path):
+    """Turn any error that reading a damaged file raises into an OSError that names the file."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError, TypeError):
+        raise
+    except Exception as error:  # nibabel lets a damaged file raise almost anything
+        message = f"{path} is incomplete or damaged ({error}). Copy or download it again."
+        raise OSError(message) from error
+
+
+def read_mask(mask_img):
+    """Return a mask's voxels as booleans, or raise a ValueError if there are none.
+
+    NaN and infinity, which SPM writes around a region, are outside.
+    """
+    with damaged_file_named(mask_img.get_filename()):
+        values = np.asarray(mask_img.dataobj)
+    inside = np.isfinite(values) & (values != 0)
+    if not inside.any():
+        raise ValueError("The mask is empty: none of its voxels differs from zero.")
+    return inside
+
+
+def open_checked(fmri, masks):
+    """Open an image and read its masks.
+
+    Parameters
+    ----------
+    fmri : path or nibabel image
+        4D image. Only its header is read.
+    masks : list of paths or of nibabel images
+        3D masks on the grid of the image: non-zero in the region.
+
+    Returns
+    -------
+    fmri_img : nibabel image
+        Its file stays open, so that reading all volumes decompresses the file once.
+    mask_arrays : list of arrays of bool, shape (x, y, z)
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing.
+    ValueError
+        The image is not 4D or has no volume, or a mask is on another grid or empty.
+    OSError
+        A mask is incomplete or damaged.
+    """
+    import nibabel as nib
+
+    fmri_img, *mask_imgs = (
+        item
+        if isinstance(item, nib.spatialimages.SpatialImage)
+        else nib.load(item, keep_file_open=True)
+        for item in (fmri, *masks)
+    )
+    mask_arrays = []
+    for mask_img in mask_imgs:
+        check_same_grid(fmri_img, mask_img)
+        mask_arrays.append(read_mask(mask_img))
+    return fmri_img, mask_arrays
+
+
+def value_type(img):
+    """Return the type of an image's values, scale factors applied, without reading them."""
+    return img.dataobj[..., :0].dtype
+
+
+def size_in_bytes(img):
+    """Return how much memory all values of an image need."""
+    return value_type(img).itemsize * int(np.prod(img.shape))
+
+
+def read_volumes(fmri_img):
+    """Yield the volumes of a 4D image, each read when its turn comes, scale factors applied."""
+    for i in range(fmri_img.shape[3]):
+        with damaged_file_named(fmri_img.get_filename()):
+            volume = fmri_img.dataobj[..., i]
+        yield volume
+
+
+def as_nifti_masker(voxels):
+    """Return values as NiftiMasker returns them.
+
+    Parameters
+    ----------
+    voxels : array of shape (n_voxels, n_timepoints)
+
+    Returns
+    -------
+    array of shape (n_timepoints, n_voxels)
+        Contiguous, in native byte order: float32 or float64 as given, integers as float32. Values
+        that are not finite are zero.
+    """
+    series = voxels.T
+    dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
+    series = np.ascontiguousarray(series, dtype=dtype)
+    return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
