@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from beyond_the_masker import budget as memory_budget
 from beyond_the_masker.budget import (
     TYPICAL,
-    budget,
     calibrate,
     count_voxels,
     guard,
     machine_path,
     most_workers,
     predict_peak,
+    print_budget,
     read_header,
     this_machine,
     uses_block,
@@ -143,7 +143,7 @@ def sparse_image(path, shape=(100, 100, 100, 2500)):
 def run_command(*arguments, **options):
     """Run the command line."""
     return subprocess.Popen(
-        [sys.executable, memory_budget.__file__, *map(str, arguments)],
+        [sys.executable, "-m", "beyond_the_masker", "budget", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -277,7 +277,7 @@ def test_what_is_not_an_image_of_four_dimensions(tmp_path):
 def test_number_of_workers_is_refused(n_jobs, files):
     """A number of workers is a whole number, 1 or more."""
     for call in (
-        lambda: budget(*files, n_jobs),
+        lambda: print_budget(*files, n_jobs),
         lambda: predict_peak(FROM_PATH[0], *files, n_jobs),
     ):
         with pytest.raises(ValueError, match=f"workers is {n_jobs}"):
@@ -288,24 +288,24 @@ def test_number_of_workers_is_refused(n_jobs, files):
 def test_memory_is_refused(memory, files):
     """Memory is a positive size."""
     with pytest.raises(ValueError, match="is not a positive size of memory") as error:
-        budget(*files, memory=memory)
+        print_budget(*files, memory=memory)
     assert repr(memory) in str(error.value)
     with pytest.raises(ValueError, match="is not a positive size of memory"):
-        budget(*files, shm=memory)
+        print_budget(*files, shm=memory)
 
 
 @pytest.mark.parametrize("voxels", [0, -3, 2.5, 121, math.nan, "x" * 0 or None])
 def test_numbers_of_voxels_are_refused(voxels, files):
     """A mask has from one voxel to all of a volume."""
     with pytest.raises(ValueError, match=f"A mask has {voxels} voxels; from 1 to 120"):
-        budget(files[0], [5, voxels])
+        print_budget(files[0], [5, voxels])
 
 
 def test_masks_are_refused(files, tmp_path):
     """There must be masks, readable, on the image's grid and not empty."""
     fmri_path, mask_paths = files
     with pytest.raises(ValueError, match="There is no mask"):
-        budget(fmri_path, [])
+        print_budget(fmri_path, [])
     make_image(data=np.zeros(SHAPE[:3]), dtype="u1").to_filename(tmp_path / "none_inside.nii")
     make_image(data=np.full(SHAPE[:3], np.nan)).to_filename(tmp_path / "nan.nii")
     make_image(data=np.ones((5, 6, 5)), dtype="u1").to_filename(tmp_path / "other.nii")
@@ -320,9 +320,9 @@ def test_masks_are_refused(files, tmp_path):
         ("text.nii", "not an image that can be read"),
     ]:
         with pytest.raises(ValueError, match=f"{name} .*{message}"):
-            budget(fmri_path, [mask_paths[0], tmp_path / name])
+            print_budget(fmri_path, [mask_paths[0], tmp_path / name])
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        budget(fmri_path, [tmp_path / "nowhere.nii"])
+        print_budget(fmri_path, [tmp_path / "nowhere.nii"])
 
 
 def test_voxels_are_counted(files):
@@ -609,7 +609,7 @@ def lines_of(text):
 
 def test_table(files, capsys):
     """The table has a line for each method, which agrees with its row."""
-    rows = budget(*files, memory="64G", shm="64G")
+    rows = print_budget(*files, memory="64G", shm="64G")
     out = capsys.readouterr().out
     lines = lines_of(out)
     assert list(lines) == [row.prediction.method for row in rows] == list(METHODS)
@@ -626,7 +626,7 @@ def test_table_honours_memory_and_shared_memory(tmp_path, capsys):
     masks = [2000] * 20
     rows = {
         row.prediction.method: row
-        for row in budget(tmp_path / "large.nii", masks, memory="4G", shm="1G")
+        for row in print_budget(tmp_path / "large.nii", masks, memory="4G", shm="1G")
     }
     out = capsys.readouterr().out
     lines = lines_of(out)
@@ -643,7 +643,7 @@ def test_table_honours_memory_and_shared_memory(tmp_path, capsys):
 def test_time_series_that_do_not_fit(tmp_path, capsys):
     """Time series that do not fit into memory go into files."""
     sparse_image(tmp_path / "large.nii", (64, 64, 36, 2000))
-    budget(tmp_path / "large.nii", [64 * 64 * 36] * 20, memory="4G")
+    print_budget(tmp_path / "large.nii", [64 * 64 * 36] * 20, memory="4G")
     out = capsys.readouterr().out
     assert "out=names" in out
     assert "numpy_masker_threads" not in out
@@ -651,7 +651,7 @@ def test_time_series_that_do_not_fit(tmp_path, capsys):
 
 def test_parts_are_explained(files, capsys):
     """On request, the parts of each peak are printed."""
-    rows = budget(*files, explain=True)
+    rows = print_budget(*files, explain=True)
     out = capsys.readouterr().out
     for row in rows:
         assert f"\n{row.prediction.method}, while {row.prediction.moment}:" in out
@@ -674,7 +674,7 @@ def test_imports_are_measured_once(files, tmp_path, capsys):
     assert 5 < machine["numpy"] < machine["nibabel"] < machine["nilearn"]
     assert 5 < machine["caller nibabel"] < machine["caller nilearn"]
     assert machine["helpers"] > 0
-    budget(*files)
+    print_budget(*files)
     assert "imports: measured here" in capsys.readouterr().out
     found = predict_peak("NumPy indexing, path, single", *files)
     assert found.parts[0].mib == machine["caller nibabel"]
@@ -695,7 +695,7 @@ def test_damaged_or_foreign_measurement_is_ignored(text, files, capsys):
     text = text.replace("SAME", memory_budget._versions())
     machine_path().write_bytes(text.encode("utf-8", "surrogatepass"))
     assert this_machine() is TYPICAL
-    budget(*files)
+    print_budget(*files)
     assert "imports: typical" in capsys.readouterr().out
 
 

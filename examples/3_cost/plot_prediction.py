@@ -22,11 +22,11 @@ line, or :ref:`the calculator <calculator>` in the browser.
 # build runs a method, it compares the most with the memory that is available, and predicts a
 # method that might not fit instead of running it.
 
-from beyond_the_masker.budget import budget
+from beyond_the_masker.budget import print_budget
 from beyond_the_masker.experiment import complete_summary, prepare_all
 
 fmri_path, mask_paths, *_ = prepare_all()
-budget_rows = budget(fmri_path, mask_paths)
+budget_rows = print_budget(fmri_path, mask_paths)
 
 # %%
 # Of which parts

@@ -10,12 +10,11 @@ masks and the number of workers:
 
     python memory_budget.py image.nii.gz masks/*.nii.gz --jobs 20 --memory 16G
 
-From Python, ``budget`` prints the same table, and ``predict_peak`` gives the parts of one
+From Python, ``print_budget`` prints the same table, and ``predict_peak`` gives the parts of one
 method's peak. How it is computed: :mod:`beyond_the_masker.model`. To use it elsewhere, put
 ``memory_model.py``, ``peak_memory.py`` and ``options.py`` beside it.
 """
 
-import argparse
 import bisect
 import gzip
 import importlib
@@ -316,7 +315,7 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
     Parameters
     ----------
     method : str
-        A key of `memory_model.METHODS`: its name and its mode, as in the table of `budget`.
+        A key of `memory_model.METHODS`: its name and its mode, as in the table of `print_budget`.
     image : memory_model.Image, str or pathlib.Path
         What the header says, or the file to read it from.
     masks : list of int, str or pathlib.Path
@@ -439,14 +438,14 @@ def guard(method, fmri_path, mask_paths, n_jobs):
 
 
 class Row(NamedTuple):
-    """A line of the table that `budget` prints: what is predicted, and whether it fits."""
+    """A line of the table that `print_budget` prints: what is predicted, and whether it fits."""
 
     prediction: Prediction
     reason: str  # why it does not fit; empty if it does
     most_workers: int
 
 
-def budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=False):
+def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=False):
     """Print what each method would need, whether that fits, and with how many workers.
 
     Parameters
@@ -486,14 +485,14 @@ def budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=Fa
         reason = why_not(prediction, memory_mib, shm_mib)
         most = most_workers(method, image, masks, memory_mib, shm_mib, machine)
         rows.append(Row(prediction, reason, most))
-    _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows)
+    _print_table(image, masks, n_jobs, memory_mib, shm_mib, machine, rows)
     if explain:
         _print_parts(rows)
     return rows
 
 
-def _print_budget(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
-    """Print the table of `budget`, and the recommendation."""
+def _print_table(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
+    """Print the table of `print_budget`, and the recommendation."""
     stored, files = (
         f"{quantities(image, masks, 'parallel')[q] / MIB:,.0f}" for q in ("array", "outputs")
     )
@@ -556,40 +555,3 @@ def _print_parts(rows):
             why, source = REASONS[part.reason]
             mib = "not counted" if part.holder == "file" else f"{part.mib:,.0f} MiB"
             print(f"{mib:>14}  {part.holder}: {why} ({source})")
-
-
-# %%
-# The command line
-# ----------------
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Predict the peak memory of every method from an image's header."
-    )
-    parser.add_argument("image", nargs="?", help="4D NIfTI file; its header is read")
-    parser.add_argument("masks", nargs="*", help="3D masks on its grid")
-    parser.add_argument("--jobs", type=int, metavar="N", help="workers; one a mask by default")
-    parser.add_argument("--memory", metavar="SIZE", help="such as 16G; what is left by default")
-    parser.add_argument("--shm", metavar="SIZE", help="room in /dev/shm; what is left by default")
-    parser.add_argument("--explain", action="store_true", help="what is in memory, and why")
-    parser.add_argument("--measure", action="store_true", help="measure the imports here first")
-    arguments = parser.parse_args()
-    if arguments.image and not arguments.masks:
-        parser.error("the image needs masks")
-    try:
-        if not arguments.image:  # that of the options, as in the other examples
-            from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
-
-            options = read_options()
-            arguments.image = prepare_fmri(options.n_images)
-            _, arguments.masks = atlas_to_masks(
-                get_atlas_path(), arguments.image, options.n_regions
-            )
-        if arguments.measure:
-            calibrate()
-        budget(
-            *(arguments.image, arguments.masks, arguments.jobs),
-            *(arguments.memory, arguments.shm, arguments.explain),
-        )
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))

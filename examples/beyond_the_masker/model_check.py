@@ -15,7 +15,6 @@ of the site does neither.
 Always with the default data; a reader's own image is compared by every build.
 """
 
-import argparse
 import csv
 import datetime
 import itertools
@@ -355,17 +354,3 @@ def check(n_runs=5):
     points = compare_rows(measure_points(few_points(), n_runs), calibrate())
     print(table_of(points))
     return [point for point in points if is_off(point)]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compare the model of memory with measurements.")
-    parser.add_argument("--check", action="store_true", help="measure a few points, several times")
-    parser.add_argument("--record", metavar="FOLDER", help="measure the whole grid, and keep it")
-    arguments = parser.parse_args()
-    if arguments.record:
-        record(arguments.record)
-    if arguments.check and check():
-        sys.exit(
-            "The model is off. If a library makes copies that it did not make before, or makes "
-            "fewer, change the method's moments in memory_model.py."
-        )
