@@ -35,16 +35,13 @@ html_title = project
 # -- General ----------------------------------------------------------------------------
 
 extensions = [
-    "accessible",
+    "archive",
     "calculator",
-    "downloads",
+    "gallery_helpers",
     "measured",
     "notfound.extension",
     "numpydoc",
     "pictures",
-    "published",
-    "rerun",
-    "slim",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
@@ -87,8 +84,8 @@ numpydoc_show_class_members = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    "filename_pattern": r"[\\/](plot_|peak_memory)",
-    "within_subsection_order": "gallery_helpers.ReadingOrder",
+    "filename_pattern": r"[\\/]plot_",
+    "within_subsection_order": "gallery_helpers.reading_order",
     "reset_modules": (
         "gallery_helpers.bars_on_the_terminal",
         "gallery_helpers.warnings_are_errors",

@@ -1,5 +1,8 @@
-"""Helpers of the gallery, named as strings in conf.py so that the configuration pickles."""
+"""How the gallery orders and runs the examples; conf.py names these functions as strings."""
 
+import ast
+import hashlib
+import platform
 import sys
 import warnings
 from functools import partialmethod
@@ -7,55 +10,69 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-OTHER_METHODS = "plot_"  # pages that are not named below
-ORDER = [
-    "plot_large_image",
-    "plot_nifti_masker",
-    "plot_numpy_indexing",
-    "plot_shared_memory",
-    "plot_stream_masks",
-    "plot_stream_masker",
-    "plot_in_memory",
-    OTHER_METHODS,  # measured here, before the figures of all methods are drawn
-    "plot_memory_over_time",
-    "plot_prediction",
-    "plot_published_scale",
-    "plot_limit",
-    "mask_study",
-    "plot_one_machine",
-    "plot_dask_cluster",
-    "plot_slurm",
-    "plot_large_image_in_blocks",
-    "plot_study_plan",
-    "whole_experiment",
-    "memory_budget",
-    "memory_model",
-    "prediction_grid",
-    "benchmark",
-    "peak_memory",
-    "measured_methods",
-    "one_run",
-    "synthetic_data",
-    "options",
-]
+from beyond_the_masker.experiment import PACKAGES, version_of
+from beyond_the_masker.options import read_options
+from beyond_the_masker.pages import definitions
+
+# Within a section; pages that are not named follow. Sections run in the order of their folders.
+ORDER = (
+    *("plot_large_image", "plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory"),
+    *("plot_stream_masks", "plot_stream_masker", "plot_memory_over_time", "plot_prediction"),
+    *("plot_limit", "plot_one_machine", "plot_dask_cluster", "plot_slurm"),
+    *("plot_large_image_in_blocks", "plot_study_plan"),
+)
 
 
-class ReadingOrder:
-    """Sort key of the examples: the order in which they are read, and run.
+def reading_order(file_name):
+    """Return the sort key of a page within its section."""
+    name = Path(file_name).stem
+    return (ORDER.index(name) if name in ORDER else len(ORDER)), name
 
-    A page that is not named comes after the last of the methods, and a module after the others.
+
+# -- What runs again ---------------------------------------------------------------------------
+
+
+def digest(examples, recorded):
+    """Return a digest of everything besides its own text that an example's output depends on.
+
+    That is the package, the functions of all pages (they are measured on other pages), the
+    options, the reader's files, the recorded measurements, and the versions of the libraries.
     """
+    options = read_options()
+    parts = [platform.python_version(), *map(version_of, PACKAGES), repr(options)]
+    for own in filter(None, (options.fmri, *options.atlas)):
+        status = Path(own).stat()
+        parts.append(f"{status.st_size} {status.st_mtime_ns}")
+    for path in sorted(examples.rglob("*.py")):
+        source = path.read_text()
+        parts += [ast.unparse(n) for n in definitions(source)] if "plot_" in path.name else [source]
+    parts += [path.read_text() for path in sorted(recorded.rglob("*.*"))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def __init__(self, source_folder):
-        self.source_folder = source_folder
 
-    def __call__(self, file_name):
-        """Return the place of an example among the others."""
-        name = Path(file_name).stem
-        if name in ORDER:
-            return ORDER.index(name), name
-        return (ORDER.index(OTHER_METHODS) if name.startswith("plot_") else len(ORDER)), name
+def forget_outdated(app):
+    """Remove sphinx-gallery's checksums if the digest is another one, so that all pages run.
 
+    The digest is kept before they run: an interrupted build goes on where it stopped.
+    """
+    if str(app.config.plot_gallery).lower() in ("0", "false"):
+        return
+    source = Path(app.srcdir)
+    gallery = source / app.config.sphinx_gallery_conf["gallery_dirs"]
+    kept = gallery / "digest.txt"
+    current = digest(source.parent / "examples", source / "recorded")
+    if not kept.exists() or kept.read_text() != current or not _anything_measured(app):
+        for checksum in gallery.rglob("*.md5"):
+            checksum.unlink()
+        gallery.mkdir(exist_ok=True)
+        kept.write_text(current)
+
+
+def _anything_measured(app):
+    return Path(app.config.measured_folder, "summary.csv").exists()
+
+
+# -- While an example runs -----------------------------------------------------------------------
 
 DRAW = tqdm.__init__
 
@@ -90,3 +107,9 @@ def warnings_are_errors(gallery_conf, file_name, when):
             warnings.filterwarnings("ignore", message)
     else:
         warnings.resetwarnings()
+
+
+def setup(app):
+    """Compare the digests before sphinx-gallery reads its checksums."""
+    app.connect("builder-inited", forget_outdated, priority=100)
+    return {"parallel_read_safe": True}
