@@ -17,8 +17,9 @@ os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in each run, however long they take on a busy machine.
 options = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("tests", derandomize=True, database=None, **options)
-settings.load_profile("tests")
+settings.register_profile("default", max_examples=25, derandomize=True, database=None, **options)
+settings.register_profile("all", max_examples=500, derandomize=True, database=None, **options)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(autouse=True)
