@@ -22,14 +22,14 @@ from nibabel.testing import data_path
 
 from beyond_the_masker import study as module
 from beyond_the_masker.meter import MIB
-from beyond_the_masker.study import mask_study, name_files, read_about
+from beyond_the_masker.results import read_about
+from beyond_the_masker.study import mask_study, name_files
 from beyond_the_masker.workers import memory_of
 from leftovers import eventually
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_image, nifti_masker
 from small_study import Study, assert_same, write
 
-EXAMPLES = Path(module.__file__).parent
-SCRIPT = EXAMPLES / "mask_study.py"
+EXAMPLES = Path(module.__file__).parent.parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +51,7 @@ def command(study, *arguments):
     (study.folder / "images.txt").write_text("\n".join(names) + "\n")
     masks = [path.name for path in study.masks]
     return subprocess.run(
-        [sys.executable, SCRIPT, "@images.txt", "--masks", *masks, "--output=series", *arguments],
+        [sys.executable, "-m", "beyond_the_masker", "study", "@images.txt", "--masks", *masks, "--output=series", *arguments],
         cwd=study.folder,
         capture_output=True,
         text=True,
@@ -239,9 +239,9 @@ def damaged_mask(study):
         (mask_of_four_dimensions, ValueError, "region_0 has .*3D grid"),
         (damaged_mask, OSError, "region_2.nii.gz is incomplete or damaged"),
         (lambda study: study.masks[3].unlink(), FileNotFoundError, "region_3"),
-        (lambda study: study.masks.clear(), ValueError, "One mask at least"),
+        (lambda study: study.masks.clear(), ValueError, "At least one mask"),
         (lambda study: study.masks.append(study.masks[0]), ValueError, "a file name of its own"),
-        (lambda study: study.images.clear(), ValueError, "One image at least"),
+        (lambda study: study.images.clear(), ValueError, "at least one image"),
         (lambda study: study.images.append(study.images[0]), ValueError, "none twice"),
         (lambda study: study.output.touch(), OSError, "series"),
     ],

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.streaming import gzip
-from beyond_the_masker.study import read_masks
+from beyond_the_masker.masks import read_masks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ def stem(path):
 
 @contextmanager
 def moved_into_place(file):
-    """Yield a path to write to; it takes the file's name if no error occurs, and else is removed."""
+    """Yield a path to write to, which gets the file's name if no error occurs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
     try:

@@ -1,0 +1,143 @@
+"""Read masks once, and hand them to workers as the positions of their voxels.
+
+A position takes 4 bytes, whatever the grid. The positions are written beside the results, into a
+file with a checksum in its name: workers get only its path, and a mask that changes meanwhile does
+not change the results.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.files import moved_into_place, stem
+from beyond_the_masker.results import ABOUT, read_about, write_arrays
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Masks on one grid.
+
+    Attributes
+    ----------
+    names : list of str
+    positions : list of arrays of int32
+        For each mask the positions of its voxels, in C order of the grid.
+    shape : tuple of int
+        The grid.
+    affine : array of shape (4, 4)
+    """
+
+    names: list
+    positions: list
+    shape: tuple
+    affine: np.ndarray
+
+    def images(self):
+        """Yield one image after the other: only one is in memory."""
+        for name, positions in zip(self.names, self.positions, strict=True):
+            inside = np.zeros(self.shape, "uint8")
+            inside.flat[positions] = 1
+            mask_img = nib.Nifti1Image(inside, self.affine)
+            mask_img.set_filename(f"{name}.nii")  # for messages
+            yield mask_img
+
+    def resampled(self, image):
+        """Yield the masks on the grid of an image file, one after the other."""
+        from nilearn.image import resample_img  # here: not every worker needs it
+
+        img = nib.load(image)
+        grid = {"target_affine": img.affine, "target_shape": img.shape[:3]}
+        options = {"interpolation": "nearest", "copy_header": True, "force_resample": True}
+        for mask_img in self.images():
+            yield resample_img(mask_img, **grid, **options)
+
+    def checksum(self, options=None):
+        """Return a checksum of names, voxels, grid, and the options of a study."""
+        digest = hashlib.sha256(repr((self.names, self.shape, options)).encode())
+        for array in (self.affine, *self.positions):
+            digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
+        return digest.hexdigest()
+
+
+def read_masks(masks):
+    """Read masks and check that they fit together.
+
+    Parameters
+    ----------
+    masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
+        3D masks on one grid: non-zero in the region. A file's name, without folder and ending,
+        becomes the name of its mask; a dict gives the names itself.
+
+    Returns
+    -------
+    Masks
+
+    Raises
+    ------
+    ValueError
+        There is no mask, two have one name, a name cannot be used, or one is empty, is not 3D,
+        or is on another grid than the first.
+    OSError
+        A file is missing or damaged.
+    """
+    masks = named(masks)
+    first, positions = None, []
+    for name, mask in masks.items():
+        is_path = isinstance(mask, str | Path)
+        with damaged_file_named(mask if is_path else name):
+            img = nib.load(mask) if is_path else mask
+            inside = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0) != 0
+        inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
+        first = img if first is None else first
+        check_mask(name, inside, img.affine, first)
+        positions.append(np.flatnonzero(inside).astype("int32"))
+    return Masks(list(masks), positions, first.shape[:3], np.asarray(first.affine, float))
+
+
+def named(masks):
+    """Return masks by their names; raise a ValueError if a name cannot be used."""
+    if not isinstance(masks, dict):
+        paths = [masks] if isinstance(masks, str | Path) else list(masks)
+        masks = {stem(path): path for path in paths}
+        if len(masks) < len(paths):
+            raise ValueError(f"Each mask needs a file name of its own, or give a dict: {paths}")
+    if not masks:
+        raise ValueError("At least one mask is needed.")
+    if wrong := [name for name in masks if name == ABOUT or name.endswith(".npy")]:
+        raise ValueError(f"A mask cannot have one of these names: {wrong}. Give it another.")
+    return masks
+
+
+def check_mask(name, inside, affine, first):
+    """Raise a ValueError unless a mask is 3D, not empty, and on the grid of the first mask."""
+    on_grid = inside.shape == first.shape[:3] and np.allclose(affine, first.affine)
+    if not on_grid or inside.ndim != 3 or not inside.any():
+        raise ValueError(
+            f"The mask {name} has {inside.sum()} voxels that are not zero, on the grid "
+            f"{inside.shape}\n{affine}\nIt needs at least one, on the 3D grid of the first mask: "
+            f"{first.shape[:3]}\n{first.affine}"
+        )
+
+
+def save_masks(masks, folder):
+    """Write masks into a folder, unless they are there; return the file."""
+    file = folder / f"masks-{masks.checksum()[:12]}.npz"
+    if not read_about(file):
+        grid = {"shape": masks.shape, "affine": masks.affine.tolist()}
+        with moved_into_place(file) as unfinished:
+            write_arrays(unfinished, masks.names, masks.positions, grid)
+    return file
+
+
+def load_masks(file):
+    """Read the masks that `save_masks` wrote."""
+    with np.load(file) as arrays:
+        grid = json.loads(arrays[ABOUT])
+        positions = {name: arrays[name] for name in arrays.files if name != ABOUT}
+    grid = (tuple(grid["shape"]), np.array(grid["affine"]))
+    return Masks(list(positions), list(positions.values()), *grid)

@@ -1,0 +1,62 @@
+"""Keep arrays in one ``.npz`` file, together with a record of their origin.
+
+The same arrays make the same file, byte for byte: no date is stored.
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+ABOUT = "about.json"
+
+
+def write_arrays(path, names, arrays, about):
+    """Write arrays under their names, and under ``about.json`` the record of their origin."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in zip(names, arrays, strict=True):
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about, indent=1))
+
+
+def read_about(file):
+    """Return the record of a file's origin: empty if the file is missing or damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read(ABOUT))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+        return {}
+
+
+def describe(image, masks, options):
+    """Return the record of everything that an image's results depend on.
+
+    Parameters
+    ----------
+    image : pathlib.Path
+    masks : beyond_the_masker.masks.Masks
+    options : dict
+        The options of the study that change results.
+
+    Returns
+    -------
+    dict
+    """
+    files = [image]
+    if image.name.removesuffix(".gz").endswith((".hdr", ".img")):
+        file_map = nib.Nifti1Pair.filespec_to_file_map(image)
+        files = [Path(file_map[part].filename) for part in ("header", "image")]
+    stats = [file.stat() for file in files]
+    return {
+        "image": str(image),
+        "file": os.path.realpath(image),
+        "size": [stat.st_size for stat in stats],
+        "modified_ns": [stat.st_mtime_ns for stat in stats],
+        "masks": dict(zip(masks.names, map(len, masks.positions), strict=True)),
+        "options": options,
+        "checksum": masks.checksum(options),
+    }
