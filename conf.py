@@ -17,6 +17,7 @@ os.environ.setdefault("MEASURED", str(ROOT / "doc" / "measured"))
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from beyond_the_masker.options import read_options
+from beyond_the_masker.report import write_report
 
 try:
     os.environ.update(read_options().to_environ())
@@ -38,7 +39,6 @@ extensions = [
     "archive",
     "calculator",
     "gallery_helpers",
-    "measured",
     "notfound.extension",
     "numpydoc",
     "pictures",
@@ -50,14 +50,24 @@ extensions = [
     "sphinxext.opengraph",
     "timeline",
 ]
-exclude_patterns = ["_build", "_ext", "sg_execution_times.rst"]
+exclude_patterns = ["_build", "_ext", "_report", "sg_execution_times.rst"]
 nitpicky = True
 # In docstrings, names stand in single backquotes.
 default_role = "code"
 
-# -- Numbers and figures of the run (doc/_ext/measured.py) --------------------------------
+# -- Numbers, tables and figures of the run -----------------------------------------------
+# Pages include the files in doc/_report. They are written when the gallery has run.
 
-measured_folder = os.environ["MEASURED"]
+
+def write_report_of_the_run(app):
+    """Write what the prose includes."""
+    write_report(os.environ["MEASURED"], ROOT / "doc" / "_report")
+
+
+def setup(app):
+    """Write the report after sphinx-gallery, and before Sphinx reads the pages."""
+    app.connect("builder-inited", write_report_of_the_run, priority=900)
+
 
 # -- Links to other projects --------------------------------------------------------------
 # Only local inventories: a build needs no network. See doc/_inventories.

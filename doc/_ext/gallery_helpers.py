@@ -61,15 +61,15 @@ def forget_outdated(app):
     gallery = source / app.config.sphinx_gallery_conf["gallery_dirs"]
     kept = gallery / "digest.txt"
     current = digest(source.parent / "examples", source / "recorded")
-    if not kept.exists() or kept.read_text() != current or not _anything_measured(app):
+    if not kept.exists() or kept.read_text() != current or not _anything_measured():
         for checksum in gallery.rglob("*.md5"):
             checksum.unlink()
         gallery.mkdir(exist_ok=True)
         kept.write_text(current)
 
 
-def _anything_measured(app):
-    return Path(app.config.measured_folder, "summary.csv").exists()
+def _anything_measured():
+    return Path(read_options().measured, "summary.csv").exists()
 
 
 # -- While an example runs -----------------------------------------------------------------------

@@ -5,10 +5,10 @@ a file in the folder of measurements. Without scripts it is not seen; with them,
 that opens the drawing. ``timeline.js`` is loaded by pages with the directive only.
 """
 
+import os
 from pathlib import Path
 
 from docutils import nodes
-from measured import note_use
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -19,8 +19,7 @@ class MemoryTimeline(SphinxDirective):
 
     def run(self):
         """Put the data into the page; nothing if there are none."""
-        note_use(self.env)
-        path = Path(self.config.measured_folder, self.arguments[0])
+        path = Path(os.environ["MEASURED"], self.arguments[0])
         if not path.exists():
             return []
         self.env.metadata[self.env.docname]["timeline"] = True

@@ -66,7 +66,9 @@ if memory:
 plt.show()
 
 # %%
-# .. measured-download:: benchmark.csv benchmark_memory.csv benchmark.json
+# To download: |download benchmark.csv|, |download benchmark_memory.csv|, |download benchmark.json|.
+#
+# .. include:: /_report/numbers.rst
 #
 # Full size
 # ---------
@@ -104,7 +106,7 @@ if there:
     plt.show()
 
 # %%
-# .. recorded-download:: benchmark.csv benchmark_memory.csv benchmark.json
+# To download: :download:`benchmark.csv </recorded/benchmark.csv>`, :download:`benchmark_memory.csv </recorded/benchmark_memory.csv>`, :download:`benchmark.json </recorded/benchmark.json>`.
 #
 # What to conclude
 # ----------------

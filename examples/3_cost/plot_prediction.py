@@ -122,7 +122,7 @@ if grid:
         print(f"{method:42}{middle:+6.0%}  ({low:+.0%} to {high:+.0%}, {len(ratios)} points)")
 
 # %%
-# .. recorded-download:: prediction.csv prediction.json
+# To download: :download:`prediction.csv </recorded/prediction.csv>`, :download:`prediction.json </recorded/prediction.json>`.
 #
 # What to conclude
 # ----------------

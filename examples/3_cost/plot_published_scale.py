@@ -60,7 +60,7 @@ if table:
     plt.show()
 
 # %%
-# .. recorded-download:: published_scale/summary.csv published_scale/experiment.json
+# To download: :download:`summary.csv </recorded/published_scale/summary.csv>`, :download:`experiment.json </recorded/published_scale/experiment.json>`.
 #
 # What to conclude
 # ----------------

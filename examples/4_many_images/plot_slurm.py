@@ -131,7 +131,9 @@ with moved_into_place(Path(read_options().measured) / "mask_study.sbatch") as un
     unfinished.write_text(job)
 
 # %%
-# .. measured-download:: mask_study.sbatch
+# To download: |download mask_study.sbatch|.
+#
+# .. include:: /_report/numbers.rst
 #
 # Save it in the folder of ``mask_study.py`` and ``plot_stream_masks.py``, write the lists, and
 # submit it:

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from os.path import relpath
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +113,10 @@ def write_report(measured, folder):
     """
     run, folder = read_run(measured), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if find_spec("beyond_the_masker.script"):
+        import_module("beyond_the_masker.script").write_script(folder / "script.py")
+    else:
+        (folder / "script.py").write_text("# Not written yet.\n")
     place = "/" + Path(relpath(measured, folder.parent)).as_posix()
     texts = {
         "numbers": numbers(run, place),
@@ -118,6 +124,7 @@ def write_report(measured, folder):
         "table": table(run, TABLE, "measured-table"),
         "every_column": table(run, EVERY_COLUMN, "measured-table every-column"),
         "reasons": reasons(run),
+        "timeline": timeline(run),
         **{name: figure(run, place, layouts) for name, layouts in FIGURES.items()},
     }
     for name, text in texts.items():
@@ -238,3 +245,9 @@ def figure(run, place, layouts):
     lines = [f".. picture:: {place}/{layouts[0]}"]
     lines += [f"   :tall: {place}/{name}" for name in layouts[1:]]
     return "\n".join(lines) + "\n"
+
+
+def timeline(run):
+    """Return the interactive drawing of memory over time, where there is one."""
+    exists = (run.folder / "timeline.json").exists()
+    return ".. memory-timeline:: timeline.json\n" if exists else ""
