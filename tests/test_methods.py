@@ -28,7 +28,7 @@ from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
-from beyond_the_masker.experiment import METHODS, Method, run, title
+from beyond_the_masker.methods import Method, all_methods
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.running import load_in_memory
 from leftovers import eventually
@@ -84,8 +84,8 @@ def extract(way, fmri_path, mask_paths):
     """Call a way's function once for all masks, or for each; return a list of arrays."""
     if isinstance(way, Method):
         if way.mode == "single":
-            return [run(way, fmri_path, [mask_path])[0] for mask_path in mask_paths]
-        return run(way, fmri_path, mask_paths, 2)
+            return [way.call(fmri_path, [mask_path])()[0] for mask_path in mask_paths]
+        return way.call(fmri_path, mask_paths, 2)()
     function, load = way
     fmri, masks = load(fmri_path), [load(path) for path in mask_paths]
     if "parallel" in function.__name__:
@@ -134,7 +134,7 @@ OTHER_WAYS = {  # than the experiment's
     "shared, in-memory": SHARED_WAYS["shared, in-memory"],
     "shared, single": (shared_single, nib.load),
 }
-EVERY_METHOD = {title(method): method for method in METHODS}
+EVERY_METHOD = {method.title: method for method in all_methods()}
 # This one gives the files to nilearn's masker as they are, which resamples, warns and complains.
 STRICT_METHODS = {
     name: method
@@ -668,7 +668,7 @@ COPIED = {
         load_in_memory if method.in_memory else Path,
         method.mode,
     )
-    for method in METHODS
+    for method in all_methods()
     if method.function.__module__ not in TESTED_ELSEWHERE
 }
 COPIED["numpy_masker_shared_single"] = (numpy_masker_shared_single, nib.load, "single")

@@ -20,7 +20,7 @@ import pytest
 
 from beyond_the_masker import budget as memory_budget
 from beyond_the_masker import model as memory_model
-from beyond_the_masker.experiment import find_method
+from beyond_the_masker.methods import find_method
 from small_site import copy_project
 
 ROOT = Path(__file__).parent.parent
@@ -246,15 +246,15 @@ def test_the_tests_notice_a_wrong_method(project):
     ("title", "change", "message"),
     [
         pytest.param(
-            TITLE, {"module": "plot_lop"}, "there is no example plot_lop.py", id="no example"
+            TITLE, {"module": "plot_lop"}, "there is no module plot_lop", id="no example"
         ),
         pytest.param(
             TITLE,
             {"function": "stream_mask"},
-            "plot_stream_masks.py has no function 'stream_mask'",
+            "streaming has no function 'stream_mask'",
             id="no function",
         ),
-        pytest.param(TITLE, {"mode": "two passes"}, "mode 'two passes', which is none", id="mode"),
+        pytest.param(TITLE, {"mode": "two passes"}, "mode 'two passes'; use one of", id="mode"),
         pytest.param(NAME, {}, "must end with its mode: ', one pass'", id="name without mode"),
     ],
 )
@@ -263,4 +263,4 @@ def test_a_wrong_entry_is_told(title, change, message):
     model = memory_model.METHODS["Streaming, masks, one pass"]._replace(**change)
     with pytest.raises(ValueError, match=message) as raised:
         find_method(title, model)
-    assert f"METHODS of memory_model.py has {title!r}" in str(raised.value)
+    assert f"METHODS of model.py has {title!r}" in str(raised.value)

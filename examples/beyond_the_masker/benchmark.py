@@ -45,9 +45,10 @@ from nilearn.masking import apply_mask
 from beyond_the_masker import streaming as plot_stream_masks
 from beyond_the_masker.budget import guard
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
-from beyond_the_masker.experiment import METHODS, describe_machine, title
+from beyond_the_masker.experiment import describe_machine
 from beyond_the_masker.figures import GROWTH, short
 from beyond_the_masker.meter import MIB, measure
+from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS as MODELS
 from beyond_the_masker.options import read_options
 from beyond_the_masker.pages import load_page
@@ -173,10 +174,10 @@ def questions(sizes):
         call = functools.partial(function, fmri_path, *arguments)
         todo.append((question, what, x, call, fmri_path))
 
-    for method in METHODS:
-        if not MODELS[title(method)].imports or title(method) in sizes["parallel"]:
+    for method in all_methods():
+        if not MODELS[method.title].imports or method.title in sizes["parallel"]:
             one_run = functools.partial(run_method, method.function, method.mode, method.in_memory)
-            add("methods", title(method), n, one_run, path, some)
+            add("methods", method.title, n, one_run, path, some)
     add("methods", "NiftiLabelsMasker (averages)", n, labels_masker, path, _labels(some))
     add("methods", "apply_mask, one by one", n, masks_applied, path, some)
     add("methods", "Streaming, 64 masks", 64, stream_masks, path, every)

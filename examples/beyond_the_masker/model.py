@@ -9,7 +9,7 @@ image, of which type, held by the calling process, by each worker, or by all of 
 together. The peak is the largest sum.
 
 The table ``METHODS`` below is the whole model, and the one place where a method is named:
-:mod:`beyond_the_masker.experiment` takes the functions from it.
+:mod:`beyond_the_masker.methods` takes the functions from it.
 :mod:`beyond_the_masker.budget` asks it whether a method fits, :ref:`the calculator
 <calculator>` evaluates the same table in the browser, and
 :ref:`sphx_glr_auto_examples_3_cost_plot_prediction.py` compares it with measurements in every build.

@@ -32,10 +32,10 @@ from beyond_the_masker import model as memory_model
 from beyond_the_masker import synthetic as synthetic_data
 from beyond_the_masker.budget import calibrate, count_all, guard, read_header
 from beyond_the_masker.data import atlas_to_masks, synthetic_atlas_path
-from beyond_the_masker.experiment import METHODS, describe_machine, title
+from beyond_the_masker.experiment import describe_machine
 from beyond_the_masker.meter import measure
+from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import Image, predict
-from beyond_the_masker.running import run_method
 
 # %%
 # The points
@@ -108,7 +108,7 @@ def measure_point(point, fmri_path, mask_paths, methods, n_runs=1):
     point : Point
     fmri_path : pathlib.Path
     mask_paths : list of pathlib.Path
-    methods : list of whole_experiment.Method
+    methods : list of methods.Method
     n_runs : int
         Measurements of a method with workers, of which the row has the median.
 
@@ -119,22 +119,21 @@ def measure_point(point, fmri_path, mask_paths, methods, n_runs=1):
     """
     image = read_header(fmri_path)
     for method in methods:
-        model = memory_model.METHODS[title(method)]
+        model = memory_model.METHODS[method.title]
         masks = mask_paths[: max(point.n_jobs, 2)] if method.mode == "parallel" else mask_paths
-        _, reason = guard(title(method), fmri_path, masks, point.n_jobs)
+        _, reason = guard(method.title, fmri_path, masks, point.n_jobs)
         if reason:
-            print(f"{title(method)}: {reason}", file=sys.__stderr__)
+            print(f"{method.title}: {reason}", file=sys.__stderr__)
             continue
-        call = method.function, method.mode, method.in_memory, fmri_path, masks, point.n_jobs
-        call = *call, method.workers
-        traces = [measure(run_method, *call) for _ in range(n_runs if model.imports else 1)]
+        call = method.call(fmri_path, masks, point.n_jobs)
+        traces = [measure(call) for _ in range(n_runs if model.imports else 1)]
         stopped = next((t.exception for t in traces if isinstance(t.exception, MemoryError)), None)
         if stopped:
-            print(f"{title(method)}: {stopped}", file=sys.__stderr__)
+            print(f"{method.title}: {stopped}", file=sys.__stderr__)
             continue
         for trace in traces:
             trace.result()
-        row = {"method": title(method), **point._asdict()}
+        row = {"method": method.title, **point._asdict()}
         row["mask_voxels"] = " ".join(str(n) for n in count_all(masks, image.shape[:3]))
         row["shape"] = " ".join(str(n) for n in image.shape)
         row |= {"slope": image.slope, "inter": image.inter}
@@ -167,7 +166,7 @@ def measure_points(points, n_runs=1):
                 if first:
                     fmri_path = write_image(point, folder)
                     _, mask_paths = atlas_to_masks(synthetic_atlas_path(), fmri_path, 6)
-                methods = [method for method in METHODS if first or method.mode == "parallel"]
+                methods = [method for method in all_methods() if first or method.mode == "parallel"]
                 yield from measure_point(point, fmri_path, mask_paths, methods, n_runs)
                 first = False
 
