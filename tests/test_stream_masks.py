@@ -879,7 +879,7 @@ def another_grid(files, monkeypatch):
 
 FAILURES = {
     "image is cut off": (broken, OSError, "fmri.nii.gz is incomplete"),
-    "no room": (no_room, OSError, "not enough room for .*[.]npy: .* MiB"),
+    "no room": (no_room, OSError, "not enough space for .*[.]npy: .* MiB"),
     "Ctrl-C": (ctrl_c, KeyboardInterrupt, None),
     "mask on another grid": (another_grid, ValueError, "resample_to_img"),
 }

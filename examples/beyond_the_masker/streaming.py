@@ -1,8 +1,10 @@
-"""streaming."""
+"""Extract the voxels of any number of masks in one pass over a file. This module works alone."""
 
+import math
 import os
 import shutil
 import uuid
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from nibabel.volumeutils import apply_read_scaling
 from tqdm import tqdm
 
 try:
-    from isal import igzip as gzip
+    from isal import igzip as gzip  # decompresses faster than Python's own gzip
 except ImportError:
     import gzip
 
@@ -33,162 +35,216 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
         If `block_size` is not given: MiB for a block. In addition, the function needs one volume
         and 8 bytes for each voxel of each mask.
     out : list or callable, optional
-        For each mask an array to write into, or the name of a ``.npy`` file for
-        `stream_masks_to_files`; or a function of number, shape and dtype that returns the array.
+        For each mask an array to write into, or the name of a ``.npy`` file, which is replaced
+        when all results are complete; or a function of number, shape and dtype that returns one.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
         One for each mask, as parts of one large array: if you keep only one region, copy it.
         float32 or float64, as the image; integers become float32. Voxels are in C order of the
-        mask. Values that are not finite are replaced by zero, as NiftiMasker does.
+        mask. Values that are not finite are replaced by zero, as NiftiMasker does. Files come
+        back as read-only `numpy.memmap`.
 
     Raises
     ------
     ValueError
         The image is not 4D, or a mask is empty or on another grid, or `out` does not fit.
     OSError
-        A file is missing, incomplete or damaged.
+        A file is missing, incomplete or damaged, or there is not enough space for the results.
     """
+    fmri_img = open_image(fmri_path)
+    proxy, n_volumes = fmri_img.dataobj, fmri_img.shape[3]
+    positions = find_voxels(masks, fmri_img, fmri_path)
+    ends = np.cumsum([len(one) for one in positions])
+    dtype = result_dtype(proxy)
+    wanted = [((n_volumes, len(one)), dtype) for one in positions]
+    positions = np.concatenate(positions, dtype=np.intp)  # frees those of each mask
 
-    if isinstance(out, (list, tuple)) and any(isinstance(one, (str, Path)) for one in out):
-        return stream_masks_to_files(fmri_path, masks, out, block_size, memory_mib=memory_mib)
+    n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(positions)))
+    blocks = read_voxels(fmri_img, fmri_path, positions, min(max(n_rows, 1), n_volumes))
+    with prepare_results(out, wanted) as every_series, closing(blocks):
+        for start, stored in blocks:
+            parts = np.split(to_values(stored, proxy, dtype), ends[:-1], axis=1)
+            for series, part in zip(every_series, parts, strict=True):
+                series[start : start + len(part)] = part
+    return [one.load() if isinstance(one, NpyFile) else one for one in every_series]
 
-    def read(path, function, *args):
-        try:
-            return function(*args)
-        except (FileNotFoundError, PermissionError, MemoryError, TypeError):
-            raise
-        except Exception as error:  # nibabel lets a damaged file raise almost anything
-            raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
 
-    fmri_img = read(fmri_path, nib.load, fmri_path)
-    shape, proxy = fmri_img.shape, fmri_img.dataobj
-    numbers = isinstance(fmri_img, nib.Nifti1Pair) and proxy.dtype.kind in "fiu"
-    if not numbers or len(shape) != 4 or min(shape) < 1:
+def open_image(fmri_path):
+    """Return a 4D NIfTI image of numbers, its data not read; refuse any other file."""
+    with damaged_file_named(fmri_path):
+        fmri_img = nib.load(fmri_path)
+    shape = fmri_img.shape
+    has_numbers = isinstance(fmri_img, nib.Nifti1Pair) and fmri_img.dataobj.dtype.kind in "fiu"
+    if not has_numbers or len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
-    indices = []
-    for mask in [] if isinstance(masks, (str, Path)) else masks:
-        mask_img = read(mask, nib.load, mask) if isinstance(mask, (str, Path)) else mask
-        name = mask_img.get_filename() or "A mask"
-        inside = np.nan_to_num(read(name, np.asarray, mask_img.dataobj), posinf=0, neginf=0) != 0
-        inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
-        on_grid = inside.shape == shape[:3] and np.allclose(mask_img.affine, fmri_img.affine)
-        if not on_grid or not inside.any():
-            raise ValueError(
-                f"{name} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
-                f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {shape[:3]}\n"
-                f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
-            )
-        indices.append(np.arange(inside.size, dtype="i4").reshape(shape[:3], order="F")[inside])
-    if not indices:
-        raise ValueError("A list of masks is needed, with one mask at least.")
-    lengths = [len(positions) for positions in indices]
-    index, ends, indices = np.concatenate(indices, dtype=np.intp), np.cumsum(lengths)[:-1], None
+    return fmri_img
 
-    dtype = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
-    dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype("float32")
-    wanted = [((shape[3], length), dtype) for length in lengths]
-    if out is None:  # one large allocation is faster than many small ones
-        out = np.split(np.empty(shape[3] * len(index), dtype), shape[3] * ends)
-        out = [part.reshape(shape[3], -1) for part in out]
-    elif callable(out):
-        out = [out(number, *one) for number, one in enumerate(wanted)]
-    if [(getattr(o, "shape", None), getattr(o, "dtype", None)) for o in out] != wanted:
-        raise ValueError(f"out needs an array or the name of a file for each of {wanted}.")
-    n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(index)))
-    block = np.empty((np.clip(n_rows, 1, shape[3]), len(index)), proxy.dtype)
-    source = fmri_img.file_map["image"].filename
-    progress = tqdm(total=shape[3], unit="volume", delay=2, disable=bool(parent_process()))
-    with progress, gzip.open(source) if source.endswith(".gz") else ImageOpener(source) as file:
-        read(fmri_path, file.seek, proxy.offset)
-        for start in range(0, shape[3], len(block)):
-            rows = block[: shape[3] - start]
+
+def find_voxels(masks, fmri_img, fmri_path):
+    """Return for each mask where its voxels lie in a volume of the file, in NiftiMasker's order."""
+    found = []
+    for mask in [] if isinstance(masks, (str, Path)) else masks:
+        inside = read_mask(mask, fmri_img, fmri_path)
+        # In the file x changes fastest (Fortran order), in NiftiMasker's arrays z does (C order).
+        in_file = np.arange(inside.size, dtype="int32").reshape(inside.shape, order="F")
+        found.append(in_file[inside])
+    if not found:
+        raise ValueError("A list of masks is needed, with one mask at least.")
+    return found
+
+
+def read_mask(mask, fmri_img, fmri_path):
+    """Return a mask as booleans; refuse one that is empty or on another grid than the image."""
+    with damaged_file_named(mask):
+        mask_img = nib.load(mask) if isinstance(mask, (str, Path)) else mask
+    name = mask_img.get_filename() or "A mask"
+    with damaged_file_named(name):  # SPM writes NaN around a region
+        inside = np.nan_to_num(np.asarray(mask_img.dataobj), posinf=0, neginf=0) != 0
+    inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
+    grid = fmri_img.shape[:3]
+    on_grid = inside.shape == grid and np.allclose(mask_img.affine, fmri_img.affine)
+    if not on_grid or not inside.any():
+        raise ValueError(
+            f"{name} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
+            f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {grid}\n"
+            f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
+        )
+    return inside
+
+
+def read_voxels(fmri_img, fmri_path, positions, n_rows):
+    """Yield the first volume of each block, and the stored numbers at some positions."""
+    proxy, (*grid, n_volumes) = fmri_img.dataobj, fmri_img.shape
+    block, n_voxels = np.empty((n_rows, len(positions)), proxy.dtype), math.prod(grid)
+    in_worker = parent_process() is not None
+    with (
+        tqdm(total=n_volumes, unit="volume", delay=2, disable=in_worker) as progress,
+        open_data(fmri_img.file_map["image"].filename) as file,
+    ):
+        with damaged_file_named(fmri_path):
+            file.seek(proxy.offset)
+        for start in range(0, n_volumes, n_rows):
+            rows = block[: n_volumes - start]
             for row in rows:
-                volume = read(fmri_path, file.read, inside.size * proxy.dtype.itemsize)
-                volume = read(fmri_path, np.frombuffer, volume, proxy.dtype, inside.size)
-                volume.take(index, out=row, mode="clip")
+                with damaged_file_named(fmri_path):
+                    content = file.read(n_voxels * proxy.dtype.itemsize)
+                    volume = np.frombuffer(content, proxy.dtype, n_voxels)
+                volume.take(positions, out=row, mode="clip")
                 progress.update()
-            values = apply_read_scaling(rows, proxy.slope, proxy.inter).astype(dtype, copy=False)
-            if not np.isfinite(values).all():
-                np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
-            for series, part in zip(out, np.split(values, ends, axis=1), strict=True):
-                series[start : start + len(rows)] = part
-        while read(fmri_path, file.read, 2**20):  # gzip has its checksum at the end
-            pass
-    return list(out)
+            yield start, rows
+        with damaged_file_named(fmri_path):
+            while file.read(2**20):  # gzip stores its checksum at the end
+                pass
+
+
+def open_data(path):
+    """Open the file of an image's data, decompressed if necessary."""
+    return gzip.open(path) if path.endswith(".gz") else ImageOpener(path)
+
+
+def result_dtype(proxy):
+    """Return NiftiMasker's dtype for an image, in native byte order."""
+    scaled = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
+    return scaled.newbyteorder("=") if scaled.kind == "f" else np.dtype("float32")
+
+
+def to_values(stored, proxy, dtype):
+    """Apply the scale factors, and replace values that are not finite by zero."""
+    values = apply_read_scaling(stored, proxy.slope, proxy.inter).astype(dtype, copy=False)
+    if not np.isfinite(values).all():
+        np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
+    return values
+
+
+@contextmanager
+def prepare_results(out, wanted):
+    """Yield an array or `NpyFile` for each shape and dtype; complete the files, or remove them."""
+    results = empty_arrays(wanted) if out is None else given_results(out, wanted)
+    files = [one for one in results if isinstance(one, NpyFile)]
+    check_space(files)
+    with ExitStack() as stack:
+        for file in files:
+            stack.enter_context(file)
+        yield results
+
+
+def empty_arrays(wanted):
+    """Return new arrays; one large allocation is faster than many small ones."""
+    sizes = [math.prod(shape) for shape, _ in wanted]
+    parts = np.split(np.empty(sum(sizes), wanted[0][1]), np.cumsum(sizes)[:-1])
+    return [part.reshape(shape) for part, (shape, _) in zip(parts, wanted, strict=True)]
+
+
+def given_results(out, wanted):
+    """Return the arrays of `out`, and an `NpyFile` for each name; refuse any that do not fit."""
+    if callable(out):
+        out = [out(number, *each) for number, each in enumerate(wanted)]
+    out = [] if isinstance(out, (str, Path)) else list(out)
+    results = [
+        NpyFile(one, *each) if isinstance(one, (str, Path)) else one
+        for one, each in zip(out, wanted, strict=False)
+    ]
+    found = [(getattr(one, "shape", None), getattr(one, "dtype", None)) for one in results]
+    paths = [one.path for one in results if isinstance(one, NpyFile)]
+    if len(out) != len(wanted) or found != wanted or len(set(paths)) < len(paths):
+        raise ValueError(f"out needs an array or a file name of its own for each of {wanted}.")
+    return results
+
+
+def check_space(files):
+    """Raise an OSError unless the disk has enough space for the files."""
+    needed = 0
+    for file in files:
+        needed += math.prod(file.shape) * file.dtype.itemsize
+        free = shutil.disk_usage(file.path.parent).free
+        if needed > free:
+            raise OSError(
+                f"There is not enough space for {file.path}: {needed / 2**20:,.1f} MiB are needed, "
+                f"{free / 2**20:,.1f} MiB are free."
+            )
 
 
 class NpyFile:
-    """A ``.npy`` file, written from beginning to end, block by block.
+    """A ``.npy`` file to which rows are appended; it gets its name when it is complete.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The name of the complete file.
-    shape : tuple of int
-    dtype : numpy.dtype
+    It is open only while rows are written, so there may be any number of them.
     """
 
     def __init__(self, path, shape, dtype):
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self.unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
-        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        self.path, self.shape, self.dtype = Path(path).resolve(), shape, dtype
+        self.unfinished = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.unfinished")
+
+    def __enter__(self):
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         with open(self.unfinished, "xb") as file:
             np.lib.format.write_array_header_1_0(file, header)
+        return self
 
     def __setitem__(self, rows, values):
         """Append values as the next rows."""
         with open(self.unfinished, "ab") as file:
             file.write(np.ascontiguousarray(values))
 
+    def __exit__(self, failed, *_):
+        try:
+            if not failed:
+                os.replace(self.unfinished, self.path)
+        finally:
+            self.unfinished.unlink(missing_ok=True)
 
-def stream_masks_to_files(fmri_path, masks, names, block_size=None, *, memory_mib=8):
-    """Do what `stream_masks` does, with results in ``.npy`` files.
+    def load(self):
+        """Return the array as a map of the file."""
+        return np.load(self.path, mmap_mode="r")
 
-    Parameters
-    ----------
-    fmri_path, masks, block_size, memory_mib
-        As for `stream_masks`.
-    names : list of str or pathlib.Path
-        A file for each mask. Files of these names are replaced when all results are complete.
-        An array in place of a name is written into.
 
-    Returns
-    -------
-    list of numpy.memmap of shape (n_timepoints, n_voxels)
-        One for each file, read-only; an array where there was one.
-
-    Raises
-    ------
-    ValueError, OSError
-        As for `stream_masks`; or there is not enough room for the files.
-    """
-    masks = list(masks)
-    names = [Path(name).resolve() if isinstance(name, (str, Path)) else name for name in names]
-    paths = [name for name in names if isinstance(name, Path)]
-    if len(names) != len(masks) or len(set(paths)) < len(paths):
-        raise ValueError(f"out needs a name of its own for each of {len(masks)} masks: {names}")
-    files = []
-
-    def make(number, shape, dtype):
-        if not isinstance(names[number], Path):
-            return names[number]
-        files.append(NpyFile(names[number], shape, dtype))
-        needed = sum(int(np.prod(file.shape)) for file in files) * dtype.itemsize
-        room = shutil.disk_usage(names[number].parent).free
-        if needed > room:
-            needed, room = (f"{size / 2**20:,.1f} MiB" for size in (needed, room))
-            raise OSError(f"There is not enough room for {names[number]}: {needed}, of {room}.")
-        return files[-1]
-
+@contextmanager
+def damaged_file_named(path):
+    """Turn any error that reading a damaged file raises into an OSError that names the file."""
     try:
-        results = stream_masks(fmri_path, masks, block_size, memory_mib=memory_mib, out=make)
-        for file in files:
-            os.replace(file.unfinished, file.path)
-    finally:
-        for file in files:
-            file.unfinished.unlink(missing_ok=True)
-    return [
-        np.load(one.path, mmap_mode="r") if isinstance(one, NpyFile) else one for one in results
-    ]
+        yield
+    except (FileNotFoundError, PermissionError, MemoryError, TypeError):
+        raise
+    except Exception as error:  # nibabel lets a damaged file raise almost anything
+        raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
