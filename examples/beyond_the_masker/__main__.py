@@ -189,8 +189,8 @@ def run_measure(arguments):
 )
 def run_experiment(arguments):
     """Run all methods with these options."""
-    from beyond_the_masker.experiment import main
     from beyond_the_masker.options import read_options
+    from beyond_the_masker.sequence import run_all
 
     given = {
         "N_IMAGES": arguments.n_images,
@@ -198,7 +198,7 @@ def run_experiment(arguments):
         "PAUSE": arguments.pause,
     }
     options = read_options(os.environ | {name: text for name, text in given.items() if text})
-    main(options.n_images, options.n_regions, options.pause, arguments.phases)
+    run_all(options.n_images, options.n_regions, options.pause, arguments.phases)
 
 
 @command("check-model", "Compare the model of memory with repeated measurements.")

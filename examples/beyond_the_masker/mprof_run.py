@@ -1,4 +1,8 @@
-"""mprof_run."""
+"""Record all methods with mprof, and read its files.
+
+mprof samples the resident set size (RSS). Meanwhile ``memory_usage``, the function that mprof itself
+calls, samples the proportional or the unique set size of the same processes.
+"""
 
 import contextlib
 import csv
@@ -14,60 +18,63 @@ import psutil
 from memory_profiler import memory_usage
 
 DAY = 24 * 60 * 60
+RSS, PSS, PHASES = "mprof_rss.dat", "mprof_pss.dat", "phases.csv"
 
 
-def run_under_mprof(script, folder, backend="psutil_pss"):
-    """Run the whole experiment under mprof, and sample a second metric of the same run.
+def run_under_mprof(folder, backend="psutil_pss"):
+    """Run ``beyond-the-masker experiment`` under mprof, and sample a second metric of the same run.
 
     Parameters
     ----------
-    script : str or pathlib.Path
-        The script to run.
     folder : str or pathlib.Path
-        Where three files are written: ``mprof_rss.dat``, ``mprof_pss.dat``, and
-        ``phases.csv``, in which the script writes when each method began and ended.
+        Receives ``mprof_rss.dat``, ``mprof_pss.dat``, and ``phases.csv``, which lists when each
+        method began and ended.
     backend : {"psutil_pss", "psutil_uss"}
-        What ``mprof_pss.dat`` holds: PSS or USS.
+        The metric in ``mprof_pss.dat``: PSS or USS.
 
     Returns
     -------
     bool
-        Whether the script came to its end; False if the system killed it.
+        Whether the run came to its end; False if the system killed it.
 
     Raises
     ------
     RuntimeError
-        The script ended with an error.
+        The run ended with an error.
     """
-    rss_path, pss_path, phases_path = (
-        Path(folder, name) for name in ("mprof_rss.dat", "mprof_pss.dat", "phases.csv")
-    )
+    rss_path, pss_path, phases_path = (Path(folder, name) for name in (RSS, PSS, PHASES))
     for path in (rss_path, pss_path, phases_path):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "mprof", "run", "--include-children", "--multiprocess"]
     command += ["--exit-code", "--output", str(rss_path)]
-    command += [str(script), "--phases", str(phases_path)]
+    command += [sys.executable, "-m", "beyond_the_masker", "experiment"]
+    command += ["--phases", str(phases_path)]
     with subprocess.Popen(command) as recorder:
-        pid = child_of(recorder)
-        how = {"backend": backend, "include_children": True, "multiprocess": True}
-        try:
-            with open(pss_path, "w") as file, contextlib.suppress(psutil.NoSuchProcess):
-                file.write(f"CMDLINE {script} ({backend})\n")
-                memory_usage(pid, timeout=DAY, stream=file, **how)  # until the script has ended
-        except BaseException:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                psutil.Process(pid).send_signal(signal.SIGINT)  # it clears up, and mprof ends
-            raise
+        sample_child(recorder, pss_path, backend)
     if not 0 <= recorder.returncode <= 128:  # a signal
-        print(f"{script} was killed before its end, for want of memory perhaps.")
+        print("The run was killed before its end, perhaps for lack of memory.")
         return False
     if not phases_path.exists():
-        raise RuntimeError(f"{script} did not come to its end; its messages are above.")
+        raise RuntimeError("The run did not come to its end; its messages are above.")
     return True
 
 
+def sample_child(recorder, path, backend):
+    """Write samples of the process that mprof starts into a file, until the process ends."""
+    pid = child_of(recorder)
+    how = {"backend": backend, "include_children": True, "multiprocess": True}
+    try:
+        with open(path, "w") as file, contextlib.suppress(psutil.NoSuchProcess):
+            file.write(f"CMDLINE beyond-the-masker experiment ({backend})\n")
+            memory_usage(pid, timeout=DAY, stream=file, **how)
+    except BaseException:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).send_signal(signal.SIGINT)  # it removes its files, and mprof ends
+        raise
+
+
 def child_of(process):
-    """Wait for the process that mprof starts, and return its id; mprof's own if there is none."""
+    """Wait for the process that mprof starts, and return its id; mprof's own if mprof ends."""
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(process.pid).children():
@@ -77,7 +84,7 @@ def child_of(process):
 
 
 def read_phases(phases_path, mprof_path):
-    """Read mprof's samples and the phases that belong to them.
+    """Read mprof's samples and the phases of the same run.
 
     Parameters
     ----------
@@ -90,8 +97,8 @@ def read_phases(phases_path, mprof_path):
     mib : array of shape (n_samples,)
         Memory of all processes.
     phases : list of dict
-        ``method``, ``mode``, ``status`` (``measured``; ``predicted`` if it was not run;
-        ``stopped``), and as numbers ``began``, ``ended`` (same clock as `times`), ``peak_mib``
+        ``method``, ``mode``, ``status`` (``measured``, ``predicted`` if it did not run, or
+        ``stopped``), and as numbers ``began``, ``ended`` (on the clock of `times`), ``peak_mib``
         and ``predicted_mib``.
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
@@ -99,14 +106,13 @@ def read_phases(phases_path, mprof_path):
     with open(phases_path, newline="") as file:
         phases = list(csv.DictReader(file))
     start = float(phases[0]["began"]) - 1
-    for phase in phases:
-        phase["began"], phase["ended"] = (float(phase[key]) - start for key in ("began", "ended"))
-        phase["predicted_mib"] = float(phase["predicted_mib"])
     times = stamps - start
     for phase in phases:
-        inside = (times >= phase["began"]) & (times <= phase["ended"])
-        nearest = np.abs(times - phase["ended"]).argmin()  # a phase shorter than a sample
-        phase["peak_mib"] = float(mib[inside].max() if inside.any() else mib[nearest])
+        began, ended = (float(phase[key]) - start for key in ("began", "ended"))
+        inside = (times >= began) & (times <= ended)
+        inside[np.abs(times - ended).argmin()] |= not inside.any()  # shorter than a sample
+        phase |= {"began": began, "ended": ended, "peak_mib": float(mib[inside].max())}
+        phase["predicted_mib"] = float(phase["predicted_mib"])
     shown = times >= 0
     return times[shown], mib[shown], phases
 
@@ -124,7 +130,7 @@ def read_children(phases, times, mprof_path):
     -------
     list of dict
         ``name``, and ``rss_mib``, an array of shape (n_samples,) that is zero where the process
-        was not there.
+        did not exist. A child that outlives a method is not a worker, but a resource tracker.
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
     start = profile["timestamp"][-1] - times[-1]
