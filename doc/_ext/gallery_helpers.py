@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import os
 import platform
 import sys
 import warnings
