@@ -44,7 +44,7 @@ from nilearn.masking import apply_mask
 
 from beyond_the_masker import streaming as plot_stream_masks
 from beyond_the_masker.budget import guard
-from beyond_the_masker.data import atlas_to_masks, get_atlas_path, get_fmri_path, prepare
+from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
 from beyond_the_masker.experiment import describe_machine
 from beyond_the_masker.figures import GROWTH, short
 from beyond_the_masker.meter import MIB, measure
@@ -202,7 +202,7 @@ def questions(sizes):
 
 def _image(n_volumes):
     """Prepare the image of the default data with so many volumes."""
-    path = get_fmri_path(math.ceil(n_volumes / 168))[1]
+    path = prepare_fmri(math.ceil(n_volumes / 168))
 
     def fill(folder):
         nib.load(path).slicer[..., :n_volumes].to_filename(folder / "fmri.nii.gz")

@@ -1,6 +1,7 @@
 """Check and read what every masking function gets, and return what NiftiMasker would.
 
-nibabel is imported where it is needed: a worker that calls `as_nifti_masker` alone loads NumPy alone.
+nibabel is imported where it is needed, so that a worker that only calls `as_nifti_masker` loads
+NumPy alone.
 """
 
 from contextlib import contextmanager

@@ -1,6 +1,10 @@
-"""data."""
+"""Prepare the image, its atlas and the masks that all pages work on, and keep them in a cache.
+
+Subjects and maps are read and written one by one, so that the size of an image does not matter.
+"""
 
 import hashlib
+import inspect
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,15 +12,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
-from nilearn.image import concat_imgs, resample_to_img
+from nilearn.image import resample_to_img
 
-from beyond_the_masker import synthetic as synthetic_data
+from beyond_the_masker import synthetic
+from beyond_the_masker.checks import damaged_file_named, read_volumes, value_type
 from beyond_the_masker.options import read_options
 from beyond_the_masker.running import load_in_memory
+from beyond_the_masker.synthetic import FMRI_SHAPE, synthetic_atlas, synthetic_fmri
+
+MASK_NAME = "region_{:02d}.nii.gz"
 
 
 def prepare(name, depends_on, fill):
-    """Give a folder of the cache, and fill it first if it is not there.
+    """Return a folder of the cache, and fill it first if it is not there.
 
     Parameters
     ----------
@@ -32,35 +40,46 @@ def prepare(name, depends_on, fill):
     pathlib.Path
     """
     digest = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:12]
-    folder = Path(read_options().cache) / f"{name}-{digest}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+    return filled(Path(read_options().cache) / f"{name}-{digest}", fill)
+
+
+def filled(folder, fill):
+    """Return a folder; if it is missing, fill it under another name, then give it its own."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+    try:
+        fill(unfinished)
         try:
-            fill(unfinished)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def n_volumes_within(img, most_mib):
-    """Count how many volumes of an image fit into so many MiB of memory: one at least."""
-    volume_mib = np.prod(img.shape[:3]) * img.dataobj[0, 0, 0, :1].itemsize / 2**20
+    """Return how many volumes of an image fit into some MiB of memory, at least one."""
+    volume_mib = np.prod(img.shape[:3]) * value_type(img).itemsize / 2**20
     return int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
 
 
+def first_volumes(fmri_path, most_mib=16):
+    """Return an image of the first volumes of a file, as many as fit into some MiB."""
+    img = nib.load(fmri_path)
+    return img.slicer[..., : n_volumes_within(img, most_mib)]
+
+
 def prepare_fmri(n_subjects):
-    """Prepare the file of the large image, without reading it.
+    """Return the path of the large image, after making it if it is not there.
 
     Parameters
     ----------
     n_subjects : int
-        Subjects to concatenate. Not used for an image of your own.
+        Subjects to join in time. Not used for an image of your own.
 
     Returns
     -------
@@ -76,44 +95,36 @@ def prepare_fmri(n_subjects):
         return Path(options.fmri)
 
     def fill(folder):
-        if options.data == "synthetic":
-            subjects = [synthetic_data.synthetic_fmri(i) for i in range(n_subjects)]
-        else:
-            subjects = _download(fetch_development_fmri, n_subjects=n_subjects).func
-        concat_imgs(subjects).to_filename(folder / "fmri.nii.gz")
+        write_fmri(options.data, n_subjects, folder / "fmri.nii.gz")
 
-    name = f"{options.data}-{n_subjects}-images"
-    folder = prepare(name, [Path(synthetic_data.__file__).read_text()], fill)
-    return folder / "fmri.nii.gz"
+    depends_on = [inspect.getsource(code) for code in (synthetic, write_fmri, write_joined)]
+    return prepare(f"{options.data}-{n_subjects}-images", depends_on, fill) / "fmri.nii.gz"
 
 
-def get_fmri_path(n_subjects):
-    """Prepare the large image, and load it.
-
-    Parameters
-    ----------
-    n_subjects : int
-        Subjects to concatenate. Not used for an image of your own.
-
-    Returns
-    -------
-    fmri_img : nibabel.Nifti1Image
-        The 4D image, its data in memory.
-    fmri_path : pathlib.Path
-        Its file.
-
-    Raises
-    ------
-    ConnectionError
-        A download was needed and failed.
-    ValueError
-        The file is incomplete, or not an image.
-    """
-    fmri_path = prepare_fmri(n_subjects)
-    return load_in_memory(fmri_path), fmri_path
+def write_fmri(data, n_subjects, path):
+    """Make or download some subjects' images, and join them in time in one file."""
+    if data == "synthetic":
+        imgs = (synthetic_fmri(subject) for subject in range(n_subjects))
+        write_joined(imgs, n_subjects * FMRI_SHAPE[3], path)
+    else:
+        imgs = [nib.load(f) for f in download(fetch_development_fmri, n_subjects=n_subjects).func]
+        write_joined(imgs, sum(img.shape[3] for img in imgs), path)
 
 
-def _download(fetch, **arguments):
+def write_joined(imgs, n_volumes, path, dtype="float32"):
+    """Write 4D images of one grid, one after the other in time, with one volume in memory."""
+    with nib.openers.ImageOpener(path, "wb") as file:
+        for number, img in enumerate(imgs):
+            if number == 0:
+                shape = (*img.shape[:3], n_volumes)
+                empty = np.broadcast_to(np.zeros((), dtype), shape)
+                header = nib.Nifti1Image(empty, img.affine, img.header, dtype=dtype).header
+                header.write_to(file)
+            for volume in read_volumes(img):
+                file.write(np.asarray(volume, header.get_data_dtype()).tobytes("F"))
+
+
+def download(fetch, **arguments):
     """Call one of nilearn's fetchers, which reuse what is there already."""
     try:
         return fetch(verbose=0, **arguments)
@@ -126,7 +137,7 @@ def _download(fetch, **arguments):
 
 
 def get_atlas_path():
-    """Prepare the atlas.
+    """Return the path of the atlas, after making or downloading it if it is not there.
 
     Returns
     -------
@@ -142,19 +153,21 @@ def get_atlas_path():
     if options.atlas:
         paths = [Path(path) for path in options.atlas]
         return paths[0] if len(paths) == 1 else paths
-    if options.data == "development_fmri":
-        return Path(_download(fetch_atlas_difumo, dimension=64, resolution_mm=2).maps)
-    return synthetic_atlas_path()
+    return synthetic_atlas_path() if options.data == "synthetic" else difumo_path()
+
+
+def difumo_path():
+    """Return the path of DiFuMo's 64 maps, which nilearn downloads."""
+    return Path(download(fetch_atlas_difumo, dimension=64, resolution_mm=2).maps)
 
 
 def synthetic_atlas_path():
-    """Prepare the atlas that goes with the synthetic data."""
+    """Return the path of the atlas that belongs to the synthetic data."""
 
     def fill(folder):
-        synthetic_data.synthetic_atlas().to_filename(folder / "maps.nii.gz")
+        synthetic_atlas().to_filename(folder / "maps.nii.gz")
 
-    folder = prepare("synthetic-atlas", [Path(synthetic_data.__file__).read_text()], fill)
-    return folder / "maps.nii.gz"
+    return prepare("synthetic-atlas", [inspect.getsource(synthetic)], fill) / "maps.nii.gz"
 
 
 def atlas_to_masks(atlas_path, fmri_path, n_regions):
@@ -167,7 +180,6 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
     fmri_path : str or pathlib.Path
         The image whose grid the masks get.
     n_regions : int
-        How many.
 
     Returns
     -------
@@ -182,42 +194,49 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
         The atlas has fewer regions; a region is empty on the image's grid; the image is
         not 4D.
     """
+    files = [Path(path) for path in np.atleast_1d(atlas_path)]
     fmri_img = nib.load(fmri_path)
     if fmri_img.ndim != 4:
         raise ValueError(f"{fmri_path} has shape {fmri_img.shape}; a 4D image is needed.")
     if n_regions < 1:
         raise ValueError(f"{n_regions} regions were asked for; at least 1 is needed.")
-    files = [Path(path) for path in np.atleast_1d(atlas_path)]
-    names = [f"region_{number:02d}.nii.gz" for number in range(1, n_regions + 1)]
-
-    def fill(folder):
-        regions = _regions(files, n_regions)
-        for file_name, (region, img) in zip(names, regions, strict=True):
-            on_grid = resample_to_img(
-                img, fmri_img, "nearest", copy_header=True, force_resample=True
-            )
-            data = np.asarray(on_grid.dataobj)
-            if not data.any():
-                raise ValueError(
-                    f"{region} is empty on the grid of {fmri_path}, {fmri_img.shape[:3]}: "
-                    "the region lies outside the image, or is smaller than a voxel. "
-                    "Compare the affines of the two files, or leave the region out."
-                )
-            nib.Nifti1Image(data, fmri_img.affine).to_filename(folder / file_name)
-
     stamps = [
         (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files
     ]
     grid = (fmri_img.shape[:3], fmri_img.affine.tolist())
-    code = [_code_of(function) for function in (fill, _regions)]
-    folder = prepare(f"{n_regions}-masks", [stamps, grid, code], fill)
-    mask_paths = [folder / name for name in names]
+    code = [inspect.getsource(function) for function in (write_masks, atlas_regions)]
+    folder = prepare(
+        f"{n_regions}-masks",
+        [stamps, grid, code],
+        lambda folder: write_masks(files, fmri_path, n_regions, folder),
+    )
+    mask_paths = [folder / MASK_NAME.format(number) for number in range(1, n_regions + 1)]
     return [load_in_memory(path) for path in mask_paths], mask_paths
 
 
-def _regions(files, n_regions):
-    """Give the first regions one by one: a name, and a 3D image on the atlas' own grid."""
-    imgs = [load_in_memory(file) for file in files]
+def write_masks(atlas_files, fmri_path, n_regions, folder):
+    """Resample the first regions of an atlas to an image's grid; return the files of the masks."""
+    fmri_img = nib.load(fmri_path)
+    paths = []
+    for number, (name, region) in enumerate(atlas_regions(atlas_files, n_regions), start=1):
+        on_grid = resample_to_img(
+            region, fmri_img, "nearest", copy_header=True, force_resample=True
+        )
+        data = np.asarray(on_grid.dataobj)
+        if not data.any():
+            raise ValueError(
+                f"{name} is empty on the grid of {fmri_path}, {fmri_img.shape[:3]}: "
+                "the region lies outside the image, or is smaller than a voxel. "
+                "Compare the affines of the two files, or leave the region out."
+            )
+        paths.append(folder / MASK_NAME.format(number))
+        nib.Nifti1Image(data, fmri_img.affine).to_filename(paths[-1])
+    return paths
+
+
+def atlas_regions(files, n_regions):
+    """Yield the first regions of an atlas: a name, and a 3D image on the atlas' own grid."""
+    imgs = [nib.load(file, keep_file_open=True) for file in files]
     for file, img in zip(files, imgs, strict=True):
         if img.ndim != 3 and (len(imgs) > 1 or img.ndim != 4):
             raise ValueError(
@@ -225,33 +244,28 @@ def _regions(files, n_regions):
                 "of labels, or several 3D masks."
             )
     if len(imgs) > 1:
-        regions = [(f"the mask {file}", i) for i, file in enumerate(files)]
+        names = [f"the mask {file}" for file in files]
+        volumes = map(read_volume, imgs)
     elif imgs[0].ndim == 4:
-        regions = [(f"map {i + 1} of {files[0]}", i) for i in range(imgs[0].shape[3])]
+        names = [f"map {number} of {files[0]}" for number in range(1, imgs[0].shape[3] + 1)]
+        volumes = read_volumes(imgs[0])
     else:
-        labels = np.asarray(imgs[0].dataobj)
+        labels = read_volume(imgs[0])
         values = np.unique(labels[np.isfinite(labels) & (labels != 0)])
-        regions = [(f"label {value:g} of {files[0]}", value) for value in values]
-    if n_regions > len(regions):
+        names = [f"label {value:g} of {files[0]}" for value in values]
+        volumes = (labels == value for value in values)
+    if n_regions > len(names):
         raise ValueError(
             f"{n_regions} regions were asked for, and {files[0]} "
-            f"{'and the others have' if len(files) > 1 else 'has'} {len(regions)}: set "
-            f"N_REGIONS to {len(regions)} or less."
+            f"{'and the others have' if len(files) > 1 else 'has'} {len(names)}: set "
+            f"N_REGIONS to {len(names)} or less."
         )
-    for name, key in regions[:n_regions]:
-        if len(imgs) > 1:
-            inside = np.nan_to_num(imgs[key].dataobj) != 0
-            affine = imgs[key].affine
-        elif imgs[0].ndim == 4:
-            inside = np.nan_to_num(imgs[0].dataobj[..., key]) != 0
-            affine = imgs[0].affine
-        else:
-            inside, affine = labels == key, imgs[0].affine
-        yield name, nib.Nifti1Image(inside.astype("uint8"), affine)
+    affines = [img.affine for img in imgs] if len(imgs) > 1 else [imgs[0].affine] * len(names)
+    for name, affine, volume in zip(names[:n_regions], affines, volumes, strict=False):
+        yield name, nib.Nifti1Image((np.nan_to_num(volume) != 0).astype("uint8"), affine)
 
 
-def _code_of(function):
-    """What a function does, as text: when it changes, prepared files are made anew."""
-    code = function.__code__
-    constants = [value for value in code.co_consts if not hasattr(value, "co_code")]
-    return code.co_code.hex(), code.co_names, constants
+def read_volume(img):
+    """Return the values of a 3D image."""
+    with damaged_file_named(img.get_filename()):
+        return np.asanyarray(img.dataobj)

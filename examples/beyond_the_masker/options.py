@@ -1,31 +1,27 @@
-"""
-The options of a build
-======================
+"""Read the options of a build from environment variables, and check them.
 
-Every script here asks this module what to work on. An option is an environment
-variable, and a ``make`` variable of the same name: ``make html N_REGIONS=4``.
+``make`` passes its variables on: ``make html N_REGIONS=4``.
 
-============= ============================== =========================================
-option        default                        what it says
-============= ============================== =========================================
+============= ============================== ===================================================
+option        default                        meaning
+============= ============================== ===================================================
 N_IMAGES      2                              subjects that are joined into one image
 N_REGIONS     6                              masks, and as many parallel workers
 DATA          synthetic                      ``synthetic`` or ``development_fmri``
-FMRI          (none)                         a 4D image of your own
-ATLAS         (none)                         its regions: a 4D probabilistic atlas, a
-                                             3D label image, or several binary masks
-                                             (names, or a pattern with ``*``)
-MEMORY        (what is left)                 memory that a method may take, such as ``16G``;
-                                             one that would take more is not run, and shown
-                                             as predicted. ``unlimited`` runs all
-PAUSE         0.5                            seconds of rest before each method in the
-                                             whole experiment
+FMRI          (none)                         your own 4D image
+ATLAS         (none)                         its regions: a 4D probabilistic atlas, a 3D label
+                                             image, or several binary masks (names, or a pattern
+                                             with ``*``)
+MEMORY        (what is free)                 memory that a method may take, such as ``16G``; one
+                                             that might take more is predicted instead of run.
+                                             ``unlimited`` runs all
+PAUSE         0.5                            seconds of rest before each method in the experiment
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
 MEASURED      ``measured``                   folder that receives measurements
-============= ============================== =========================================
+============= ============================== ===================================================
 
-Only the standard library is used, so that a wrong value is refused before anything is
-installed, downloaded or run.
+Only the standard library is used, so that a wrong value is rejected before anything is installed,
+downloaded or run.
 """
 
 import glob
@@ -37,13 +33,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# Images that there are, and regions of the atlas that goes with them.
+# The most images that there are, and the most regions of the atlas that goes with them.
 DATA_SETS = {"synthetic": (1000, 64), "development_fmri": (155, 64)}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a build works on; see :func:`read_options`."""
+    """The options of a build; see `read_options`."""
 
     n_images: int = 2
     n_regions: int = 6
@@ -56,20 +52,18 @@ class Options:
     measured: str = "measured"
 
     def to_environ(self):
-        """Give the same options as environment variables, with absolute paths."""
-        own = {"FMRI": self.fmri, "ATLAS": shlex.join(self.atlas)} if self.fmri else {}
-        scale = {} if self.fmri else {"N_IMAGES": str(self.n_images), "DATA": self.data}
-        return (
-            own
-            | scale
-            | {
-                "N_REGIONS": str(self.n_regions),
-                "MEMORY": self.memory,
-                "PAUSE": str(self.pause),
-                "MASKER_CACHE": self.cache,
-                "MEASURED": self.measured,
-            }
-        )
+        """Return the same options as environment variables."""
+        if self.fmri:
+            data = {"FMRI": self.fmri, "ATLAS": shlex.join(self.atlas)}
+        else:
+            data = {"N_IMAGES": str(self.n_images), "DATA": self.data}
+        return data | {
+            "N_REGIONS": str(self.n_regions),
+            "MEMORY": self.memory,
+            "PAUSE": str(self.pause),
+            "MASKER_CACHE": self.cache,
+            "MEASURED": self.measured,
+        }
 
 
 def read_options(environ=None):
@@ -78,7 +72,7 @@ def read_options(environ=None):
     Parameters
     ----------
     environ : mapping of str to str, optional
-        The environment; ``os.environ`` by default. An empty value counts as not given.
+        ``os.environ`` by default. An empty value counts as not given.
 
     Returns
     -------
@@ -88,51 +82,24 @@ def read_options(environ=None):
     Raises
     ------
     ValueError
-        A value is unknown or impossible. The message names every such option, what was
-        found, and what is allowed.
+        A value is unknown or impossible. The message has a line for each such option, with its
+        value and what is allowed.
     """
     environ = os.environ if environ is None else environ
-    given = {k: v.strip() for k, v in environ.items() if v.strip()}
-    wrong = []
-
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
     data = given.get("DATA", "synthetic")
-    if data not in DATA_SETS:
-        wrong.append(f"DATA is {data!r}; allowed: {' or '.join(DATA_SETS)}.")
+    fmri, atlas = given.get("FMRI", ""), split_atlas(given.get("ATLAS", ""))
     most_images, most_regions = DATA_SETS.get(data, DATA_SETS["synthetic"])
+    if fmri or atlas:
+        most_regions = math.inf  # known when the reader's atlas is read
+    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(given.get("MEMORY", ""))]
 
     def number(name, default, kind, lowest, highest):
-        text = given.get(name, str(default))
         try:
-            value = kind(text)
-            if lowest <= value <= highest:
-                return value
-        except ValueError:
-            pass
-        what = "a whole number" if kind is int else "a number"
-        top = "" if math.isinf(highest) else f" to {highest:g}"
-        more = " or more" if math.isinf(highest) else ""
-        wrong.append(f"{name} is {text!r}; allowed: {what}, {lowest:g}{top}{more}.")
-        return default
-
-    fmri, atlas = given.get("FMRI", ""), _split_atlas(given.get("ATLAS", ""))
-    if fmri or atlas:
-        most_regions = math.inf  # what the reader's atlas holds is known when it is read
-        for name in ("N_IMAGES", "DATA"):
-            if name in given:
-                wrong.append(f"{name} chooses prepared data and FMRI an own image; give one.")
-        if not (fmri and atlas):
-            wrong.append("FMRI and ATLAS go together: give an image and its regions.")
-        for path in filter(None, (fmri, *atlas)):
-            if not Path(path).is_file():
-                name = "FMRI" if path == fmri else "ATLAS"
-                wrong.append(f"{name} is {path!r}; there is no such file in {Path.cwd()}.")
-
-    memory = given.get("MEMORY", "")
-    if memory not in ("", "unlimited"):
-        try:
-            parse_memory(memory)
+            return parse_number(given.get(name, default), kind, lowest, highest)
         except ValueError as error:
-            wrong.append(f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}")
+            wrong.append(f"{name} is {given[name]!r}; allowed: {error}.")
+            return default
 
     options = Options(
         n_images=number("N_IMAGES", 2, int, 1, most_images),
@@ -140,7 +107,7 @@ def read_options(environ=None):
         data=data,
         fmri=fmri and str(Path(fmri).absolute()),
         atlas=tuple(str(Path(path).absolute()) for path in atlas),
-        memory=memory,
+        memory=given.get("MEMORY", ""),
         pause=number("PAUSE", 0.5, float, 0, 3600),
         cache=str(Path(given.get("MASKER_CACHE", "masker_cache")).absolute()),
         measured=str(Path(given.get("MEASURED", "measured")).absolute()),
@@ -150,18 +117,53 @@ def read_options(environ=None):
     return options
 
 
+def wrong_data(data, given, fmri, atlas):
+    """Yield what is wrong with the options that choose the data."""
+    if data not in DATA_SETS:
+        yield f"DATA is {data!r}; allowed: {' or '.join(DATA_SETS)}."
+    if not (fmri or atlas):
+        return
+    for name in ("N_IMAGES", "DATA"):
+        if name in given:
+            yield f"{name} chooses prepared data and FMRI an own image; give one."
+    if not (fmri and atlas):
+        yield "FMRI and ATLAS go together: give an image and its regions."
+    for path in filter(None, (fmri, *atlas)):
+        if not Path(path).is_file():
+            name = "FMRI" if path == fmri else "ATLAS"
+            yield f"{name} is {path!r}; there is no such file in {Path.cwd()}."
+
+
+def wrong_memory(memory):
+    """Yield what is wrong with the option MEMORY."""
+    if memory not in ("", "unlimited"):
+        try:
+            parse_memory(memory)
+        except ValueError as error:
+            yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
+
+
+def parse_number(text, kind, lowest, highest):
+    """Convert text to a number; raise a ValueError that describes the allowed ones."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not lowest <= value <= highest:
+        noun = "a whole number" if kind is int else "a number"
+        end = " or more" if math.isinf(highest) else f" to {highest:g}"
+        raise ValueError(f"{noun}, {lowest:g}{end}")
+    return value
+
+
 def parse_memory(size):
-    """Give a size of memory in MiB.
+    """Return a size of memory in MiB.
 
     Parameters
     ----------
     size : str or float
-        A number of MiB, or text with a unit: ``"16G"``, ``"1.5 TiB"``, ``"900M"``. A unit is a
-        power of 1024 bytes; without one, it is MiB.
-
-    Returns
-    -------
-    float
+        A number of MiB, or text with a unit: ``"16G"``, ``"1.5 TiB"``, ``"900M"``. Units are
+        powers of 1024 bytes.
 
     Raises
     ------
@@ -176,8 +178,8 @@ def parse_memory(size):
     return mib
 
 
-def _split_atlas(text):
-    """File names in ATLAS: one file as it stands, or shell words with patterns."""
+def split_atlas(text):
+    """Return the file names in ATLAS: one file, or shell words with patterns."""
     if not text or Path(text).is_file():
         return [text] if text else []
     try:

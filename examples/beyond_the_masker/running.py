@@ -1,52 +1,28 @@
-"""
-One run of one method
-=====================
+"""Do the whole work of one method, from the files to the arrays.
 
-The whole work of one method, from the files to the arrays. This module imports NumPy and nibabel
-only, which every method needs. A fresh process that imports it and the page of one method holds
-what that method needs, and nothing else: the memory before the call is the method's own.
+Only what every method needs is imported, so that a fresh process holds what its method needs.
 """
 
 import tempfile
-import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-# What nibabel raises for a file that is cut off, damaged, or not an image.
-UNREADABLE = (
-    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-    *(EOFError, OSError, OverflowError, zlib.error),
-)
+from beyond_the_masker.checks import damaged_file_named
 
 
 def load_in_memory(path):
-    """Load an image so that its data are an array, not a lazy proxy to the file.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        ``dataobj`` is an array, scale factors applied.
+    """Return an image whose data are an array, scale factors applied, not a proxy to the file.
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        The file is incomplete, or not an image.
+    OSError
+        The file is missing, incomplete or damaged.
     """
-    try:
+    with damaged_file_named(path):
         img = nib.load(path)
         data = np.asanyarray(img.dataobj)
-    except FileNotFoundError:
-        raise
-    except (*UNREADABLE, ValueError) as error:
-        raise ValueError(f"{path} is not a complete image ({error}).") from error
     if isinstance(data, np.memmap):  # an uncompressed file: mapped, not read
         data = np.array(data)
     return nib.Nifti1Image(data, img.affine, img.header, dtype=data.dtype)
@@ -71,9 +47,9 @@ def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, wo
     n_jobs : int, optional
         Workers of a parallel method; one for each mask by default.
     workers : bool
-        Whether they are processes. If so, they are started before the work begins. Else the first
-        ones would be through with a small image before the last one is there, and chance would
-        decide how many of them take memory at the same time.
+        Start worker processes before the work begins. Otherwise the first ones would finish a
+        small image before the last one exists, and chance would decide how many of them take
+        memory at the same time.
 
     Returns
     -------
@@ -88,30 +64,45 @@ def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, wo
     if mode == "single":
         return [function(fmri, load(mask_paths[0]))]
     masks = [load(mask_path) for mask_path in mask_paths]
-    if mode == "parallel":
-        return function(fmri, masks, n_jobs)
-    return function(fmri, masks)
+    return function(fmri, masks, n_jobs) if mode == "parallel" else function(fmri, masks)
 
 
-def start_workers(n_workers):
-    """Start joblib's workers, which the next call of `joblib.Parallel` uses, and wait for all.
+def start_workers(n_workers, modules=(), stay=0.0):
+    """Start joblib's workers, which the next call of `joblib.Parallel` uses; wait for all of them.
 
     Parameters
     ----------
     n_workers : int
+    modules : tuple of str
+        What each of them imports.
+    stay : float
+        Seconds that they stay together afterwards.
+
+    Returns
+    -------
+    start, end : float
+        When all were there, by `time.time`; None if joblib works without processes here.
     """
     from joblib import Parallel, delayed, effective_n_jobs
 
-    def meet(folder, number):  # as an inner function, it makes workers import nothing
+    def meet(folder, number):  # as an inner function, it makes workers import nothing else
+        import importlib
         import os
         import time
 
+        for module in modules:
+            importlib.import_module(module)
         open(os.path.join(folder, str(number)), "w").close()
         deadline = time.monotonic() + 60
         while len(os.listdir(folder)) < n_workers and time.monotonic() < deadline:
             time.sleep(0.005)
+        start = time.time()
+        time.sleep(stay)
+        return start, time.time()
 
     if effective_n_jobs(n_workers) < n_workers:
-        return  # joblib works without processes here
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        Parallel(n_jobs=n_workers, batch_size=1)(delayed(meet)(folder, i) for i in range(n_workers))
+        tasks = (delayed(meet)(folder, number) for number in range(n_workers))
+        starts, ends = zip(*Parallel(n_jobs=n_workers, batch_size=1)(tasks), strict=True)
+    return max(starts), min(ends)

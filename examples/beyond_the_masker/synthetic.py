@@ -1,25 +1,20 @@
-"""
-A stand-in for the development fMRI data set
-============================================
+"""Make a stand-in for the development fMRI data set and the DiFuMo atlas, without a network.
 
-The memory that a masking method needs depends on the size and the type of the image, not
-on whose brain it shows. So the default build makes its own data, without a network: images
-on the grid of the development fMRI data set as nilearn offers it (50 x 59 x 50 voxels of
-4 mm, 168 volumes for each subject, float32) and a probabilistic :term:`atlas` of 64 overlapping
-maps, as DiFuMo has, on a finer grid.
+The memory that a method needs depends on the size and the type of an image, not on whose brain it
+shows. The images have the grid of the development fMRI data set as nilearn offers it: 50 x 59 x 50
+voxels of 4 mm, 168 volumes for each subject, float32. The probabilistic :term:`atlas` has 64
+overlapping maps, as DiFuMo has, on a finer grid.
 
-The brain is the MNI152 template that nilearn ships. Each map is a Gaussian around a centre
-in the brain. Each region has a slow time course of its own, and a subject's image is the
-template, plus the maps times their time courses, plus noise. The same subject is the same
-image each time.
+The brain is the MNI152 template that nilearn ships. Each map is a Gaussian around a centre in the
+brain, with a slow time course of its own. A subject's image is the template, plus the maps times
+their time courses, plus noise: the same for the same subject.
 
 References
 ----------
 * Dadi K. et al. (2020). Fine-grain atlases of functional modes for fMRI analysis.
   NeuroImage 221, 117126. https://doi.org/10.1016/j.neuroimage.2020.117126
 * Richardson H. et al. (2018). Development of the social brain from age three to
-  twelve years. Nature Communications 9, 1027.
-  https://doi.org/10.1038/s41467-018-03399-2
+  twelve years. Nature Communications 9, 1027. https://doi.org/10.1038/s41467-018-03399-2
 """
 
 import nibabel as nib
@@ -37,20 +32,7 @@ REGION_WIDTH_MM = 12.0
 
 
 def template_on(shape, affine):
-    """Resample the brain of the MNI152 template to a grid.
-
-    Parameters
-    ----------
-    shape : tuple of three int
-        Voxels along each axis.
-    affine : array of shape (4, 4)
-        Voxel to world coordinates, in mm.
-
-    Returns
-    -------
-    array of shape `shape`, float32
-        Intensity from 0 (outside the brain) to 1.
-    """
+    """Resample the brain of the MNI152 template to a grid: 0 outside the brain, at most 1."""
     template = resample_img(
         load_mni152_template(resolution=2), affine, shape, copy_header=True, force_resample=True
     )
@@ -59,52 +41,28 @@ def template_on(shape, affine):
 
 
 def region_maps(brain, affine):
-    """Evaluate the 64 regions on a grid.
-
-    Parameters
-    ----------
-    brain : array of shape (x, y, z)
-        Non-zero inside the brain.
-    affine : array of shape (4, 4)
-        Voxel to world coordinates, in mm.
-
-    Returns
-    -------
-    array of shape (n_brain_voxels, 64), float32
-        Weight of each brain voxel in each map: 1 at the centre, 0 far away.
-    """
+    """Return the weights of brain voxels in each map, float32 of shape (n_brain_voxels, 64)."""
     points = nib.affines.apply_affine(affine, np.argwhere(brain))
     weights = np.exp(
-        -0.5 * ((points[:, None, :] - _centres()) ** 2).sum(axis=2) / REGION_WIDTH_MM**2
+        -0.5 * ((points[:, None, :] - centres()) ** 2).sum(axis=2) / REGION_WIDTH_MM**2
     )
     return np.where(weights > 0.1, weights, 0).astype("float32")
 
 
-def _centres():
-    """World coordinates of 64 points that lie in the brain, far from each other."""
+def centres():
+    """Return the coordinates of 64 points in the brain that are far from each other, in mm."""
     brain = template_on(FMRI_SHAPE[:3], FMRI_AFFINE)
     candidates = nib.affines.apply_affine(FMRI_AFFINE, np.argwhere(brain > 0.5))
-    centres = [candidates[len(candidates) // 2]]
+    chosen = [candidates[len(candidates) // 2]]
     distance = np.full(len(candidates), np.inf)
-    while len(centres) < N_MAPS:
-        distance = np.minimum(distance, ((candidates - centres[-1]) ** 2).sum(axis=1))
-        centres.append(candidates[distance.argmax()])
-    return np.array(centres)
+    while len(chosen) < N_MAPS:
+        distance = np.minimum(distance, ((candidates - chosen[-1]) ** 2).sum(axis=1))
+        chosen.append(candidates[distance.argmax()])
+    return np.array(chosen)
 
 
 def synthetic_fmri(subject):
-    """Make the image of one subject.
-
-    Parameters
-    ----------
-    subject : int
-        Which subject, from 0.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        Shape (50, 59, 50, 168), float32, repetition time 2 s.
-    """
+    """Make the image of one subject, from 0: float32, repetition time 2 s."""
     rng = np.random.default_rng(subject)
     brain = template_on(FMRI_SHAPE[:3], FMRI_AFFINE)
     inside = brain > 0
@@ -122,13 +80,7 @@ def synthetic_fmri(subject):
 
 
 def synthetic_atlas():
-    """Make the probabilistic atlas.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        Shape (63, 76, 63, 64), float32, voxels of 3 mm.
-    """
+    """Make the probabilistic atlas: float32, 64 maps, voxels of 3 mm."""
     brain = template_on(ATLAS_SHAPE, ATLAS_AFFINE)
     data = np.zeros((*ATLAS_SHAPE, N_MAPS), dtype="float32", order="F")
     data[brain > 0] = region_maps(brain, ATLAS_AFFINE)
