@@ -84,8 +84,6 @@ intersphinx_mapping = {
 }
 
 # -- Functions ----------------------------------------------------------------------------
-# The examples are modules: their docstrings are the pages of doc/functions.rst.
-
 add_module_names = False
 numpydoc_show_class_members = False
 
@@ -103,11 +101,13 @@ sphinx_gallery_conf = {
     ),
     "reset_modules_order": "both",
     "abort_on_example_error": True,
-    "download_all_examples": False,  # doc/_ext/downloads.py makes a zip in which they run
+    "download_all_examples": False,  # doc/_ext/archive.py has the package, too
     "backreferences_dir": None,
     "capture_repr": (),
     "doc_module": (),
     "image_scrapers": ("pictures.scraper",),
+    "first_notebook_cell": "# This notebook needs the package beyond_the_masker, which is in the\n"
+    "# archive that the page of examples offers: python -m pip install -e .",
     "min_reported_time": 0,
     "remove_config_comments": True,
     "show_memory": False,  # ignores workers
@@ -117,9 +117,10 @@ sphinx_gallery_conf = {
 
 # -- HTML -------------------------------------------------------------------------------
 
-# Where the site is published. Pages link each other without it; the card for links, the
-# sitemap and the page for what is not found need it.
+# Where the site is published, and its repository. Pages link each other without it; the
+# previews of links, the sitemap and the page for what is not found need the address.
 html_baseurl = os.environ.get("SITE_URL", "http://localhost:8000").rstrip("/") + "/"
+repository = os.environ.get("REPOSITORY_URL", "")
 notfound_urls_prefix = urlsplit(html_baseurl).path
 ways = {"index": "front page", "search": "search", "auto_examples/index": "examples"}
 notfound_context = {
@@ -131,9 +132,7 @@ notfound_context = {
     + ".</p>",
 }
 ogp_site_url = html_baseurl
-ogp_image = "_static/card.png"
-ogp_image_alt = f"{project}: the highest and the lowest peak of memory in this build."
-ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
+ogp_social_cards = {"font": "DejaVu Sans"}
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["doc/_static"]
@@ -142,27 +141,19 @@ html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
 html_show_sphinx = False
-html_sidebars = {
-    "index": [],
-    "masker_memory_usage": [],
-    "calculator": [],
-    "functions": [],
-    "glossary": [],
-    "404": [],
-}
+html_sidebars = {"[!a]*": [], "auto_examples/**": ["sidebar-nav-bs"]}
+html_context = {"author": author, "repository": repository}
 html_theme_options = {
     "logo": {"text": project},
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
-    "footer_start": ["copyright"],
+    "footer_start": ["project"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-# Without scripts; with them, the reader's system decides (doc/_templates/layout.html).
-html_context = {"default_mode": "light"}
 copybutton_selector = "div:not(.sphx-glr-script-out) > div.highlight pre"  # no output
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "

@@ -60,17 +60,13 @@ def forget_outdated(app):
         return
     source = Path(app.srcdir)
     gallery = source / app.config.sphinx_gallery_conf["gallery_dirs"]
-    kept = gallery / "digest.txt"
-    current = digest(source.parent / "examples", source / "recorded")
-    if not kept.exists() or kept.read_text() != current or not _anything_measured():
+    kept, current = gallery / "digest.txt", digest(source.parent / "examples", source / "recorded")
+    measured = Path(os.environ["MEASURED"], "summary.csv").exists()
+    if not measured or not kept.exists() or kept.read_text() != current:
         for checksum in gallery.rglob("*.md5"):
             checksum.unlink()
         gallery.mkdir(exist_ok=True)
         kept.write_text(current)
-
-
-def _anything_measured():
-    return Path(read_options().measured, "summary.csv").exists()
 
 
 # -- While an example runs -----------------------------------------------------------------------
