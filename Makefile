@@ -1,11 +1,12 @@
 # Beyond the masker. `make` alone lists what there is.
 #
-# Options are variables here and in the environment; examples/options.py says what they mean:
+# Options are variables here and in the environment; beyond_the_masker/options.py explains them:
 #   make html N_IMAGES=2 N_REGIONS=6 DATA=synthetic PAUSE=0.5
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
 # SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
-SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE SITE_URL SLURM
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE \
+	SITE_URL REPOSITORY_URL SLURM
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,9 +17,12 @@ MEASURED ?= $(CURDIR)/doc/measured
 HTML := doc/_build/html
 AXE := tests/node_modules/axe-core/axe.min.js
 BUILD := $(VENV)/bin/python -m sphinx -c . -b html -d doc/_build/doctrees $(SPHINXOPTS)
+BEYOND := $(VENV)/bin/python -m beyond_the_masker
+TEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 export $(OPTIONS) MASKER_CACHE MEASURED SITE
 export MPLBACKEND := agg
+export PYTHONPATH := $(CURDIR)/examples
 
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 unknown := $(filter-out $(OPTIONS) $(SETTINGS),$(given))
@@ -27,13 +31,14 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test mprof benchmark overhead record check-model serve linkcheck lint clean check-options
+.PHONY: help html html-noplot test test-all mprof benchmark overhead record check-model serve \
+	linkcheck lint clean check-options
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 html: check-options $(VENV)/.built ## prepare the data, run and measure every example, build the site
-	@$(VENV)/bin/python examples/measured_methods.py
+	@$(BEYOND) measure --prepare
 	$(BUILD) doc $(HTML)
 	@echo "The site is in $(HTML): open $(HTML)/index.html in a browser, or run 'make serve'."
 
@@ -41,26 +46,29 @@ html-noplot: check-options $(VENV)/.built ## build the prose only; run nothing
 	$(BUILD) -D plot_gallery=0 doc $(HTML)
 	@echo "The site is in $(HTML), without new measurements."
 
-test: $(VENV)/.tested $(if $(shell command -v npm),$(AXE)) ## run the tests; with SITE=doc/_build/html, on that site's pages
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+test: $(VENV)/.tested $(if $(shell command -v npm),$(AXE)) ## run the fast tests, in a few minutes
+	$(TEST) -m "not extensive" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.tested $(if $(shell command -v npm),$(AXE)) ## run every test; with SITE=doc/_build/html, on that site's pages
+	HYPOTHESIS_PROFILE=all $(TEST) $(PYTEST_ARGS)
 
 mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: make mprof N_IMAGES=10 N_REGIONS=20
-	PAUSE=$${PAUSE:-30} $(VENV)/bin/mprof run --include-children --multiprocess examples/whole_experiment.py
+	PAUSE=$${PAUSE:-30} $(VENV)/bin/mprof run --include-children --multiprocess \
+		$(BEYOND) experiment
 	@echo "Draw it with: $(VENV)/bin/mprof plot"
 
-benchmark: $(VENV)/.built ## time every method beside the limit at full size, into doc/recorded
-	MEASURED=$(CURDIR)/doc/recorded $(VENV)/bin/python examples/benchmark.py --full doc/recorded
+benchmark: $(VENV)/.built ## time every method beside decompression at full size, into doc/recorded
+	MEASURED=$(CURDIR)/doc/recorded $(BEYOND) benchmark --full doc/recorded
 
-overhead: $(VENV)/.built ## time ten thousand empty tasks on each engine, into doc/recorded (SLURM=1: on Slurm, too)
-	$(VENV)/bin/python examples/task_overhead.py --tasks 10000 $(if $(SLURM),--slurm) doc/recorded
+overhead: $(VENV)/.built ## time ten thousand empty tasks on each backend, into doc/recorded (SLURM=1: on Slurm, too)
+	$(BEYOND) overhead --tasks 10000 $(if $(SLURM),--slurm) doc/recorded
 
 record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (hours)
-	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale \
-		$(VENV)/bin/python examples/measured_methods.py --measure
-	$(VENV)/bin/python examples/prediction_grid.py --record doc/recorded
+	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale $(BEYOND) measure
+	$(BEYOND) record doc/recorded
 
-check-model: $(VENV)/.built ## compare the model of memory with repeated measurements; fails if it is off
-	$(VENV)/bin/python examples/prediction_grid.py --check
+check-model: $(VENV)/.built ## compare the model of memory with repeated measurements
+	$(BEYOND) check-model
 
 serve: ## show the built site at http://localhost:8000
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
@@ -77,11 +85,12 @@ lint: $(VENV)/.tested ## check style and spelling
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 clean: ## remove what was built, measured and prepared, and the environment
-	rm -rf doc/_build doc/auto_examples doc/measured masker_cache tests/node_modules $(VENV)
+	rm -rf doc/_build doc/_report doc/auto_examples doc/measured masker_cache tests/node_modules $(VENV)
 	rm -f mprofile_*.dat whole_experiment_phases.csv
 
+# Before anything is installed: this needs only the standard library.
 check-options:
-	@$(PYTHON) examples/options.py > /dev/null
+	@$(PYTHON) -m beyond_the_masker options > /dev/null
 
 # A stamp is written when the installation is complete.
 $(VENV)/.built: requirements.txt examples/requirements.txt examples/requirements-apart.txt
