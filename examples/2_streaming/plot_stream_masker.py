@@ -38,13 +38,18 @@ On this page you will
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.maskers import (
-    chunk_masker,
-    stream_masker,
-    stream_nifti_maskers,
-    treatment_table,
-)
+from beyond_the_masker.maskers import stream_masker, stream_nifti_maskers, treatment_table
 
+
+def chunk_masker(masker, fmri_img, confounds, n_chunks):
+    """Clean each chunk of an image by itself: do not copy this."""
+    chunks = np.array_split(np.arange(fmri_img.shape[3]), n_chunks)
+    return np.concatenate(
+        [
+            masker.fit_transform(fmri_img.slicer[..., c[0] : c[-1] + 1], confounds=confounds[c])
+            for c in chunks
+        ]
+    )
 
 
 # %%

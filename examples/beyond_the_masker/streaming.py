@@ -141,7 +141,7 @@ def read_voxels(fmri_img, fmri_path, positions, n_rows):
 
 def open_data(path):
     """Open the file of an image's data, decompressed if necessary."""
-    return gzip.open(path) if path.endswith(".gz") else ImageOpener(path)
+    return gzip.open(path) if path.lower().endswith(".gz") else ImageOpener(path)
 
 
 def result_dtype(proxy):

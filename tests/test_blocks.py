@@ -34,7 +34,7 @@ from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, named_after
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_masks
 from small_site import regions_of
-from test_stream_masks import TYPES, any_bits, write
+from test_streaming import TYPES, any_bits, write
 
 EXAMPLES = Path(page.__file__).parent
 SHAPE = (5, 6, 4, 7)

@@ -24,17 +24,18 @@ from nilearn.maskers import (
 from nilearn.regions import RegionExtractor
 
 from beyond_the_masker import maskers as plot_stream_masker
+from beyond_the_masker import streaming
 from beyond_the_masker.maskers import (
     MASKERS,
     NEUTRAL,
     TEMPORAL,
     TREATMENT,
-    chunk_masker,
     stream_masker,
     stream_nifti_maskers,
     treatment_table,
 )
 from beyond_the_masker.meter import measure
+from beyond_the_masker.pages import load_page
 
 N = 37
 GRID = (9, 10, 8)
@@ -653,10 +654,8 @@ def test_compressed_file_with_a_changed_byte(whole, tmp_path):
 def test_plain_gzip_reads_the_same(whole, tmp_path, monkeypatch):
     """Without isal, values or errors are others."""
     import gzip
-    import zlib
 
-    monkeypatch.setattr(plot_stream_masker, "gzip", gzip)
-    monkeypatch.setattr(plot_stream_masker, "gzip_error", zlib.error)
+    monkeypatch.setattr(streaming, "gzip", gzip)
     content, path = whole[0][".nii.gz"], tmp_path / "image.nii.gz"
     path.write_bytes(content)
     np.testing.assert_array_equal(stream_masker(make_masker("mask"), path), whole[1])
@@ -755,7 +754,7 @@ def test_every_parameter_is_in_the_table():
     assert set.union(*parameters.values()) == set(TREATMENT)
     assert set(NEUTRAL) | set(TEMPORAL) <= set(TREATMENT)
     table = treatment_table()
-    assert list(table.columns) == ["what becomes of it", "maskers that have it"]
+    assert list(table.columns) == ["treatment", "maskers that have it"]
     for name, treatment, maskers in table.itertuples():
         has = [kind.__name__ for kind in MASKERS if name in parameters[kind]]
         assert maskers == ", ".join(has)
@@ -766,7 +765,7 @@ def test_chunks_are_wrong_and_streaming_is_not(files):
     """The page's story does not hold."""
     masker = make_masker("mask", detrend=True, standardize="zscore_sample")
     whole = masker.fit_transform(files["float32"], confounds=CONFOUNDS)
-    chunks = chunk_masker(masker, nib.load(files["float32"]), CONFOUNDS, 3)
+    chunks = load_page("plot_stream_masker").chunk_masker(masker, nib.load(files["float32"]), CONFOUNDS, 3)
     streamed = stream_masker(masker, files["float32"], CONFOUNDS, block_size=3)
     assert np.abs(chunks - whole).max() > 0.1
     np.testing.assert_array_equal(streamed, whole)
