@@ -28,10 +28,10 @@ from beyond_the_masker import blocks as page
 from beyond_the_masker.block_costs import APART, memory_of, prepare_both, same, with_apart
 from beyond_the_masker.blocks import Volumes, extract_block, make_index, mask_blocks
 from beyond_the_masker.figures import plot_ways
-from beyond_the_masker.meter import MIB, allocate, allocate_here_and_in_workers, measure
+from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.streaming import stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
-from leftovers import SHM, named_after
+from leftovers import SHM, allocate, allocate_here_and_in_workers, named_after
 from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_masks
 from small_site import regions_of
 from test_streaming import TYPES, any_bits, write

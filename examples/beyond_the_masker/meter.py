@@ -1,61 +1,54 @@
-"""
-The meter: peak memory of a call, workers included
-==================================================
+"""Measure the peak memory of a call, workers included.
 
-How much memory does ``func(*args)`` need, with all the processes that it starts? This file
-answers that, and it is all you need: copy it next to your script and write
+This file stands alone. Copy it next to your script and write
 
 .. code-block:: python
 
-    from peak_memory import measure
+    from meter import measure
 
-    func, args = bytearray, (2**28,)  # yours
     trace = measure(func, *args)
     print(trace)
     trace.plot()
 
-What it takes care of, because each of these has led to wrong numbers:
+It avoids the usual sources of wrong numbers:
 
-* **A fresh process.** The call runs in a Python process of its own, after that process has
-  imported what the call needs. Nothing that an earlier call left behind is counted.
-* **From outside.** The process that measures is not part of what is measured.
-* **The whole tree.** Workers, and the workers' children, are summed at every sample.
-* **What the machine cannot take back.** The peak is of :term:`memory in use`: anonymous memory of
-  all processes, swapped parts included, and shared memory once. Pages of files on disk that a
-  process maps are recorded beside it, because the kernel drops them when anybody else needs memory.
-* **Any order.** Processes are read one after the other. What two of them share is counted so
-  that it does not matter which one is read first, or what they do in between.
+* **A fresh process.** The call runs in a new Python process that has already imported what the
+  call needs, so nothing from earlier calls is counted. The measuring process stays outside.
+* **The whole tree.** Every sample sums the workers and the workers' children.
+* **Only memory that the machine cannot take back.** The peak is of :term:`memory in use`: the
+  anonymous memory of all processes, swapped parts included, and shared memory once. Mapped files
+  on disk are recorded separately, because the kernel drops their pages on demand.
+* **Any order.** Processes are read one after the other. The sum does not depend on which one
+  is read first, nor on what they map meanwhile.
 
-Sums of :term:`RSS`, :term:`PSS` and :term:`USS` are recorded as well, because other tools show
-them. The sum of RSS counts a shared page once for each process. The sum of PSS counts a page twice
-if a process maps it after the others were read, counts pages that can be dropped, and misses
-shared memory that no process maps.
+Sums of :term:`RSS`, :term:`PSS` and :term:`USS` are recorded for comparison with other tools. The
+sum of RSS counts a shared page once per process. The sum of PSS counts a page twice if a process
+maps it after the others were read, counts pages that can be dropped, and misses shared memory
+that no process maps.
 
-Where each part comes from, on Linux:
+On Linux, the parts come from these files:
 
 anonymous memory
-    ``Pss_Anon`` and ``SwapPss`` of ``/proc/PID/smaps_rollup``. After a fork, parent and child
-    share pages until one of them writes; each counts its part of them. The processes are
-    listed before the first is read, and those that end in the meantime are left out, so no page
-    counts more than once. Nor does a child that still runs in its parent's memory (vfork).
+    ``Pss_Anon`` and ``SwapPss`` in ``/proc/PID/smaps_rollup``. Pages that parent and child share
+    after a fork are split between them. All processes are listed before the first is read, and
+    those that end meanwhile are left out, so no page counts twice. A child that still runs in its
+    parent's memory (vfork) is left out as well.
 shared memory
-    The space that a file takes in ``/dev/shm``, mapped or not; the same for files that have been
-    removed there, for memfd, and for anything in another tmpfs, as long as a process has it
-    open or mapped; shared anonymous maps; and System V segments from ``/proc/sysvipc/shm``. What
-    was there before the call does not count, nor does what belongs to other programs: files
-    of another user, those that only other processes have open or mapped, and joblib's
-    folders with the number of another process.
+    The space of files in ``/dev/shm``, mapped or not; and, while a process has them open or mapped,
+    removed files, files in another tmpfs, memfds and shared anonymous maps. System V segments come
+    from ``/proc/sysvipc/shm``. Memory from before the call does not count, nor do files of other
+    programs: those of another user, those that only other processes have open or mapped, and
+    joblib's folders named after other processes.
 mapped files
-    ``Pss_File`` of ``/proc/PID/smaps_rollup``.
+    ``Pss_File`` in ``/proc/PID/smaps_rollup``.
 
-Other systems have no such account. There, the unique set size (:term:`USS`) of all
-processes stands in for it, and the trace says so.
+Other systems have no such account: there the trace holds the sum of USS, and names it.
 
-A peak of the calling process between two samples is not lost: the kernel keeps its largest
-resident set size. (What several processes need at once, only a sample can tell. And a file that is
-mapped and given up again between two samples cannot be told from memory of the process.)
+Between two samples, the kernel's record of the caller's largest resident set catches a peak of
+the calling process; a peak of several processes can be missed. A file that is mapped and unmapped
+between two samples counts as memory of the process.
 
-Before the machine runs out of memory, the call is stopped, and the trace says so.
+A call is stopped before the machine runs out of memory; the trace then holds a MemoryError.
 """
 
 import contextlib
@@ -76,22 +69,22 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cloudpickle
 import numpy as np
 import psutil
 from tqdm import tqdm
 
-PAUSES = 0.002, 0.1  # seconds between samples: twice as long as one takes, within these
+PAUSES = 0.002, 0.1  # shortest and longest pause between samples, in seconds
 MIB = 2**20
-MODULE = __spec__.name if __spec__ else Path(__file__).stem  # also as a file of its own
-SHM = Path("/dev/shm")  # where Linux keeps the files of shared memory
+MODULE = __spec__.name if __spec__ else Path(__file__).stem  # as the fresh process imports it
+SHM = Path("/dev/shm")
 ROLLUP = Path("/proc/self/smaps_rollup")
 HAS_PSS = ROLLUP.exists() and "Pss_Anon" in ROLLUP.read_text()
+KINDS = ("anon", "file", "pss", "rss", "uss")
 
-# %%
 # The result of a measurement
-# ---------------------------
 
 
 @dataclass
@@ -103,29 +96,28 @@ class Trace:
     name : str
         The function's name.
     started : float
-        When the call began, as `time.time` has it.
+        `time.time` at the start of the call.
     seconds : float
-        How long the call took.
+        Duration of the call.
     before_mib : float
-        Memory in use in the fresh process after its imports and before the call, in MiB.
+        Memory in use of the fresh process after its imports and before the call, in MiB.
     times : array of shape (n_samples,)
-        Seconds since the call began. The first sample was taken before the call.
+        Seconds since the call began. The first sample precedes the call.
     processes : dict of int to dict of str to array of shape (n_samples,)
-        For each process id the arrays ``"anon"`` (anonymous memory), ``"file"`` (mapped files,
-        which the kernel may drop), ``"pss"``, ``"rss"`` and ``"uss"`` in MiB; zero where the
-        process did not exist. The first process is the one that made the call.
+        By process id, the arrays ``"anon"`` (anonymous memory), ``"file"`` (mapped files),
+        ``"pss"``, ``"rss"`` and ``"uss"`` in MiB; zero while the process did not exist. The first
+        process made the call.
     shm_mib : array of shape (n_samples,) or None
-        Shared memory of the call in MiB, counted once, whether or not a process maps it. None
-        where the system does not tell.
+        Shared memory of the call in MiB, counted once; None where the system does not report it.
     metric : {"memory in use", "USS"}
-        What `peak_mib` is a peak of: USS on systems that do not tell anonymous memory, where
-        the arrays ``"anon"`` and ``"pss"`` hold it as well.
+        The quantity of `peak_mib`. Without an account of anonymous memory it is USS, which the
+        arrays ``"anon"`` and ``"pss"`` then hold as well.
     value : object
-        What the call returned.
+        The call's return value.
     exception : BaseException or None
-        What the call raised instead.
+        The exception that the call raised.
     high_water_mib : float
-        Anonymous memory of the calling process at the peak that the kernel noted.
+        Anonymous memory of the calling process at the peak that the kernel recorded.
     """
 
     name: str
@@ -146,7 +138,7 @@ class Trace:
         Parameters
         ----------
         metric : {"in use", "anon", "file", "pss", "rss", "uss"}
-            ``"in use"`` is anonymous memory and, counted once, shared memory.
+            ``"in use"`` is anonymous memory plus, counted once, shared memory.
 
         Returns
         -------
@@ -158,31 +150,31 @@ class Trace:
 
     @property
     def peak_mib(self):
-        """The largest amount of memory in use, in MiB."""
+        """The peak of memory in use, in MiB."""
         return float(max(self.total().max(), self.high_water_mib))
 
     @property
     def above_mib(self):
-        """The part of the peak that was not there before the call, in MiB."""
+        """The peak minus the memory in use before the call, in MiB."""
         return self.peak_mib - self.before_mib
 
     @property
     def peak_file_mib(self):
-        """The largest sum of pages of mapped files, which the kernel may drop, in MiB."""
+        """The peak of mapped files, whose pages the kernel may drop, in MiB."""
         return float(self.total("file").max())
 
     @property
     def peak_pss_mib(self):
-        """The largest sum of PSS over all processes, in MiB."""
+        """The peak of the sum of PSS over all processes, in MiB."""
         return float(self.total("pss").max())
 
     @property
     def peak_rss_mib(self):
-        """The largest sum of RSS over all processes, in MiB."""
+        """The peak of the sum of RSS over all processes, in MiB."""
         return float(self.total("rss").max())
 
     def result(self):
-        """Return what the call returned, or raise what it raised."""
+        """Return the call's value, or raise its exception."""
         if self.exception is not None:
             raise self.exception
         return self.value
@@ -202,26 +194,23 @@ class Trace:
         ----------
         path : str or pathlib.Path
         metric : str
-            As for `total`. Of ``"in use"``, a child process has its anonymous memory.
+            As for `total`. With ``"in use"``, child processes have their anonymous memory.
         """
-        path = Path(path)
         caller = next(iter(self.processes))
-        stamps = self.started + self.times
-        total = self.total(metric)
-        begin, end = total[0], total[-1]
-        lines = [f"CMDLINE {self.name} ({metric})"]
+        total, stamps = self.total(metric), self.started + self.times
         label = "_".join(self.name.split())  # mprof separates its fields with spaces
-        lines.append(
-            f"FUNC {label} {begin:.6f} {self.started:.4f} "
-            f"{end:.6f} {self.started + self.seconds:.4f} 0"
-        )
+        lines = [
+            f"CMDLINE {self.name} ({metric})",
+            f"FUNC {label} {total[0]:.6f} {self.started:.4f} "
+            f"{total[-1]:.6f} {self.started + self.seconds:.4f} 0",
+        ]
         of_child = "anon" if metric == "in use" else metric
         for i, stamp in enumerate(stamps):
             lines.append(f"MEM {total[i]:.6f} {stamp:.4f}")
             for pid, process in self.processes.items():
                 if pid != caller and process[of_child][i]:
                     lines.append(f"CHLD {pid} {process[of_child][i]:.6f} {stamp:.4f}")
-        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished = Path(f"{path}.unfinished")
         unfinished.write_text("\n".join(lines) + "\n")
         unfinished.replace(path)
 
@@ -233,7 +222,7 @@ class Trace:
         ax : matplotlib.axes.Axes, optional
             Where to draw; a new figure by default.
         image_mib : float, optional
-            Size of the image in memory, drawn as a line to compare with.
+            Size of the image in memory, drawn as a line for comparison.
         title : str, optional
             The function's name by default.
 
@@ -242,48 +231,53 @@ class Trace:
         matplotlib.axes.Axes
         """
         import matplotlib.pyplot as plt
-        from matplotlib import patheffects
 
-        own = ax is None
-        if own:
-            ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
         title = title or self.name
-        caller, *workers = self.processes.values()
-        layers = [("calling process", caller["anon"], "#0072b2", None)]
-        if workers:
-            of_workers = np.sum([worker["anon"] for worker in workers], axis=0)
-            layers.append(("workers", of_workers, "#d55e00", "//"))
-        if self.shm_mib is not None and self.shm_mib.max() >= 1:
-            layers.append(("shared memory", self.shm_mib, "#009e73", "++"))
-        labels, values, colors, hatches = zip(*layers, strict=True)
-        style = {"colors": colors, "hatch": hatches, "edgecolor": "white", "lw": 0}
-        ax.stackplot(self.times, values, labels=labels, **style)
-        halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
-        for level, line, label in (
-            (self.total() + self.total("file"), "--", "with mapped files"),
-            (np.full(len(self.times), self.before_mib), ":", "before the call"),
-        ):
-            ax.plot(self.times, level, color="black", ls=line, path_effects=halo, label=label)
-        if image_mib:
-            ax.axhline(image_mib, color="#cc79a7", path_effects=halo, label="the image")
-        right = max(self.times[-1], self.seconds)  # a short call has a sample before it only
+        new = ax is None
+        if new:
+            ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
+            ax.figure.set_label(
+                f"Memory over time of {title}: the calling process, its workers and shared memory "
+                f"stacked, mapped files above them.\n\nArea chart. {self.in_words(title)}"
+            )
+        self._stack_layers(ax)
+        self._draw_levels(ax, image_mib)
+        right = max(self.times[-1], self.seconds)  # a short call may have one sample, before it
         ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, right))
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter("{x:,.0f}")
         ax.set_title(f"{title}:\npeak {self.peak_mib:,.0f} MiB", loc="left", fontsize=11)
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
-        if own:
-            ax.figure.set_label(
-                f"Memory over time of {title}: the calling process, its workers and shared memory "
-                "stacked, mapped files above them.\n\n"
-                f"Area chart. {self.in_words(title)}"
-            )
         return ax
+
+    def _stack_layers(self, ax):
+        """Draw the layers of memory in use."""
+        caller, *workers = (process["anon"] for process in self.processes.values())
+        layers = [("calling process", caller, "#0072b2", None)]
+        if workers:
+            layers.append(("workers", np.sum(workers, axis=0), "#d55e00", "//"))
+        if self.shm_mib is not None and self.shm_mib.max() >= 1:
+            layers.append(("shared memory", self.shm_mib, "#009e73", "++"))
+        labels, values, colors, hatches = zip(*layers, strict=True)
+        style = {"colors": colors, "hatch": hatches, "edgecolor": "white", "lw": 0}
+        ax.stackplot(self.times, values, labels=labels, **style)
+
+    def _draw_levels(self, ax, image_mib):
+        """Draw the lines: with mapped files, before the call, and the image's size."""
+        from matplotlib import patheffects
+
+        halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
+        black = {"color": "black", "path_effects": halo}
+        with_files = self.total() + self.total("file")
+        before = np.full(len(self.times), self.before_mib)
+        ax.plot(self.times, with_files, ls="--", label="with mapped files", **black)
+        ax.plot(self.times, before, ls=":", label="before the call", **black)
+        if image_mib:
+            ax.axhline(image_mib, color="#cc79a7", path_effects=halo, label="the image")
 
     def in_words(self, title=None):
         """Describe a figure of the trace, with its numbers."""
-        total = self.total()
-        when = max(self.times[total.argmax()], 0)
+        when = max(self.times[self.total().argmax()], 0)
         n_children = len(self.processes) - 1
         children = counted(n_children, "child process")
         children += ", joblib's helpers included" if n_children else ""
@@ -296,62 +290,58 @@ class Trace:
 
 
 def in_seconds(seconds):
-    """Write a time: 0.173 s, 21.3 s, 1,203 s."""
+    """Write a duration: 0.173 s, 21.3 s, 1,203 s."""
     return f"{seconds:,.0f} s" if seconds >= 99.95 else f"{seconds:#.3g} s"
 
 
 def counted(number, name):
-    """Write a number of things: 1 process, 2 processes, no process."""
+    """Write a number of processes: 1 process, 2 processes, no process."""
     return f"{number or 'no'} {name}{'es' if number > 1 else ''}"
 
 
-# %%
-# How much is left
-# ----------------
-# What may still be taken is not only a matter of the machine. A container, or a job on a cluster,
-# is ended when it takes more than its control group allows.
+# Free memory, of the machine and of the control groups of containers and cluster jobs
 
 
 def available_mib(root="/"):
-    """Return how much memory can still be taken, by the machine and by its control groups.
+    """Return how much memory this process may still take.
 
     Parameters
     ----------
     root : str or pathlib.Path
-        Where ``proc`` and ``sys`` are.
+        Folder of ``proc`` and ``sys``.
 
     Returns
     -------
     float
-        MiB. Files that the kernel can drop from its cache count as free.
+        MiB that the machine and all control groups have free. Cached files that the kernel can
+        drop count as free.
     """
-    left = [psutil.virtual_memory().available]
+    free = [psutil.virtual_memory().available]
     for limit, used, statistics in _control_groups(root):
         with contextlib.suppress(OSError, ValueError):
             lines = statistics.read_text().splitlines()
             numbers = {name: int(value) for name, value in map(str.split, lines)}
             cached = numbers.get("total_inactive_file", numbers.get("inactive_file", 0))
-            left.append(limit - int(used.read_text()) + cached)
-    return max(min(left), 0) / MIB
+            free.append(limit - int(used.read_text()) + cached)
+    return max(min(free), 0) / MIB
 
 
 @functools.cache
 def _control_groups(root):
-    """List the control groups that limit this process: limit, and files to read."""
-    found, root = [], Path(root)
-    names = root / "proc/self/cgroup"
+    """List the control groups that limit this process: limit, and the files to read."""
+    found, names = [], Path(root, "proc/self/cgroup")
     for line in names.read_text().splitlines() if names.exists() else ():
         _, controllers, place = line.split(":", maxsplit=2)
         if controllers == "":  # version 2
-            top, limit, used = root / "sys/fs/cgroup", "memory.max", "memory.current"
+            top, limit, used = Path(root, "sys/fs/cgroup"), "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
+            top = Path(root, "sys/fs/cgroup/memory")
             limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         folder = top / place.strip("/")
-        for group in (folder, *folder.parents):  # in a container, some are not visible
-            with contextlib.suppress(OSError, ValueError):  # "max", where there is no limit
+        for group in (folder, *folder.parents):  # some are not visible in a container
+            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max"
                 size = int((group / limit).read_text())
                 if size < psutil.virtual_memory().total:
                     found.append((size, group / used, group / "memory.stat"))
@@ -361,86 +351,57 @@ def _control_groups(root):
 
 
 def reserve_mib():
-    """Return how much is kept free, in MiB: 3 % of the memory, and 256 MiB at least."""
+    """Return how much memory is kept free, in MiB: 3 % of the machine's, at least 256 MiB."""
     return max(0.03 * psutil.virtual_memory().total / MIB, 256)
 
 
-# %%
-# Reading a tree of processes
-# ---------------------------
-# A sample is a time, the bytes of each piece of shared memory, and the bytes of each process.
+# Sampling a tree of processes
 
-KINDS = ("anon", "file", "pss", "rss", "uss")
+
+class Sample(NamedTuple):
+    """Memory of a tree of processes at one moment."""
+
+    stamp: float  # time.time
+    shared: dict  # (device, inode) of each piece of shared memory: bytes
+    processes: dict  # process id: bytes by kind, as `read_process` returns them
+
+    @property
+    def in_use_mib(self):
+        """Memory in use, in MiB."""
+        anonymous = sum(process["anon"] for process in self.processes.values())
+        return (sum(self.shared.values()) + anonymous) / MIB
 
 
 class Tree:
-    """A process and everything that it starts.
-
-    Parameters
-    ----------
-    pid : int
-        The process.
-    """
+    """The process with the id `pid` and everything that it starts."""
 
     def __init__(self, pid):
         self.pid = pid
         self.shared = SharedMemory() if HAS_PSS and SHM.is_dir() else None
 
     def sample(self):
-        """Read all processes.
-
-        Returns
-        -------
-        stamp : float
-            The time.
-        shared : dict
-            Bytes of each piece of shared memory; see `SharedMemory.sample`.
-        processes : dict of int to dict of str to int
-            Bytes of the ``KINDS`` for each process, and more that `read_process` finds.
-        """
+        """Read all processes and return a `Sample`."""
         stamp, read = time.time(), {}
         with contextlib.suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.pid)
-            # They are listed before the first is read: no page is read in a parent, and then again
-            # in a child that was born in between.
+            # List all before the first is read: otherwise a page could be read in a parent, and
+            # once more in a child that was forked in between.
             for process in (root, *root.children(recursive=True)):
                 with contextlib.suppress(psutil.Error, OSError):  # it has ended
                     read[process.pid] = read_process(process)
         processes = {pid: sizes for pid, sizes in read.items() if counts(pid, read)}
-        return stamp, self.shared.sample(processes) if self.shared else {}, processes
-
-    def in_use(self):
-        """Return the memory in use now, in MiB."""
-        return in_use_mib(self.sample())
-
-
-def in_use_mib(sample):
-    """Return the memory in use of a sample, in MiB."""
-    _, shared, processes = sample
-    return (sum(shared.values()) + sum(one["anon"] for one in processes.values())) / MIB
+        return Sample(stamp, self.shared.sample(processes) if self.shared else {}, processes)
 
 
 def read_process(process):
-    """Read the memory of a process.
-
-    Parameters
-    ----------
-    process : psutil.Process
-
-    Returns
-    -------
-    dict of str to int
-        Bytes of the ``KINDS``. On Linux also ``"shmem"``, shared memory that it maps; ``"other"``,
-        resident pages that are not anonymous; and ``"private"``, ``"anonymous"`` and ``"place"``,
-        by which `counts` recognises a child in its parent's memory.
-    """
+    """Return the bytes of a process by kind, and what its callers need besides."""
     if not HAS_PSS:
         info = process.memory_full_info()
         return {"anon": info.uss, "file": 0, "pss": info.uss, "rss": info.rss, "uss": info.uss}
     text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     if not text:
-        raise ProcessLookupError(process.pid)  # it has ended, and its parent does not know yet
-    size = {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+): +(\d+) kB", text)}
+        raise ProcessLookupError(process.pid)  # a zombie
+    size = bytes_in(text)
     return {
         "anon": size["Pss_Anon"] + size.get("SwapPss", 0),
         "file": size["Pss_File"],
@@ -448,19 +409,23 @@ def read_process(process):
         "rss": size["Rss"],
         "uss": size["Private_Clean"] + size["Private_Dirty"],
         "shmem": size["Pss_Shmem"],
-        "other": size["Rss"] - size["Anonymous"],
+        "other": size["Rss"] - size["Anonymous"],  # resident pages that are not anonymous
         "anonymous": size["Anonymous"],
         "private": size["Private_Dirty"],
-        "place": text.split(maxsplit=1)[0],
+        "place": text.partition(" ")[0],  # its range of addresses
     }
 
 
-def counts(pid, read):
-    """Tell whether what was read of a process belongs to the sum.
+def bytes_in(text):
+    """Return the sizes in a file of /proc that has lines such as ``Rss: 12 kB``, in bytes."""
+    return {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", text)}
 
-    It does not if the process has ended since: what it shared was then read as another's
-    alone. Nor if it still runs in the memory of its parent, as from vfork to exec: both have the
-    same private pages then, to the last.
+
+def counts(pid, read):
+    """Return whether the memory that was read of a process belongs to the sum.
+
+    It does not if the process has ended since: the pages that it shared may have been read as
+    another's alone.
     """
     if not HAS_PSS:
         return True
@@ -468,42 +433,71 @@ def counts(pid, read):
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
-    own, parent = read[pid], read.get(int(status[1]))
-    borrowed = parent and own["private"] > own["anonymous"] / 2
-    same = borrowed and all(own[k] == parent[k] for k in ("place", "rss", "private", "anonymous"))
-    return status[0] not in "ZX" and not same
+    parent = read.get(int(status[1]))
+    return status[0] not in "ZX" and not (parent and borrows(pid, read[pid], parent))
+
+
+def borrows(pid, own, parent):
+    """Return whether a child was read while it ran in its parent's memory, from vfork to exec."""
+    if own["place"] != parent["place"] or own["private"] <= own["anonymous"] / 2:
+        return False
+    differences = [abs(own[kind] - parent[kind]) for kind in ("rss", "private", "anonymous")]
+    if max(differences) >= 2**16:
+        return False
+    # It may have written to a page between the two reads. If so, it has left that memory by now.
+    return not any(differences) or place_of(pid) != own["place"]
+
+
+def place_of(pid):
+    """Return the range of addresses of a process, or nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/smaps_rollup").read_text().partition(" ")[0]
+    return ""
+
+
+# Shared memory
 
 
 class SharedMemory:
     """Shared memory that processes take from now on, each piece once.
 
-    A piece is a file in a tmpfs, or something that the kernel treats like one: its device and inode
-    tell it from others.
+    A piece is a file in a tmpfs, or anything that the kernel treats like one. Its device and inode
+    identify it.
     """
 
     def __init__(self):
         self.began = time.time()
         self.kernel, self.devices = memory_devices()
         self.before = {key: size_of(status) for key, (_, status) in files_in(SHM).items()}
-        self.ours = {}  # pieces that our processes have held: their paths
-        self.pids = set()
-        self.checked = {}  # others: their size when we looked who holds them, and whether it counts
+        self.pids = set()  # of the processes so far
+        self.ours = {}  # paths of the pieces that these processes have had open or mapped
+        self.checked = {}  # other files: size when their holders were last checked, and the answer
 
     def sample(self, processes):
-        """Measure each piece.
-
-        Parameters
-        ----------
-        processes : dict of int to dict of str to int
-            What `read_process` gives for each process.
-
-        Returns
-        -------
-        dict of (int, int) to int
-            Bytes by device and inode, without what was there before.
-        """
+        """Return the bytes of each piece by its key, without those from before the call."""
         self.pids |= set(processes)
-        found, hidden, named = {}, {}, files_in(SHM)
+        named = files_in(SHM)
+        found, hidden = self._find_held(processes)
+        for key, (path, status) in named.items():
+            if key in self.ours or self._is_ours(key, path, status):
+                found[key] = status
+        for key, path in self.ours.items():  # pieces that no process holds any more
+            with contextlib.suppress(OSError):
+                if key not in found and key_of(status := os.stat(path)) == key:
+                    found[key] = status
+        sizes = {key: size_of(status) for key, status in found.items()}
+        sizes |= {key: mapped_bytes(key, pids) for key, pids in hidden.items() if key not in found}
+        for number, owner, size in segments():
+            if owner in self.pids or (self.kernel, number) in self.ours:
+                sizes[self.kernel, number] = size
+        for key in found.keys() - self.before.keys() - named.keys():  # in another tmpfs than SHM
+            if found[key].st_ctime < self.began - 0.1:  # and older than the call
+                self.before[key] = sizes[key]
+        return {key: max(size - self.before.get(key, 0), 0) for key, size in sizes.items()}
+
+    def _find_held(self, processes):
+        """Return the status of pieces that processes hold; by key, who maps those without one."""
+        found, hidden = {}, {}
         for pid, sizes in processes.items():
             held = open_files(pid, self.devices)
             if sizes["shmem"]:
@@ -514,28 +508,13 @@ class SharedMemory:
                     found[key] = status
                 else:
                     hidden.setdefault(key, []).append(pid)
-        for key, (path, status) in named.items():
-            if key in self.ours or self._counts(key, path, status):
-                found[key] = status
-        for key, path in self.ours.items():  # that nobody holds now
-            with contextlib.suppress(OSError):
-                if key not in found and key_of(status := os.stat(path)) == key:
-                    found[key] = status
-        sizes = {key: size_of(status) for key, status in found.items()}
-        sizes |= {key: mapped_bytes(key, pids) for key, pids in hidden.items() if key not in found}
-        for number, owner, size in segments():
-            if owner in self.pids or (self.kernel, number) in self.ours:
-                sizes[self.kernel, number] = size
-        for key, status in found.items():  # in another tmpfs than SHM, and older than the call
-            if key not in self.before and key not in named and status.st_ctime < self.began - 0.1:
-                self.before[key] = sizes[key]
-        return {key: max(size - self.before.get(key, 0), 0) for key, size in sizes.items()}
+        return found, hidden
 
-    def _counts(self, key, path, status):
-        """Tell whether a file that our processes were not seen to hold is theirs all the same."""
+    def _is_ours(self, key, path, status):
+        """Return whether a file that our processes were never seen to hold is theirs."""
         if joblib := re.search(r"/joblib_memmapping_folder_(\d+)_", path):
             return int(joblib[1]) in self.pids
-        small = size_of(status) < 2**16  # such as a semaphore: not worth asking every process
+        small = size_of(status) < 2**16  # such as a semaphore: not worth reading every process
         if small or key in self.before or status.st_uid != os.geteuid():
             return False
         size, ours = self.checked.get(key, (None, True))
@@ -547,7 +526,7 @@ class SharedMemory:
 
 
 def memory_devices():
-    """Return the device of the kernel's own files in memory, and those with every tmpfs."""
+    """Return the device of the kernel's own files in memory, and the set of it and every tmpfs."""
     number = os.memfd_create("device")
     kernel = os.fstat(number).st_dev
     os.close(number)
@@ -557,31 +536,29 @@ def memory_devices():
 
 
 def key_of(status):
-    """Return what tells a file from all others: device and inode."""
+    """Return device and inode, which identify a file."""
     return status.st_dev, status.st_ino
 
 
 def size_of(status):
-    """Return the bytes that a file takes, whatever its length; swapped ones are included."""
+    """Return the bytes that a file occupies, swapped ones included, whatever its length."""
     return status.st_blocks * 512
 
 
 def files_in(folder):
-    """Return path and status of the files in a folder and in those below it, by their keys."""
+    """Return path and status of all files in a folder and below, by their keys."""
     found = {}
-    with contextlib.suppress(OSError):  # another program removes it
-        for entry in os.scandir(folder):
-            with contextlib.suppress(OSError):
-                if entry.is_dir(follow_symlinks=False):
-                    found |= files_in(entry.path)
-                else:
-                    status = entry.stat(follow_symlinks=False)
-                    found[key_of(status)] = entry.path, status
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                path = os.path.join(place, name)
+                status = os.lstat(path)
+                found[key_of(status)] = path, status
     return found
 
 
 def open_files(pid, devices):
-    """Yield key, path and status of each file of some devices that a process has open."""
+    """Yield key, path and status of each file on these devices that a process has open."""
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
@@ -592,9 +569,9 @@ def open_files(pid, devices):
 
 
 def mapped_files(pid, devices):
-    """Yield key, path and status of each file of some devices that a process maps.
+    """Yield key, path and status of each file on these devices that a process maps.
 
-    The status is None for who may not see it: that takes an administrator.
+    Only an administrator may read the status; for others it is None.
     """
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
@@ -607,13 +584,13 @@ def mapped_files(pid, devices):
 
 
 def device_of(text):
-    """Return a device as os.stat has it; text is as in /proc/PID/maps."""
+    """Return a device in /proc/PID/maps, such as ``fd:01``, as os.stat returns it."""
     major, minor = text.split(":")
     return os.makedev(int(major, 16), int(minor, 16))
 
 
 def held_by(pid, devices):
-    """Return the keys of all files of some devices that a process has open or maps."""
+    """Return the keys of all files on these devices that a process has open or maps."""
     held = {key for key, *_ in open_files(pid, devices)}
     with contextlib.suppress(OSError):
         if re.search(r"RssShmem:\s+[1-9]", Path(f"/proc/{pid}/status").read_text()):
@@ -622,9 +599,9 @@ def held_by(pid, devices):
 
 
 def mapped_bytes(key, pids):
-    """Return the bytes of a piece of which only the maps are seen.
+    """Return the bytes of a piece whose status is hidden: all processes' shares of its pages.
 
-    That is what all processes have of it, each its part, and not more than was mapped.
+    The shares can add up to more than the piece; the mapped range limits them.
     """
     shares = extent = 0
     for pid in pids:
@@ -652,9 +629,7 @@ def segments():
             yield one["shmid"], one["cpid"], one["rss"] + one["swap"]
 
 
-# %%
 # Measuring
-# ---------
 
 
 def measure(func, /, *args, **kwargs):
@@ -663,69 +638,41 @@ def measure(func, /, *args, **kwargs):
     Parameters
     ----------
     func : callable
-        Functions of modules and functions of the running script can be measured.
+        A function of a module or of the running script.
     *args, **kwargs
-        Its arguments. They are pickled into the fresh process before the measurement
-        begins, so pass a path if reading the file is a part of what you want to measure.
+        Its arguments. They are pickled into the fresh process before the measurement begins: to
+        measure reading a file, pass its path.
 
     Returns
     -------
     Trace
-        With the call's return value or its exception, which is not raised here.
+        With the call's value or exception, which is not raised here.
 
     Raises
     ------
     RuntimeError
-        The fresh process could not be prepared: an import in it failed, for example.
+        The fresh process could not be prepared, for example because an import failed.
 
     Notes
     -----
-    An interrupt (Ctrl-C) is passed on to the call, so that it can clean up, and then
-    the process and its workers are ended. If the machine is about to run out of memory, the
-    same is done, and the trace's exception is a MemoryError.
+    Ctrl-C is passed on to the call, so that it can clean up; then the process and its workers are
+    ended. The same happens before the machine runs out of memory; the trace's exception is then
+    a MemoryError.
     """
     return measure_within(math.inf, func, *args, **kwargs)
 
 
 def measure_within(memory_mib, func, /, *args, **kwargs):
-    """Do what `measure` does, and stop the call when it takes more than so much memory.
+    """Measure a call as `measure` does, and stop it if it takes more than `memory_mib`.
 
-    Parameters
-    ----------
-    memory_mib : float
-        MiB that may be in use above the level before the call.
-    func, *args, **kwargs
-        As for `measure`.
-
-    Returns
-    -------
-    Trace
-        Its exception is a MemoryError if the call was stopped.
-
-    Raises
-    ------
-    RuntimeError
-        As for `measure`.
+    The limit is in MiB above the level before the call. The trace's exception is a MemoryError if
+    the call was stopped.
     """
     name = getattr(func, "__name__", type(func).__name__)
     call = cloudpickle.dumps((func, args, kwargs))
-    folders = json.dumps([str(folder) for folder in sys.path])
-    boot = f"import importlib, sys; sys.path[:] = {folders}; importlib.import_module({MODULE!r})._serve()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", boot],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C reaches the call once, through _end
-    )
+    process = _start_process()
     try:
-        try:
-            pickle.dump(call, process.stdin)
-            process.stdin.flush()
-            problem = pickle.load(process.stdout)
-        except (EOFError, BrokenPipeError):
-            problem = "It ended before it was ready; its messages are above."
-        if problem:
-            raise RuntimeError(f"The new process for {name} could not be prepared.\n{problem}")
+        _prepare(process, call, name)
         tree = Tree(process.pid)
         samples = [tree.sample()]
         over = threading.Event()
@@ -736,22 +683,194 @@ def measure_within(memory_mib, func, /, *args, **kwargs):
             samples += _watch(tree, over, name)
         outcome = _receive(process, samples)
         if watchdog.reason:
-            outcome = *outcome[:2], None, MemoryError(f"{name}: {watchdog.reason}"), (0, 0)
+            error = MemoryError(f"{name}: {watchdog.reason}")
+            outcome = Outcome(outcome.started, outcome.seconds, exception=error)
     except BaseException:
         _end(process, patience=0)
         raise
     _end(process, patience=30)
-    return _trace(name, samples, *outcome)
+    return _trace(name, samples, outcome)
+
+
+class Outcome(NamedTuple):
+    """How a call ended."""
+
+    started: float
+    seconds: float
+    value: object = None
+    exception: BaseException | None = None
+    high_water: tuple = (0, 0)  # as `_high_water` returns it
+
+
+def _start_process():
+    """Start a Python process that waits for a call, with this process's import path."""
+    folders = json.dumps([str(folder) for folder in sys.path])
+    boot = (
+        f"import importlib, sys; sys.path[:] = {folders}; "
+        f"importlib.import_module({MODULE!r})._serve()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", boot],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # so that Ctrl-C reaches the call once, from _end
+    )
+
+
+def _prepare(process, call, name):
+    """Send a pickled call to the fresh process, and wait until its arguments are there."""
+    try:
+        pickle.dump(call, process.stdin)
+        process.stdin.flush()
+        problem = pickle.load(process.stdout)
+    except (EOFError, BrokenPipeError):
+        problem = "It ended before it was ready; its messages are above."
+    if problem:
+        raise RuntimeError(f"The new process for {name} could not be prepared.\n{problem}")
+
+
+def _wait_for_end(process, over):
+    """Wait, in a thread, for the byte that the fresh process sends after the call."""
+    process.stdout.read(1)
+    over.set()
+
+
+def _watch(tree, over, name):
+    """Sample the tree until the call is over; show progress on a terminal."""
+    samples = []
+    with tqdm(
+        desc=name,
+        bar_format="{desc}: {elapsed}{postfix}",
+        disable=None,  # without a terminal
+        leave=False,
+        file=sys.__stderr__,
+    ) as progress:
+        pause, longest = PAUSES
+        while not over.wait(pause):
+            start = time.perf_counter()
+            sample = tree.sample()
+            samples.append(sample)
+            pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
+            processes = len(sample.processes)
+            progress.set_postfix_str(f"{sample.in_use_mib:,.0f} MiB in {processes} processes")
+    return samples
+
+
+def _receive(process, samples):
+    """Return the outcome that the fresh process sends, or that it was killed."""
+    try:
+        return Outcome(*pickle.load(process.stdout))
+    except (EOFError, pickle.UnpicklingError):
+        code = process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        error = RuntimeError(f"The measured process was ended by {how}.")
+        started = samples[0].stamp
+        return Outcome(started, samples[-1].stamp - started, exception=error)
+
+
+def _trace(name, samples, outcome):
+    """Turn samples into arrays, one for each kind and process."""
+    trees = [sample.processes for sample in samples]
+    pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
+    absent = dict.fromkeys(KINDS, 0)
+    processes = {
+        pid: {
+            kind: np.array([tree.get(pid, absent)[kind] for tree in trees]) / MIB for kind in KINDS
+        }
+        for pid in pids
+    }
+    # From the largest resident set, subtract all pages that may not have been anonymous then.
+    largest, other = outcome.high_water
+    others = [tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree]
+    shared = np.array([sum(sample.shared.values()) for sample in samples]) / MIB
+    return Trace(
+        name=name,
+        started=outcome.started,
+        seconds=outcome.seconds,
+        before_mib=float(sum(process["anon"][0] for process in processes.values())),
+        times=np.array([sample.stamp for sample in samples]) - outcome.started,
+        processes=processes,
+        shm_mib=shared if HAS_PSS else None,
+        metric="memory in use" if HAS_PSS else "USS",
+        value=outcome.value,
+        exception=outcome.exception,
+        high_water_mib=max(largest - max(other, *others), 0) / MIB,
+    )
+
+
+# In the fresh process
+
+
+def _serve():
+    """Receive a call, wait for the signal to start, run it, and send the outcome."""
+    reply = os.fdopen(os.dup(1), "wb")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    os.dup2(2, 1)  # keep what the call prints out of the replies
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reply.close)  # so that the pipe ends with this process
+    try:
+        func, args, kwargs = pickle.loads(pickle.load(sys.stdin.buffer))
+        problem = None
+    except BaseException:
+        problem = traceback.format_exc()
+    pickle.dump(problem, reply)
+    reply.flush()
+    if problem or not sys.stdin.buffer.readline():
+        return
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a call that reads standard input finds none
+    value = exception = None
+    _high_water(reset=True)
+    started, clock = time.time(), time.perf_counter()
+    try:
+        value = func(*args, **kwargs)
+    except BaseException as error:
+        exception = error
+    seconds = time.perf_counter() - clock
+    high_water = _high_water()
+    reply.write(b"\n")  # ends the sampling
+    reply.flush()
+    reply.write(_pickled(started, seconds, value, exception, high_water))
+    reply.flush()
+
+
+def _pickled(started, seconds, value, exception, high_water):
+    """Pickle an outcome; a RuntimeError replaces a value or an exception that cannot be pickled."""
+    try:
+        pickle.loads(cloudpickle.dumps(exception))
+    except Exception:  # such as an exception with other arguments than its class
+        text = traceback.format_exception_only(type(exception), exception)
+        exception = RuntimeError("".join(text).strip())
+    try:
+        return cloudpickle.dumps((started, seconds, value, exception, high_water))
+    except Exception as error:
+        return cloudpickle.dumps((started, seconds, None, RuntimeError(repr(error)), high_water))
+
+
+def _high_water(reset=False):
+    """Return, or reset, the largest RSS that Linux has recorded for this process, in bytes.
+
+    Also return the part of the present RSS that is not anonymous: a library may have been loaded.
+    """
+    with contextlib.suppress(OSError, KeyError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        else:
+            size = bytes_in(Path("/proc/self/status").read_text())
+            return size["VmHWM"], size["RssFile"] + size["RssShmem"]
+    return 0, 0
+
+
+# Stopping
 
 
 class Watchdog:
     """Stop a process and its workers before the machine runs out of memory.
 
-    A thread looks every few milliseconds at what is available on the machine, and, where there is a
-    limit, at what the process and its workers have in use. When it is too much, the workers are
-    killed, which frees most, and the process is interrupted, so that it can clean up. If that does
-    not help, it is killed, too. Trackers of shared memory are spared: they remove what others
-    leave behind.
+    A context manager. A thread checks the free memory every few milliseconds and, with a limit,
+    the memory that the process and its workers have in use. If that is too much, it kills the
+    workers, which frees most, and interrupts the process, so that it can clean up; if this does not
+    help, it kills the process. Trackers of shared memory are spared: they remove what others leave
+    behind.
 
     Parameters
     ----------
@@ -769,12 +888,12 @@ class Watchdog:
     def __init__(self, pid, memory_mib=math.inf):
         self.pid, self.memory_mib, self.reason = pid, memory_mib, ""
         self.tree = Tree(pid) if memory_mib < math.inf else None
-        self.begin = self.tree.in_use() if self.tree else 0
-        self.reserve, left = reserve_mib(), available_mib()
-        if left < self.reserve:  # so it was before: half of the rest is kept free
-            self.reserve = left / 2
+        self.begin = self.tree.sample().in_use_mib if self.tree else 0
+        self.reserve, free = reserve_mib(), available_mib()
+        if free < self.reserve:  # already: keep half of the rest
+            self.reserve = free / 2
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
         self.thread.start()
@@ -784,7 +903,7 @@ class Watchdog:
         self.over.set()
         self.thread.join()
 
-    def _look(self):
+    def _watch(self):
         while not self.reason and not self.over.wait(0.005):
             self.reason = self._problem()
         if self.reason:
@@ -793,15 +912,15 @@ class Watchdog:
 
     def _problem(self):
         """Return why the process must be stopped, or nothing."""
-        taken = self.tree.in_use() - self.begin if self.tree else 0
+        taken = self.tree.sample().in_use_mib - self.begin if self.tree else 0
         if taken > self.memory_mib:
             return (
                 f"stopped with {taken:,.0f} MiB above the start: {self.memory_mib:,.0f} MiB are "
                 "allowed."
             )
-        if (left := available_mib()) < self.reserve:
+        if (free := available_mib()) < self.reserve:
             return (
-                f"stopped: the machine had {left:,.0f} MiB left, and {self.reserve:,.0f} MiB are "
+                f"stopped: the machine had {free:,.0f} MiB left, and {self.reserve:,.0f} MiB are "
                 "kept free."
             )
         return ""
@@ -812,109 +931,15 @@ class Watchdog:
                 if not any("resource_tracker" in word for word in worker.cmdline()):
                     worker.kill()
         process.send_signal(signal.SIGINT)
-        patience = time.monotonic() + 10
+        deadline = time.monotonic() + 10
         while not self.over.wait(0.005):
-            if available_mib() < self.reserve / 2 or time.monotonic() > patience:
+            if available_mib() < self.reserve / 2 or time.monotonic() > deadline:
                 process.kill()
                 return
 
 
-def _serve():
-    """Run in the fresh process: receive a call, wait for the start, run it, send the result."""
-    reply = os.fdopen(os.dup(1), "wb")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    os.dup2(2, 1)  # what the call prints must not mix with the replies
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=reply.close)  # so that the pipe ends when we end
-    try:
-        func, args, kwargs = pickle.loads(pickle.load(sys.stdin.buffer))
-        problem = None
-    except BaseException:
-        problem = traceback.format_exc()
-    pickle.dump(problem, reply)
-    reply.flush()
-    if problem or not sys.stdin.buffer.readline():
-        return
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a call that reads input finds none
-    value = exception = None
-    _high_water(reset=True)
-    started, clock = time.time(), time.perf_counter()
-    try:
-        value = func(*args, **kwargs)
-    except BaseException as error:
-        exception = error
-    seconds = time.perf_counter() - clock
-    high_water = _high_water()
-    reply.write(b"\n")  # the call is over: sampling stops here
-    reply.flush()
-    try:
-        pickle.loads(cloudpickle.dumps(exception))
-    except Exception:  # its arguments are not those of its class
-        text = traceback.format_exception_only(type(exception), exception)
-        exception = RuntimeError("".join(text).strip())
-    try:
-        answer = cloudpickle.dumps((started, seconds, value, exception, high_water))
-    except Exception as error:  # a result that cannot be pickled
-        error = RuntimeError(repr(error))
-        answer = cloudpickle.dumps((started, seconds, None, error, high_water))
-    reply.write(answer)
-    reply.flush()
-
-
-def _high_water(reset=False):
-    """Read, or reset, the largest RSS that Linux has noted for this process, in bytes.
-
-    With it comes what is not anonymous of its RSS now: a library may have been loaded in between.
-    """
-    with contextlib.suppress(OSError, KeyError):
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        else:
-            text = Path("/proc/self/status").read_text()
-            size = {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", text)}
-            return size["VmHWM"], size["RssFile"] + size["RssShmem"]
-    return 0, 0
-
-
-def _wait_for_end(process, over):
-    """Wait, in a thread, for the byte that the fresh process sends when the call is over."""
-    process.stdout.read(1)
-    over.set()
-
-
-def _watch(tree, over, name):
-    """Sample the tree until the call is over; show progress on a terminal."""
-    samples = []
-    with tqdm(
-        desc=name,
-        bar_format="{desc}: {elapsed}{postfix}",
-        disable=None,  # where there is no terminal
-        leave=False,
-        file=sys.__stderr__,
-    ) as progress:
-        pause, longest = PAUSES
-        while not over.wait(pause):
-            start = time.perf_counter()
-            samples.append(tree.sample())
-            pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
-            mib, n_processes = in_use_mib(samples[-1]), len(samples[-1][2])
-            progress.set_postfix_str(f"{mib:,.0f} MiB in {n_processes} processes")
-    return samples
-
-
-def _receive(process, samples):
-    """Start, seconds, value, exception and largest RSS, also if the process was killed."""
-    try:
-        return pickle.load(process.stdout)
-    except (EOFError, pickle.UnpicklingError):
-        code = process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        error = RuntimeError(f"The measured process was ended by {how}.")
-        return samples[0][0], samples[-1][0] - samples[0][0], None, error, (0, 0)
-
-
 def _end(process, patience):
-    """See that the process and all below it end: by themselves, interrupted, or killed."""
+    """End the process, by itself, interrupted or killed, and then all that it started."""
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     try:
@@ -927,99 +952,45 @@ def _end(process, patience):
             process.kill()
             process.wait()
     process.stdout.close()
-    left = []  # of the session that the process began, also where the parent is gone
-    for other in psutil.process_iter() if hasattr(os, "getsid") else ():
-        with contextlib.suppress(OSError):
-            if os.getsid(other.pid) == process.pid:
-                left.append(other)
-    # Trackers of shared memory outlive the workers and the first signal, to clean up.
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        deadline = time.monotonic() + 5
-        while (left := [child for child in left if _runs(child)]) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for child in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(child)
+    _end_session(process.pid)
     remove_joblib_folders(process.pid)
 
 
+def _end_session(number):
+    """End the processes of a session, also those whose parent is gone."""
+    left = []
+    for process in psutil.process_iter() if hasattr(os, "getsid") else ():
+        with contextlib.suppress(OSError):
+            if os.getsid(process.pid) == number:
+                left.append(process)
+    # Trackers of shared memory outlive the workers and the first signal, to clean up.
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        deadline = time.monotonic() + 5
+        while left := [process for process in left if _runs(process)]:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.01)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+
+
 def _runs(process):
-    """Tell whether a process runs; one that has ended may stay listed until init notes it."""
+    """Return whether a process runs; an ended one may stay listed as a zombie."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def remove_joblib_folders(pid):
-    """Remove what joblib has left in shared memory for a process whose workers were killed.
+    """Remove the folders in shared memory that joblib's killed workers leave behind.
 
-    A task that is on its way at that moment may make a folder anew after it was removed.
+    A task that is being sent meanwhile may recreate its folder after it was removed.
 
     Parameters
     ----------
     pid : int
-        The process, which must not be using joblib any more.
+        The process that used joblib and no longer does.
     """
     for folder in SHM.glob(f"joblib_memmapping_folder_{pid}_*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _trace(name, samples, started, seconds, value, exception, high_water):
-    """Turn samples into arrays, one row for each process."""
-    stamps, shared, trees = zip(*samples, strict=True)
-    pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
-    absent = dict.fromkeys(KINDS, 0)
-    processes = {
-        pid: {
-            kind: np.array([tree.get(pid, absent)[kind] for tree in trees]) / MIB for kind in KINDS
-        }
-        for pid in pids
-    }
-    # Of the largest resident set, all that may not have been anonymous is taken off.
-    largest, other = high_water
-    others = [tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree]
-    return Trace(
-        name=name,
-        started=started,
-        seconds=seconds,
-        before_mib=float(sum(process["anon"][0] for process in processes.values())),
-        times=np.array(stamps) - started,
-        processes=processes,
-        shm_mib=np.array([sum(one.values()) for one in shared]) / MIB if HAS_PSS else None,
-        metric="memory in use" if HAS_PSS else "USS",
-        value=value,
-        exception=exception,
-        high_water_mib=max(largest - max(other, *others), 0) / MIB,
-    )
-
-
-# %%
-# Try it
-# ------
-# 300 MiB are allocated in the call and freed, then 300 MiB in each of two workers at once: the
-# peak is that of the workers, with interpreters and imports.
-
-
-def allocate(mib):
-    """Write to so many MiB and hold them for a moment."""
-    block = np.ones(mib * MIB, dtype="uint8")
-    time.sleep(0.3)
-    return int(block[-1])
-
-
-def allocate_here_and_in_workers(mib):
-    """Allocate in this process, then in two workers at once."""
-    from joblib import Parallel, delayed
-
-    allocate(mib)
-    return Parallel(n_jobs=2)(delayed(allocate)(mib) for _ in range(2))
-
-
-if __name__ == "__main__":
-    trace = measure(allocate_here_and_in_workers, 300)
-    print(trace)
-    trace.plot()
-
-    import matplotlib.pyplot as plt
-
-    plt.show()
