@@ -236,7 +236,7 @@ def test_other_grids_are_refused(tmp_path):
         assert str(STRAIGHT) in str(raised.value)
     with pytest.raises(ValueError, match="has 0 voxels"):
         mask_blocks(fmri_path, {"none": nib.Nifti1Image(np.zeros(SHAPE[:3], "u1"), STRAIGHT)})
-    with pytest.raises(ValueError, match="One mask"):
+    with pytest.raises(ValueError, match="one mask"):
         mask_blocks(fmri_path, [])
 
 

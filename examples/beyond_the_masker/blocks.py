@@ -1,37 +1,32 @@
-"""blocks."""
+"""Extract the voxels of one large image with workers that each read their own part of the file."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 from nibabel.openers import ImageOpener
-from nibabel.volumeutils import apply_read_scaling
 from tqdm import tqdm
 
 from beyond_the_masker.files import moved_into_place
-from beyond_the_masker.streaming import gzip
-from beyond_the_masker.masks import read_masks
+from beyond_the_masker.streaming import (
+    damaged_file_named,
+    find_voxels,
+    gzip,
+    open_image,
+    result_dtype,
+    to_values,
+)
+
+__all__ = ["make_index", "mask_blocks"]
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """The place of an image's volumes in its file: small enough to be sent with every task.
+    """Where the volumes of an image lie in its file: small enough to be sent with every task.
 
-    Attributes
-    ----------
-    file : str
-    shape : tuple of int
-    dtype : numpy.dtype
-        Of the stored numbers.
-    offset : int
-        Where the first volume begins.
-    slope, inter : float
-        The scale factors, from stored numbers to values.
-    index : str or None
-        The index of a ``.nii.gz``.
+    `slope` and `inter` are the scale factors; `index` is the file of an index, or None.
     """
 
     file: str
@@ -81,7 +76,7 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
     ----------
     fmri_path : str or pathlib.Path
         4D NIfTI image that is not compressed; or a ``.nii.gz``, together with `index`.
-    masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
+    masks : list or dict of str, pathlib.Path or nibabel.Nifti1Image
         3D masks on the grid of the image: non-zero in the region.
     n_jobs : int, optional
         Workers, as for :class:`joblib.Parallel`: by default the number set by
@@ -107,23 +102,16 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
     fmri_img = open_image(fmri_path)
     volumes = Volumes.of(fmri_img, index)
     check_file(volumes, fmri_path)
-    masks = read_masks(masks)
-    if masks.shape != volumes.shape[:3] or not np.allclose(masks.affine, fmri_img.affine):
-        raise ValueError(
-            f"The masks are on the grid {masks.shape}\n{masks.affine}\nThey need that of "
-            f"{fmri_path}: {volumes.shape[:3]}\n{fmri_img.affine}\n"
-            "See nilearn.image.resample_to_img, interpolation='nearest'."
-        )
-    lengths = [len(positions) for positions in masks.positions]
-    grid = np.unravel_index(np.concatenate(masks.positions), masks.shape)
-    positions = np.ravel_multi_index(grid, masks.shape, order="F").astype("int32")
-
-    n_volumes, dtype = volumes.shape[3], to_values(np.empty(0, volumes.dtype), volumes).dtype
-    every_series = [np.empty((n_volumes, length), dtype) for length in lengths]
-    blocks = [delayed(extract_block)(volumes, positions, *b) for b in volumes.blocks(block_mib)]
+    masks = masks.values() if isinstance(masks, dict) else masks
+    positions = find_voxels(masks, fmri_img, fmri_path)
+    n_volumes, ends = volumes.shape[3], np.cumsum([len(one) for one in positions])
+    dtype = result_dtype(volumes)
+    every_series = [np.empty((n_volumes, len(one)), dtype) for one in positions]
+    positions = np.concatenate(positions)
+    tasks = [delayed(extract_block)(volumes, positions, *b) for b in volumes.blocks(block_mib)]
     with tqdm(total=n_volumes, unit="volume", delay=2) as progress:
-        for start, rows in Parallel(n_jobs, return_as="generator_unordered")(blocks):
-            parts = np.split(rows, np.cumsum(lengths)[:-1], axis=1)
+        for start, rows in Parallel(n_jobs, return_as="generator_unordered")(tasks):
+            parts = np.split(rows, ends[:-1], axis=1)
             for series, part in zip(every_series, parts, strict=True):
                 series[start : start + len(rows)] = part
             progress.update(len(rows))
@@ -131,52 +119,10 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
 
 
 def extract_block(volumes, positions, start, stop):
-    """Do one task: return the number of the first volume, and the values of all masks' voxels.
-
-    Parameters
-    ----------
-    volumes : Volumes
-    positions : array of int
-        Of the voxels, in the order of the file.
-    start, stop : int
-        The first volume, and the one after the last.
-
-    Returns
-    -------
-    start : int
-    rows : array of shape (n_volumes, n_voxels)
-    """
-    try:
-        with volumes.open() as file:
-            numbers = volumes.read(file, start, stop).take(positions, axis=1)
-    except (FileNotFoundError, PermissionError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        raise damaged(volumes.file, error) from error
-    return start, to_values(numbers, volumes)
-
-
-def to_values(numbers, volumes):
-    """Convert stored numbers to values like `stream_masks`: finite, in native byte order."""
-    values = apply_read_scaling(numbers, volumes.slope, volumes.inter)
-    dtype = values.dtype.newbyteorder("=") if values.dtype.kind == "f" else np.dtype("float32")
-    values = values.astype(dtype, copy=False)
-    return np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
-
-
-def open_image(fmri_path):
-    """Load an image without its data; refuse anything but a 4D image of numbers."""
-    try:
-        fmri_img = nib.load(fmri_path)
-    except (FileNotFoundError, PermissionError, MemoryError, TypeError):
-        raise
-    except Exception as error:  # nibabel lets a damaged file raise almost anything
-        raise damaged(fmri_path, error) from error
-    shape, proxy = fmri_img.shape, fmri_img.dataobj
-    numbers = isinstance(fmri_img, nib.Nifti1Pair) and proxy.dtype.kind in "fiu"
-    if not numbers or len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
-    return fmri_img
+    """Return the number of a block's first volume, and an array (n_volumes, n_voxels) of values."""
+    with damaged_file_named(volumes.file), volumes.open() as file:
+        stored = volumes.read(file, start, stop).take(positions, axis=1)
+    return start, to_values(stored, volumes, result_dtype(volumes))
 
 
 def check_file(volumes, fmri_path):
@@ -192,39 +138,25 @@ def check_file(volumes, fmri_path):
         raise ValueError(f"{fmri_path} does not end in .gz: an index is of no use for it.")
     if volumes.index and os.stat(volumes.index).st_mtime < os.stat(volumes.file).st_mtime:
         raise OSError(f"{volumes.index} is older than {fmri_path}: make the index again.")
-    try:
-        with volumes.open() as file:
-            length = file.seek(0, os.SEEK_END)
-    except (FileNotFoundError, PermissionError, ImportError):
-        raise
-    except Exception as error:
-        raise OSError(f"{volumes.index} is no index of {fmri_path} ({error}).") from error
+    length = length_of(volumes, fmri_path)
     needed = volumes.offset + volumes.shape[3] * volumes.n_bytes
     if length < needed:
-        there = max(length - volumes.offset, 0) // volumes.n_bytes
+        complete = max(length - volumes.offset, 0) // volumes.n_bytes
         raise OSError(
-            f"{fmri_path} is incomplete: it has {there} of {volumes.shape[3]} volumes, "
+            f"{fmri_path} is incomplete: it has {complete} of {volumes.shape[3]} volumes, "
             f"{length:,} of {needed:,} bytes: copy it again."
         )
 
 
-def damaged(path, error):
-    """Return the error for a damaged file."""
-    return OSError(f"{path} is incomplete or damaged ({error}): copy it again.")
-
-
-def decompress_block(volumes, start, stop):
-    """Read a block of a ``.nii.gz``; return the number of bytes decompressed for it."""
-    with volumes.open() as file:
-        volumes.read(file, start, stop)
-        return file.tell()
-
-
-def blocks_without_index(fmri_path, n_jobs, block_mib=32):
-    """Read all blocks of a ``.nii.gz``, each from the beginning; count bytes as above."""
-    volumes = Volumes.of(nib.load(fmri_path))
-    blocks = volumes.blocks(block_mib)
-    return sum(Parallel(n_jobs)(delayed(decompress_block)(volumes, *block) for block in blocks))
+def length_of(volumes, fmri_path):
+    """Return the number of uncompressed bytes; refuse an index of another file."""
+    try:
+        with volumes.open() as file:
+            return file.seek(0, os.SEEK_END)
+    except (FileNotFoundError, PermissionError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"{volumes.index} is no index of {fmri_path} ({error}).") from error
 
 
 def make_index(fmri_path, index):
@@ -244,14 +176,9 @@ def make_index(fmri_path, index):
     """
     from indexed_gzip import IndexedGzipFile
 
-    try:
-        with gzip.open(fmri_path) as file:
-            while file.read(2**20):
-                pass
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:
-        raise damaged(fmri_path, error) from error
+    with damaged_file_named(fmri_path), gzip.open(fmri_path) as file:
+        while file.read(2**20):  # indexed_gzip does not compare the checksum at the end
+            pass
     with moved_into_place(Path(index)) as unfinished, IndexedGzipFile(str(fmri_path)) as file:
         file.build_full_index()
         file.export_index(str(unfinished))

@@ -19,6 +19,8 @@ try:
 except ImportError:
     import gzip
 
+__all__ = ["stream_masks"]
+
 
 def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     """Extract the voxel time series of several masks in one pass over the image's file.
@@ -244,7 +246,7 @@ def damaged_file_named(path):
     """Turn any error that reading a damaged file raises into an OSError that names the file."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, MemoryError, TypeError):
+    except (FileNotFoundError, PermissionError, ImportError, MemoryError, TypeError):
         raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
