@@ -906,3 +906,35 @@ def _describe(figure, caption, lines, unit, sizes):
     figure.set_label(
         f"{caption}\n\nLine chart in {panels} panel{'s' if panels > 1 else ''}. {'; '.join(ends)}."
     )
+
+
+def plot_series(series, title, unit, borders=()):
+    """Draw time series over volumes; the first lines are thicker, so that equal ones stay visible.
+
+    Parameters
+    ----------
+    series : dict of str to array of shape (n_timepoints,)
+    title, unit : str
+    borders : sequence of int, optional
+        Volumes at which a dotted line is drawn.
+    """
+    figure = plt.figure(figsize=(4.2, 3.6), layout="constrained")
+    ax, colors = figure.gca(), ("#0072b2", "#d55e00", "#707070", "#aa4499", "#009e73")
+    for number, (name, values) in enumerate(series.items()):
+        width = 4 / (number + 1)
+        ax.plot(
+            values, lw=width, alpha=0.5 if width > 2 else 1, color=colors[number % 5], label=name
+        )
+    for volume in borders:
+        ax.axvline(volume, color="#707070", lw=1, ls=":")
+    ax.set(xlabel="volume", ylabel=unit)
+    ax.margins(x=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", frameon=False, ncols=2)
+    figure.suptitle(title, fontsize=12)
+    lines = [f"{name} from {v.min():.3g} to {v.max():.3g}" for name, v in series.items()]
+    figure.set_label(
+        f"{title}{', dotted lines between chunks' if len(borders) else ''}.\n\nLine chart over "
+        f"{max(map(len, series.values()))} volumes, in {unit}: {'; '.join(lines)}."
+    )
+    return figure
