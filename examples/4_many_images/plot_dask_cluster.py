@@ -4,29 +4,23 @@ Many images on a Dask cluster
 
 When one machine takes too long, use several: a `Dask
 <https://docs.dask.org/en/stable/deploying.html>`_ scheduler hands the images to its workers,
-wherever these run. The function stays the same. On this page you will
+wherever they run. Your call does not change. On this page you will
 
-1. mask a study on a cluster, with the call that works without one,
-2. give each :term:`worker` the memory that it needs, and see how much it used,
-3. kill a worker in the middle of an image, and see another worker repeat the image, and
-4. see how to start workers on other machines.
+1. start a scheduler and workers, with the memory that they need,
+2. mask a study on them, and check that the files are those of one process, and
+3. kill a worker in the middle of an image, and see another worker repeat that image.
 
-Here scheduler and workers are processes of one machine; nothing else is different.
+Here all processes run on one machine. On a cluster you start them with the same commands.
 """
 
 # %%
-# The memory of a worker
-# ----------------------
-# A worker masks one image at a time, in one thread. So it needs its imports, the result of one
-# image, and a block of volumes: the last two are predicted from the header, as in
-# :mod:`beyond_the_masker.budget`, and we allow 128 MiB for the imports, including Dask's: below
-# they are measured.
-#
-# Dask gives no image to a worker whose resident set (:term:`RSS`) is above 80 % of its limit. The
-# limit is therefore what the worker needs, divided by 0.8. If the imports alone are above these
-# 80 %, no worker ever begins: the workers' logs have a warning, but there is no error.
-
-IMPORTS_MIB = 128
+# How much memory a worker needs
+# ------------------------------
+# A worker masks one image at a time. It needs the results of that image and a block of volumes,
+# both predicted from the header (:mod:`beyond_the_masker.budget`), and its imports, for which we
+# allow 128 MiB. Dask gives no image to a worker whose resident set (:term:`RSS`) is above 80 % of
+# its limit, so we divide by 0.8. With a lower limit, the workers would wait forever, without an
+# error.
 
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.workers import prepare_study
@@ -34,65 +28,69 @@ from beyond_the_masker.workers import prepare_study
 images, masks = prepare_study(n_images=12)
 prediction = predict_peak("Streaming, masks, one pass", images[0], masks)
 image_mib = sum(part.mib for part in prediction.parts if part.reason != "imports")
-limit_mib = (IMPORTS_MIB + image_mib) / 0.8
-print(f"result and block of an image {image_mib:4.0f} MiB")
-print(f"the limit of a worker        {limit_mib:4.0f} MiB")
+limit_mib = (128 + image_mib) / 0.8
+print(f"results and block of an image {image_mib:4.0f} MiB")
+print(f"limit of a worker             {limit_mib:4.0f} MiB")
 
 # %%
-# A cluster
-# ---------
-# ``LocalCluster`` starts a scheduler, and workers as processes. Each worker has a nanny: a
-# process that replaces a worker that has died. (In a ``LocalCluster``, the calling process is the
-# nanny of all.) Two of Dask's defaults are changed:
+# Start the cluster
+# -----------------
+# Two commands start it: ``dask scheduler`` on one machine, ``dask worker`` on each. We change two
+# of Dask's defaults, with environment variables:
 #
-# * **The scheduler never gives up a task.** By default it does so after four workers have died that
-#   held the task, even if it was only waiting behind the one that killed them. With joblib 1.6
-#   there is then no error, and the call never ends. ``mask_study`` counts instead: it knows which
-#   image was begun.
-# * **The nanny leaves memory alone.** By default it makes workers return freed memory at once, with
-#   an environment variable. Then each volume needs fresh pages from the system, which can
-#   take as long as decompressing it.
+# * **The scheduler never gives up a task.** By default it does so after four workers have died
+#   that held the task, even if it was only waiting behind the one that killed them. With joblib 1.6
+#   the call would then never end. ``mask_study`` counts instead, because it knows which image was
+#   begun.
+# * **Workers keep freed memory for the next volume.** By default they return it at once, and
+#   each volume needs new memory from the system, which can take as long as decompressing it.
 
 import os
+import subprocess
+import sys
 import tempfile
-import threading
-from pathlib import Path
 
-import dask.config
-from distributed import Client, LocalCluster
-from tqdm import tqdm
+from distributed import Client
 
-folder, environ = tempfile.TemporaryDirectory(), os.environ.copy()
-changed = {
-    "distributed.scheduler.allowed-failures": 10**6,
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-    "temporary-directory": folder.name,  # all that Dask writes is removed with it
+folder = tempfile.TemporaryDirectory()
+scheduler_file = f"{folder.name}/scheduler.json"
+environ = os.environ | {
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000000",
+    "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": "{'MALLOC_TRIM_THRESHOLD_': None}",
+    "DASK_TEMPORARY_DIRECTORY": folder.name,
+    "PYTHONPATH": os.pathsep.join(sys.path),
 }
-with dask.config.set(changed):
-    cluster = LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        memory_limit=f"{limit_mib:.0f}MiB",
-        dashboard_address="127.0.0.1:0",  # any free port
-    )
-client = Client(cluster)
+
+
+def start_dask(*arguments):
+    """Run ``dask`` with some arguments in the background."""
+    command = [sys.executable, "-m", "dask", *arguments, f"--scheduler-file={scheduler_file}"]
+    with open(f"{folder.name}/log.txt", "a") as log:
+        return subprocess.Popen(command, env=environ, stderr=log)
+
+
+local = ["--host=127.0.0.1", "--dashboard-address=127.0.0.1:0"]
+limits = ["--nworkers=2", "--nthreads=1", f"--memory-limit={limit_mib:.0f}MiB"]
+scheduler = start_dask("scheduler", *local, "--port=0", "--idle-timeout=600")
+workers = start_dask("worker", *local, *limits, "--death-timeout=60")
+client = Client(scheduler_file=scheduler_file)
 client.wait_for_workers(2)
-# Otherwise tqdm makes a semaphore in each worker, and the one killed below would leave it.
-client.run(lambda: tqdm.set_lock(threading.RLock()))
-print(f"The dashboard is at {cluster.dashboard_link}")
+print(f"The dashboard is at {client.dashboard_link}")
 
 # %%
 # The same call
 # -------------
-# First without a cluster, then with it: choose the backend with ``backend="dask"``. The number of
+# We mask the study first without the cluster, then on it, with ``backend="dask"``. The number of
 # workers is that of the cluster.
 
 import filecmp
+from pathlib import Path
 
 from joblib import parallel_config
 
+from beyond_the_masker import mask_study
 from beyond_the_masker.files import stem
-from beyond_the_masker.study import mask_study, peak_rss_mib
+from beyond_the_masker.study import peak_rss_mib
 
 alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
 mask_study(images, masks, alone)
@@ -106,10 +104,8 @@ same, *_ = filecmp.cmpfiles(alone, together, names, shallow=False)
 print(f"{len(same)} of {len(names)} files are the same, byte for byte")
 
 # %%
-# Every image has a row in the table, with the worker that masked it and that worker's largest
-# resident set meanwhile. (This is what Dask compares with the limit. It contains the code of
-# libraries, which memory in use on the other pages does not.) The largest of each worker, over all
-# its images:
+# Each row of the table has the worker that masked the image, and its largest resident set
+# meanwhile, which Dask compares with the limit. The largest of each worker:
 
 print(f"imports        {max(imports_mib.values()):4.0f} MiB")
 for pid, rows in table.groupby("pid"):
@@ -117,98 +113,50 @@ for pid, rows in table.groupby("pid"):
 print(f"limit          {limit_mib:4.0f} MiB")
 
 # %%
-# What travels
-# ------------
-# A task goes from here to the scheduler, and from there to a worker. It holds three paths: of an
-# image, of its result, and of the masks, which ``mask_study`` has written to the folder of results
-# as the positions of their voxels. A row of the table comes back. So neither the image nor the
-# masks nor the result travel: a worker opens the first two, and writes the third.
+# Neither images nor results travel over the network. A task consists of three paths: the image, its
+# results, and the masks, which ``mask_study`` wrote to the folder of results. A row of the table
+# comes back.
 
 import pickle
 
 (masks_file,) = together.glob("masks-*.npz")
 task = images[0], together / names[0], masks_file, {"resample": False}
-row = table.iloc[0].to_dict()
 for what, size in (
     ("a task goes to the worker", len(pickle.dumps(task))),
-    ("a row comes back", len(pickle.dumps(row))),
+    ("a row comes back", len(pickle.dumps(table.iloc[0].to_dict()))),
     ("the image stays", images[0].stat().st_size),
-    ("the masks stay", masks_file.stat().st_size),
-    ("the result stays", (together / names[0]).stat().st_size),
+    ("the results stay", Path(table.file[0]).stat().st_size),
 ):
     print(f"{what:25}{size / 1024:12,.1f} KiB")
 
 # %%
 # A worker is lost
 # ----------------
-# Nodes fail, and jobs reach their time limit. To see the effect, we kill a worker as the system
-# would do it, without a warning. A thread watches the folder of results. When a quarter of the
-# images is done, and each worker is in the middle of another image, it kills one worker. It pauses
-# the workers for each check, so that the result of the check still holds when it acts.
-
-
-def lose_a_worker(pids, series, n_images):
-    """Kill the first of several workers, in the middle of an image.
-
-    Parameters
-    ----------
-    pids : list of int
-        The workers' processes.
-    series : pathlib.Path
-        Folder of their results.
-    n_images : int
-        Images of the study.
-
-    Returns
-    -------
-    dict
-        ``pid`` and ``time``; ``begun``: when each image without a result was begun.
-    """
-    import time
-
-    import psutil  # here: workers do not need it
-
-    workers, over = [psutil.Process(pid) for pid in pids], False
-    deadline = time.time() + 120
-    while not over and all(worker.is_running() for worker in workers):
-        for worker in workers:
-            worker.suspend()
-        begun = {
-            path.name.split(".npz.")[0]: path.stat().st_mtime
-            for path in series.glob("sub-*.npz.*.unfinished")
-        }
-        in_the_midst = [begin for begin in begun.values() if begin < time.time() - 0.05]
-        n_done = len(list(series.glob("sub-*.npz")))
-        over = n_done >= n_images // 4 and len(in_the_midst) == len(workers)
-        over |= n_done >= n_images // 2  # images that are too short for this
-        over |= time.time() > deadline  # or that fail
-        if over:
-            workers[0].kill()
-        for worker in workers[over:]:
-            worker.resume()
-        time.sleep(0.01)
-    return {"pid": workers[0].pid, "time": time.time(), "begun": begun}
-
+# Nodes fail, and jobs reach their time limit. Here we mask the study once more, and kill a worker
+# without a warning, as the system would do it, when a quarter of the images is done.
+# :func:`~beyond_the_masker.workers.lose_a_worker` waits until the worker is in the middle of an
+# image.
 
 from concurrent.futures import ThreadPoolExecutor
 
+from beyond_the_masker.workers import lose_a_worker
+
 series = Path(folder.name, "series")
-series.mkdir()
-pids = [worker.pid for worker in cluster.workers.values()]
+pids = list(client.run(os.getpid).values())
 with ThreadPoolExecutor(1) as pool, parallel_config(backend="dask"):
-    thread = pool.submit(lose_a_worker, pids, series, len(images))
+    future = pool.submit(lose_a_worker, pids, series, len(images) // 4)
     table = mask_study(images, masks, series)
-lost = thread.result()
+lost = future.result()
 same, *_ = filecmp.cmpfiles(alone, series, names, shallow=False)
 print(f"{len(same)} of {len(names)} files are the same, byte for byte")
-print(f"left unfinished: {len(list(series.glob('*.unfinished')))} files")
+print(f"unfinished files: {len(list(series.glob('*.unfinished')))}")
 print(table.status.value_counts().to_dict())
 
 # %%
-# Lines with a date come from Dask. If a row has the status ``skipped``, the image was done, but the
-# worker died before it returned the row: another worker found the file. In the figure each bar is
-# an image, with its number. Another worker repeats the image that the lost worker had begun:
-
+# Each bar is an image, with its number. Another worker repeats the image that the lost worker had
+# begun. The nanny, a process that supervises workers, starts a new one, which takes part if images
+# are left. (An image is ``skipped`` if the worker died after its file was complete, but before it
+# returned the row.)
 
 import matplotlib.pyplot as plt
 
@@ -218,89 +166,53 @@ plot_work(table, lost)
 plt.show()
 
 # %%
-# The nanny starts a new worker, which takes part when its imports are done, if images are left. At
-# the end, everything is closed and removed.
 
-client.close()
-cluster.close()
+client.shutdown()
+for process in (scheduler, workers):
+    process.wait()
 folder.cleanup()
-os.environ.clear()
-os.environ.update(environ)  # nannies also set OMP_NUM_THREADS in this process
 
 # %%
-# An image that kills its workers
-# -------------------------------
-# The nanny kills a worker at 95 % of its limit and starts a new one. On a real cluster the system
-# may be faster: it kills a process that takes more than its job requested. Either way a worker is
-# lost, and the image that was too large goes to another worker. When that one dies, too,
-# ``mask_study`` does not try the image again: its row has the reason, and all other images are
-# done. Run it again with workers that have more memory, and it masks this one image.
+# An image that takes more memory than the limit also kills its worker. If a second worker dies of
+# it, ``mask_study`` does not try it again: its row has the reason, and all other images are done.
+# Run the study again with workers that have more memory, and it masks only this image.
 #
-# A worker without a nanny (``dask worker --no-nanny``) is not replaced. When all workers are gone,
-# the study waits until there are new ones.
-#
-# The dashboard
-# -------------
-# While the scheduler runs, it serves pages that show what each worker does, and its memory. They
-# need the package bokeh. ``client.dashboard_link`` has their address; from elsewhere, reach them
-# through a tunnel, such as ``ssh -L 8787:localhost:8787 node1``. Everybody who can reach the
-# scheduler can run code on it, so let it listen only where you trust all users.
-#
-# Workers on other machines
-# -------------------------
-# Start the scheduler on one machine, here ``node1``, and workers on each. All import
-# ``mask_study.py`` and ``plot_stream_masks.py``, so set ``PYTHONPATH`` to their folder, and change
-# the same two defaults:
+# On your cluster
+# ---------------
+# Install the package, with the same versions, on all machines. Start the scheduler on one machine,
+# here ``node1``, and workers on each, one per core:
 #
 # .. code-block:: console
 #
-#     $ export PYTHONPATH=/shared/code
 #     $ export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=1000000
 #     $ dask scheduler --port 8786
 #
 # .. code-block:: console
 #
-#     $ export PYTHONPATH=/shared/code
 #     $ export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{'MALLOC_TRIM_THRESHOLD_': None}"
+#     $ dask worker tcp://node1:8786 --nworkers 16 --nthreads 1 --memory-limit LIMIT
 #
-# The limit of each worker is the one computed above:
-
-print("dask worker tcp://node1:8786 --nworkers 16 --nthreads 1 ", end="")
-print(f"--memory-limit {limit_mib:.0f}MiB")
-
-# %%
-# In the script, ``client = Client("tcp://node1:8786")`` takes the place of the ``LocalCluster``.
-# Three things to know:
+# Then connect to it with ``Client("tcp://node1:8786")``.
 #
-# * **Wait for workers**, with ``client.wait_for_workers(2)`` at least. Workers that come later get
-#   their share. But joblib counts the workers when it begins, and uses none if there is only one:
-#   the calling process then does all the work.
-# * **If nothing happens**, check that all can import the modules. joblib does not report this
-#   error; ``client.run_on_scheduler(peak_rss_mib)`` and ``client.run(peak_rss_mib)`` raise it.
-# * **Without a shared folder for code**, ``client.upload_file("plot_stream_masks.py")`` and then
-#   ``client.upload_file("mask_study.py")`` copy the modules to the scheduler and to all workers,
-#   also to those that come later.
-#
-# What must be on shared storage
-# ------------------------------
-# * **The images**, under the same path on every machine. The speed of this storage limits many
-#   workers.
-# * **The folder of results.** It also holds the masks for the workers and the unfinished files,
-#   from which ``mask_study`` learns which image killed a worker.
-# * **The Python environment**, or one with the same versions on each machine. Dask needs the same
-#   version of itself everywhere.
-#
-# The masks' own files need not be there: only the calling process reads them. Each worker also has
-# its own folder for temporary files, ``--local-directory``, which should not be shared.
+# * **Images and results** must be on storage that all machines share, under the same paths. Give
+#   each worker a ``--local-directory`` of its own machine for temporary files.
+# * **Wait for two workers at least**, with ``client.wait_for_workers(2)``. joblib counts them when
+#   it begins; if there is only one, the calling process does all the work. Workers that come later
+#   get their share.
+# * **If nothing happens**, check that all can import the package: ``client.run(peak_rss_mib)`` and
+#   ``client.run_on_scheduler(peak_rss_mib)`` raise the error that joblib does not report.
+# * **The dashboard** needs the package bokeh. From elsewhere, reach it through a tunnel, such as
+#   ``ssh -L 8787:localhost:8787 node1``. Everybody who can reach the scheduler can run code on it,
+#   so let it listen only where you trust all users.
 #
 # What to conclude
 # ----------------
-# The cluster changes only where the work is done: the call, the files and the table are the same. A
-# worker needs memory for its imports and one image, so give it a limit, one thread, and a nanny. If
-# a worker is lost, the images that it had begun are repeated.
+# The cluster changes only where the work is done: the call, the files and the table are the same.
+# Give each worker a memory limit, one thread and a nanny. If a worker is lost, only the image that
+# it had begun is repeated.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_slurm.py`: when a batch system hands out
-#   the machines.
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how many workers the storage can supply.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_slurm.py`: when a queue hands out the machines.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how many workers the storage can
+#   supply.

@@ -1,4 +1,4 @@
-"""workers."""
+"""Make a study of the build's image, and measure the workers that mask it."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import psutil
 from joblib import Parallel, delayed
 
 from beyond_the_masker.data import (
@@ -26,13 +27,13 @@ from beyond_the_masker.study import mask_study
 
 
 def prepare_study(n_images=8, most_mib=512):
-    """Make a study of the build's image: each of its images is a link to it.
+    """Make a study whose images are links to the build's image.
 
     Parameters
     ----------
     n_images : int
     most_mib : float
-        If the image is larger in memory, only its first volumes are used, up to so many MiB.
+        Of an image that is larger in memory, only the first volumes are used, up to this size.
 
     Returns
     -------
@@ -58,6 +59,9 @@ def prepare_study(n_images=8, most_mib=512):
     return sorted(prepare("study", stamp, fill).glob("sub-*")), masks
 
 
+# Speed
+
+
 def time_study(images, masks, n_jobs):
     """Mask a study into a temporary folder; return the seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -70,10 +74,13 @@ def time_study(images, masks, n_jobs):
 
 
 def speed_up(images, masks, n_jobs, n_pairs):
-    """Time the calling process and several workers in pairs; return the ratios, in order."""
-    time_study(images[:n_jobs], masks, n_jobs)
+    """Time the calling process and several workers in pairs; return the ratios, sorted."""
+    time_study(images[:n_jobs], masks, n_jobs)  # starts the workers
     pairs = [[time_study(images, masks, n) for n in (1, n_jobs)] for _ in range(n_pairs)]
     return sorted(alone / together for alone, together in pairs)
+
+
+# Memory
 
 
 def memory_of(images, masks, n_jobs):
@@ -88,21 +95,15 @@ def memory_of(images, masks, n_jobs):
 
 
 def measure_workers(images, masks):
-    """Measure what a worker does and needs, or read it if it was measured before.
-
-    Parameters
-    ----------
-    images, masks : list of pathlib.Path
-        As `prepare_study` returns them.
+    """Measure the speed and memory of workers; a later call reads the numbers from a file.
 
     Returns
     -------
     dict
-        Of an image: ``image_mib`` and ``result_mib`` on disk, ``seconds``, and ``mib_s`` of
-        compressed file. Memory in use: ``peaks_mib`` (pairs of a number of workers and the peak
-        of all processes; with 1, the calling process has no worker), ``worker_mib`` (of one
-        worker), ``imports_mib`` (of one without images).
-        ``alone_rss_mib``: the resident set of a process that masks images without workers.
+        ``mib_s``: compressed file read in a second. ``result_share``: size of the results,
+        relative to the image's file. Memory in use, in MiB: ``peaks_mib`` (pairs of a number of
+        workers and the peak of all processes; with 1, the calling process has no worker),
+        ``worker_mib`` (one worker), ``imports_mib`` (one worker that finds no image).
     """
     file, stat = Path(read_options().measured) / "workers.json", images[0].stat()
     paths = [str(path.resolve()) for path in (images[0], *masks)]
@@ -111,18 +112,14 @@ def measure_workers(images, masks):
         return known
     with tempfile.TemporaryDirectory() as folder:
         table = mask_study(images, masks, folder, n_jobs=1)
-        result_mib = Path(table.file[0]).stat().st_size / MIB
+        result_share = Path(table.file[0]).stat().st_size / stat.st_size
     missing = [image.with_name(f"missing-{image.name}") for image in images]
     found = {n: memory_of(images, masks, n) for n in (1, 2, 4)}
-    seconds, image_mib = float(table.seconds.median()), stat.st_size / MIB
     measured = {
         "stamp": stamp,
-        "image_mib": image_mib,
-        "result_mib": result_mib,
-        "seconds": seconds,
-        "mib_s": image_mib / seconds,
+        "mib_s": stat.st_size / MIB / float(table.seconds.median()),
+        "result_share": result_share,
         "peaks_mib": [(n, trace.peak_mib) for n, (trace, _) in found.items()],
-        "alone_rss_mib": found[1][0].peak_rss_mib,
         "worker_mib": float(max(found[2][1], default=math.nan)),
         "imports_mib": float(max(memory_of(missing, masks, 2)[1], default=math.nan)),
     }
@@ -131,12 +128,7 @@ def measure_workers(images, masks):
     return measured
 
 
-def read_part(path, start, size):
-    """Read a part of a file and discard it."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while size > 0 and (got := len(file.read(min(size, 2**20)))):
-            size -= got
+# Storage and threads
 
 
 def storage_rate(path, n_readers):
@@ -150,6 +142,14 @@ def storage_rate(path, n_readers):
         delayed(read_part)(path, number * size, size) for number in range(n_readers)
     )
     return path.stat().st_size / MIB / (time.perf_counter() - start)
+
+
+def read_part(path, start, size):
+    """Read a part of a file and discard it."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while size > 0 and (n_bytes := len(file.read(min(size, MIB)))):
+            size -= n_bytes
 
 
 MULTIPLY = """
@@ -172,3 +172,51 @@ def seconds_with(n_threads, n_workers):
     options = {"env": environ, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **options) for _ in range(n_workers)]
     return max(float(process.communicate()[0]) for process in processes)
+
+
+# The loss of a worker
+
+
+def lose_a_worker(pids, folder, n_done, patience=120):
+    """Kill the first of several processes in the middle of an image.
+
+    Waits until some images are done and each worker is in the middle of another one, or until
+    twice as many are done, if they are too short for that. The workers are paused for each check,
+    so that its result is still true when it acts.
+
+    Parameters
+    ----------
+    pids : list of int
+        The workers' processes.
+    folder : pathlib.Path
+        Folder of their results.
+    n_done : int
+        Images to wait for.
+    patience : float
+        Seconds after which it acts in any case.
+
+    Returns
+    -------
+    dict
+        ``pid`` and ``time``; ``begun``: the time when each image without a result was begun.
+    """
+    workers, deadline = [psutil.Process(pid) for pid in pids], time.time() + patience
+    while True:
+        for worker in workers:
+            worker.suspend()
+        begun = {
+            path.name.split(".npz.")[0]: path.stat().st_mtime
+            for path in folder.glob("sub-*.npz.*.unfinished")
+        }
+        n_in_the_middle = sum(start < time.time() - 0.05 for start in begun.values())
+        n_results = len(list(folder.glob("sub-*.npz")))
+        enough = n_results >= n_done and n_in_the_middle == len(workers)
+        if enough or n_results >= 2 * n_done or time.time() > deadline:
+            break
+        for worker in workers:
+            worker.resume()
+        time.sleep(0.01)
+    workers[0].kill()
+    for worker in workers[1:]:
+        worker.resume()
+    return {"pid": pids[0], "time": time.time(), "begun": begun}
