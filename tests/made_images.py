@@ -50,3 +50,11 @@ def nifti_masker(fmri_path, mask_paths):
         NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
         for mask_path in mask_paths
     ]
+
+
+def regions_of(fmri_path):
+    """Make a label image, with the regions 3 and 8, on the grid of nibabel's real image."""
+    img = nib.load(fmri_path)
+    labels = np.zeros(img.shape[:3], "uint8")
+    labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
+    return nib.Nifti1Image(labels, img.affine)
