@@ -1,641 +1,213 @@
-/* The calculator: the model of examples/memory_model.py, evaluated in the browser.
- *
- * The first part has no page: the functions of memory_model.py and memory_budget.py, under
- * their names and in their order of statements, so that both can be read side by side. The
- * table of methods comes from the page, as JSON. tests/test_calculator.py compares the two.
- */
+/* The page of the calculator: entries, results, the address. calculator_model.js computes. */
 "use strict";
 
 (() => {
-  const MODEL = JSON.parse(document.getElementById("memory-model").textContent);
-  const METHODS = MODEL.methods;
-  const REASONS = MODEL.reasons;
-  const DTYPES = MODEL.dtypes;
-
-  // -- memory_model.py -------------------------------------------------------------------
-
-  const MIB = 2 ** 20;
-
-  const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-  const isWhole = (number) => Number.isInteger(number);
-
-  /** An error of an entry: the field that it belongs to, and what is wrong. */
-  class EntryError extends Error {
-    constructor(field, message) {
-      super(message);
-      this.field = field;
-    }
-  }
-
-  function check(image, maskVoxels, nJobs) {
-    const shape = `(${image.shape.join(", ")})`;
-    if (image.shape.length !== 4 || !image.shape.every((n) => isWhole(n) && n > 0)) {
-      throw new EntryError("shape", `The shape is ${shape}; four positive whole numbers are needed.`);
-    }
-    if (!Object.hasOwn(DTYPES, image.dtype)) {
-      const known = Object.keys(DTYPES).join(", ");
-      throw new EntryError("dtype", `The type is '${image.dtype}'; known are ${known}.`);
-    }
-    const grid = image.shape[0] * image.shape[1] * image.shape[2];
-    // Python's whole numbers have no end; the browser's have.
-    if (grid * image.shape[3] > Number.MAX_SAFE_INTEGER) {
-      throw new EntryError(
-        "shape",
-        `The shape is ${shape}; up to ${Number.MAX_SAFE_INTEGER} values can be counted here.`,
-      );
-    }
-    if (!maskVoxels.length) {
-      throw new EntryError("voxels", "There is no mask; one at least is needed.");
-    }
-    for (const voxels of maskVoxels) {
-      if (!(isWhole(voxels) && 1 <= voxels && voxels <= grid)) {
-        throw new EntryError(
-          "voxels",
-          `A mask has ${voxels} voxels; from 1 to ${grid}, the voxels of a volume, can be.`,
-        );
-      }
-    }
-    if (!(isWhole(nJobs) && nJobs >= 1)) {
-      throw new EntryError("workers", `The number of workers is ${nJobs}; 1 or more is needed.`);
-    }
-  }
-
-  function quantities(image, maskVoxels, mode, active = 0) {
-    const [x, y, z, nVolumes] = image.shape;
-    const grid = x * y * z;
-    const voxels = grid * nVolumes;
-    const storedSize = DTYPES[image.dtype];
-    const arraySize = image.slope || image.inter ? 8 : storedSize;
-    const floats = image.dtype.startsWith("float") || image.slope || image.inter;
-    const copySize = floats ? arraySize : 4;
-    const masks = mode === "single" ? maskVoxels.slice(0, 1) : maskVoxels;
-
-    const positions = sum(masks);
-    const largest = [...masks].sort((a, b) => b - a).slice(0, Math.max(active, 1));
-    const atWork = sum(largest); // the others' are done
-    const rows = Math.min(
-      Math.max(Math.floor((8 * MIB) / (4 * copySize * positions)), 1),
-      nVolumes,
-    );
-    const asStored = image.dtype.startsWith("float") && !(image.slope || image.inter);
-    const ofValue = storedSize + (asStored ? 1 : 2 * copySize);
-    const streamed = rows * positions * ofValue + 12 * positions + 2 * grid * storedSize;
-    const block = Math.min(Math.max(Math.floor((64 * MIB) / (grid * 48)), 1), nVolumes);
-    return {
-      stored: voxels * storedSize,
-      array: voxels * arraySize,
-      copy: voxels * copySize,
-      finite: voxels,
-      volume: grid * arraySize,
-      masks: masks.length * grid,
-      output: (atWork / Math.max(active, 1)) * nVolumes * copySize,
-      results: (positions - atWork) * nVolumes * copySize,
-      outputs: positions * nVolumes * copySize,
-      streamed,
-      blocks: block * grid * (3 * arraySize + copySize + 1),
-    };
-  }
-
-  function predict(method, image, masks, nJobs, machine) {
-    check(image, masks, nJobs);
-    const model = METHODS[method];
-    const workers = model.mode === "parallel" && model.imports && nJobs > 1 ? nJobs : 0;
-    const active = Math.min(workers, masks.length);
-    const amounts = quantities(image, masks, model.mode, active);
-    const late = model.late[image.compressed ? 0 : 1] * 1e6;
-    const size = image.shape.reduce((product, n) => product * n, 1);
-    const overlap = model.together * Math.max(0, 1 - late / size);
-
-    const happens = happening(model, image, workers);
-    const ends = [1 + Math.max(active - 1, 0) * overlap, 1, Math.max(active, 1)].map((atPeak) => {
-      const moments = happens.map(([moment, parts]) => {
-        const found = [
-          { holder: "caller", mib: machine[`caller ${model.caller}`], reason: "imports" },
-          ...(moment.early ? [] : imported(model, machine, workers, active)),
-          ...parts.map((part) => held(part, amounts, workers, atPeak)),
-        ];
-        return { total: sum(found.map((part) => part.mib)), name: moment.name, found };
-      });
-      return moments.reduce((most, moment) => (moment.total > most.total ? moment : most));
-    });
-    const [likely, low, most] = ends;
-    const [block, file] = ["block", "file"].map((holder) =>
-      Math.max(
-        ...happens.map(([, parts]) =>
-          sum(
-            parts
-              .filter((part) => part.holder === holder)
-              .map((part) => part.times * amounts[part.quantity]),
-          ),
-        ),
-      ),
-    );
-    return {
-      ...{ method, nJobs: workers, peakMib: likely.total, lowMib: low.total, mostMib: most.total },
-      ...{ shmMib: block / MIB, fileMib: file / MIB, moment: likely.name, parts: likely.found },
-    };
-  }
-
-  function happening(model, image, workers) {
-    const scaled = image.slope || image.inter;
-    const conditions = [
-      image.compressed ? "compressed" : "plain",
-      scaled ? "scaled" : "unscaled",
-      image.compressed || scaled ? "read" : "mapped",
-      workers ? "workers" : "alone",
-      ...(image.slope && image.inter ? ["twice"] : []),
-    ];
-    const holds = ({ when }) =>
-      when.split(" ").every((one) => one === "" || conditions.includes(one));
-    return model.moments.filter(holds).map((moment) => [moment, moment.parts.filter(holds)]);
-  }
-
-  function imported(model, machine, workers, active) {
-    if (!workers) {
-      return [];
-    }
-    const parts = [
-      { holder: "helpers", mib: machine.helpers, reason: "imports" },
-      { holder: "worker", mib: active * machine[model.imports], reason: "imports" },
-    ];
-    if (workers > active) { // these get no task
-      parts.push({ holder: "worker", mib: (workers - active) * machine.numpy, reason: "imports" });
-    }
-    return parts;
-  }
-
-  function held({ holder, times, quantity, reason }, amounts, workers, atPeak) {
-    const mib = (times * amounts[quantity]) / MIB;
-    if (holder === "worker") {
-      return { holder: workers ? "worker" : "caller", mib: atPeak * mib, reason };
-    }
-    return { holder, mib: holder === "file" ? 0 : mib, reason };
-  }
-
-  // -- memory_budget.py ------------------------------------------------------------------
-
-  /** As Python's `f"{number:,.0f}"`: half to even. */
-  function grouped(number) {
-    let whole = Math.round(number);
-    if (Math.abs(number % 1) === 0.5 && whole % 2) {
-      whole -= 1;
-    }
-    return whole.toLocaleString("en-US");
-  }
-
-  function whyNot(prediction, memoryMib, shmMib) {
-    if (prediction.mostMib > memoryMib) {
-      return (
-        `It may need ${grouped(prediction.mostMib)} MiB, and ` +
-        `${grouped(memoryMib)} MiB are available.`
-      );
-    }
-    // With less room than this, joblib writes to the folder for temporary files.
-    const joblibAvoids = shmMib <= 2e9 / MIB && !usesBlock(prediction.method);
-    if (prediction.shmMib > shmMib && !joblibAvoids) {
-      const room = `${grouped(shmMib)} MiB`;
-      return `It needs ${grouped(prediction.shmMib)} MiB in /dev/shm, which has ${room} left.`;
-    }
-    return "";
-  }
-
-  function usesBlock(method) {
-    return METHODS[method].moments.some((moment) =>
-      moment.parts.some((part) => part.reason === "block"),
-    );
-  }
-
-  function mostWorkers(method, image, masks, memoryMib, shmMib, machine) {
-    let [fits, tooMany] = [0, masks.length + 1];
-    while (tooMany - fits > 1) {
-      const nJobs = Math.floor((fits + tooMany) / 2);
-      const prediction = predict(method, image, masks, nJobs, machine);
-      if (whyNot(prediction, memoryMib, shmMib)) {
-        tooMany = nJobs;
-      } else {
-        fits = nJobs;
-      }
-    }
-    return fits;
-  }
-
-  function budget(image, masks, nJobs, memoryMib, shmMib, machine) {
-    check(image, masks, nJobs);
-    return Object.keys(METHODS).map((method) => {
-      const prediction = predict(method, image, masks, nJobs, machine);
-      const reason = whyNot(prediction, memoryMib, shmMib);
-      const most = mostWorkers(method, image, masks, memoryMib, shmMib, machine);
-      return { prediction, reason, mostWorkers: most };
-    });
-  }
-
-  function fitsText({ reason, mostWorkers: most }) {
-    return !reason ? "yes" : most ? `with ${most} at most` : "no";
-  }
-
-  function recommend(rows, memoryMib) {
-    const found = Object.fromEntries(rows.map((row) => [row.prediction.method, row]));
-    const streaming = found["Streaming, masks, one pass"];
-    const least = sum(
-      streaming.prediction.parts
-        .filter((part) => part.reason !== "results")
-        .map((part) => part.mib),
-    );
-    let text;
-    if (!streaming.reason) {
-      text = "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker.";
-    } else if (least <= memoryMib) {
-      text =
-        "Recommended: stream_masks(fmri_path, mask_paths, out=names) with the names of .npy " +
-        "files: the time series themselves do not fit.";
-    } else {
-      text =
-        "Nothing fits: even without the time series, streaming takes " +
-        `${grouped(least)} MiB.`;
-    }
-    if (!found["NumPy indexing, threads, parallel"].reason) {
-      text +=
-        "\nTo keep the image in memory: numpy_masker_threads(fmri_path, mask_paths, n).";
-    }
-    return text;
-  }
-
-  /** The recommended call as lines to copy. */
-  function recommendedCall(rows) {
-    const fits = Object.fromEntries(rows.map((row) => [row.prediction.method, !row.reason]));
-    const lines = [
-      "from pathlib import Path",
-      "",
-      "from plot_stream_masks import stream_masks",
-      "",
-      'fmri_path = "image.nii.gz"  # yours',
-      'mask_paths = sorted(Path("masks").glob("*.nii.gz"))',
-    ];
-    if (fits["Streaming, masks, one pass"]) {
-      lines.push("series = stream_masks(fmri_path, mask_paths)");
-    } else {
-      lines.push(
-        'names = [f"region_{i}.npy" for i in range(len(mask_paths))]',
-        "series = stream_masks(fmri_path, mask_paths, out=names)",
-      );
-    }
-    return lines.join("\n");
-  }
-
-  // -- options.py ------------------------------------------------------------------------
-
-  function parseMemory(size) {
-    const found = /^([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?$/i.exec(size.trim());
-    const mib = found
-      ? Number(found[1]) * 1024.0 ** ("KMGT".indexOf((found[2] || "M").toUpperCase()) - 1)
-      : 0;
-    if (!(0 < mib && mib < Infinity)) {
-      throw new Error(`'${size}' is not a positive size of memory, such as 16G or 500M.`);
-    }
-    return mib;
-  }
-
-  // -- The header: read_header of memory_budget.py, and what nibabel does below it --------
-
-  const DEFLATE_AT_MOST = 1032n; // bytes that come out of one byte of gzip
-  const DATA_CODES = {
-    2: ["uint8", 1], 4: ["int16", 2], 8: ["int32", 4], 16: ["float32", 4],
-    32: ["complex64", 8], 64: ["float64", 8], 128: ["RGB", 3], 256: ["int8", 1],
-    512: ["uint16", 2], 768: ["uint32", 4], 1024: ["int64", 8], 1280: ["uint64", 8],
-    1536: ["float128", 16], 1792: ["complex128", 16], 2048: ["complex256", 32],
-    2304: ["RGBA", 4],
-  };
-  const HEADER_BYTES = 540;
-
-  /** Give what the bytes of a NIfTI-1 or NIfTI-2 header say; throw what is wrong. */
-  function parseHeader(bytes) {
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    const text = (start) => String.fromCharCode(...bytes.subarray(start, start + 4));
-    const one = bytes.length >= 348 && ["n+1\0", "ni1\0"].includes(text(344));
-    const two =
-      bytes.length >= 540 && [view.getInt32(0, true), view.getInt32(0, false)].includes(540);
-    if (!one && !two) {
-      throw new Error("it does not begin with a NIfTI header");
-    }
-    if (text(one ? 344 : 4) !== (one ? "n+1\0" : "n+2\0")) {
-      throw new Error("it is not a single file with header and data; its magic string is " +
-        `'${text(one ? 344 : 4).replace(/\0.*/s, "")}'`);
-    }
-    const dim = (i, little) =>
-      one ? BigInt(view.getInt16(40 + 2 * i, little)) : view.getBigInt64(16 + 8 * i, little);
-    // The order of bytes is that in which the number of dimensions makes sense.
-    const first = dim(0, true);
-    const little =
-      first === 0n ? view.getInt32(0, false) !== (one ? 348 : 540) : 1n <= first && first <= 7n;
-    const nDims = Number(dim(0, little));
-    let shape = [];
-    for (let i = 1; i <= Math.min(nDims, 7); i++) {
-      shape.push(dim(i, little));
-    }
-    if (one && shape.slice(0, 3).join() === "-1,1,1") {
-      // What FreeSurfer does with dimensions that NIfTI-1 has no room for.
-      shape = [BigInt(view.getInt32(140, little)), ...shape.slice(1)];
-    } else if (one && shape.slice(0, 3).join() === "27307,1,6") {
-      shape = [163842n, 1n, 1n, ...shape.slice(3)];
-    }
-    const code = view.getInt16(one ? 70 : 12, little);
-    if (!Object.hasOwn(DATA_CODES, code)) {
-      throw new Error(`data code ${code} not recognized`);
-    }
-    const [dtype, size] = DATA_CODES[code];
-    const single = one ? 352n : 544n;
-    // A fractional offset is cut off; one that is not a number cannot be used.
-    const found = one ? view.getFloat32(108, little) : view.getBigInt64(168, little);
-    if (one && !Number.isFinite(found)) {
-      throw new Error(`its data begin at byte ${found}`);
-    }
-    const offset = one ? BigInt(Math.trunc(found)) : found;
-    if (Number(found) !== 0 && offset < single) {
-      throw new Error(`vox offset ${offset} too low for single file nifti1`);
-    }
-    if (two) {
-      const eol = [...bytes.subarray(8, 12)].join();
-      if (eol !== "13,10,26,10" && eol !== "0,0,0,0") {
-        throw new Error(`EOL check not 0 or 13, 10, 26, 10, but ${eol.replaceAll(",", ", ")}`);
-      }
-      const intent = view.getInt32(504, little);
-      if (3000 <= intent && intent < 3100) {
-        throw new Error(`it is a CIFTI-2 file, intent ${intent}`);
-      }
-    }
-    let [slope, inter] = one
-      ? [view.getFloat32(112, little), view.getFloat32(116, little)]
-      : [view.getFloat64(176, little), view.getFloat64(184, little)];
-    if (slope === 0 || !Number.isFinite(slope)) {
-      [slope, inter] = [1, 0]; // as nibabel: no scale factors at all
-    } else if (!Number.isFinite(inter)) {
-      throw new Error(`valid slope but invalid intercept ${inter}`);
-    }
-    return { shape, dtype, size: BigInt(size), offset, slope, inter };
-  }
-
-  /** Decompress the beginning of a gzip file: as many bytes as a header has. */
-  async function gunzipStart(file) {
-    const slice = new Uint8Array(await file.slice(0, 2 ** 16).arrayBuffer());
-    if (slice[0] !== 0x1f || slice[1] !== 0x8b) {
-      throw new Error("it is not a gzip file");
-    }
-    const stream = new DecompressionStream("gzip");
-    const reader = stream.readable.getReader();
-    const writer = stream.writable.getWriter();
-    const ignore = () => {}; // the slice ends in the middle of the stream, which is an error
-    reader.closed.catch(ignore);
-    writer.closed.catch(ignore);
-    let bytes = new Uint8Array();
-    let next = reader.read(); // before the first byte is written, so that none is lost
-    writer.write(slice).then(() => writer.close()).catch(ignore);
-    try {
-      while (bytes.length < HEADER_BYTES) {
-        const { value, done } = await next;
-        if (done) {
-          break;
-        }
-        const joined = new Uint8Array(bytes.length + value.length);
-        joined.set(bytes);
-        joined.set(value, bytes.length);
-        bytes = joined;
-        next = reader.read();
-      }
-    } catch (error) {
-      if (!bytes.length) {
-        throw new Error("its gzip data are damaged");
-      }
-    }
-    next.catch(ignore);
-    reader.cancel().catch(ignore);
-    return bytes.slice(0, HEADER_BYTES);
-  }
-
-  /** How many bytes a gzip file holds, if it can be told without unpacking it. */
-  async function unpackedSize(file, promised) {
-    const size = BigInt(file.size);
-    if (size * DEFLATE_AT_MOST < promised) {
-      const most = `no gzip file holds more than ${DEFLATE_AT_MOST} times its size`;
-      return [size, `${most}, which is ${size}`];
-    }
-    const flags = new Uint8Array(await file.slice(0, 4).arrayBuffer())[3];
-    const end = new DataView(await file.slice(-4).arrayBuffer());
-    const unpackedAtEnd = BigInt(end.getUint32(0, true)); // kept modulo 2 ** 32
-    // bgzip writes many parts, with an extra field; browsers unpack the first one only.
-    if (unpackedAtEnd === promised % 2n ** 32n || flags & 4) {
-      return [promised, ""];
-    }
-    let unpacked = 0n;
-    try {
-      const reader = file.stream().pipeThrough(new DecompressionStream("gzip")).getReader();
-      for (let part = await reader.read(); !part.done; part = await reader.read()) {
-        unpacked += BigInt(part.value.length);
-      }
-    } catch {
-      return [0n, "it is damaged, or cut off"];
-    }
-    return [unpacked, `it unpacks to ${unpacked}`];
-  }
-
-  /** Read the header of a File, and nothing else but gzip's trailer. */
-  async function readHeader(file) {
-    const compressed = /\.gz$/i.test(file.name);
-    let header;
-    try {
-      if (!/\.nii(\.gz)?$/i.test(file.name)) {
-        throw new Error("its name ends neither in .nii nor in .nii.gz");
-      }
-      if (compressed && typeof DecompressionStream === "undefined") {
-        throw new Error("this browser cannot decompress; use .nii, or enter the numbers");
-      }
-      header = parseHeader(
-        compressed
-          ? await gunzipStart(file)
-          : new Uint8Array(await file.slice(0, HEADER_BYTES).arrayBuffer()),
-      );
-    } catch (error) {
-      const why = error.message;
-      throw new Error(`${file.name} is not a NIfTI image that can be read (${why}).`);
-    }
-    const { shape, dtype, size, offset, slope, inter } = header;
-    const written = `(${shape.join(", ")})`;
-    if (shape.length !== 4 || shape.some((n) => n < 1n)) {
-      throw new Error(`${file.name} is of shape ${written}; a 4D NIfTI image is needed.`);
-    }
-    if (!Object.hasOwn(DTYPES, dtype)) {
-      const known = Object.keys(DTYPES).join(", ");
-      throw new Error(`${file.name} holds values of type ${dtype}; ${known} are known.`);
-    }
-    const promised = offset + shape.reduce((product, n) => product * n, 1n) * size;
-    const [there, says] = compressed
-      ? await unpackedSize(file, promised)
-      : [BigInt(file.size), `it has ${file.size}`];
-    if (there < promised) {
-      throw new Error(
-        `${file.name} is incomplete, or its header is wrong: by its header, ${written} of ` +
-          `${dtype}, it should hold ${promised} bytes, and ${says}.`,
-      );
-    }
-    return {
-      shape: shape.map(Number),
-      dtype,
-      compressed,
-      slope: slope !== 1,
-      inter: inter !== 0,
-    };
-  }
-
-  window.memoryCalculator = {
-    ...{ MODEL, check, quantities, predict, whyNot, mostWorkers, budget, fitsText, recommend },
-    ...{ parseMemory, parseHeader, readHeader, grouped },
-  };
-
-  // -- The page ----------------------------------------------------------------------------
-
+  const model = window.memoryCalculator;
+  const { MODEL: { methods: METHODS, reasons: REASONS }, MIB, grouped } = model;
   const MOST_MASKS = 1000;
-  const byId = (id) => document.getElementById(`calc-${id}`);
-  const SHAPE = { x: "x", y: "y", z: "z", t: "volumes" };
-  const IMAGE_FIELDS = [...Object.keys(SHAPE), "dtype", "compressed", "scaling"];
+  const USUAL = "NiftiMasker, path, parallel";
+  const STREAMING = "Streaming, masks, one pass";
+  const SHAPE = ["x", "y", "z", "t"];
+  const IMAGE_FIELDS = [...SHAPE, "dtype", "compressed", "scaling"];
   const FIELDS = [...IMAGE_FIELDS, "masks", "voxels", "workers", "memory", "shm"];
+  const IN_ADDRESS = FIELDS.slice(4); // besides the shape
   const SCALING = {
     none: [false, false], slope: [true, false], both: [true, true], intercept: [false, true],
   };
-  // An entry's name in the address, and its name in a message.
-  const NAMES = {
-    dtype: "type", compressed: "file's kind", scaling: "scale factors",
-    masks: "number of masks", voxels: "voxels in a mask", workers: "number of workers",
-    memory: "memory", shm: "free space in /dev/shm",
+  const NAMES = { // in messages
+    ...{ x: "size along x", y: "size along y", z: "size along z", t: "number of volumes" },
+    ...{ dtype: "type", compressed: "file's kind", scaling: "scale factors" },
+    ...{ masks: "number of masks", voxels: "number of voxels", workers: "number of workers" },
+    ...{ memory: "memory", shm: "free space in /dev/shm" },
   };
-  // Workers come early: where a bar is cut off, it is mostly they who go on.
-  const KINDS = {
+  const KINDS = { // of parts of a peak, in the order of a bar
     imports: "Interpreters and imports",
     worker: "Workers",
     caller: "Calling process",
     block: "Shared memory",
   };
 
-  const value = (field) => byId(field).value.trim() || byId(field).dataset.given || "";
-
-  /** Read all entries; give them, or an error for each one that is wrong. */
-  function readEntries() {
-    const errors = [];
-    const attempt = (field, read, group = field) => {
-      try {
-        return read();
-      } catch (error) {
-        const at = error.field || group; // `check` says which entry it is
-        const control = field || (at === "shape" ? "x" : at);
-        errors.push({ field: control, group: at, message: error.message });
-        return undefined;
-      }
-    };
-    const wholeNumber = (text, name, highest = Infinity) => {
-      const number = /^\+?[0-9]+$/.test(text) ? Number(text) : NaN;
-      if (!(number >= 1 && number <= highest && Number.isSafeInteger(number))) {
-        const range = highest === Infinity ? "1 or more" : `1 to ${highest}`;
-        throw new Error(`The ${name} is '${text}'; allowed: a whole number, ${range}.`);
-      }
-      return number;
-    };
-    const choice = (field) => {
-      const allowed = [...byId(field).options].map((option) => option.value);
-      if (!allowed.includes(value(field))) {
-        const list = allowed.join(", ");
-        throw new Error(`The ${NAMES[field]} is '${value(field)}'; allowed: ${list}.`);
-      }
-      return value(field);
-    };
-    const shape = Object.entries(SHAPE).map(([field, name]) =>
-      attempt(field, () => wholeNumber(value(field), `size along ${name}`.replace(
-        "size along volumes", "number of volumes")), "shape"),
-    );
-    const dtype = attempt("dtype", () => choice("dtype"));
-    const compressed = attempt("compressed", () => choice("compressed")) === "yes";
-    const scaling = attempt("scaling", () => choice("scaling"));
-    const [slope, inter] = SCALING[scaling] || [];
-    const nMasks = attempt("masks", () => wholeNumber(value("masks"), NAMES.masks, MOST_MASKS));
-    const sizes = attempt("voxels", () =>
-      value("voxels").split(",").map((text) => wholeNumber(text.trim(), "number of voxels")),
-    );
-    const nJobs = attempt("workers", () => wholeNumber(value("workers"), NAMES.workers));
-    const size = (field) => {
-      try {
-        return parseMemory(value(field));
-      } catch (error) {
-        throw new Error(`The ${NAMES[field]} is '${value(field)}'; allowed: a positive size ` +
-          "such as 16G or 500M.");
-      }
-    };
-    const memoryMib = attempt("memory", () => size("memory"));
-    const shmMib = attempt("shm", () => (value("shm") ? size("shm") : memoryMib / 2));
-    let masks;
-    if (sizes && nMasks) {
-      if (sizes.length === 1) {
-        masks = Array(nMasks).fill(sizes[0]);
-      } else if (sizes.length === nMasks) {
-        masks = sizes;
-      } else {
-        errors.push({
-          field: "voxels",
-          group: "voxels",
-          message:
-            `There are ${sizes.length} numbers of voxels and ${nMasks} masks; allowed: one ` +
-            "number, or one for each mask, without commas inside a number.",
-        });
-      }
-    }
-    const image = { shape, dtype, compressed, slope, inter };
-    if (!errors.length) {
-      attempt("", () => check(image, masks, nJobs));
-    }
-    return { errors, image, masks, nJobs, memoryMib, shmMib };
-  }
-
-  /** Show errors beside their fields, and only those. */
-  function showErrors(errors) {
-    for (const field of FIELDS) {
-      const wrong = errors.some((error) => error.field === field);
-      byId(field).toggleAttribute("aria-invalid", false);
-      if (wrong) {
-        byId(field).setAttribute("aria-invalid", "true");
-      }
-    }
-    for (const group of ["shape", ...Object.keys(NAMES)]) {
-      const messages = errors.filter((error) => error.group === group);
-      setText(byId(`${group}-error`), messages.map((error) => error.message).join(" "));
-    }
-  }
-
-  /** Set a text only when it is another, so that it is not announced again. */
-  function setText(element, text) {
-    if (element.textContent !== text) {
-      element.textContent = text;
-    }
-  }
+  const byId = (id) => document.getElementById(`calc-${id}`);
 
   function element(name, attributes = {}, ...children) {
     const made = document.createElement(name);
-    for (const [key, one] of Object.entries(attributes)) {
-      made.setAttribute(key, one);
+    for (const [key, value] of Object.entries(attributes)) {
+      made.setAttribute(key, value);
     }
     made.append(...children);
     return made;
   }
 
-  const mib = (number) => `${grouped(number)} MiB`;
-
-  /** MiB of each kind of part, in the order of KINDS. */
-  function byKind(prediction) {
-    const found = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
-    for (const { holder, mib: amount, reason } of prediction.parts) {
-      if (holder !== "file") {
-        found[reason === "imports" ? "imports" : holder] += amount;
-      }
+  /** Set a text only if it changes, so that it is not announced twice. */
+  function setText(id, text) {
+    if (byId(id).textContent !== text) {
+      byId(id).textContent = text;
     }
-    return found;
   }
 
-  /** Where the scale ends: what is far beyond the memory is cut off, and says so. */
+  /** Write a size: 63 MiB, 1.5 GiB, 64 GiB. */
+  function size(mib) {
+    if (Math.round(mib) < 1024) {
+      return `${grouped(mib)} MiB`;
+    }
+    const gib = mib / 1024;
+    return `${gib < 99.95 ? Number(gib.toPrecision(3)) : grouped(gib)} GiB`;
+  }
+
+  /** Write the sizes of a sentence in GiB where that reads better. */
+  const inGib = (text) =>
+    text.replace(/([\d,]+) MiB/g, (_, mib) => size(Number(mib.replaceAll(",", ""))));
+
+  const count = (number, one) => `${grouped(number)} ${one}${number === 1 ? "" : "s"}`;
+
+  // -- Entries -------------------------------------------------------------------------------
+
+  const value = (field) => byId(field).value.trim() || byId(field).dataset.given || "";
+
+  const whole = (field, text = value(field), highest = Infinity) => {
+    const number = /^\+?[0-9]+$/.test(text) ? Number(text) : NaN;
+    if (!(number >= 1 && number <= highest && Number.isSafeInteger(number))) {
+      const range = highest === Infinity ? "1 or more" : `1 to ${highest}`;
+      throw new Error(`The ${NAMES[field]} is '${text}'; allowed: a whole number, ${range}.`);
+    }
+    return number;
+  };
+
+  const choice = (field) => {
+    const allowed = [...byId(field).options].map((option) => option.value);
+    if (!allowed.includes(value(field))) {
+      const list = allowed.join(", ");
+      throw new Error(`The ${NAMES[field]} is '${value(field)}'; allowed: ${list}.`);
+    }
+    return value(field);
+  };
+
+  const memory = (field) => {
+    try {
+      return model.parseMemory(value(field));
+    } catch {
+      const example = "a positive size such as 16G or 500M";
+      throw new Error(`The ${NAMES[field]} is '${value(field)}'; allowed: ${example}.`);
+    }
+  };
+
+  function maskVoxels(nMasks) {
+    const sizes = value("voxels").split(",").map((text) => whole("voxels", text.trim()));
+    if (sizes.length === 1) {
+      return Array(nMasks).fill(sizes[0]);
+    }
+    if (sizes.length !== nMasks) {
+      throw new Error(
+        `There are ${sizes.length} numbers of voxels and ${nMasks} masks; allowed: one number, ` +
+          "or one for each mask, without commas inside a number.",
+      );
+    }
+    return sizes;
+  }
+
+  /** Read all entries; return them, and an error for each one that is wrong. */
+  function readEntries() {
+    const errors = [];
+    const read = (field, parse, group = field) => {
+      try {
+        return parse(field);
+      } catch ({ field: found, message }) { // `check` names the field
+        const at = found || field;
+        errors.push({ field: at === "shape" ? "x" : at, group: found || group, message });
+        return undefined;
+      }
+    };
+    const shape = SHAPE.map((field) => read(field, (name) => whole(name), "shape"));
+    const dtype = read("dtype", choice);
+    const compressed = read("compressed", choice) === "yes";
+    const [slope, inter] = SCALING[read("scaling", choice)] || [];
+    const image = { shape, dtype, compressed, slope, inter };
+    const nMasks = read("masks", (name) => whole(name, value(name), MOST_MASKS));
+    const masks = nMasks && read("voxels", () => maskVoxels(nMasks));
+    const nJobs = read("workers", (name) => whole(name));
+    const memoryMib = read("memory", memory);
+    const shmMib = value("shm") ? read("shm", memory) : memoryMib / 2;
+    if (!errors.length) {
+      read("", () => model.check(image, masks, nJobs));
+    }
+    return { errors, image, masks, nJobs, memoryMib, shmMib };
+  }
+
+  /** Mark the fields with errors, and only those; a group of fields shares a message. */
+  function showErrors(errors) {
+    for (const field of ["file", ...FIELDS]) {
+      const wrong = errors.some((error) => error.field === field);
+      byId(field)[wrong ? "setAttribute" : "removeAttribute"]("aria-invalid", "true");
+    }
+    for (const group of ["file", "address", "shape", ...IN_ADDRESS]) {
+      const messages = errors.filter((error) => error.group === group);
+      setText(`${group}-error`, messages.map((error) => error.message).join(" "));
+    }
+  }
+
+  // -- Results -------------------------------------------------------------------------------
+
+  /** Answer in a line: does the usual way fit, with how many workers, and does streaming? */
+  function answer(rows, nJobs, memoryMib) {
+    const row = (method) => rows.find(({ prediction }) => prediction.method === method);
+    const { reason, mostWorkers: most } = row(USUAL);
+    const fits = most === 1 ? "1 fits" : most ? `${grouped(most)} fit` : "not even 1 fits";
+    const streaming = row(STREAMING);
+    return (
+      `${count(nJobs, "NiftiMasker worker")} in ${size(memoryMib)}: ` +
+      `${reason ? `no; ${fits}` : "yes"}. One pass of stream_masks: ` +
+      `${streaming.reason ? "no" : "yes"}, ${size(streaming.prediction.mostMib)}.`
+    );
+  }
+
+  /** Describe what goes in, and warn of masks that cannot be meant. */
+  function summary({ image, masks, memoryMib, shmMib }) {
+    const amounts = model.quantities(image, masks, "parallel");
+    const type = image.slope || image.inter ? "float64, because of the scale factors" : image.dtype;
+    const [voxels, grid] = [masks.reduce((a, b) => a + b), amounts.masks / masks.length];
+    return (
+      `The image takes ${size(amounts.array / MIB)} in memory as ${type}, the time series ` +
+      `${size(amounts.outputs / MIB)}. Available: ${size(memoryMib)}; in /dev/shm ${size(shmMib)}.` +
+      (voxels > grid
+        ? ` The masks have ${grouped(voxels)} voxels together, more than the ${grouped(grid)} of ` +
+          "the grid: is this right? It is if they overlap."
+        : "")
+    );
+  }
+
+  /** The recommended call as lines to copy. */
+  function call(streams) {
+    const lines = [
+      "from pathlib import Path",
+      "",
+      "from beyond_the_masker import stream_masks",
+      "",
+      'fmri_path = "image.nii.gz"  # yours',
+      'mask_paths = sorted(Path("masks").glob("*.nii.gz"))',
+      ...(streams ? [] : ['names = [f"region_{i}.npy" for i in range(len(mask_paths))]']),
+      `series = stream_masks(fmri_path, mask_paths${streams ? "" : ", out=names"})`,
+    ];
+    return lines.join("\n");
+  }
+
+  /** The lowest and the highest possible peak, where they differ. */
+  function range({ lowMib, mostMib }) {
+    const same = grouped(lowMib) === grouped(mostMib);
+    return same ? "" : `, from ${size(lowMib)} to ${size(mostMib)}`;
+  }
+
+  /** MiB of each kind of part, in the order of KINDS. */
+  function byKind({ parts }) {
+    const found = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
+    for (const { holder, mib, reason } of parts) {
+      if (holder !== "file") {
+        found[reason === "imports" ? "imports" : holder] += mib;
+      }
+    }
+    return Object.entries(found).filter(([, mib]) => mib > 0);
+  }
+
+  /** Where the scale ends: bars far beyond the memory are cut off. */
   function scaleEnd(rows, memoryMib) {
     const highest = Math.max(...rows.map(({ prediction }) => prediction.mostMib));
     if (highest < memoryMib / 4) {
@@ -644,202 +216,155 @@
     return Math.min(Math.max(1.05 * highest, 1.15 * memoryMib), 2.5 * memoryMib);
   }
 
-  /** The lowest and the highest possible peak, where they differ. */
-  function range({ lowMib, mostMib }) {
-    const [low, most] = [lowMib, mostMib].map(grouped);
-    return low === most ? "" : `, from ${low} to ${most} MiB`;
-  }
-
-  const percent = (part, whole) => `${Math.min(100, (100 * part) / whole).toFixed(3)}%`;
-
   function drawBar(prediction, memoryMib, end) {
+    const percent = (mib) => `${Math.min(100, (100 * mib) / end).toFixed(3)}%`;
     const kinds = byKind(prediction);
-    const list = Object.entries(kinds)
-      .filter(([, amount]) => amount > 0)
-      .map(([kind, amount]) => `${KINDS[kind].toLowerCase()} ${mib(amount)}`);
-    const bar = element("div", {
-      class: "calc-bar",
-      role: "img",
-      "aria-label":
-        `Likely peak ${mib(prediction.peakMib)}${range(prediction)}: ${list.join(", ")}. ` +
-        `Your memory: ${mib(memoryMib)}.`,
-    });
+    const list = kinds.map(([kind, mib]) => `${KINDS[kind].toLowerCase()} ${size(mib)}`);
+    const label =
+      `Likely peak ${size(prediction.peakMib)}${range(prediction)}: ${list.join(", ")}. ` +
+      `Your memory: ${size(memoryMib)}.`;
+    const bar = element("div", { class: "calc-bar", role: "img", "aria-label": label });
     const stack = element("div", { class: "calc-stack" });
-    let from = 0;
-    for (const [kind, amount] of Object.entries(kinds)) {
-      const shown = Math.max(0, Math.min(from + amount, end) - from);
-      if (shown > 0) {
-        const segment = element("span", {
-          class: `calc-part calc-${kind}`,
-          title: `${KINDS[kind]}: ${mib(amount)}`,
-        });
-        segment.style.width = percent(shown, end);
-        stack.append(segment);
-      }
-      from += amount;
-    }
     bar.append(stack);
+    const add = (kind, left, width, parent = bar) => {
+      const span = element("span", { class: kind });
+      span.style.left = percent(left);
+      span.style.width = width === null ? "" : percent(width);
+      parent.append(span);
+      return span;
+    };
+    let from = 0;
+    for (const [kind, mib] of kinds) {
+      const shown = Math.max(0, Math.min(from + mib, end) - from);
+      add(`calc-part calc-${kind}`, from, shown, stack).title = `${KINDS[kind]}: ${size(mib)}`;
+      from += mib;
+    }
     if (prediction.peakMib > end) {
-      bar.append(element("span", { class: "calc-break" }, `// ${mib(prediction.peakMib)}`));
+      bar.append(element("span", { class: "calc-break" }, `// ${size(prediction.peakMib)}`));
     }
     if (range(prediction)) {
       const { lowMib, mostMib } = prediction;
-      const line = element("span", { class: "calc-range" });
-      line.style.left = percent(lowMib, end);
-      line.style.width = percent(Math.max(0, Math.min(mostMib, end) - lowMib), end);
+      const line = add("calc-range", lowMib, Math.max(0, Math.min(mostMib, end) - lowMib));
       line.classList.toggle("calc-beyond", mostMib > end);
-      bar.append(line);
     }
     if (memoryMib <= end) {
-      const memory = element("span", { class: "calc-line" });
-      memory.style.left = percent(memoryMib, end);
-      bar.append(memory);
+      add("calc-line", memoryMib, null);
     }
     return bar;
   }
 
   function drawAxis(memoryMib, end) {
-    const axis = byId("axis");
-    const zero = element("span", { class: "calc-zero" }, "0");
-    if (memoryMib > end) {
-      const text = `memory ${mib(memoryMib)} \u2192`;
-      axis.replaceChildren(zero, element("span", { class: "calc-end" }, text));
-      return;
-    }
+    const text = `memory ${size(memoryMib)}`;
     const place = (100 * memoryMib) / end;
-    const label = element("span", { class: "calc-at" }, `memory ${mib(memoryMib)}`);
-    label.style.setProperty("--at", `${place}%`);
-    axis.replaceChildren(zero, label);
-    if (place < 60) {
-      axis.append(element("span", { class: "calc-end" }, mib(end)));
+    const labels = [element("span", { class: "calc-zero" }, "0")];
+    if (place > 100) {
+      labels.push(element("span", { class: "calc-end" }, `${text} \u2192`));
+    } else {
+      labels.push(element("span", { class: "calc-at" }, text));
+      labels[1].style.setProperty("--at", `${place}%`);
+      labels.push(...(place < 60 ? [element("span", { class: "calc-end" }, size(end))] : []));
     }
+    byId("axis").replaceChildren(...labels);
   }
 
-  function drawParts(prediction) {
+  function drawParts({ parts }) {
     const holders = {
-      caller: "calling process", worker: "workers", file: "mapped file", block: "shared memory",
+      ...{ caller: "calling process", worker: "workers", file: "mapped file" },
+      ...{ block: "shared memory", helpers: "helpers of joblib" },
     };
-    return prediction.parts.map(({ holder, mib: amount, reason }) => {
+    return parts.map(({ holder, mib, reason }) => {
       const [why, source] = REASONS[reason];
       const [address, ...rest] = source.split(", ");
       const name = element("code", {}, rest.join(", ") || source.replace(/^https?:\/\//, ""));
       const where = source.startsWith("http") ? element("a", { href: address }, name) : name;
-      const counted = element("strong", {}, holder === "file" ? "not counted" : mib(amount));
-      return element("li", {}, counted, `, ${holders[holder] || holder}: ${why} (`, where, ")");
+      const counted = element("strong", {}, holder === "file" ? "not counted" : size(mib));
+      return element("li", {}, counted, `, ${holders[holder]}: ${why} (`, where, ")");
     });
   }
 
   /** One card for each method, made once, so that opened details stay open. */
-  const cards = {};
-  for (const method of Object.keys(METHODS)) {
+  const cards = Object.keys(METHODS).map((method) => {
     const make = (name, kind) => element(name, { class: `calc-${kind}` });
-    const card = { title: element("h3", {}, method) };
-    card.verdict = make("p", "verdict");
-    card.bar = make("div", "bar-place");
-    card.numbers = make("p", "numbers");
-    card.reason = make("p", "reason");
-    card.summary = make("summary", "details-summary");
-    card.parts = make("ul", "parts");
-    card.details = element("details", {}, card.summary, card.parts);
-    card.item = element(
-      "li", { class: "calc-method" },
-      card.title, card.verdict, card.bar, card.numbers, card.reason, card.details,
-    );
-    cards[method] = card;
-    byId("methods").append(card.item);
+    const card = {
+      ...{ verdict: make("p", "verdict"), bar: make("div", "bar-place") },
+      ...{ numbers: make("p", "numbers"), reason: make("p", "reason") },
+      ...{ summary: make("summary", "details-summary"), parts: make("ul", "parts") },
+    };
+    const details = element("details", {}, card.summary, card.parts);
+    const shown = [card.verdict, card.bar, card.numbers, card.reason, details];
+    const title = element("h3", {}, method);
+    byId("methods").append(element("li", { class: "calc-method" }, title, ...shown));
+    return card;
+  });
+  const keys = Object.entries(KINDS).map(([kind, name]) => [`calc-part calc-${kind}`, name]);
+  keys.push(["calc-key-range", "Range of the peak"], ["calc-key-line", "Your memory"]);
+  for (const [kind, name] of keys) {
+    byId("legend").append(element("li", {}, element("span", { class: kind }), name));
   }
-  for (const [kind, name] of Object.entries(KINDS)) {
-    byId("legend").append(
-      element("li", {}, element("span", { class: `calc-part calc-${kind}` }), name),
-    );
-  }
-  byId("legend").append(
-    element("li", {}, element("span", { class: "calc-key-range" }), "Range of the peak"),
-    element("li", {}, element("span", { class: "calc-key-line" }), "Your memory"),
-  );
 
-  function showResults({ image, masks, nJobs, memoryMib, shmMib }) {
-    const rows = budget(image, masks, nJobs, memoryMib, shmMib, MODEL.machine);
+  function showCard(card, row, memoryMib, end) {
+    const { prediction, reason, mostWorkers: most } = row;
+    card.verdict.dataset.fits = reason ? "no" : "yes";
+    const workers = METHODS[prediction.method].imports && most;
+    const less = workers ? `; ${count(most, "worker")} at most` : "";
+    card.verdict.textContent = reason ? `Does not fit${less}` : "Fits";
+    card.bar.replaceChildren(drawBar(prediction, memoryMib, end));
+    const shm = prediction.shmMib ? `, ${size(prediction.shmMib)} of it in /dev/shm` : "";
+    const file = prediction.fileMib
+      ? `; may map up to ${size(prediction.fileMib)} of a file, which the kernel can drop`
+      : "";
+    card.numbers.replaceChildren(
+      prediction.nJobs ? `${count(prediction.nJobs, "worker")}: ` : "",
+      "likely ", element("strong", {}, size(prediction.peakMib)), range(prediction) + shm + file,
+    );
+    card.reason.textContent = inGib(reason);
+    card.summary.textContent = `What is in memory at the peak, while ${prediction.moment}`;
+    card.parts.replaceChildren(...drawParts(prediction));
+  }
+
+  function showResults(entries) {
+    const { image, masks, nJobs, memoryMib, shmMib } = entries;
+    const rows = model.budget(image, masks, nJobs, memoryMib, shmMib, model.MODEL.machine);
+    const streaming = rows.find(({ prediction }) => prediction.method === STREAMING);
+    setText("answer", answer(rows, nJobs, memoryMib));
+    setText("summary", summary(entries));
+    setText("recommendation", inGib(model.recommend(rows, memoryMib)));
+    setText("snippet", call(!streaming.reason));
+    setText("sbatch", model.sbatchLines(image, streaming.prediction));
     const end = scaleEnd(rows, memoryMib);
-    const fitting = rows.filter((row) => !row.reason).length;
-    const amounts = quantities(image, masks, "parallel");
-    setText(
-      byId("summary"),
-      `${fitting} of ${rows.length} methods fit. The image has ${mib(amounts.array / MIB)} in ` +
-        `memory, the time series ${mib(amounts.outputs / MIB)}. Available: ` +
-        `${mib(memoryMib)}; in /dev/shm ${mib(shmMib)}.`,
-    );
     drawAxis(memoryMib, end);
-    for (const row of rows) {
-      const { prediction } = row;
-      const card = cards[prediction.method];
-      const fits = fitsText(row);
-      const words = { yes: "Fits", no: "Does not fit" };
-      const workersText = row.mostWorkers === 1 ? "1 worker" : `${row.mostWorkers} workers`;
-      card.verdict.textContent = words[fits] || `Does not fit; ${workersText} at most`;
-      card.verdict.dataset.fits = fits;
-      card.bar.replaceChildren(drawBar(prediction, memoryMib, end));
-      const workers = prediction.nJobs ? `${grouped(prediction.nJobs)} workers: ` : "";
-      const shm = prediction.shmMib ? `, ${mib(prediction.shmMib)} of it in /dev/shm` : "";
-      const file = prediction.fileMib
-        ? `; may map up to ${mib(prediction.fileMib)} of a file, which the kernel can drop`
-        : "";
-      card.numbers.replaceChildren(
-        workers, "likely ", element("strong", {}, mib(prediction.peakMib)),
-        range(prediction) + shm + file,
-      );
-      card.reason.textContent = row.reason;
-      card.summary.textContent = `What is in memory at the peak, while ${prediction.moment}`;
-      card.parts.replaceChildren(...drawParts(prediction));
-    }
-    byId("recommendation").replaceChildren(
-      ...recommend(rows, memoryMib).split("\n").flatMap((line, i) => (i ? [element("br"), line] : [line])),
-    );
-    setText(byId("snippet"), recommendedCall(rows));
-    setText(byId("copied"), "");
+    rows.forEach((row, i) => showCard(cards[i], row, memoryMib, end));
   }
 
-  let fileError = "";
-  let addressError = "";
+  let outside = []; // errors of a file and of the address
 
   /** Evaluate the entries, and show the results or what is wrong, never both. */
   function update() {
     const entries = readEntries();
-    showErrors(entries.errors);
-    setText(byId("file-error"), fileError);
-    byId("file").toggleAttribute("aria-invalid", false);
-    if (fileError) {
-      byId("file").setAttribute("aria-invalid", "true");
-    }
-    setText(byId("address-error"), addressError);
-    const wrong = [fileError, addressError, ...entries.errors.map((error) => error.message)];
-    const messages = wrong.filter(Boolean);
-    byId("results").hidden = messages.length > 0;
-    setText(byId("message"), messages.length ? `No result. ${messages.join(" ")}` : "");
-    if (!messages.length) {
+    const errors = [...outside, ...entries.errors];
+    showErrors(errors);
+    byId("results").hidden = errors.length > 0;
+    byId("answer").classList.toggle("calc-wrong", errors.length > 0);
+    if (errors.length) {
+      setText("answer", `No result. ${errors.map((error) => error.message).join(" ")}`);
+    } else {
       showResults(entries);
     }
   }
 
-  // -- The address -------------------------------------------------------------------------
+  // -- The address ---------------------------------------------------------------------------
 
   let timer;
-
-  function writeAddress() {
-    const shape = Object.keys(SHAPE).map(value).join("x");
-    const given = FIELDS.slice(4).map((field) => [field, value(field)]);
-    const text = new URLSearchParams([["shape", shape], ...given]).toString();
-    try {
-      history.replaceState(null, "", `#${text.replaceAll("%2C", ",")}`);
-    } catch (error) {
-      // Some browsers allow so many changes in a time: the next one will be written.
-    }
-  }
 
   /** Write the address when no key was pressed for a moment: browsers limit how often. */
   function keepAddress() {
     clearTimeout(timer);
-    timer = setTimeout(writeAddress, 150);
+    timer = setTimeout(() => {
+      const shape = SHAPE.map(value).join("x");
+      const given = IN_ADDRESS.map((field) => [field, value(field)]);
+      const text = new URLSearchParams([["shape", shape], ...given]).toString();
+      history.replaceState(null, "", `#${text.replaceAll("%2C", ",")}`);
+    }, 150);
   }
 
   const defaults = Object.fromEntries(FIELDS.map((field) => [field, byId(field).value]));
@@ -847,7 +372,7 @@
   function fill(field, text) {
     const control = byId(field);
     control.value = text;
-    // A choice that there is not leaves the list empty: keep what was given, for the message.
+    // A list does not take a value that it lacks: keep it for the message.
     delete control.dataset.given;
     if (control.value !== text) {
       control.dataset.given = text;
@@ -860,39 +385,34 @@
       return; // nothing, or a heading of the page
     }
     const given = new URLSearchParams(text);
-    const unknown = [...given.keys()].filter((name) => !["shape", ...FIELDS.slice(4)].includes(name));
-    const problems = [];
-    if (unknown.length) {
-      problems.push(
-        `The address has ${unknown.map((name) => `'${name}'`).join(", ")}; known are shape, ` +
-          `${FIELDS.slice(4).join(", ")}.`,
-      );
-    }
-    for (const field of FIELDS.slice(4)) {
+    const unknown = [...given.keys()].filter((key) => !["shape", ...IN_ADDRESS].includes(key));
+    const problems = unknown.map(
+      (key) => `The address has '${key}'; known are shape, ${IN_ADDRESS.join(", ")}.`,
+    );
+    for (const field of IN_ADDRESS) {
       fill(field, given.has(field) ? given.get(field).trim() : defaults[field]);
     }
     const shape = given.has("shape") ? given.get("shape").split("x") : null;
-    Object.keys(SHAPE).forEach((field, i) => fill(field, shape ? shape[i] || "" : defaults[field]));
+    SHAPE.forEach((field, i) => fill(field, shape ? shape[i] || "" : defaults[field]));
     if (shape && shape.length !== 4) {
       problems.push(
         `The shape in the address is '${given.get("shape")}'; allowed: four whole numbers, ` +
           "joined by x.",
       );
     }
-    addressError = problems.join(" ");
-    fileError = "";
-    setText(byId("file-status"), "");
+    outside = problems.map((message) => ({ group: "address", message }));
+    setText("file-status", "");
   }
 
-  // -- Events ------------------------------------------------------------------------------
+  // -- Events --------------------------------------------------------------------------------
 
   for (const field of FIELDS) {
     byId(field).addEventListener("input", () => {
       delete byId(field).dataset.given;
-      addressError = "";
-      if (IMAGE_FIELDS.includes(field)) {
-        fileError = "";
-        setText(byId("file-status"), "");
+      const ofImage = IMAGE_FIELDS.includes(field); // takes the place of a file
+      outside = outside.filter(({ group }) => group === "file" && !ofImage);
+      if (ofImage) {
+        setText("file-status", "");
       }
       update();
       keepAddress();
@@ -903,86 +423,47 @@
   let reads = 0;
 
   async function take(files) {
-    const current = ++reads; // of two files, the one that was given last
-    let image = null;
-    let problem = "";
-    if (files.length !== 1) {
-      problem = `${files.length} files were given; allowed: one NIfTI image.`;
-    } else {
-      try {
-        image = await readHeader(files[0]);
-      } catch (error) {
-        problem = error.message;
+    const current = ++reads; // only the last of several files counts
+    let [image, problem] = [null, ""];
+    try {
+      if (files.length !== 1) {
+        throw new Error(`${files.length} files were given; allowed: one NIfTI image.`);
       }
+      image = await model.readHeader(files[0]);
+    } catch ({ message }) {
+      problem = message;
     }
     if (current !== reads) {
       return;
     }
-    fileError = problem;
-    let status = "";
+    outside = problem ? [{ field: "file", group: "file", message: problem }] : [];
+    setText("file-status", image ? `Filled in from the header of ${files[0].name}.` : "");
     if (image) {
-      addressError = "";
-      Object.keys(SHAPE).forEach((field, i) => fill(field, String(image.shape[i])));
+      SHAPE.forEach((field, i) => fill(field, String(image.shape[i])));
       fill("dtype", image.dtype);
       fill("compressed", image.compressed ? "yes" : "no");
-      const kind = Object.keys(SCALING).find(
-        (name) => SCALING[name].join() === [image.slope, image.inter].join(),
-      );
-      fill("scaling", kind);
-      status = `Filled in from the header of ${files[0].name}.`;
+      const factors = [image.slope, image.inter].join();
+      fill("scaling", Object.keys(SCALING).find((name) => SCALING[name].join() === factors));
       keepAddress();
     }
-    setText(byId("file-status"), status);
     update();
   }
 
-  byId("file").addEventListener("change", (event) => {
-    if (event.target.files.length) {
-      take([...event.target.files]);
-    }
-  });
-  // The same file can be chosen again, after it was copied anew for instance.
-  byId("file").addEventListener("click", () => {
-    byId("file").value = "";
-  });
-  const drop = byId("drop");
-  for (const name of ["dragenter", "dragover"]) {
+  const [file, drop] = [byId("file"), byId("drop")];
+  file.addEventListener("change", () => file.files.length && take([...file.files]));
+  file.addEventListener("click", () => { file.value = ""; }); // the same file may have changed
+  for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
     drop.addEventListener(name, (event) => {
       event.preventDefault();
-      drop.classList.add("calc-over");
+      drop.classList.toggle("calc-over", name === "dragenter" || name === "dragover");
+      if (name === "drop") {
+        file.value = "";
+        take([...event.dataTransfer.files]);
+      }
     });
-  }
-  drop.addEventListener("dragleave", () => drop.classList.remove("calc-over"));
-  drop.addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("calc-over");
-    byId("file").value = "";
-    take([...event.dataTransfer.files]);
-  });
-
-  // A file that misses the frame does not take the place of the page.
-  for (const name of ["dragover", "drop"]) {
+    // A file that misses the frame does not replace the page.
     window.addEventListener(name, (event) => event.preventDefault());
   }
-
-  byId("copy").addEventListener("click", async () => {
-    const text = byId("snippet").textContent;
-    let copied = true;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch (error) {
-      // Not allowed, or not there, as on a page that was opened from a file.
-      const area = element("textarea", { class: "calc-hidden", readonly: "" });
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      copied = document.execCommand("copy");
-      area.remove();
-      byId("copy").focus();
-    }
-    setText(byId("copied"), copied ? "Copied." : "Not copied: select the lines above.");
-  });
-
   window.addEventListener("hashchange", () => {
     readAddress();
     update();
