@@ -19,6 +19,7 @@ import bisect
 import gzip
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -515,6 +516,10 @@ def _print_table(image, masks, n_jobs, memory_mib, shm_mib, machine, rows):
     if any(row.prediction.file_mib for row in rows):
         print("Mapped: up to this much of a file may be in memory as well. The kernel can drop it.")
     print(f"\n{recommend(rows, memory_mib)}")
+    streaming = next(row for row in rows if row.prediction.method == "Streaming, masks, one pass")
+    print(
+        f"\nA Slurm job that streams one such image:\n{sbatch_lines(image, streaming.prediction)}"
+    )
 
 
 def recommend(rows, memory_mib):
@@ -545,6 +550,18 @@ def recommend(rows, memory_mib):
     if not found["NumPy indexing, threads, parallel"].reason:
         text += "\nTo keep the image in memory: numpy_masker_threads(fmri_path, mask_paths, n)."
     return text
+
+
+def sbatch_lines(image, prediction):
+    """Return what a Slurm job should request to stream one image, as lines of its script.
+
+    One and a half times the predicted memory, three times the time that 100 MB/s would take, and
+    five minutes for a node that starts slowly.
+    """
+    mib = 50 * math.ceil(1.5 * prediction.most_mib / 50)
+    seconds = math.prod(image.shape) * np.dtype(image.dtype).itemsize / 100e6
+    minutes = 5 + math.ceil(3 * seconds / 60)
+    return f"#SBATCH --cpus-per-task=1\n#SBATCH --mem={mib}M\n#SBATCH --time={minutes}"
 
 
 def _print_parts(rows):
