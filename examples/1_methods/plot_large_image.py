@@ -2,30 +2,25 @@
 A large image and its masks
 ===========================
 
-Every page of this site works on the same two things: one large 4D fMRI image, and a set of
-binary :term:`masks <mask>`, one for each region of interest. On this page you will
+Every page of this site works on the same data: one large 4D fMRI image, and a set of binary
+:term:`masks <mask>`, one for each region of interest. On this page you will
 
-1. put several subjects' images together into one large image,
+1. join several subjects' images into one large image,
 2. turn the regions of an :term:`atlas` into masks on the grid of that image, and
-3. see how large the image is on disk, and how large in memory.
+3. compare the image's size on disk with its size in memory.
 
-Unless you ask for something else, the data are a stand-in that is made on your machine, of
-the same shape and type as the development fMRI data set and with as many regions as
-the DiFuMo atlas of 64. With ``DATA=development_fmri`` nilearn downloads the real ones;
-with ``FMRI=`` and ``ATLAS=`` every page uses files of your own.
-
-.. note::
-
-    The scripts import each other: to run one on your own machine, download the zip at the
-    end of its page, or :ref:`all examples <examples>` in one.
+By default the data are made on your machine: a stand-in with the shape and type of the development
+fMRI data set, and with as many regions as the DiFuMo atlas of 64. Set ``DATA=development_fmri`` to
+download the real data with nilearn, or ``FMRI=`` and ``ATLAS=`` to run every page on your own
+files.
 """
 
 # %%
-# The functions
-# -------------
-# A prepared file is written into a folder with a temporary name, which gets its real name
-# when it is complete. So whatever stands in the cache folder can be trusted, also after a
-# run that was interrupted.
+# The image
+# ---------
+# Subjects are joined along time and written to one compressed file, volume by volume. A prepared
+# file goes into a cache folder under a temporary name, and gets its real name when it is complete.
+# An interrupted run therefore leaves nothing that a later run would mistake for a whole file.
 
 import nibabel as nib
 import numpy as np
@@ -33,82 +28,68 @@ import numpy as np
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
 from beyond_the_masker.options import read_options
 
-# %%
-# **The image.** Subjects are concatenated along time and written to one compressed file.
-
-
-# %%
-# **The atlas.** A probabilistic atlas is a 4D image with one map for each region; a region
-# is where its map is not zero, and regions may overlap.
-
-
-# %%
-# **The masks.** Each region is resampled to the grid of the image. Nearest-neighbour
-# interpolation invents no values between a region and its surroundings.
-
-
-# %%
-# The data of this build
-# ----------------------
-# A ``.nii.gz`` file is compressed. In memory the image needs the product of its dimensions,
-# times the bytes of one value, and that is before anybody makes a copy.
-
 options = read_options()
 fmri_path = prepare_fmri(options.n_images)
-mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
-
 fmri_img = nib.load(fmri_path, keep_file_open=True)
-dtype = fmri_img.dataobj[..., :0].dtype  # scale factors applied; nothing is read yet
-size = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize
-print(f"image     {fmri_path.name}, {fmri_img.shape}, {dtype}")
-print(f"on disk   {fmri_path.stat().st_size / 2**20:8.1f} MiB")
-print(f"in memory {size / 2**20:8.1f} MiB")
-sizes = [np.count_nonzero(mask.dataobj) for mask in mask_imgs]
-for path, size in zip(mask_paths, sizes, strict=True):
-    print(f"{path.name}: {size} voxels")
 
 # %%
-# The masks, drawn as contours on the mean of all volumes, in slices through their centres. The
-# mean is summed up volume by volume, which does not need the image in memory:
+# Opening the file reads its header only. In memory, the image takes the product of its dimensions
+# times the bytes of one value, and that is before any function makes a copy. (A file with scale
+# factors usually holds integers that become float64, so ask for the type after scaling; reading no
+# volumes is enough for that.)
+
+dtype = fmri_img.dataobj[..., :0].dtype
+in_memory_mib = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize / 2**20
+print(f"{fmri_path.name}: {fmri_img.shape}, {dtype}")
+print(f"on disk   {fmri_path.stat().st_size / 2**20:8.1f} MiB")
+print(f"in memory {in_memory_mib:8.1f} MiB")
+
+# %%
+# The masks
+# ---------
+# A probabilistic atlas is a 4D image with one map for each region. A region is where its map is
+# not zero, and regions may overlap. An atlas of labels, or a list of masks, works as well. Each
+# region is resampled to the grid of the image with nearest-neighbour interpolation, which invents
+# no values between a region and its surroundings. A region that is empty there raises an error
+# that names it.
+
+mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
+n_voxels = [np.count_nonzero(mask_img.dataobj) for mask_img in mask_imgs]
+for mask_path, n in zip(mask_paths, n_voxels, strict=True):
+    print(f"{mask_path.name}: {n} voxels")
+
+# %%
+# Here are the masks as contours on the mean of all volumes. The mean is summed up volume by
+# volume, which does not need the image in memory:
 
 import matplotlib.pyplot as plt
 from nilearn.plotting import plot_anat
 
-centres = [np.argwhere(mask.dataobj).mean(axis=0) for mask in mask_imgs]
-heights = np.unique(nib.affines.apply_affine(fmri_img.affine, centres)[:, 2].round())
-shown = heights[np.linspace(0, len(heights) - 1, min(6, len(heights))).astype(int)]
-colors = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"]
-
 n_volumes = fmri_img.shape[3]
 mean = sum(np.nan_to_num(fmri_img.dataobj[..., i]) for i in range(n_volumes)) / n_volumes
+mean_img = nib.Nifti1Image(mean.astype("float32"), fmri_img.affine)
 
-rows = np.array_split(shown, 2 if len(shown) > 3 else 1)
-figure = plt.figure(figsize=(4.2, 0.5 + 1.9 * len(rows)), facecolor="black")
-room = 1 - 0.4 / figure.get_figheight()
-for i, heights in enumerate(rows):
-    display = plot_anat(
-        nib.Nifti1Image(mean.astype("float32"), fmri_img.affine),
-        display_mode="z",
-        cut_coords=heights.tolist(),
-        colorbar=False,
-        axes=(0, room * (1 - (i + 1) / len(rows)), 1, room / len(rows)),
-        figure=figure,
-    )
-    for number, mask in enumerate(mask_imgs):
-        color = colors[number % len(colors)]
-        display.add_contours(mask, levels=[0.5], colors=[color], linewidths=2)
-figure.suptitle(f"{len(mask_imgs)} masks on the mean image", color="white", fontsize=12)
-at = ", ".join(f"{height:g}" for height in shown)
+figure = plt.figure(figsize=(7, 6), facecolor="black")
+display = plot_anat(mean_img, display_mode="mosaic", cut_coords=3, colorbar=False, figure=figure)
+for number, mask_img in enumerate(mask_imgs):
+    display.add_contours(mask_img, levels=[0.5], colors=[f"C{number % 10}"], linewidths=2)
 figure.set_label(
-    f"The masks as contours on the mean image of {fmri_path.name}, in axial slices through "
-    "their centres.\n\n"
-    f"{len(shown)} axial slices of the mean image, at z = {at} mm, with the contours of "
-    f"{len(mask_imgs)} masks of {min(sizes)} to {max(sizes)} voxels."
+    f"The masks as contours on the mean image of {fmri_path.name}.\n\n"
+    f"Three slices of the mean image along each axis, with the contours of {len(mask_imgs)} masks "
+    f"of {min(n_voxels)} to {max(n_voxels)} voxels."
 )
 plt.show()
 
 # %%
+# What to conclude
+# ----------------
+# The masks select a small part of the image. A method that holds the whole image to extract them
+# needs at least the size in memory printed above, and each copy of the image adds as much again.
+# The next pages count these copies.
+#
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_nifti_masker.py`: the usual way to take these regions out of
-#   this image, measured.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_nifti_masker.py`: the usual way to extract these
+#   regions, measured.
+# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: all masks in one pass, without
+#   the image in memory.

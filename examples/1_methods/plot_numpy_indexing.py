@@ -2,22 +2,36 @@
 NumPy indexing: take the voxels, nothing else
 =============================================
 
-To get the :term:`time series` of the voxels in a :term:`mask`, a :term:`masker` is not
-needed: index the image's array with the mask's. On this page you will
+You do not need a :term:`masker` to get the :term:`time series` of the voxels in a :term:`mask`:
+index the image's array with the mask's. On this page you will
 
-1. write the function that gives the very values that NiftiMasker gives,
+1. write a function that returns exactly the values that NiftiMasker returns,
 2. run it for all masks, one after the other and in parallel, and
-3. see which copies of the image are left.
+3. see which copies of the image remain.
 """
 
 # %%
 # One mask, image in memory
 # -------------------------
-# NumPy indexing silently accepts a mask from another space, as long as its shape fits. So the
-# function compares shapes and affines before it reads the data.
+# The idea fits one line: ``data[mask].T``. To return what NiftiMasker returns, the line needs
+# company:
+#
+# * NumPy silently accepts a mask from another space, as long as its shape fits. So shapes and
+#   affines are compared before the data are read.
+# * NaN around a region, as SPM writes it, is outside the mask.
+# * NiftiMasker returns float32 or float64, contiguous, without NaN or infinity.
+#
+# :mod:`beyond_the_masker.checks` has these steps, since all methods share them.
 
 import nibabel as nib
 import numpy as np
+
+from beyond_the_masker.checks import (
+    as_nifti_masker,
+    check_same_grid,
+    damaged_file_named,
+    read_mask,
+)
 
 
 def numpy_masker_single_inmemory(fmri_img, mask_img):
@@ -25,135 +39,70 @@ def numpy_masker_single_inmemory(fmri_img, mask_img):
 
     Parameters
     ----------
-    fmri_img : nibabel.Nifti1Image
-        4D image. If its data are not in memory yet, they are read here.
-    mask_img : nibabel.Nifti1Image
-        3D mask on the grid of the image: non-zero in the region.
+    fmri_img, mask_img : nibabel.Nifti1Image
+        A 4D image, and a 3D mask on its grid: non-zero in the region. Data that are not in memory
+        yet are read here.
 
     Returns
     -------
     array of shape (n_timepoints, n_voxels)
-        float32 or float64, as the image; integers become float32. Voxels are in C order
-        of the mask. Values that are not finite are replaced by zero, as NiftiMasker does.
+        float32 or float64, as the image; integers become float32. Voxels are in C order of the
+        mask. Values that are not finite are replaced by zero, as NiftiMasker does.
 
     Raises
     ------
     ValueError
-        The image is not 4D, or has no volume, or the mask is not 3D; their grids or affines
-        differ; the mask is empty.
+        The grids differ, or the mask is empty.
+    OSError
+        A file is incomplete or damaged.
     """
-    if (
-        fmri_img.ndim != 4
-        or 0 in fmri_img.shape
-        or mask_img.shape != fmri_img.shape[:3]
-        or not np.allclose(mask_img.affine, fmri_img.affine)
-    ):
-        raise ValueError(
-            "A 4D image and a 3D mask on its grid are needed; the image has shape "
-            f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
-            f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
-            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
-        )
-    mask = np.asarray(mask_img.dataobj)
-    mask = np.isfinite(mask) & (mask != 0)
-    if not mask.any():
-        raise ValueError("The mask is empty: none of its voxels differs from zero.")
-    series = np.asanyarray(fmri_img.dataobj)[mask].T
-    dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
-    series = np.ascontiguousarray(series, dtype=dtype)
-    return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+    check_same_grid(fmri_img, mask_img)
+    mask = read_mask(mask_img)
+    with damaged_file_named(fmri_img.get_filename()):
+        data = np.asanyarray(fmri_img.dataobj)
+    return as_nifti_masker(data[mask])
 
 
 # %%
 # One mask, from a path
 # ---------------------
-# The same function, which opens the files itself. Reading detects a file that ends too early. A
+# The same function can open the files itself. A file that ends too early raises an error. A
 # changed byte within a compressed file can go unnoticed, here as with NiftiMasker, because nibabel
-# stops reading before gzip's checksum: ``gzip -t`` finds it.
-
-import zlib
+# stops reading before gzip's checksum: ``gzip -t`` detects it.
 
 
 def numpy_masker_single_path(fmri_path, mask_path):
     """Extract the voxel time series of one mask by indexing, from files.
 
-    Parameters
-    ----------
-    fmri_path : str or pathlib.Path
-        4D image.
-    mask_path : str or pathlib.Path
-        3D mask on the grid of the image: non-zero in the region.
-
-    Returns
-    -------
-    array of shape (n_timepoints, n_voxels)
-        As `numpy_masker_single_inmemory` gives it.
-
-    Raises
-    ------
-    FileNotFoundError
-        A file is missing.
-    ValueError
-        As for `numpy_masker_single_inmemory`.
-    OSError
-        A file is incomplete, or so damaged that it cannot be read.
+    As `numpy_masker_single_inmemory`; raises a FileNotFoundError for a missing file.
     """
-    fmri_img, mask_img = nib.load(fmri_path), nib.load(mask_path)
-    if (
-        fmri_img.ndim != 4
-        or 0 in fmri_img.shape
-        or mask_img.shape != fmri_img.shape[:3]
-        or not np.allclose(mask_img.affine, fmri_img.affine)
-    ):
-        raise ValueError(
-            "A 4D image and a 3D mask on its grid are needed; the image has shape "
-            f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
-            f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
-            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
-        )
-    try:
-        mask = np.asarray(mask_img.dataobj)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise OSError(
-            f"{mask_path} is incomplete or damaged ({error}). Copy or download it again."
-        ) from error
-    mask = np.isfinite(mask) & (mask != 0)
-    if not mask.any():
-        raise ValueError("The mask is empty: none of its voxels differs from zero.")
-    try:
-        data = np.asanyarray(fmri_img.dataobj)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise OSError(
-            f"{fmri_path} is incomplete or damaged ({error}). Copy or download it again."
-        ) from error
-    series = data[mask].T
-    dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"
-    series = np.ascontiguousarray(series, dtype=dtype)
-    return np.nan_to_num(series, copy=False, nan=0, posinf=0, neginf=0)
+    return numpy_masker_single_inmemory(nib.load(fmri_path), nib.load(mask_path))
 
+
+# %%
+# The same values as NiftiMasker's, for the first volumes and the first region:
+
+from nilearn.maskers import NiftiMasker
+
+from beyond_the_masker.data import first_volumes
+from beyond_the_masker.experiment import prepare_all
+
+fmri_path, mask_paths, _, image_mib = prepare_all()
+fmri_img, mask_img = first_volumes(fmri_path), nib.load(mask_paths[0])
+series = numpy_masker_single_inmemory(fmri_img, mask_img)
+reference = NiftiMasker(mask_img=mask_img, standardize=None).fit_transform(fmri_img)
+same = np.array_equal(series, reference)
+print(f"{series.shape[0]} volumes, {series.shape[1]} voxels; the same as NiftiMasker's: {same}")
 
 # %%
 # All masks, one after the other
 # ------------------------------
 # An image that has been read once can be indexed with any number of masks. Without workers there
-# is one copy of it.
+# is one copy of it. (Give it an image in memory: a lazy one would be read for each mask.)
 
 
 def numpy_masker_loop(fmri_img, mask_imgs):
-    """Extract several masks by indexing one image in memory, one after the other.
-
-    Parameters
-    ----------
-    fmri_img : nibabel.Nifti1Image
-        4D image, its data in memory. (The file of a lazily loaded one is read for each mask.)
-    mask_imgs : list of nibabel.Nifti1Image
-        3D masks on the grid of the image: non-zero in the region.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask; see `numpy_masker_single_inmemory`, also for the errors.
-    """
+    """Extract several masks by indexing, one by one; see `numpy_masker_single_inmemory`."""
     return [numpy_masker_single_inmemory(fmri_img, mask_img) for mask_img in mask_imgs]
 
 
@@ -162,51 +111,21 @@ def numpy_masker_loop(fmri_img, mask_imgs):
 # ---------------------
 # A path is a few bytes, and each :term:`worker` reads the file for itself. joblib does not send an
 # array of more than 1 MB: it writes the array to a file, once, and the workers :term:`map <memory
-# map>` that file. The file is in shared memory where 2 GB are free there, else on disk.
+# map>` that file. The file is in shared memory where 2 GB are free there, otherwise on disk.
 
 from joblib import Parallel, delayed
 
 
-def numpy_masker_parallel_path(fmri_path, mask_paths, n_regions):
-    """Extract several masks by indexing, each in a worker that reads the image's file.
-
-    Parameters
-    ----------
-    fmri_path : str or pathlib.Path
-        4D image.
-    mask_paths : list of str or pathlib.Path
-        3D masks on the grid of the image.
-    n_regions : int
-        Number of workers.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask; see `numpy_masker_single_path`, also for the errors.
-    """
-    return Parallel(n_jobs=n_regions)(
+def numpy_masker_parallel_path(fmri_path, mask_paths, n_jobs):
+    """Extract several masks in workers that read the file; see `numpy_masker_single_path`."""
+    return Parallel(n_jobs=n_jobs)(
         delayed(numpy_masker_single_path)(fmri_path, mask_path) for mask_path in mask_paths
     )
 
 
-def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_regions):
-    """Extract several masks by indexing one image in memory, each in a worker of its own.
-
-    Parameters
-    ----------
-    fmri_img : nibabel.Nifti1Image
-        4D image, its data in memory. (A lazily loaded one makes each worker read the file.)
-    mask_imgs : list of nibabel.Nifti1Image
-        3D masks on the grid of the image.
-    n_regions : int
-        Number of workers.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask; see `numpy_masker_single_inmemory`, also for the errors.
-    """
-    return Parallel(n_jobs=n_regions)(
+def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_jobs):
+    """Extract several masks in workers from one image; see `numpy_masker_single_inmemory`."""
+    return Parallel(n_jobs=n_jobs)(
         delayed(numpy_masker_single_inmemory)(fmri_img, mask_img) for mask_img in mask_imgs
     )
 
@@ -214,13 +133,12 @@ def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_regions):
 # %%
 # What it costs
 # -------------
-# Measured as in :ref:`sphx_glr_auto_examples_1_methods_plot_nifti_masker.py`: from the files, in fresh
-# processes, with workers three times.
+# Measured as in :ref:`sphx_glr_auto_examples_1_methods_plot_nifti_masker.py`: from the files, in
+# fresh processes, with workers several times.
 
-from beyond_the_masker.experiment import measure_methods, prepare_all
+from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
 
-*_, image_mib = prepare_all()
 traces = measure_methods(
     numpy_masker_single_path,
     numpy_masker_single_inmemory,
@@ -233,16 +151,18 @@ plot_traces(traces, image_mib)
 # %%
 # What to conclude
 # ----------------
-# From a path, the masker's copy is gone, but while a compressed file is read the image is there
-# twice in each worker. So a worker's peak is about as high as with NiftiMasker, apart from what
-# NiftiMasker imports, and memory grows with the number of workers. (A file that is neither
-# compressed nor scaled is mapped, and costs little.) From memory, the workers share one copy, in
-# joblib's file, and the calling process has its own. The loop has no second copy, and where
-# reading the file takes most of the time, it is faster than the workers: compare the times above.
-# When work on each region does need workers, one copy is enough for all:
-# :ref:`sphx_glr_auto_examples_1_methods_plot_shared_memory.py`.
+# From a path, the masker's copy is gone. Yet while a worker reads a compressed file, it holds the
+# image twice: as decompressed bytes, and as the array that they are copied into. So its peak is
+# about as high as with NiftiMasker, except for NiftiMasker's imports, and memory grows with the
+# number of workers. (A file that is neither compressed nor scaled is mapped, and costs little.)
+#
+# From memory, the workers share one copy, in joblib's file, and the calling process has its own.
+# The loop has no second copy, and where reading the file takes most of the time, it is faster than
+# the workers: compare the times above. When work on each region does need workers, one copy is
+# enough for all of them, as the next page shows.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_shared_memory.py`: one copy of the image for all workers.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_shared_memory.py`: one copy of the image for all
+#   workers.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: no copy at all, and no workers.

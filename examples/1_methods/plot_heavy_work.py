@@ -1,0 +1,120 @@
+"""
+Heavy work on each region: when workers pay
+===========================================
+
+Taking voxels out of an image is quick; starting a worker takes longer. This changes when each
+region needs much computation. On this page you will
+
+1. extract all regions first, in one process, since their :term:`time series` are small,
+2. give each region to a :term:`worker`, and receive results as they become ready, and
+3. compare the time saved with the time that the workers take to start.
+"""
+
+# %%
+# The work
+# --------
+# As an example: how certain is the share of variance that a region's first principal component
+# explains? To find out, the share is computed again and again from volumes that are drawn with
+# replacement.
+
+import numpy as np
+
+
+def bootstrap_first_component(series, n_draws=20):
+    """Draw volumes with replacement, and compute how much the first component explains.
+
+    Parameters
+    ----------
+    series : array of shape (n_timepoints, n_voxels)
+    n_draws : int
+
+    Returns
+    -------
+    array of shape (n_draws,)
+        Between 0 and 1: the largest squared singular value over the sum of all.
+    """
+    rng = np.random.default_rng(0)
+    shares = np.empty(n_draws)
+    for i in range(n_draws):
+        drawn = series[rng.integers(len(series), size=len(series))]
+        values = np.linalg.svd(drawn - drawn.mean(axis=0), compute_uv=False)
+        shares[i] = values[0] ** 2 / max((values**2).sum(), np.finfo(values.dtype).tiny)
+    return shares
+
+
+# %%
+# The regions come from one pass over the file, which needs no workers. Here they are cut to a size
+# that takes a moment.
+
+from beyond_the_masker import stream_masks
+from beyond_the_masker.experiment import prepare_all
+
+fmri_path, mask_paths, *_ = prepare_all()
+regions = [np.array(series[:300, :400]) for series in stream_masks(fmri_path, mask_paths[:6])]
+
+# %%
+# One after the other
+# -------------------
+# Linear algebra has threads of its own: BLAS already uses all cores for one region. Several workers
+# that each do so slow each other down. So BLAS gets one thread, here by ``threadpool_limits``, and
+# in the workers below by ``inner_max_num_threads``.
+
+import time
+
+from threadpoolctl import threadpool_limits
+
+start = time.perf_counter()
+with threadpool_limits(1):
+    serial = [bootstrap_first_component(series) for series in regions]
+serial_seconds = time.perf_counter() - start
+print(f"one after the other: {serial_seconds:.1f} s")
+
+# %%
+# In workers
+# ----------
+# A first, short task for each worker shows how long the workers take to start. With
+# ``return_as="generator"`` you receive a region's result as soon as it and those before it are
+# ready. You can use and release it while the workers continue, so the results are never in memory
+# all at once. (``"generator_unordered"`` returns whichever is ready first.)
+
+from joblib import Parallel, cpu_count, delayed, parallel_config
+
+n_workers = cpu_count()
+with parallel_config("loky", n_jobs=n_workers, inner_max_num_threads=1):
+    start = time.perf_counter()
+    Parallel()(delayed(bootstrap_first_component)(regions[0], 1) for _ in range(n_workers))
+    start_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    results = Parallel(return_as="generator")(
+        delayed(bootstrap_first_component)(series) for series in regions
+    )
+    for number, shares in enumerate(results, start=1):
+        low, high = np.percentile(shares, [2.5, 97.5])
+        seconds = time.perf_counter() - start
+        print(f"region {number}: {low:.1%} to {high:.1%} of the variance, after {seconds:.1f} s")
+parallel_seconds = time.perf_counter() - start
+print(f"{n_workers} workers: {parallel_seconds:.1f} s, and {start_seconds:.1f} s to start them")
+
+# %%
+# What it costs, and what it saves
+# --------------------------------
+
+paid = start_seconds + parallel_seconds < serial_seconds
+print(f"once they have started, {serial_seconds / parallel_seconds:.1f} times as fast")
+print(f"with their start, they {'pay' if paid else 'do not pay'} here")
+
+# %%
+# What to conclude
+# ----------------
+# Workers pay when the work on all regions takes far longer than their start. Their number cannot
+# speed up the work by more than the number of cores, each needs the memory of one more Python
+# process, and there is no gain if the cores are busy with something else. Each worker receives the
+# time series of its region only, never the image.
+#
+# If each region's work needs the whole image, share it: in threads, in a mapped file, or in shared
+# memory.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_in_memory.py`: one image for all workers.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_one_machine.py`: one image for each worker.
