@@ -41,18 +41,18 @@ FILES = (  # "|download summary.csv|"
     *("task_overhead.csv", "mask_study.sbatch"),
 )
 TABLE = {
-    "peak_mib": "Peak memory",
-    "above_mib": "Above the start",
-    "seconds": "Time",
+    "peak_mib": "Peak memory, MiB",
+    "above_mib": "Above the start, MiB",
+    "seconds": "Time, s",
 }
 EVERY_COLUMN = {
     **TABLE,
-    "before_mib": "Before the call",
+    "before_mib": "Before the call, MiB",
     "identical": "Identical",
     "n_jobs": "Workers",
-    "peak_file_mib": "File pages (droppable)",
-    "peak_pss_mib": "PSS summed",
-    "peak_rss_mib": "RSS summed",
+    "peak_file_mib": "File pages, MiB",
+    "peak_pss_mib": "Sum of PSS, MiB",
+    "peak_rss_mib": "Sum of RSS, MiB",
 }
 FIGURES = {  # a layout for a wide column, and where there is one, another for a narrow column
     "peaks": ("peaks.svg",),
@@ -225,7 +225,7 @@ def table(run, columns, classes):
     cells = [["Method", *columns.values()]]
     for title, row in run.rows.items():
         texts = [title, *(value(row, column, column in RANGES) for column in columns)]
-        texts = [escaped(text) for text in texts]
+        texts = [escaped(re.sub(" (MiB|s)(?= |$)", "", text)) for text in texts]  # in the heading
         cells.append([f"*{text}*" for text in texts] if row["status"] == "predicted" else texts)
     for row in cells:
         lines += ["", f"   * - {row[0]}", *(f"     - {cell}" for cell in row[1:])]
