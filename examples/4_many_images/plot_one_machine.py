@@ -43,20 +43,21 @@ print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to
 import matplotlib.pyplot as plt
 import numpy as np
 
+from beyond_the_masker.figures import plot_series
+
 with np.load(table.file[0]) as results:
     *names, _ = results.files
-    every_series = [results[name] for name in names]
-for name, series in zip(names, every_series, strict=True):
+    every_series = {name: results[name] for name in names}
+for name, series in every_series.items():
     print(name, series.shape, series.dtype)
 
-figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
-ax.plot(every_series[0].mean(axis=1), color="#0072b2")
-ax.set(xlabel="volume", ylabel="mean over voxels", title=f"{names[0]} of the first image")
+means = {name: series.mean(axis=1) for name, series in list(every_series.items())[:3]}
+plot_series(means, "Time series of the first image", "mean over the region's voxels")
 plt.show()
 
 # %%
-# The last entry, ``about.json``, records the image, its size and time of change, the masks and their checksum.
-# Because of this record, the same call only does what is missing, which here is nothing:
+# The last entry, ``about.json``, records the image, its size and time of change, the masks and
+# their checksum. Because of this record, the same call only does what is missing, here nothing:
 
 print(mask_study(images, masks, folder.name, n_jobs=2).status.value_counts().to_dict())
 folder.cleanup()

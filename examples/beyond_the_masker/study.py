@@ -85,6 +85,8 @@ def mask_study(
     as before. Otherwise it is computed again. Results of another image that still exists are never
     overwritten: the new image fails.
     """
+    import pandas as pd  # here: workers do not need it
+
     paths = [images] if isinstance(images, str | Path) else images
     files = name_files([Path(path).absolute() for path in paths], output_dir, relative_to)
     files, table = one_part(files, part)
@@ -104,7 +106,9 @@ def mask_study(
             rows[Path(row["image"])] = row
     finally:
         remove_unfinished(written)
-        frame = write_table(rows.values(), output_dir / table)
+        frame = pd.DataFrame(rows.values(), columns=COLUMNS)
+        with moved_into_place(output_dir / table) as unfinished:
+            frame.to_csv(unfinished, sep="\t", index=False, errors="surrogateescape")
     return frame
 
 
@@ -149,16 +153,6 @@ def show_progress(rows, total):
             peak_mib = max(peak_mib, row.get("peak_rss_mib", 0))
             progress.set_postfix(failed=failed, peak=f"{peak_mib:.0f} MiB", refresh=False)
             progress.update()
-
-
-def write_table(rows, path):
-    """Write rows as a table; return it."""
-    import pandas as pd  # here: workers do not need it
-
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    with moved_into_place(path) as unfinished:
-        frame.to_csv(unfinished, sep="\t", index=False, errors="surrogateescape")
-    return frame
 
 
 def run_tasks(tasks, n_jobs, files):
