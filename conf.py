@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bokeh.util.paths import bokehjs_path
+
 ROOT = Path(__file__).parent.resolve()
 sys.path[:0] = [str(ROOT / "doc" / "_ext"), str(ROOT / "examples")]
 
@@ -48,7 +50,6 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxext.opengraph",
-    "timeline",
 ]
 exclude_patterns = ["_build", "_ext", "_report", "sg_execution_times.rst"]
 nitpicky = True
@@ -135,7 +136,8 @@ ogp_site_url = html_baseurl
 ogp_social_cards = {"font": "DejaVu Sans"}
 
 html_theme = "pydata_sphinx_theme"
-html_static_path = ["doc/_static"]
+# Bokeh's own script draws the figure to explore; pages load it when a reader opens the figure.
+html_static_path = ["doc/_static", str(bokehjs_path() / "js" / "bokeh.min.js")]
 templates_path = ["doc/_templates"]
 html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"

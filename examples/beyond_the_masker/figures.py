@@ -6,7 +6,7 @@ import statistics
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from beyond_the_masker.files import stem
@@ -44,169 +44,9 @@ def marker_of(method):
     return next((marker for word, marker in MARKERS.items() if word in method), "X")
 
 
-def spread(positions, distance, low, high):
-    """Move sorted positions so that they are at least `distance` apart, within limits."""
-    distance = min(distance, (high - low) / len(positions))
-    placed = np.array(positions, dtype=float)
-    for i in range(len(placed)):
-        least = low + distance / 2 if i == 0 else placed[i - 1] + distance
-        placed[i] = max(placed[i], least)
-    for i in reversed(range(len(placed))):
-        most = high - distance / 2 if i == len(placed) - 1 else placed[i + 1] - distance
-        placed[i] = min(placed[i], most)
-    return placed
-
-
-def thin(times, mib, n_parts=1500):
-    """Keep the largest sample of each of `n_parts` parts of the time: peaks stay."""
-    if len(times) <= n_parts:
-        return times, mib
-    parts = np.array_split(np.arange(len(times)), n_parts)
-    kept = [part[np.argmax(mib[part])] for part in parts]
-    return times[kept], mib[kept]
-
-
 def name_of(phase):
     """Return a phase's method and mode, as short as they are clear."""
     return f"{phase['method'].replace(' image', '')}, {phase['mode']}"
-
-
-def peak_of(phase):
-    """Return a phase's peak as text."""
-    return peak_text(phase["status"], phase["peak_mib"], phase["predicted_mib"])
-
-
-def plot_phases(times, mib, phases, metric, tall=False):
-    """Draw memory over time, each phase shaded, numbered, and listed with its peak.
-
-    Parameters
-    ----------
-    times, mib, phases
-        As `read_phases` returns them.
-    metric : str
-        What was summed: ``"PSS"`` or ``"RSS"``.
-    tall : bool
-        The list below the curve instead of beside it, for a narrow screen.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    # All lengths are in inches.
-    line, between = 0.19, 0.09
-    lines = [2 if tall or phase["status"] != "measured" else 1 for phase in phases]
-    list_height = line * sum(lines) + between * (len(lines) - 1)
-    if tall:
-        width, height = 4.2, list_height + 4.05
-        chart = 0.78, list_height + 0.75, 3.15, 2.5
-        list_left, list_top = 0.1, list_height + 0.08
-    else:
-        width, height = 9.2, max(list_height + 0.75, 4.6)
-        chart = 0.78, 0.55, 3.75, height - 1.45
-        list_left, list_top = 4.7, height - 0.55
-    figure = plt.figure(figsize=(width, height))
-    ax = figure.add_axes(tuple(np.array(chart) / (width, height, width, height)))
-    end = phases[-1]["ended"] + 1
-    drawn_times, drawn_mib = thin(times, mib)
-    ax.fill_between(drawn_times, drawn_mib, color="0.8", linewidth=0)
-    for phase in phases:
-        inside = (times >= phase["began"]) & (times <= phase["ended"])
-        color = color_of(phase["method"])
-        if phase["status"] == "predicted":
-            style = {"fill": False, "hatch": "xxxx", "edgecolor": color}
-        else:
-            style = {"color": color, "alpha": 0.18}
-            ax.fill_between(*thin(times[inside], mib[inside]), color=color, linewidth=0)
-        ax.axvspan(phase["began"], phase["ended"], lw=0, **style)
-    ax.set(xlabel="seconds", xlim=(0, end), ylim=(0, max(mib.max(), 1) * 1.05))
-    ax.set_ylabel(f"MiB ({metric}, all processes)")
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.spines[["top", "right"]].set_visible(False)
-
-    middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    places = spread(middles, end * 0.215 / chart[2], 0, end)
-    top = list_top
-    for number, phase in enumerate(phases):
-        elbow = ax.get_xaxis_transform()
-        at = [middles[number], places[number]], [1.01, 1 + 0.2 / chart[3]]
-        ax.plot(*at, color="0.5", lw=0.8, transform=elbow, clip_on=False)
-        above = (places[number], 1 + 0.23 / chart[3])
-        ax.text(*above, f"{number + 1}", transform=elbow, ha="center", va="bottom")
-
-        inches = figure.dpi_scale_trans
-        style = {"color": color_of(phase["method"])}
-        if phase["status"] == "predicted":
-            style = {"fill": False, "hatch": "xxxx", "edgecolor": style["color"]}
-        box = Rectangle((list_left, top - 0.155), 0.13, 0.13, lw=0.8, transform=inches, **style)
-        figure.add_artist(box)
-        left = list_left + 0.5
-        beside, below = (width - 0.05, 0, "right"), (left, 1, "left")
-        for (x, row, side), text in (
-            ((list_left + 0.42, 0, "right"), f"{number + 1}"),
-            ((left, 0, "left"), name_of(phase)),
-            (beside if lines[number] == 1 else below, peak_of(phase)),
-        ):
-            y = top - row * line - 0.155
-            figure.text(x, y, text, transform=inches, ha=side, va="baseline")
-        top -= line * lines[number] + between
-    figure.text(
-        *(0.1, height - 0.08),
-        f"Memory over time ({metric}), all methods",
-        **{"transform": figure.dpi_scale_trans, "fontsize": 12, "va": "top"},
-    )
-    peaks = "; ".join(f"{i}, {name_of(p)}: {peak_of(p)}" for i, p in enumerate(phases, start=1))
-    figure.set_label(
-        f"Memory of the script and its workers over time ({metric}). Each method is shaded and "
-        "numbered, and listed with its peak. Grey: between the methods. The figures of RSS and of "
-        "PSS show the same run under mprof.\n\n"
-        f"Area chart of the {metric} of all processes together over {end:,.0f} seconds, while "
-        f"{len(phases)} methods run one after the other. Their peaks are: {peaks}."
-    )
-    return figure
-
-
-def as_timeline(times, mib, phases, children, metric):
-    """Return a drawing as plain numbers and words, so that a page can draw it, too.
-
-    Parameters
-    ----------
-    times, mib, phases
-        As `read_phases` returns them.
-    children : list of dict
-        As `read_children` returns them.
-    metric : str
-
-    Returns
-    -------
-    dict
-    """
-    kept = np.flatnonzero(np.isin(times, thin(times, mib)[0]))
-    processes = []
-    for child in children:
-        rss_mib = child["rss_mib"][kept].round().astype(int)
-        there = np.flatnonzero(rss_mib)
-        if there.size:
-            first, last = int(there[0]), int(there[-1])
-            values = rss_mib[first : last + 1].tolist()
-            processes.append({"name": child["name"], "first": first, "mib": values})
-    return {
-        "metric": metric,
-        "times": times[kept].round(2).tolist(),
-        "mib": mib[kept].round().astype(int).tolist(),
-        "phases": [
-            {
-                "name": name_of(phase),
-                "peak": peak_of(phase),
-                "run": phase["status"] != "predicted",
-                "color": color_of(phase["method"]),
-                "began": round(phase["began"], 2),
-                "ended": round(phase["ended"], 2),
-            }
-            for phase in phases
-        ],
-        "processes": processes,
-    }
 
 
 def peak_label(row):
@@ -314,9 +154,8 @@ def plot_peaks(rows):
 
 
 def save(figure, path):
-    """Save a figure as SVG, with words as words, and what it shows beside them."""
-    with plt.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Description": figure.get_label()})
+    """Save a figure as SVG, with its caption and its description."""
+    figure.savefig(path, metadata={"Description": figure.get_label(), "Date": None})
 
 
 def plot_ratios(times, title):

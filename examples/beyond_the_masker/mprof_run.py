@@ -1,11 +1,12 @@
 """Record all methods with mprof, and read its files.
 
-mprof samples the resident set size (RSS). Meanwhile ``memory_usage``, the function that mprof itself
-calls, samples the proportional or the unique set size of the same processes.
+mprof samples the resident set size (RSS). Meanwhile ``memory_usage``, which mprof itself calls,
+samples the proportional set size (PSS) of the same processes, or the unique one (USS) without PSS.
 """
 
 import contextlib
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -17,20 +18,22 @@ import numpy as np
 import psutil
 from memory_profiler import memory_usage
 
+from beyond_the_masker.meter import HAS_PSS
+from beyond_the_masker.options import read_options
+
 DAY = 24 * 60 * 60
-RSS, PSS, PHASES = "mprof_rss.dat", "mprof_pss.dat", "phases.csv"
+METRIC = "PSS" if HAS_PSS else "USS"  # in the file of PSS
+RSS_FILE, PSS_FILE, PHASES_FILE = "mprof_rss.dat", "mprof_pss.dat", "phases.csv"
 
 
-def run_under_mprof(folder, backend="psutil_pss"):
+def run_under_mprof(folder):
     """Run ``beyond-the-masker experiment`` under mprof, and sample a second metric of the same run.
 
     Parameters
     ----------
     folder : str or pathlib.Path
-        Receives ``mprof_rss.dat``, ``mprof_pss.dat``, and ``phases.csv``, which lists when each
-        method began and ended.
-    backend : {"psutil_pss", "psutil_uss"}
-        The metric in ``mprof_pss.dat``: PSS or USS.
+        Receives ``mprof_rss.dat``, ``mprof_pss.dat``, ``phases.csv``, which lists when each method
+        began and ended, and ``mprof.json`` with the pause. Drawings of an earlier run are removed.
 
     Returns
     -------
@@ -42,15 +45,18 @@ def run_under_mprof(folder, backend="psutil_pss"):
     RuntimeError
         The run ended with an error.
     """
-    rss_path, pss_path, phases_path = (Path(folder, name) for name in (RSS, PSS, PHASES))
-    for path in (rss_path, pss_path, phases_path):
+    folder = Path(folder)
+    rss_path, pss_path, phases_path = (folder / n for n in (RSS_FILE, PSS_FILE, PHASES_FILE))
+    drawings = *folder.glob("memory_over_time_*.svg"), folder / "timeline.html"
+    for path in (rss_path, pss_path, phases_path, *drawings):
         path.unlink(missing_ok=True)
+    (folder / "mprof.json").write_text(json.dumps({"mprof": {"pause": read_options().pause}}))
     command = [sys.executable, "-m", "mprof", "run", "--include-children", "--multiprocess"]
     command += ["--exit-code", "--output", str(rss_path)]
     command += [sys.executable, "-m", "beyond_the_masker", "experiment"]
     command += ["--phases", str(phases_path)]
     with subprocess.Popen(command) as recorder:
-        sample_child(recorder, pss_path, backend)
+        sample_child(recorder, pss_path)
     if not 0 <= recorder.returncode <= 128:  # a signal
         print("The run was killed before its end, perhaps for lack of memory.")
         return False
@@ -59,9 +65,9 @@ def run_under_mprof(folder, backend="psutil_pss"):
     return True
 
 
-def sample_child(recorder, path, backend):
+def sample_child(recorder, path):
     """Write samples of the process that mprof starts into a file, until the process ends."""
-    pid = child_of(recorder)
+    pid, backend = child_of(recorder), f"psutil_{METRIC.lower()}"
     how = {"backend": backend, "include_children": True, "multiprocess": True}
     try:
         with open(path, "w") as file, contextlib.suppress(psutil.NoSuchProcess):
@@ -81,6 +87,27 @@ def child_of(process):
                 return child.pid
         time.sleep(0.01)
     return process.pid
+
+
+def read_run(folder):
+    """Read what `run_under_mprof` wrote.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+
+    Returns
+    -------
+    dict of str to tuple
+        For ``"PSS"`` (or ``"USS"``) and ``"RSS"``: times, mib and phases, as `read_phases` returns
+        them, and children, as `read_children` returns them.
+    """
+    runs = {}
+    for metric, name in ((METRIC, PSS_FILE), ("RSS", RSS_FILE)):
+        path = Path(folder, name)
+        times, mib, phases = read_phases(Path(folder, PHASES_FILE), path)
+        runs[metric] = times, mib, phases, read_children(phases, times, path)
+    return runs
 
 
 def read_phases(phases_path, mprof_path):

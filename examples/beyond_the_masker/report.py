@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from os.path import relpath
 from pathlib import Path
+from textwrap import indent
 from typing import NamedTuple
 
 from beyond_the_masker.meter import in_seconds
@@ -249,5 +250,5 @@ def figure(run, place, layouts):
 
 def timeline(run):
     """Return the interactive drawing of memory over time, where there is one."""
-    exists = (run.folder / "timeline.json").exists()
-    return ".. memory-timeline:: timeline.json\n" if exists else ""
+    path = run.folder / "timeline.html"
+    return ".. raw:: html\n\n" + indent(path.read_text(), "   ") if path.exists() else ""
