@@ -18,7 +18,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker.budget import TYPICAL, Row, most_workers, read_header, recommend, why_not
+from beyond_the_masker.budget import Row, most_workers, recommend, why_not
+from beyond_the_masker.headers import read_header
+from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.model import (
     DTYPES,
     METHODS,

@@ -19,7 +19,6 @@ from measured import Measurements
 
 from beyond_the_masker import model as memory_model
 from beyond_the_masker.benchmark import FULL, read_benchmark
-from beyond_the_masker.budget import TYPICAL
 from beyond_the_masker.experiment import METHODS, title
 from beyond_the_masker.figures import (
     KEYS,
@@ -37,6 +36,7 @@ from beyond_the_masker.figures import (
     spread,
     thin,
 )
+from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.model import METHODS as MODELS
 from beyond_the_masker.model import Image, predict
 from beyond_the_masker.model_check import (

@@ -22,8 +22,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from beyond_the_masker import budget as memory_budget
 from beyond_the_masker import experiment as measured_methods
 from beyond_the_masker import experiment as whole_experiment
+from beyond_the_masker import imports as memory_imports
 from beyond_the_masker import model as memory_model
-from beyond_the_masker.budget import TYPICAL
 from beyond_the_masker.experiment import (
     COLUMNS,
     METHODS,
@@ -39,6 +39,7 @@ from beyond_the_masker.experiment import (
     read_summary,
 )
 from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.meter import Trace, measure
 from beyond_the_masker.model import Image, predict
 from beyond_the_masker.pages import load_page
@@ -67,9 +68,9 @@ def measured(tmp_path, monkeypatch):
     # The tests must not depend on what the machine has left.
     monkeypatch.setattr(memory_budget, "available_mib", lambda: 2.0**16)
     monkeypatch.setattr(memory_budget, "available_shm_mib", lambda: 2.0**16)
-    machine = TYPICAL | {"measured": memory_budget._versions()}  # to measure it takes a while
-    memory_budget.machine_path().parent.mkdir()
-    memory_budget.machine_path().write_text(json.dumps(machine))
+    machine = TYPICAL | {"measured": memory_imports.versions()}  # to measure it takes a while
+    memory_imports.machine_path().parent.mkdir()
+    memory_imports.machine_path().write_text(json.dumps(machine))
     return tmp_path / "numbers"
 
 

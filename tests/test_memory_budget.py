@@ -18,19 +18,15 @@ from hypothesis import strategies as st
 
 from beyond_the_masker import budget as memory_budget
 from beyond_the_masker.budget import (
-    TYPICAL,
-    calibrate,
-    count_voxels,
     guard,
-    machine_path,
     most_workers,
     predict_peak,
     print_budget,
-    read_header,
-    this_machine,
     uses_block,
     why_not,
 )
+from beyond_the_masker.headers import count_voxels, read_header
+from beyond_the_masker.imports import TYPICAL, calibrate, machine_path, this_machine, versions
 from beyond_the_masker.model import (
     DTYPES,
     METHODS,
@@ -692,7 +688,7 @@ def test_imports_are_measured_once(files, tmp_path, capsys):
 def test_damaged_or_foreign_measurement_is_ignored(text, files, capsys):
     """A file that is damaged, or of other versions, is not used."""
     machine_path().parent.mkdir()
-    text = text.replace("SAME", memory_budget._versions())
+    text = text.replace("SAME", versions())
     machine_path().write_bytes(text.encode("utf-8", "surrogatepass"))
     assert this_machine() is TYPICAL
     print_budget(*files)

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker import budget as memory_budget
+from beyond_the_masker import imports
 from beyond_the_masker import model as memory_model
 from beyond_the_masker.methods import find_method
 from small_site import copy_project
@@ -72,7 +72,7 @@ class Project:
             "MEASURED": str(self.measured),
         }
         (folder / "cache").mkdir()  # what imports take is measured elsewhere
-        machine = memory_budget.TYPICAL | {"measured": memory_budget._versions()}
+        machine = imports.TYPICAL | {"measured": imports.versions()}
         (folder / "cache" / "machine.json").write_text(json.dumps(machine))
 
     def python(self, *arguments, **options):
@@ -245,9 +245,7 @@ def test_the_tests_notice_a_wrong_method(project):
 @pytest.mark.parametrize(
     ("title", "change", "message"),
     [
-        pytest.param(
-            TITLE, {"module": "plot_lop"}, "there is no module plot_lop", id="no example"
-        ),
+        pytest.param(TITLE, {"module": "plot_lop"}, "there is no module plot_lop", id="no example"),
         pytest.param(
             TITLE,
             {"function": "stream_mask"},

@@ -7,7 +7,7 @@ from string import Template
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from beyond_the_masker.budget import this_machine
+from beyond_the_masker.imports import this_machine
 from beyond_the_masker.model import DTYPES, as_json
 from beyond_the_masker.model_check import TOLERANCE
 

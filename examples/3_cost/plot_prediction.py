@@ -62,7 +62,8 @@ import numpy as np
 
 # %%
 # This build's own image:
-from beyond_the_masker.budget import count_all, read_header, this_machine
+from beyond_the_masker.headers import count_all, read_header
+from beyond_the_masker.imports import this_machine
 from beyond_the_masker.model_check import compare, count_of, is_off, read_grid, table_of
 from beyond_the_masker.options import read_options
 

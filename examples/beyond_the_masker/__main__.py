@@ -69,7 +69,8 @@ def main(arguments=None):
 )
 def run_budget(arguments):
     """Print what each method would need, and whether it fits."""
-    from beyond_the_masker.budget import calibrate, print_budget
+    from beyond_the_masker.budget import print_budget
+    from beyond_the_masker.imports import calibrate
 
     if arguments.image and not arguments.masks:
         arguments.error("the image needs masks")

@@ -21,17 +21,12 @@ import numpy as np
 import psutil
 from nilearn.maskers import NiftiMasker
 
-from beyond_the_masker.budget import (
-    TYPICAL,
-    allowed_mib,
-    calibrate,
-    guard,
-    read_header,
-    this_machine,
-)
+from beyond_the_masker.budget import allowed_mib, guard
 from beyond_the_masker.checks import size_in_bytes, value_type
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
 from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.headers import read_header
+from beyond_the_masker.imports import TYPICAL, calibrate, this_machine
 from beyond_the_masker.maskers import stream_nifti_maskers
 from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure, measure_within
 from beyond_the_masker.methods import all_methods

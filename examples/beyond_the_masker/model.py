@@ -1,88 +1,75 @@
-"""
-The model: what each method has in memory
-=========================================
+"""Predict the peak memory of each method, from what is known before anything is loaded.
 
-How much memory does a method need, from what is known before anything is loaded? The model
-counts copies. Each method goes through a few **moments**, such as reading the file
-or copying the array. At each moment certain things are in memory: so many copies of the
-image, of which type, held by the calling process, by each worker, or by all of them
-together. The peak is the largest sum.
+The model counts copies. A method goes through a few **moments**, such as reading the file or
+copying the array. At each of them the calling process, each worker, or all of them together hold
+certain things: so many copies of the image, of a certain type. The peak is the largest sum.
 
-The table ``METHODS`` below is the whole model, and the one place where a method is named:
-:mod:`beyond_the_masker.methods` takes the functions from it.
-:mod:`beyond_the_masker.budget` asks it whether a method fits, :ref:`the calculator
-<calculator>` evaluates the same table in the browser, and
-:ref:`sphx_glr_auto_examples_3_cost_plot_prediction.py` compares it with measurements in every build.
+The table ``METHODS`` is the whole model, and the only place that names a method.
+:mod:`beyond_the_masker.methods` takes the functions from it, :mod:`beyond_the_masker.budget`
+compares its predictions with the free memory, :ref:`the calculator <calculator>` evaluates it in
+the browser, and :ref:`sphx_glr_auto_examples_3_cost_plot_prediction.py` compares it with
+measurements.
 
-What is predicted is :term:`memory in use`: what the machine cannot take back. Mapped files on
-disk are named beside it, since the kernel may drop their pages.
+The model predicts :term:`memory in use`: what the machine cannot take back. It lists mapped files
+on disk separately, since the kernel may drop their pages.
 
-One thing is not known beforehand: **how many workers are at their own peak at the same moment.**
-So a prediction is a range, from one worker at its peak to all of them, with a likely peak in
-between, in which the others hold a part of theirs. Whether a method fits is decided by the upper
-end.
+How many workers are at their own peak at the same moment is a matter of chance. A prediction is
+therefore a range, from one worker at its peak to all of them, with a likely peak in between.
+The upper end decides whether a method fits.
 """
 
 import json
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 MIB = 2**20
 
-# %%
-# What is in memory, and why
-# --------------------------
-# A part of a moment is so many times a quantity, held by someone, for a reason. With
-# ``when``, it is there under these conditions only:
-#
-# * ``compressed`` or ``plain``: a ``.nii.gz`` file or a ``.nii`` file,
-# * ``scaled`` or ``unscaled``: whether the header has scale factors, and ``twice`` where it has
-#   both a slope and an intercept,
-# * ``mapped`` or ``read``: plain and unscaled, or not,
-# * ``workers`` or ``alone``: two workers or more, or none.
-#
-# The holder is the calling process, each worker, or a ``block`` of shared memory, which counts
-# once, whether or not a process maps it. A ``file`` on disk that is mapped does not count: the
-# kernel may drop its pages.
-
 
 class Part(NamedTuple):
-    """So many times a quantity, held by someone, for a reason."""
+    """A multiple of a quantity that someone holds, for a reason, under some conditions.
+
+    The holder ``"block"`` is shared memory, which counts once, mapped or not. A mapped ``"file"``
+    on disk does not count. The conditions are words separated by spaces: ``compressed`` or
+    ``plain`` (a ``.nii.gz`` or a ``.nii`` file), ``scaled`` or ``unscaled`` (whether the header has
+    scale factors), ``twice`` (both a slope and an intercept), ``mapped`` (plain and unscaled) or
+    ``read``, and ``workers`` (two or more) or ``alone``.
+    """
 
     holder: str  # "caller", "worker", "file" or "block"
     times: float
-    quantity: str  # one of those that `quantities` gives
+    quantity: str  # a key of `quantities`
     reason: str  # a key of REASONS
-    when: str = ""  # conditions, separated by spaces
+    when: str = ""  # conditions
 
 
 class Moment(NamedTuple):
-    """What is in memory at a moment."""
+    """All that is in memory at one moment."""
 
     name: str
     parts: tuple
-    when: str = ""
+    when: str = ""  # conditions, as of a part
     early: bool = False  # before the workers are started
 
 
 class Model(NamedTuple):
-    """A method: where its function is, how it is called, and what it has in memory.
+    """A method: its function, how the function is called, and its moments.
 
-    Workers begin one after the other, and their number at the peak is a matter of chance. On
-    top of one worker at its peak, each other is likely to hold the part ``together`` of the same,
-    less what is over before the last one begins: ``late``, in millions of voxels, for an image
-    that has to be decompressed and for one that has not. These numbers were fitted to measurements.
+    In addition to one worker at its peak, each of the others is likely to hold the part
+    ``together`` of the same. Workers start one after the other, so this part is smaller for small
+    images, of which ``late`` million voxels (if compressed, if not) are processed before the last
+    worker starts. These numbers were fitted to measurements.
     """
 
-    module: str  # the page or the module that has the function
+    module: str  # the page or the module of the function
     function: str
     mode: str  # "single": the first mask; all masks: "loop", "parallel", or "one pass"
     moments: tuple
-    in_memory: bool = False  # is given images whose data are in memory, instead of paths
+    in_memory: bool = False  # takes images whose data are in memory, instead of paths
     caller: str = "nibabel"  # what the calling process imports: "nibabel" or "nilearn"
-    imports: str = ""  # what a worker imports: "numpy", "nibabel" or "nilearn"; "" without workers
+    imports: str = ""  # what a worker imports: "numpy", "nibabel", "nilearn"; "" without workers
     together: float = 1
     late: tuple = (0, 0)
 
@@ -163,15 +150,9 @@ REASONS = {
     ),
 }
 
-# %%
-# The methods
-# -----------
-# To read an image is the same everywhere: the bytes of a compressed file are there twice for
-# a moment, and scale factors make new arrays.
-
 
 def reading(holder):
-    """Give the moments of ``np.asanyarray(img.dataobj)``, done by the caller or a worker."""
+    """Return the moments of ``np.asanyarray(img.dataobj)`` in the caller or in a worker."""
     early = holder == "caller"
     stored = (
         Part(holder, 1, "stored", "stored", "compressed"),
@@ -185,22 +166,13 @@ def reading(holder):
 
 
 def image(holder):
-    """Give the parts that are the image's data: an array, or the file itself."""
+    """Return the image's data as parts: an array, or the mapped file."""
     return (
         Part(holder, 1, "array", "image", "read"),
         Part("file", 1, "array", "map", "mapped"),
     )
 
 
-INTO_MEMORY = (
-    *reading("caller"),
-    Moment(
-        "copying the mapped file",
-        (Part("file", 1, "array", "map"), Part("caller", 1, "array", "image")),
-        "mapped",
-        early=True,
-    ),
-)
 ARRAY = Part("caller", 1, "array", "image")
 RESULTS = Part("caller", 1, "results", "results")
 MASKS = Part("caller", 1, "masks", "masks")
@@ -211,7 +183,14 @@ FINITE = Part("worker", 1, "finite", "finite")
 TAKEN = Part("worker", 1, "output", "index")
 SENT = Part("block", 1, "array", "joblib", "workers")
 MAPPED = Part("file", 1, "array", "map")
+BLOCK = Part("block", 1, "array", "block")
+VOLUME = Part("caller", 2, "volume", "volume")
+SERIES = Part("caller", 1, "outputs", "results")
 
+INTO_MEMORY = (
+    *reading("caller"),
+    Moment("copying the mapped file", (MAPPED, ARRAY), "mapped", early=True),
+)
 MASKER_FROM_PATH = (
     *reading("worker"),
     Moment("copying", (*image("worker"), COPY, RESULTS)),
@@ -231,61 +210,50 @@ INDEX_IN_MEMORY = (
     *INTO_MEMORY,
     Moment("indexing", (ARRAY, SENT, INDEX, RESULTS)),
 )
-BLOCK = Part("block", 1, "array", "block")
-VOLUME = Part("caller", 2, "volume", "volume")
-SERIES = Part("caller", 1, "outputs", "results")
+INDEX_MAPPED = Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT))
+
+masker = partial(Model, "plot_nifti_masker", caller="nilearn")
+indexing = partial(Model, "plot_numpy_indexing")
 
 METHODS = {
-    "NiftiMasker, path, single": Model(
-        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_FROM_PATH),
-        caller="nilearn",
+    "NiftiMasker, path, single": masker("nifti_masker_single", "single", MASKER_FROM_PATH),
+    "NiftiMasker, in-memory image, single": masker(
+        "nifti_masker_single", "single", MASKER_IN_MEMORY, in_memory=True
     ),
-    "NiftiMasker, in-memory image, single": Model(
-        *("plot_nifti_masker", "nifti_masker_single", "single", MASKER_IN_MEMORY),
+    "NiftiMasker, path, loop": masker("nifti_masker_loop", "loop", MASKER_FROM_PATH),
+    "NiftiMasker, path, parallel": masker(
+        "nifti_masker_parallel", "parallel", MASKER_FROM_PATH, imports="nilearn", late=(4, 16)
+    ),
+    "NiftiMasker, in-memory image, parallel": masker(
+        "nifti_masker_parallel",
+        "parallel",
+        MASKER_IN_MEMORY,
         in_memory=True,
-        caller="nilearn",
-    ),
-    "NiftiMasker, path, loop": Model(
-        *("plot_nifti_masker", "nifti_masker_loop", "loop", MASKER_FROM_PATH),
-        caller="nilearn",
-    ),
-    "NiftiMasker, path, parallel": Model(
-        *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_FROM_PATH),
-        caller="nilearn",
-        imports="nilearn",
-        late=(4, 16),
-    ),
-    "NiftiMasker, in-memory image, parallel": Model(
-        *("plot_nifti_masker", "nifti_masker_parallel", "parallel", MASKER_IN_MEMORY),
-        in_memory=True,
-        caller="nilearn",
         imports="nilearn",
         together=0.85,
         late=(8, 8),
     ),
-    "NumPy indexing, path, single": Model(
-        *("plot_numpy_indexing", "numpy_masker_single_path", "single", INDEX_FROM_PATH)
+    "NumPy indexing, path, single": indexing("numpy_masker_single_path", "single", INDEX_FROM_PATH),
+    "NumPy indexing, in-memory image, single": indexing(
+        "numpy_masker_single_inmemory", "single", INDEX_IN_MEMORY, in_memory=True
     ),
-    "NumPy indexing, in-memory image, single": Model(
-        *("plot_numpy_indexing", "numpy_masker_single_inmemory", "single", INDEX_IN_MEMORY),
-        in_memory=True,
+    "NumPy indexing, in-memory image, loop": indexing(
+        "numpy_masker_loop", "loop", INDEX_IN_MEMORY, in_memory=True
     ),
-    "NumPy indexing, in-memory image, loop": Model(
-        *("plot_numpy_indexing", "numpy_masker_loop", "loop", INDEX_IN_MEMORY),
-        in_memory=True,
+    "NumPy indexing, path, parallel": indexing(
+        "numpy_masker_parallel_path", "parallel", INDEX_FROM_PATH, imports="nibabel", late=(5, 9)
     ),
-    "NumPy indexing, path, parallel": Model(
-        *("plot_numpy_indexing", "numpy_masker_parallel_path", "parallel", INDEX_FROM_PATH),
-        imports="nibabel",
-        late=(5, 9),
-    ),
-    "NumPy indexing, in-memory image, parallel": Model(
-        *("plot_numpy_indexing", "numpy_masker_parallel_inmemory", "parallel", INDEX_IN_MEMORY),
+    "NumPy indexing, in-memory image, parallel": indexing(
+        "numpy_masker_parallel_inmemory",
+        "parallel",
+        INDEX_IN_MEMORY,
         in_memory=True,
         imports="nibabel",
     ),
     "NumPy indexing, shared memory, parallel": Model(
-        *("plot_shared_memory", "numpy_masker_shared_parallel", "parallel"),
+        "plot_shared_memory",
+        "numpy_masker_shared_parallel",
+        "parallel",
         (
             Moment("filling the block", (BLOCK, VOLUME, MASKS), early=True),
             Moment("indexing", (BLOCK, INDEX, RESULTS, MASKS, MASKS_SENT)),
@@ -293,30 +261,32 @@ METHODS = {
         imports="nibabel",
     ),
     "NumPy indexing, threads, parallel": Model(
-        *("plot_in_memory", "numpy_masker_threads", "parallel"),
+        "plot_in_memory",
+        "numpy_masker_threads",
+        "parallel",
         (
             Moment("reading volume by volume", (ARRAY, VOLUME, MASKS)),
             Moment("indexing", (ARRAY, Part("caller", 2, "outputs", "index"), MASKS)),
         ),
     ),
     "NumPy indexing, joblib map, parallel": Model(
-        *("plot_in_memory", "numpy_masker_joblib_map", "parallel"),
-        (
-            Moment("writing the file", (VOLUME, MASKS), early=True),
-            Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT)),
-        ),
+        "plot_in_memory",
+        "numpy_masker_joblib_map",
+        "parallel",
+        (Moment("writing the file", (VOLUME, MASKS), early=True), INDEX_MAPPED),
         imports="numpy",
     ),
     "NumPy indexing, mapped file, parallel": Model(
-        *("plot_in_memory", "numpy_masker_mapped", "parallel"),
-        (
-            Moment("writing the file", (VOLUME, MASKS), "read", early=True),
-            Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT)),
-        ),
+        "plot_in_memory",
+        "numpy_masker_mapped",
+        "parallel",
+        (Moment("writing the file", (VOLUME, MASKS), "read", early=True), INDEX_MAPPED),
         imports="numpy",
     ),
     "Streaming, any masker, one pass": Model(
-        *("beyond_the_masker.maskers", "stream_nifti_maskers", "one pass"),
+        "beyond_the_masker.maskers",
+        "stream_nifti_maskers",
+        "one pass",
         (
             Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
             Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
@@ -324,22 +294,20 @@ METHODS = {
         caller="nilearn",
     ),
     "Streaming, masks, one pass": Model(
-        *("beyond_the_masker.streaming", "stream_masks", "one pass"),
+        "beyond_the_masker.streaming",
+        "stream_masks",
+        "one pass",
         (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
     ),
 }
 
-# %%
-# What goes in
-# ------------
-# What the header of the image says, and how many voxels each mask has.
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 DTYPES += ("int64", "uint64")
 
 
 class Image(NamedTuple):
-    """What the header of an image says.
+    """The part of an image's header that memory depends on.
 
     Attributes
     ----------
@@ -348,7 +316,7 @@ class Image(NamedTuple):
     dtype : str
         Type of the stored values, one of ``DTYPES``.
     compressed : bool
-        Whether the file is compressed: a ``.nii.gz``, ``.bz2`` or ``.zst``.
+        Whether the file is a ``.nii.gz``, ``.bz2`` or ``.zst``.
     slope, inter : bool
         Whether the header has a slope other than 1, and an intercept other than 0.
     """
@@ -359,9 +327,14 @@ class Image(NamedTuple):
     slope: bool = False
     inter: bool = False
 
+    @property
+    def scaled(self):
+        """Whether scale factors turn the stored values into float64."""
+        return bool(self.slope or self.inter)
+
 
 def check(image, mask_voxels, n_jobs):
-    """Raise a ValueError if a budget cannot be made of these, with what is wrong."""
+    """Raise a ValueError if the shape, the type, the masks or the workers are impossible."""
     whole = (int, np.integer)
     if len(image.shape) != 4 or not all(isinstance(n, whole) and n > 0 for n in image.shape):
         raise ValueError(f"The shape is {image.shape}; four positive whole numbers are needed.")
@@ -379,13 +352,8 @@ def check(image, mask_voxels, n_jobs):
         raise ValueError(f"The number of workers is {n_jobs}; 1 or more is needed.")
 
 
-# %%
-# What the parts amount to
-# ------------------------
-
-
 def quantities(image, mask_voxels, mode, active=0):
-    """Return what parts are made of, in bytes.
+    """Return the bytes of all quantities that parts consist of.
 
     Parameters
     ----------
@@ -405,17 +373,11 @@ def quantities(image, mask_voxels, mode, active=0):
     grid = x * y * z
     voxels = grid * n_volumes
     stored_size = np.dtype(image.dtype).itemsize
-    array_size = 8 if image.slope or image.inter else stored_size
-    floats = image.dtype.startswith("float") or image.slope or image.inter
-    copy_size = array_size if floats else 4
+    array_size = 8 if image.scaled else stored_size
+    copy_size = array_size if image.scaled or image.dtype.startswith("float") else 4
     masks = [int(n) for n in mask_voxels[: 1 if mode == "single" else None]]
-
     positions = sum(masks)
     at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
-    rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
-    as_stored = image.dtype.startswith("float") and not (image.slope or image.inter)
-    of_value = stored_size + (1 if as_stored else 2 * copy_size)
-    streamed = rows * positions * of_value + 12 * positions + 2 * grid * stored_size
     block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
     return {
         "stored": voxels * stored_size,
@@ -427,26 +389,31 @@ def quantities(image, mask_voxels, mode, active=0):
         "output": at_work / max(active, 1) * n_volumes * copy_size,
         "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
-        "streamed": streamed,
+        "streamed": streamed(image, positions, copy_size),
         "blocks": block * grid * (3 * array_size + copy_size + 1),
     }
 
 
-# %%
-# The prediction
-# --------------
+def streamed(image, positions, copy_size):
+    """Return the bytes that `stream_masks` has in memory besides the time series."""
+    *grid, n_volumes = image.shape
+    stored_size = np.dtype(image.dtype).itemsize
+    rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
+    as_stored = image.dtype.startswith("float") and not image.scaled
+    of_value = stored_size + (1 if as_stored else 2 * copy_size)
+    return rows * positions * of_value + 12 * positions + 2 * math.prod(grid) * stored_size
 
 
 class Held(NamedTuple):
-    """What is in memory at a moment, in MiB, by whom and why."""
+    """MiB that someone holds at a moment, for a reason."""
 
-    holder: str  # "caller", "worker" (all of them), "helpers" or "block"
+    holder: str  # "caller", "worker" (all of them), "helpers", "block" or "file"
     mib: float
     reason: str  # a key of REASONS
 
 
 class Prediction(NamedTuple):
-    """What a method needs, in MiB of memory in use.
+    """The memory in use that a method needs, in MiB.
 
     Attributes
     ----------
@@ -458,13 +425,13 @@ class Prediction(NamedTuple):
     low_mib : float
         The peak if one worker at a time is at its own.
     most_mib : float
-        The peak if all workers are at theirs at the same moment: what may be needed.
+        The peak if all workers are at theirs at the same moment.
     shm_mib : float
-        What the method takes in ``/dev/shm`` at most; it is a part of the others.
+        The most that the method takes in ``/dev/shm``; the peaks include it.
     file_mib : float
-        Files on disk that may be mapped at most. The kernel may drop them: no part of the others.
+        The most of files on disk that may be mapped; the peaks do not include it.
     moment : str
-        When the likely peak is.
+        The moment of the likely peak.
     parts : list of Held
         What is in memory at that moment.
     """
@@ -493,7 +460,7 @@ def predict(method, image, masks, n_jobs, machine):
     n_jobs : int
         Workers; methods without workers ignore it.
     machine : dict
-        What interpreters and imports take, as `memory_budget.calibrate` gives it.
+        What interpreters and imports take, as `beyond_the_masker.imports.calibrate` returns it.
 
     Returns
     -------
@@ -502,7 +469,7 @@ def predict(method, image, masks, n_jobs, machine):
     Raises
     ------
     ValueError
-        There is no such method; or something cannot be, such as a mask without voxels.
+        There is no such method, or `check` refuses the numbers.
     """
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r}; there are: {'; '.join(METHODS)}.")
@@ -511,41 +478,31 @@ def predict(method, image, masks, n_jobs, machine):
     workers = n_jobs if model.mode == "parallel" and model.imports and n_jobs > 1 else 0
     active = min(workers, len(masks))
     amounts = quantities(image, masks, model.mode, active)
-    late = model.late[0 if image.compressed else 1] * 1e6
-    overlap = model.together * max(0, 1 - late / math.prod(image.shape))
+    moments = happening(model, image, workers)
 
-    ends = []
-    for at_peak in (1 + max(active - 1, 0) * overlap, 1, max(active, 1)):
-        moments = []
-        for moment, parts in happening(model, image, workers):
-            found = [] if moment.early else imported(model, machine, workers, active)
-            found = [Held("caller", machine[f"caller {model.caller}"], "imports"), *found]
+    def peak(at_peak):
+        """Return the largest sum of parts if so many workers are at their peak."""
+        sums = []
+        for moment, parts in moments:
+            found = imported(model, machine, 0 if moment.early else workers, active)
             found += [held(part, amounts, workers, at_peak) for part in parts]
-            moments.append((sum(part.mib for part in found), moment.name, found))
-        ends.append(max(moments, key=lambda moment: moment[0]))
-    (likely, name, found), (low, *_), (most, *_) = ends
-    taken = {
-        holder: max(
-            sum(part.times * amounts[part.quantity] for part in parts if part.holder == holder)
-            for _, parts in happening(model, image, workers)
-        )
-        for holder in ("block", "file")
-    }
-    return Prediction(
-        *(method, workers, likely, low, most, taken["block"] / MIB, taken["file"] / MIB),
-        *(name, found),
-    )
+            sums.append((sum(part.mib for part in found), moment.name, found))
+        return max(sums, key=lambda one: one[0])
+
+    likely, moment, parts = peak(1 + max(active - 1, 0) * overlap(model, image))
+    low, most = peak(1)[0], peak(max(active, 1))[0]
+    shm, file = (most_of(holder, moments, amounts) for holder in ("block", "file"))
+    return Prediction(method, workers, likely, low, most, shm, file, moment, parts)
 
 
 def happening(model, image, workers):
-    """List the moments that a method goes through for an image, each with its parts."""
-    scaled = image.slope or image.inter
+    """List the moments of a method whose conditions an image fulfils, each with its parts."""
     conditions = {
         "compressed" if image.compressed else "plain",
-        "scaled" if scaled else "unscaled",
-        "read" if image.compressed or scaled else "mapped",
+        "scaled" if image.scaled else "unscaled",
+        "read" if image.compressed or image.scaled else "mapped",
         "workers" if workers else "alone",
-        *(["twice"] if image.slope and image.inter else []),
+        "twice" if image.slope and image.inter else "once",
     }
     return [
         (moment, [part for part in moment.parts if set(part.when.split()) <= conditions])
@@ -554,23 +511,38 @@ def happening(model, image, workers):
     ]
 
 
+def overlap(model, image):
+    """Return which part of its own peak each further worker holds at the likely peak."""
+    late = model.late[0 if image.compressed else 1] * 1e6
+    return model.together * max(0, 1 - late / math.prod(image.shape))
+
+
 def imported(model, machine, workers, active):
-    """List what workers and joblib's helpers take before they have done anything."""
-    if not workers:
-        return []
-    parts = [Held("helpers", machine["helpers"], "imports")]
-    parts.append(Held("worker", active * machine[model.imports], "imports"))
-    if workers > active:  # these get no task
+    """List what the caller, the workers and joblib's helpers take for imports."""
+    parts = [Held("caller", machine[f"caller {model.caller}"], "imports")]
+    if workers:
+        parts.append(Held("helpers", machine["helpers"], "imports"))
+        parts.append(Held("worker", active * machine[model.imports], "imports"))
+    if workers > active:  # those without a task
         parts.append(Held("worker", (workers - active) * machine["numpy"], "imports"))
     return parts
 
 
 def held(part, amounts, workers, at_peak):
-    """Return what a part amounts to, if so many workers are at their peak."""
+    """Return a part in MiB if so many workers are at their peak."""
     mib = part.times * amounts[part.quantity] / MIB
     if part.holder == "worker":
         return Held("worker" if workers else "caller", at_peak * mib, part.reason)
     return Held(part.holder, 0 if part.holder == "file" else mib, part.reason)
+
+
+def most_of(holder, moments, amounts):
+    """Return the most that a block or files amount to at any moment, in MiB."""
+    sums = (
+        sum(part.times * amounts[part.quantity] for part in parts if part.holder == holder)
+        for _, parts in moments
+    )
+    return max(sums) / MIB
 
 
 def as_json(machine):
@@ -588,11 +560,10 @@ def as_json(machine):
     """
 
     def plain(item):
-        return item._asdict() | {
-            key: [plain(one) if isinstance(one, tuple) else one for one in value]
-            for key, value in item._asdict().items()
-            if isinstance(value, tuple)
-        }
+        """Turn named tuples into dictionaries."""
+        if hasattr(item, "_asdict"):
+            return {key: plain(value) for key, value in item._asdict().items()}
+        return [plain(one) for one in item] if isinstance(item, tuple) else item
 
     model = {
         "methods": {name: plain(method) for name, method in METHODS.items()},

@@ -30,9 +30,11 @@ import numpy as np
 
 from beyond_the_masker import model as memory_model
 from beyond_the_masker import synthetic as synthetic_data
-from beyond_the_masker.budget import calibrate, count_all, guard, read_header
+from beyond_the_masker.budget import guard
 from beyond_the_masker.data import atlas_to_masks, synthetic_atlas_path
 from beyond_the_masker.experiment import describe_machine
+from beyond_the_masker.headers import count_all, read_header
+from beyond_the_masker.imports import calibrate
 from beyond_the_masker.meter import measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import Image, predict

@@ -40,7 +40,7 @@ def read_scale(folder):
     dict
         The image, the machine and the date.
     """
-    from beyond_the_masker.budget import this_machine
+    from beyond_the_masker.imports import this_machine
     from beyond_the_masker.model import METHODS, Image, predict
 
     folder = Path(folder)
