@@ -765,8 +765,12 @@ def test_chunks_are_wrong_and_streaming_is_not(files):
     """The page's story does not hold."""
     masker = make_masker("mask", detrend=True, standardize="zscore_sample")
     whole = masker.fit_transform(files["float32"], confounds=CONFOUNDS)
-    chunks = load_page("plot_stream_masker").chunk_masker(masker, nib.load(files["float32"]), CONFOUNDS, 3)
+    page = load_page("plot_stream_masker")
+    chunks = page.clean_each_chunk(masker, files["float32"], CONFOUNDS, 3)
+    cleaning = {"detrend": True, "standardize": "zscore_sample"}
+    blocks = page.clean_once(make_masker("mask"), files["float32"], CONFOUNDS, 3, **cleaning)
     streamed = stream_masker(masker, files["float32"], CONFOUNDS, block_size=3)
+    np.testing.assert_array_equal(blocks, whole)
     assert np.abs(chunks - whole).max() > 0.1
     np.testing.assert_array_equal(streamed, whole)
 

@@ -2,110 +2,151 @@
 All masks in one pass over the file
 ===================================
 
-The :term:`voxels <voxel>` of all masks together are a small part of the image, and a NIfTI
-file holds one volume after the other. So the image need not be in memory at all: read a
-volume, extract every mask's voxels, discard the volume, and read the next. One pass serves
-all masks. On this page you will
+A masker loads the whole image to extract a few of its :term:`voxels <voxel>`. But a NIfTI file
+stores one volume after the other, so the image need not be in memory at all: read a volume, keep
+the voxels of every mask, discard the volume, and read the next. One pass serves all masks. On this
+page you will
 
-1. write the function that does it and returns exactly NiftiMasker's values,
-2. write results to files, in case they do not fit into memory, and
+1. write this in fifteen lines, and compare the result with NiftiMasker's,
+2. see what a function for real data adds, and where to get it, and
 3. measure what it costs, in memory and in time.
 """
 
 # %%
-# The function
-# ------------
-# Most of the time goes into decompression. If isal is installed, it decompresses much faster than
-# Python's own gzip, with the same result. nibabel interprets the header: its
-# :term:`proxy <proxy image>` has the type of the data and the place where they begin, and
-# :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale factors, here only to the
-# voxels in the masks.
+# The idea in fifteen lines
+# -------------------------
+# nibabel interprets the header: its :term:`proxy <proxy image>` has the type of the data and the
+# place where they begin, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale
+# factors, here only to the voxels in the masks.
 #
-# The order of voxels needs care. In a file x changes fastest (Fortran order), while in
-# NiftiMasker's arrays z changes fastest (C order of the mask). An array of all positions in
-# Fortran order, indexed with the mask, gives the positions in NiftiMasker's order.
-#
-# The file is read to its very end: gzip stores its checksum there, so a damaged file raises an
-# error.
+# The order of voxels needs care. In the file x changes fastest (Fortran order), in NiftiMasker's
+# arrays z does (C order). An array of all positions in Fortran order, indexed with the mask,
+# contains the positions in NiftiMasker's order.
 
-from pathlib import Path
-
+import nibabel as nib
 import numpy as np
+from nibabel.openers import ImageOpener
+from nibabel.volumeutils import apply_read_scaling
 
 
+def stream_without_checks(fmri_path, mask_paths):
+    """Return an array of shape (n_timepoints, n_voxels) for each mask."""
+    proxy = nib.load(fmri_path).dataobj
+    grid, n_volumes = proxy.shape[:3], proxy.shape[3]
+    in_file = np.arange(np.prod(grid)).reshape(grid, order="F")
+    masks = [np.asarray(nib.load(path).dataobj) != 0 for path in mask_paths]
+    every_series = [[] for _ in masks]
+    with ImageOpener(proxy.file_like) as file:
+        file.seek(proxy.offset)
+        for _ in range(n_volumes):
+            volume = np.frombuffer(file.read(in_file.size * proxy.dtype.itemsize), proxy.dtype)
+            for series, mask in zip(every_series, masks, strict=True):
+                voxels = volume[in_file[mask]]
+                series.append(apply_read_scaling(voxels, proxy.slope, proxy.inter))
+    return [np.array(series) for series in every_series]
+
+
+# %%
+# Call it with the image and the masks of this build, and compare with NiftiMasker:
+
+from beyond_the_masker.experiment import prepare_all
+from beyond_the_masker.figures import plot_series
+
+fmri_path, mask_paths, reference, image_mib = prepare_all()
+every_series = stream_without_checks(fmri_path, mask_paths)
+for number, (series, expected) in enumerate(zip(every_series, reference, strict=True), 1):
+    print(f"mask {number}: {series.shape}, equal to NiftiMasker: ", end="")
+    print(np.array_equal(series, expected))
+
+# %%
+# The mean over each region's voxels, for the first regions:
+
+means = {f"region {i}": series.mean(axis=1) for i, series in enumerate(every_series[:4], 1)}
+plot_series(means, "Region means", "mean of the voxels")
+
+# %%
+# The function for real data
+# --------------------------
+# :func:`~beyond_the_masker.streaming.stream_masks` is the same loop in small functions. In
+# addition, it
+#
+# * refuses a mask that is empty or on another grid, which would select the wrong voxels
+#   (``read_mask``);
+# * reads the file to its end, where gzip stores its checksum: a damaged file raises an error
+#   instead of returning wrong numbers (``read_voxels``);
+# * decompresses with isal if it is installed, which is much faster than Python's own gzip
+#   (``open_data``);
+# * collects the voxels of several volumes before it scales and stores them, which is faster;
+# * returns NiftiMasker's types, and zeros where values are not finite (``to_values``);
+# * writes into arrays or files of yours (``prepare_results``).
+#
+# It is one file, and it needs nibabel, NumPy and tqdm: save :download:`streaming.py
+# <../../../examples/beyond_the_masker/streaming.py>` next to your script and write
+# ``from streaming import stream_masks``, or install this package.
+#
+# .. dropdown:: The whole file
+#
+#     .. literalinclude:: ../../../examples/beyond_the_masker/streaming.py
+
+from beyond_the_masker.streaming import stream_masks
+
+every_series = stream_masks(fmri_path, mask_paths)
 
 # %%
 # Results in files
 # ----------------
-# With a mask of the whole brain, the result can be nearly as large as the image. It can go
-# into ``.npy`` files: pass their names as ``out``, and copy the following functions as well. A
-# file gets its name when it is complete; until then it has another one. The function returns maps
-# of the files: their parts are read when you access them, and the system may drop them again
-# when memory runs short.
-#
-# Each block is appended to each file, which is opened for that and closed again. So there may be
-# any number of files, memory does not grow with them, and a full disk is an ordinary error.
-# (Writing to a map of a file on a full disk would end the process.)
+# With a mask of the whole brain, the result can be nearly as large as the image. Pass the names of
+# ``.npy`` files as ``out``, and each block is appended to its file: memory no longer grows with the
+# result. A file gets its name when it is complete. The function returns :term:`memory maps
+# <memory map>`: the system reads their parts when you access them, and can drop them when memory
+# runs short.
+
+import tempfile
+from pathlib import Path
+
+with tempfile.TemporaryDirectory() as folder:
+    names = [Path(folder) / f"region_{i}.npy" for i in range(len(mask_paths))]
+    maps = stream_masks(fmri_path, mask_paths, out=names)
+    same = all(np.array_equal(a, b) for a, b in zip(maps, reference, strict=True))
+    print(f"{len(maps)} files such as {names[0].name}; equal to NiftiMasker: {same}")
 
 # %%
 # What it costs
 # -------------
-# The same measurement as for the other methods: a fresh process, sampled from outside, with the
-# arrays compared with NiftiMasker's. There are no workers.
-from beyond_the_masker.experiment import measure_methods, prepare_all
-from beyond_the_masker.figures import plot_traces
-from beyond_the_masker.streaming import stream_masks
+# The same measurement as for the other methods: a fresh process, sampled from outside. There are no
+# workers, and most of the time goes into :term:`decompression`.
 
-fmri_path, mask_paths, reference, image_mib = prepare_all()
+from beyond_the_masker.experiment import measure_methods
+from beyond_the_masker.figures import plot_traces
+
 traces = measure_methods(stream_masks)
 plot_traces(traces, image_mib)
 
 # %%
-# How much of the memory above the start is the result:
+# The result is part of the memory above the start:
 
 trace = traces["Streaming, masks, one pass"]
-output_mib = sum(series.nbytes for series in reference) / 2**20
 print(f"the image in memory would be     {image_mib:8.1f} MiB")
 if hasattr(trace, "above_mib"):  # it was run
     print(f"peak above the start             {trace.above_mib:8.1f} MiB")
-print(f"the result                       {output_mib:8.1f} MiB")
+print(f"the result                       {sum(s.nbytes for s in reference) / 2**20:8.1f} MiB")
 
 # %%
-# The same into files:
-
-import tempfile
-
-with tempfile.TemporaryDirectory() as folder:
-    names = [Path(folder) / f"region_{i}.npy" for i in range(len(mask_paths))]
-    for series in stream_masks(fmri_path, mask_paths, out=names):
-        print(type(series).__name__, series.shape, series.dtype)
-    same = all(
-        np.array_equal(np.load(name, mmap_mode="r"), series)
-        for name, series in zip(names, reference, strict=True)
-    )
-    print(f"the files hold NiftiMasker's arrays: {same}")
-
-# %%
-# Many images
-# -----------
+# What to conclude
+# ----------------
+# For the voxels of any number of masks, this function is enough on any machine, for an image of any
+# length: memory grows with the result only, and a result too large for memory can go into files.
+#
 # One image needs no workers. For many images, use one task per image: each worker then needs its
 # imports and the memory above. :mod:`beyond_the_masker.study` does that, on one machine or on a
 # cluster, and continues where it was interrupted.
 #
-# What to conclude
-# ----------------
-# For the voxels of any number of masks, this function is enough on any machine, for an image of
-# any length: memory grows with the result, and results too large for memory can go into files.
-# :ref:`sphx_glr_auto_examples_3_cost_plot_limit.py` compares its time with the time to decompress the
-# file, and shows how both grow. If you need more than voxels, such as smoothing, filtering or
-# averages, go on with :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masker.py`.
-#
-# The function refuses a mask on another grid; it does not resample it. It does not detect a file
-# that changes while being read.
+# The function does not resample a mask to the grid of the image, and it does not detect a file that
+# changes while being read.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masker.py`: when you need more than voxels.
-# * :ref:`sphx_glr_auto_examples_3_cost_plot_limit.py`: how close this comes to the decompression time,
-#   and how it grows.
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_one_machine.py`: a study, one image for each worker.
+# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masker.py`: smoothing, filtering, confounds
+#   or region averages, also without the image in memory.
+# * :ref:`sphx_glr_auto_examples_3_cost_plot_limit.py`: how close this comes to the decompression
+#   time, and how it grows.
