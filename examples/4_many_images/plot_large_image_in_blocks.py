@@ -2,281 +2,173 @@
 One large image over many workers
 =================================
 
-A study is divided into images: one for each worker. A single image that takes too long on one
-machine can be divided into :term:`blocks <block>` of volumes, if its file is not compressed: each
-worker then reads only its own part of the file. On this page you will
+A study is divided into images, one for each worker. Can a single image that takes too long also be
+divided? In an uncompressed NIfTI file, yes: all volumes have the same size, so the start of every
+:term:`block` of volumes follows from the header, and each worker reads only its own part. On this
+page you will
 
-1. write the function that does it, with processes of one machine or of a cluster, and returns the
-   same arrays as :ref:`one pass <sphx_glr_auto_examples_2_streaming_plot_stream_masks.py>`,
-2. see why a ``.nii.gz`` cannot be divided like that, and what it costs to try, and
-3. see what an index into a ``.nii.gz`` costs, what it brings, and when it pays.
+1. write the function that a worker runs, and use :func:`~beyond_the_masker.blocks.mask_blocks`,
+   which returns the arrays of
+   :ref:`one pass <sphx_glr_auto_examples_2_streaming_plot_stream_masks.py>`,
+2. see why a ``.nii.gz`` cannot be divided without an index, and
+3. measure when workers pay.
 """
 
 # %%
-# The function
-# ------------
-# In a NIfTI file one volume follows the other, and all have the same size: so the start of a block
-# can be computed from the header. The calling process reads it once; each task carries a few
-# numbers, the path, and the positions of the masks' voxels. The image does not travel: every
-# worker must find it under the same path.
-#
-# A worker opens the file, reads its block, extracts the voxels of all masks, discards the block,
-# and applies scale factors only to the voxels, with nibabel's
-# :func:`~nibabel.volumeutils.apply_read_scaling`. The calling process puts each block's rows in
-# their place, in whatever order they arrive. Copy this together with ``mask_study.py`` and
-# ``plot_stream_masks.py``.
+# A worker's block
+# ----------------
+# The image does not travel to the worker: it finds the file under the same path, opens it, reads
+# its block and keeps the voxels of the mask.
 
-import os
-from pathlib import Path
+import math
 
 import nibabel as nib
 import numpy as np
+from joblib import Parallel, delayed
+from nibabel.volumeutils import apply_read_scaling
+
+
+def extract_block(fmri_path, positions, start, stop):
+    """Return an array of shape (n_volumes, n_voxels) for the volumes from start to stop."""
+    proxy = nib.load(fmri_path).dataobj
+    n_voxels = math.prod(proxy.shape[:3])
+    with open(fmri_path, "rb") as file:
+        file.seek(int(proxy.offset) + start * n_voxels * proxy.dtype.itemsize)
+        stored = np.fromfile(file, proxy.dtype, (stop - start) * n_voxels)
+    voxels = stored.reshape(-1, n_voxels)[:, positions]
+    return apply_read_scaling(voxels, proxy.slope, proxy.inter)
+
 
 # %%
-# What is refused
-# ---------------
-# The file must have all volumes of its header, and a compressed file must have an index. Both are
-# checked before the first task is sent.
-# %%
-# The same arrays
-# ---------------
-# Two workers on the uncompressed file, and one pass over the compressed one.
-# :mod:`beyond_the_masker.block_costs` prepared both files, and measures below.
+# Two workers share the image of this build, uncompressed. In the file x changes fastest (Fortran
+# order), in NiftiMasker's arrays z does.
+
 from beyond_the_masker.block_costs import prepare_both, same
-from beyond_the_masker.blocks import (
-    Volumes,
-    blocks_without_index,
-    make_index,
-    mask_blocks,
-)
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
+from beyond_the_masker.figures import plot_series
 from beyond_the_masker.options import read_options
 from beyond_the_masker.streaming import stream_masks
 
 options = read_options()
 packed, plain = prepare_both(prepare_fmri(options.n_images))
-_, mask_paths = atlas_to_masks(get_atlas_path(), packed, options.n_regions)
-volumes = Volumes.of(nib.load(plain))
-blocks, size_mib = volumes.blocks(block_mib=32), plain.stat().st_size / 2**20
-print(f"{plain.name}, {volumes.shape}, {size_mib:,.1f} MiB: ", end="")
-print(f"{len(blocks)} blocks of up to {blocks[0][1]} volumes")
-
+mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), packed, options.n_regions)
 one_pass = stream_masks(packed, mask_paths)
+
+inside = np.asarray(mask_imgs[0].dataobj) != 0
+positions = np.arange(inside.size).reshape(inside.shape, order="F")[inside]
+middle, end = len(one_pass[0]) // 2, len(one_pass[0])
+tasks = [(0, middle), (middle, end)]
+rows = Parallel(n_jobs=2)(delayed(extract_block)(plain, positions, *task) for task in tasks)
+print(f"equal to one pass: {np.array_equal(np.concatenate(rows), one_pass[0])}")
+means = {f"worker {i}": np.full(end, np.nan) for i in (1, 2)}
+for series, (start, stop), part in zip(means.values(), tasks, rows, strict=True):
+    series[start:stop] = part.mean(axis=1)
+plot_series(means, "One region, from two workers", "mean of the voxels")
+
+# %%
+# The whole function
+# ------------------
+# :func:`~beyond_the_masker.blocks.mask_blocks` takes any number of masks, with joblib's processes
+# or a cluster. The calling process reads the header once, and puts each block's rows in their
+# place, in whatever order they arrive. Before the first task it checks that the file has all
+# volumes of its header.
+
+from beyond_the_masker.blocks import Volumes, mask_blocks
+
 found = mask_blocks(plain, mask_paths, n_jobs=2)
-print(f"bit for bit the same: {same(found, one_pass)}")
+print(f"bit for bit the arrays of one pass: {same(found, one_pass)}")
 
 # %%
-# What a .nii.gz cannot do
-# ------------------------
+# Compressed files
+# ----------------
 # A gzip stream has one beginning: the meaning of a byte depends on those before it. To read a block
-# from the middle, a worker must decompress and discard everything before it. So the last block
-# takes as long as the whole file, and for *n* blocks of the same size the workers together
-# decompress (*n* + 1) / 2 times the file. `mask_blocks` refuses to do so. These functions do it,
-# and count:
+# from the middle, a worker must decompress and discard everything before it. So for *n* blocks of
+# the same size, the workers together decompress (*n* + 1) / 2 times the file, and the last block
+# takes as long as one pass. ``mask_blocks`` refuses to do so. To see it, we count the bytes:
 
+from beyond_the_masker.block_costs import blocks_without_index
 
+blocks, size_mib = Volumes.of(nib.load(plain)).blocks(block_mib=32), plain.stat().st_size / 2**20
 n_bytes = blocks_without_index(packed, n_jobs=2)
-print(f"needed            {size_mib:8,.1f} MiB")
-print(f"decompressed      {n_bytes / 2**20:8,.1f} MiB, ", end="")
-print(f"{n_bytes / plain.stat().st_size:.1f} times the file")
+print(f"{len(blocks)} blocks: {n_bytes / 2**20:,.1f} MiB are decompressed for ", end="")
+print(f"{size_mib:,.1f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file")
 
 # %%
-# An index
-# --------
 # `indexed_gzip <https://github.com/pauldmccarthy/indexed_gzip>`_ reads a ``.nii.gz`` once, and
-# saves the state of the decompressor every few MiB: it can start again at such a point as at a
-# beginning.
-# Written to a file, this index serves every worker.
+# saves the state of the decompressor every few MiB. With this index in a file
+# (:func:`~beyond_the_masker.blocks.make_index`), every worker can begin at its own block:
+# ``mask_blocks(fmri_path, mask_paths, n_jobs=2, index=index)``. A reader with an index never
+# reaches the checksum at the end of the file, so ``make_index`` compares it. An index older than
+# the image is refused, since it may belong to another image.
 #
-# It does not notice a missing end of the file, and a reader with an index never reaches that end.
-# So `make_index` first reads the file to its end, where gzip stores its checksum. An index older
-# than the image is refused, since it may belong to another image.
-
-
-# %%
 # .. warning::
 #
 #     Installing indexed_gzip changes nibabel. As soon as it can be imported, nibabel uses it for
 #     every ``.nii.gz``, and so does everything built on nibabel: times, memory, and the messages
 #     about a damaged file change. FSLeyes installs it, so you may have it without knowing.
 #
-# The build of this site keeps it in a separate folder, which only the processes that need it
-# use: otherwise every other page would measure something else.
-
-import sys
-
-from beyond_the_masker.block_costs import APART, with_apart
-
-with with_apart() as has_index:
-    pass
-if has_index:
-    print("indexed_gzip is installed, and is measured below.")
-else:
-    print("indexed_gzip is not installed, so nothing with an index is measured.")
-    print("To install it only for this page:")
-    print(f"{sys.executable} -m pip install --no-deps --target {APART} indexed_gzip")
-
-# %%
+# The build of this site keeps it in a separate folder, so that no other page uses it.
+#
 # What it costs
 # -------------
-# Each way runs once without being timed, so that imports are done and workers are started, and
-# then twice, in turns with one pass over the ``.nii.gz``; we compare the mean of the ratios.
-# Memory is the :term:`peak` of memory in use above the level when workers have done their imports,
-# of the calling process and its workers together. The whole file is in the page cache: otherwise
-# the disk sets the limit.
+# Time is a multiple of that of one pass over the ``.nii.gz``, with workers already started and the
+# file in the page cache: otherwise the disk sets the limit. Memory is the :term:`peak` of all
+# processes above the start, the imports of the workers included.
 
-import tempfile
-from functools import partial
-
-import matplotlib.pyplot as plt
-
-from beyond_the_masker.block_costs import decompress, memory_of, time_in_turns
+from beyond_the_masker.block_costs import INDEX, SEPARATE, measure_ways
 from beyond_the_masker.figures import plot_ways
-from beyond_the_masker.meter import measure
 
-
-def read_middle(fmri_path, index=None):
-    """Read the volume in the middle."""
-    volumes = Volumes.of(nib.load(fmri_path), index)
-    with volumes.open() as file:
-        return volumes.read(file, middle, middle + 1)
-
-
-middle = volumes.shape[3] // 2
-FIRST, INDEX = "one pass, .nii.gz", "blocks, 2 workers, .nii.gz, index"
-AGAIN = "one pass, .nii.gz, beside the index"
-ways = {
-    FIRST: partial(stream_masks, packed, mask_paths),
-    "one pass, .nii": partial(stream_masks, plain, mask_paths),
-    "blocks, 1 process, .nii": partial(mask_blocks, plain, mask_paths, 1),
-    "blocks, 2 workers, .nii": partial(mask_blocks, plain, mask_paths, 2),
-    "blocks, 2 workers, .nii.gz, no index": partial(blocks_without_index, packed, 2),
-}
-
-seconds = measure(time_in_turns, ways).result()
-ratios = {name: seconds[name] / seconds[FIRST] for name in ways}
-memories = {
-    name: memory_of(call, 2 if "2 workers" in name else 1, ("mask_study",))
-    for name, call in ways.items()
-}
-
-if has_index:
-    with with_apart(), tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "fmri.gzidx"
-        measure(make_index, packed, index).result()
-        index_mib = index.stat().st_size / 2**20
-        with_index = partial(mask_blocks, packed, mask_paths, 2, index=index)
-        calls = {AGAIN: ways[FIRST], INDEX: with_index}
-        times = measure(time_in_turns, calls).result()
-        calls = {
-            "make": partial(make_index, packed, Path(folder) / "new.gzidx"),
-            "decompress": partial(decompress, packed, Path(folder) / "fmri.nii"),
-            "volume": partial(read_middle, packed),
-            "volume, index": partial(read_middle, packed, index),
-        }
-        times |= measure(time_in_turns, calls, n_repeats=1).result()
-        memories[INDEX] = memory_of(with_index, 2, ("mask_study", "indexed_gzip"))
-    seconds |= times
-    ratios[INDEX] = times[INDEX] / times[AGAIN]
-
-above_mib = {name: above for name, (_, above, *_) in memories.items()}
+ways, index = measure_ways(packed, plain, mask_paths)
+ratios = {name: way["ratio"] for name, way in ways.items()}
+above_mib = {name: way["above_mib"] for name, way in ways.items()}
 plot_ways(ratios, above_mib, f"An image of {size_mib:,.0f} MiB, {len(blocks)} blocks")
-plt.show()
 
 # %%
-# The same as a table. It also has the seconds to start the workers, which you pay only once for
-# several images, and whether the arrays are those of one pass, bit for bit. Blocks with an index
-# are compared with one pass that was timed again, in turns with them:
+# The same as a table, with whether the arrays are those of one pass, bit for bit:
 
-print(f"{'':37}seconds  ratio    MiB  a worker  start  identical")
-for name, (value, above, of_worker, start) in memories.items():
-    if name == INDEX:
-        print(f"{AGAIN:37}{np.median(seconds[AGAIN]):7.3f}   1.00")
-    line = f"{name:37}{np.median(seconds[name]):7.3f} {np.median(ratios[name]):6.2f}"
-    workers = f"{of_worker:9,.0f} {start:6.1f}" if of_worker else ""
-    identical = same(value, one_pass) if isinstance(value, list) else ""
-    print(f"{line} {above:6,.0f} {workers:16} {identical!s:>10}")
+print(f"{'':37}seconds  ratio    MiB  identical")
+for name, way in ways.items():
+    identical = "" if way["identical"] is None else way["identical"]
+    print(f"{name:37}{np.median(way['seconds']):7.3f} {np.median(way['ratio']):6.2f} ", end="")
+    print(f"{way['above_mib']:6,.0f}  {identical!s:>9}")
 
 # %%
-# When an index pays
-# ------------------
-# If the time of blocks is inversely proportional to the number of workers, each with a core of its
-# own, they are faster than one pass from some number on. The index pays when the passes have saved
-# more time than it took to make. Compare it with the alternative: decompressing the file once.
+# The index pays when the passes have saved more time than it took to make. If the time of blocks is
+# inversely proportional to the number of workers, each with a core of its own:
 
-if has_index:
-    from math import ceil
-
-    from beyond_the_masker.block_costs import when_it_pays
-
-    times = {name: float(np.median(values)) for name, values in times.items()}
-    n_workers, n_passes = when_it_pays(times[AGAIN], times[INDEX], times["make"])
-    gain = times["volume"] - times["volume, index"]
-    n_volumes = ceil(times["make"] / gain) if gain > 0 else 0
-    print(f"the index         {times['make']:6.3f} s to make, {index_mib:,.1f} MiB on disk")
-    print(f"decompress once   {times['decompress']:6.3f} s, {size_mib:,.1f} MiB on disk")
-    print(f"a middle volume   {times['volume, index']:6.3f} s with the index, ", end="")
-    print(f"{times['volume']:.3f} s without")
-    print(f"\nIf each worker has a core of its own (this machine has {os.cpu_count()}):")
-    print(f"blocks with an index are faster from {n_workers} workers on;")
-    print(f"{2 * n_workers} would take {times[INDEX] / n_workers:.3f} s, ", end="")
-    print(f"and the index pays after {n_passes} pass{'es' * (n_passes > 1)}.")
-    after = f"after {n_volumes} volume{'s' * (n_volumes > 1)} read" if n_volumes else "never"
-    print(f"For single volumes, it pays {after}.")
+if index:
+    pair, ratio = np.median(ways[INDEX]["seconds"]), np.median(ways[INDEX]["ratio"])
+    alone, n_workers = pair / ratio, math.floor(2 * ratio) + 1
+    n_passes = math.ceil(index["make"] / (alone - pair / n_workers))
+    print(f"the index took {index['make']:.3f} s to make and {index['mib']:,.1f} MiB on disk")
+    print(f"decompressing once took {index['decompress']:.3f} s and {size_mib:,.1f} MiB on disk")
+    print(f"blocks with an index are faster than one pass from {n_workers} workers on;")
+    print(f"with {2 * n_workers}, the index pays from pass {n_passes} on")
 else:
-    print("Not measured: indexed_gzip is not installed.")
-
-# %%
-# And this is how indexed_gzip changes nibabel if it is merely installed. nibabel reads all volumes
-# of the same ``.nii.gz``, and then the middle one again.
-
-if has_index:
-    from beyond_the_masker.block_costs import read_with_nibabel
-    from beyond_the_masker.budget import guard
-
-    _, reason = guard("NumPy indexing, path, single", packed, mask_paths, 1)
-    if reason:
-        print(f"Not run: the whole image would be in memory. {reason}")
-    else:
-        without = measure(read_with_nibabel, packed)
-        with with_apart():
-            installed = measure(read_with_nibabel, packed)
-        print("                           all   a volume   MiB above the start")
-        for name, trace in (("without indexed_gzip", without), ("with indexed_gzip", installed)):
-            if isinstance(trace.exception, MemoryError):  # the machine was short of memory
-                print(f"{name:24}stopped")
-                continue
-            every, volume = trace.result()
-            print(f"{name:24}{every:6.2f} s {volume:8.3f} s {trace.above_mib:21,.0f}")
+    print("Nothing with an index is measured: indexed_gzip is not installed. For this page alone:")
+    print(f"python -m pip install --no-deps --target {SEPARATE} indexed_gzip")
 
 # %%
 # What to conclude
 # ----------------
 # If you read an image more than once, decompress it once. On one machine, workers then have little
-# to do, because extracting voxels is little work. Here, on the uncompressed file:
+# to do, because extracting voxels is little work. On the uncompressed file here:
 
-many = "blocks, 2 workers, .nii"
-alone, together = (np.median(seconds[name]) for name in ("blocks, 1 process, .nii", many))
-start, gains = memories[many][-1], alone - together
-print(f"1 process took {alone:.3f} s, 2 workers {together:.3f} s after {start:.1f} s to start;")
-much = "less" if gains < start else "more"
-print(f"workers gained {much} than their start cost" if gains > 0 else "workers gained no time")
+many = ways["blocks, 2 workers, .nii"]
+alone = np.median(ways["blocks, 1 process, .nii"]["seconds"])
+print(f"1 process took {alone:.3f} s, 2 workers {np.median(many['seconds']):.3f} s, and ", end="")
+print(f"{many['first']:.3f} s the first time, when they were started")
 
 # %%
 # Blocks in workers are for another case: an image so large that its time matters, on storage that
-# serves many nodes faster than one.
-#
-# A ``.nii.gz`` is for one pass. Without an index, more workers repeat more decompression and cannot
-# finish sooner. An index pays if you read single volumes, or read the file again and again with
-# more workers than the number above; but then the disk usually has space for the ``.nii``, which
-# needs no index.
-#
-# A study of many images needs none of this: it is divided into images.
+# serves many nodes faster than one. A ``.nii.gz`` is for one pass: without an index, more workers
+# repeat more decompression and cannot finish sooner. An index pays if you read single volumes, or
+# the same file many times with more workers than the number above; but then the disk usually has
+# space for the ``.nii``, which needs no index. A study of many images is divided into images.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how long ten thousand images take, and where
-#   the storage is the limit.
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: a cluster, to which blocks can be given as
-#   well.
-# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: one pass.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how long ten thousand images
+#   take, and where the storage is the limit.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: a cluster, to which blocks can
+#   be given as well.

@@ -1,48 +1,28 @@
-"""
-Measuring blocks and one pass
-=============================
+"""Measure time and memory of one pass and of blocks in workers, on the same image."""
 
-Helpers of :ref:`sphx_glr_auto_examples_4_many_images_plot_large_image_in_blocks.py`: they prepare the same image
-compressed and uncompressed, time several calls in turns, measure memory above the level at which
-workers have done their imports, and start processes that find indexed_gzip, which other processes
-do not.
-"""
-
-import math
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 
+from beyond_the_masker.blocks import Volumes, make_index, mask_blocks
 from beyond_the_masker.meter import measure
-from beyond_the_masker.streaming import gzip
+from beyond_the_masker.streaming import gzip, stream_masks
 
-# %%
-# The image
-# ---------
+INDEX = "blocks, 2 workers, .nii.gz, index"
+SEPARATE = Path(sys.prefix) / "apart"  # where indexed_gzip is installed, for this page alone
 
 
 def prepare_both(fmri_path, most_mib=512):
-    """Prepare an image as a ``.nii.gz``, and the same decompressed.
-
-    Parameters
-    ----------
-    fmri_path : pathlib.Path
-    most_mib : float
-        If the image is larger in memory, only its first volumes are used, up to so many MiB.
-
-    Returns
-    -------
-    packed, plain : pathlib.Path
-    """
-    # Imported here, because measured processes do not need nilearn.
-    from beyond_the_masker.data import n_volumes_within, prepare
+    """Return an image as a ``.nii.gz`` and decompressed, cut to some MiB in memory."""
+    from beyond_the_masker.data import n_volumes_within, prepare  # measured processes need neither
 
     img = nib.load(fmri_path)
     length = n_volumes_within(img, most_mib)
@@ -72,143 +52,114 @@ def same(every_series, others):
     return all((a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes()) for a, b in pairs)
 
 
-# %%
-# Time and memory
-# ---------------
+def blocks_without_index(fmri_path, n_jobs, block_mib=32):
+    """Read all blocks of a ``.nii.gz``, each from the beginning; return the decompressed bytes."""
+    volumes = Volumes.of(nib.load(fmri_path))
+    tasks = [delayed(decompress_block)(volumes, *block) for block in volumes.blocks(block_mib)]
+    return sum(Parallel(n_jobs)(tasks))
+
+
+def decompress_block(volumes, start, stop):
+    """Read a block of a ``.nii.gz``; return the number of bytes decompressed for it."""
+    with volumes.open() as file:
+        volumes.read(file, start, stop)
+        return file.tell()
+
+
+@contextmanager
+def indexed_gzip_importable():
+    """Let processes that start meanwhile import indexed_gzip; yield whether it is installed."""
+    sys.path.insert(0, str(SEPARATE))
+    try:
+        yield any(Path(folder, "indexed_gzip").is_dir() for folder in sys.path)
+    finally:
+        sys.path.remove(str(SEPARATE))
+
+
+def measure_ways(packed, plain, mask_paths):
+    """Measure one pass and blocks, compressed and not, and with an index if possible.
+
+    Returns
+    -------
+    ways : dict of str to dict
+        As from `measure_calls`.
+    index : dict
+        Seconds to ``make`` the index and to ``decompress`` the file, and its size in ``mib``;
+        empty if indexed_gzip is not installed.
+    """
+    one_pass = {"one pass, .nii.gz": partial(stream_masks, packed, mask_paths)}
+    others = {
+        "one pass, .nii": partial(stream_masks, plain, mask_paths),
+        "blocks, 1 process, .nii": partial(mask_blocks, plain, mask_paths, 1),
+        "blocks, 2 workers, .nii": partial(mask_blocks, plain, mask_paths, 2),
+        "blocks, 2 workers, .nii.gz, no index": partial(blocks_without_index, packed, 2),
+    }
+    ways = measure_calls(one_pass | others)
+    with indexed_gzip_importable() as installed, tempfile.TemporaryDirectory() as folder:
+        if not installed:
+            return ways, {}
+        index = measure_index(packed, Path(folder))
+        with_index = partial(mask_blocks, packed, mask_paths, 2, index=index["path"])
+        ways[INDEX] = measure_calls(one_pass | {INDEX: with_index})[INDEX]
+    return ways, index
+
+
+def measure_calls(calls):
+    """Measure some calls in fresh processes, and compare them with the first.
+
+    Returns
+    -------
+    dict of str to dict
+        For each call its ``seconds`` in two runs, after a ``first`` that also starts workers;
+        their ``ratio`` to those of the first call; the peak ``above_mib`` the start; and whether
+        arrays are ``identical`` to those of the first call, or None if it returns none.
+    """
+    seconds = measure(time_in_turns, calls).result()
+    traces = {name: measure(call) for name, call in calls.items()}
+    results = {name: trace.result() for name, trace in traces.items()}
+    first = next(iter(calls))
+    return {
+        name: {
+            "first": seconds[name][0],
+            "seconds": seconds[name][1:],
+            "ratio": seconds[name][1:] / seconds[first][1:],
+            "above_mib": traces[name].above_mib,
+            "identical": same(found, results[first]) if isinstance(found, list) else None,
+        }
+        for name, found in results.items()
+    }
+
+
+def measure_index(packed, folder):
+    """Make an index, and decompress the file; return the seconds of both, and path and size."""
+    path = folder / "fmri.gzidx"
+    calls = {
+        "make": partial(make_index, packed, path),
+        "decompress": partial(decompress, packed, folder / "fmri.nii"),
+    }
+    seconds = measure(time_in_turns, calls, 1).result()
+    best = {name: float(runs.min()) for name, runs in seconds.items()}
+    return {**best, "path": path, "mib": path.stat().st_size / 2**20}
 
 
 def time_in_turns(calls, n_repeats=2):
-    """Time some calls, one after the other, again and again.
+    """Time some calls, one after the other, repeatedly.
 
     Parameters
     ----------
     calls : dict of str to callable
-        Each is also called once before, without being timed.
     n_repeats : int
+        Rounds after a first one, in which imports are done and workers are started.
 
     Returns
     -------
-    dict of str to array of shape (n_repeats,)
+    dict of str to array of shape (1 + n_repeats,)
         Seconds.
     """
     seconds = {name: [] for name in calls}
-    for repeat in range(n_repeats + 1):
+    for _ in range(1 + n_repeats):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values) for name, values in seconds.items()}
-
-
-def memory_of(call, n_workers, imports):
-    """Measure how much memory a call needs above the imports.
-
-    Parameters
-    ----------
-    call : callable
-    n_workers : int
-        1 if the calling process does it alone.
-    imports : tuple of str
-        Modules that all processes import first.
-
-    Returns
-    -------
-    value : object
-        What the call returned.
-    above_mib : float
-        Peak memory in use of all processes together, above the level before.
-    of_worker_mib : float
-        Largest increase of a single worker.
-    start_seconds : float
-        Time to start the workers, imports included.
-    """
-    trace = measure(_after_imports, call, n_workers, imports)
-    value, ready, seconds = trace.result()
-    level = max(np.searchsorted(trace.times, ready - trace.started) - 1, 0)
-    _, *workers = (process["anon"] for process in trace.processes.values())
-    of_worker = max((worker[level:].max() - worker[level] for worker in workers), default=0)
-    return value, trace.peak_mib - trace.total()[level], of_worker, seconds
-
-
-def _after_imports(call, n_workers, imports):
-    """Let workers start and import, then call; also return when and how fast they were ready."""
-    seconds = 0.0
-    if n_workers > 1:
-        start = time.time()
-        Parallel(n_workers)([delayed(_import)(imports)] * n_workers)
-        seconds = time.time() - start - PAUSE
-    _import(imports)
-    ready = time.time()
-    value = call()
-    time.sleep(0.05)
-    return value, ready, seconds
-
-
-PAUSE = 0.2  # so long that each worker has one such task
-
-
-def _import(names):
-    """Import modules, and wait until the meter has taken a sample."""
-    for name in names:
-        import_module(name)
-    time.sleep(PAUSE)
-
-
-# %%
-# The folder of indexed_gzip
-# --------------------------
-
-APART = Path(sys.prefix) / "apart"
-
-
-@contextmanager
-def with_apart():
-    """Let processes that start meanwhile import packages from a separate folder.
-
-    Yields
-    ------
-    bool
-        Whether indexed_gzip is installed at all.
-    """
-    sys.path.insert(0, str(APART))
-    try:
-        yield any(Path(folder, "indexed_gzip").is_dir() for folder in sys.path)
-    finally:
-        sys.path.remove(str(APART))
-
-
-def read_with_nibabel(fmri_path):
-    """Read all volumes with nibabel, then the middle one; return the seconds of both."""
-    fmri_img, seconds = nib.load(fmri_path), []
-    middle = fmri_img.shape[3] // 2
-    for volumes in (slice(None), slice(middle, middle + 1)):
-        start = time.perf_counter()
-        fmri_img.dataobj[..., volumes]
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def when_it_pays(one_pass, two_workers, make):
-    """Compute with how many workers an index pays, if time is inversely proportional to them.
-
-    Parameters
-    ----------
-    one_pass, two_workers, make : float
-        Seconds of one pass, of two workers with the index, and of making the index.
-
-    Returns
-    -------
-    n_workers : int
-        The smallest number of workers that would be faster than one pass.
-    n_passes : int
-        With twice as many workers, passes that save as much time as the index took.
-    """
-    n_workers = math.floor(2 * two_workers / one_pass) + 1
-    gain = one_pass - two_workers / n_workers
-    return n_workers, math.ceil(make / gain)
-
-
-# %%
-# The figure
-# ----------

@@ -630,14 +630,14 @@ def plot_ways(ratios, above_mib, title):
     times.axvline(1, color="black", ls="--", lw=1, zorder=1)
     times.set(xlabel=f"time, as a multiple of {first}")
     times.set_xlim(0, 1.05 * max(values.max() for values in ratios.values()))
-    memory.set_xlabel("peak above the imports, MiB")
+    memory.set_xlabel("peak above the start, MiB")
     for ax in (times, memory):
         ax.set(ylim=(len(ratios) - 0.6, -0.8), yticks=[])
         ax.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}. Top: time, a dot for the median of the runs, a line from the fastest to the "
-        f"slowest, dashed for {first}. Bottom: the peak of memory in use above the imports."
+        f"slowest, dashed for {first}. Bottom: the peak of memory in use above the start."
         f"\n\nDot chart of time, as multiples of that of {first}, and bar chart of memory, of "
         f"{len(ratios)} ways: {'; '.join(found)}."
     )
