@@ -19,6 +19,7 @@ from measured import Measurements
 
 from beyond_the_masker import model as memory_model
 from beyond_the_masker.benchmark import FULL, read_benchmark
+from beyond_the_masker.comparison import compare, is_outside, read_grid, table_of, tolerance
 from beyond_the_masker.experiment import METHODS, title
 from beyond_the_masker.figures import (
     KEYS,
@@ -39,16 +40,7 @@ from beyond_the_masker.figures import (
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.model import METHODS as MODELS
 from beyond_the_masker.model import Image, predict
-from beyond_the_masker.model_check import (
-    COLUMNS,
-    compare,
-    full_grid,
-    is_off,
-    measure_points,
-    read_grid,
-    table_of,
-    tolerance,
-)
+from beyond_the_masker.model_check import COLUMNS, full_grid, measure_points
 from beyond_the_masker.mprof_run import read_phases
 from beyond_the_masker.published import PUBLISHED_GB, read_scale
 from good_figures import is_a_good_figure, nothing_overlaps
@@ -224,7 +216,7 @@ def test_tolerance():
         *((900, 1300, False), (1000, 1300, False), (1150, 1300, True), (700, 850, True)),
     ):
         point = {"measured_mib": 1000, "low_mib": low, "high_mib": high}
-        assert is_off(point) == expected
+        assert is_outside(point) == expected
 
 
 @pytest.mark.parametrize("method", METHODS, ids=title)
@@ -237,7 +229,7 @@ def test_another_copy_in_each_process_is_noticed(method, n_jobs, compressed):
     assert point["low_mib"] <= point["predicted_mib"] <= point["high_mib"]
     n_workers = predict(title(method), image, [2000] * 6, n_jobs, TYPICAL).n_jobs
     copies = max(n_workers, 1) * 50 * 59 * 50 * 336 * 4 / 2**20
-    assert is_off(point | {"measured_mib": point["high_mib"] + copies})
+    assert is_outside(point | {"measured_mib": point["high_mib"] + copies})
 
 
 def test_points_that_are_off_are_marked():
@@ -291,7 +283,7 @@ def test_grid_has_every_combination(monkeypatch):
     monkeypatch.setattr(prediction_grid, "measure_point", lambda p, *a: asked.append((p, *a)) or [])
     assert [*measure_points(points)] == []
     for image, calls in itertools.groupby(asked, lambda call: call[0][:3]):
-        measured = [method for call in calls for method in call[3]]
+        measured = [call[1] for call in calls]
         n_workers = len([point for point in points if point[:3] == image])
         for method in METHODS:
             assert measured.count(method) == (n_workers if method.mode == "parallel" else 1)

@@ -7,9 +7,9 @@ from string import Template
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
+from beyond_the_masker.comparison import TOLERANCE
 from beyond_the_masker.imports import this_machine
 from beyond_the_masker.model import DTYPES, as_json
-from beyond_the_masker.model_check import TOLERANCE
 
 FORM = Path(__file__).with_suffix(".html")
 SCRIPTS = ("calculator_model.js", "calculator.js")

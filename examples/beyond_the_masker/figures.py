@@ -9,8 +9,8 @@ from matplotlib import patheffects
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from beyond_the_masker.comparison import count_of, tolerance
 from beyond_the_masker.files import stem
-from beyond_the_masker.model_check import count_of, tolerance
 from beyond_the_masker.published import KINDS, in_gib
 
 

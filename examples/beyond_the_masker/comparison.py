@@ -1,0 +1,123 @@
+"""Compare measured peaks with the ranges that the model predicts."""
+
+import csv
+import json
+from pathlib import Path
+
+from beyond_the_masker.model import METHODS, Image, predict
+
+TOLERANCE = 0.1, 30  # a part of the measured peak, and MiB: the larger counts
+
+
+def tolerance(measured_mib):
+    """Return how far a measured peak may lie outside its predicted range, in MiB."""
+    return max(TOLERANCE[0] * measured_mib, TOLERANCE[1])
+
+
+def compare(row, image, masks, n_jobs, machine):
+    """Compare a measured peak with its prediction.
+
+    Parameters
+    ----------
+    row : dict of str to str
+        With ``method``, ``before_mib`` and ``peak_mib``. The prediction starts from
+        ``before_mib``, so that only the call is compared.
+    image : model.Image
+    masks : list of int
+    n_jobs : int
+    machine : dict
+        As for `model.predict`.
+
+    Returns
+    -------
+    dict
+        ``method``, ``n_jobs``, and in MiB ``measured_mib`` and the prediction's ``predicted_mib``,
+        ``low_mib`` and ``high_mib``.
+    """
+    caller = f"caller {METHODS[row['method']].caller}"
+    machine = machine | {caller: float(row["before_mib"])}
+    prediction = predict(row["method"], image, masks, n_jobs, machine)
+    return {
+        "method": row["method"],
+        "n_jobs": prediction.n_jobs,
+        "measured_mib": float(row["peak_mib"]),
+        "predicted_mib": prediction.peak_mib,
+        "low_mib": prediction.low_mib,
+        "high_mib": prediction.most_mib,
+    }
+
+
+def compare_grid_row(row, machine):
+    """Compare a row of the grid, as `model_check.measure_points` yields it; add the image."""
+    image = Image(
+        shape=tuple(int(n) for n in row["shape"].split()),
+        dtype="float32" if row["kind"] == "float32" else "int16",
+        compressed=row["ending"].endswith(".gz"),
+        slope=str(row["slope"]) == "True",
+        inter=str(row["inter"]) == "True",
+    )
+    masks = [int(n) for n in row["mask_voxels"].split()]
+    name = f"{row['kind']}{row['ending']}, {row['n_images']} in one"
+    return compare(row, image, masks, int(row["n_jobs"]), machine) | {"image": name}
+
+
+def read_grid(folder):
+    """Read the grid that `model_check.record` has measured, and compare it with today's model.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+
+    Returns
+    -------
+    list of dict
+        As `compare` returns them, with ``image`` in words.
+    dict
+        The machine on which it was measured.
+    """
+    about = json.loads(Path(folder, "prediction.json").read_text())["prediction"]
+    with open(Path(folder, "prediction.csv"), newline="") as file:
+        rows = csv.DictReader(file)
+        return [compare_grid_row(row, about["imports"]) for row in rows], about
+
+
+def is_outside(point):
+    """Return whether a peak lies outside its predicted range by more than the tolerance."""
+    measured = point["measured_mib"]
+    nearest = min(max(measured, point["low_mib"]), point["high_mib"])
+    return abs(nearest - measured) > tolerance(measured)
+
+
+def table_of(points):
+    """Return points as a table, which marks those outside and counts the others.
+
+    Parameters
+    ----------
+    points : list of dict
+        As `compare` returns them, with ``image``.
+
+    Returns
+    -------
+    str
+    """
+    lines = [f"{'MiB':42}{'image':26}{'workers':>8}{'predicted':>16}{'measured':>10}"]
+    for point in points:
+        low, high, measured = (
+            f"{point[key]:,.0f}" for key in ("low_mib", "high_mib", "measured_mib")
+        )
+        span = low if low == high else f"{low} to {high}"
+        workers = point["n_jobs"] or "-"
+        lines.append(
+            f"{point['method']:42}{point['image']:26}{workers:>8}{span:>16}{measured:>10}"
+            f"{'  <- outside' if is_outside(point) else ''}"
+        )
+    return "\n".join([*lines, count_of(points)])
+
+
+def count_of(points):
+    """Return in a sentence how many points are within the tolerance."""
+    inside = sum(not is_outside(point) for point in points)
+    return (
+        f"{inside} of {len(points)} measured peaks are in the range of their prediction, or less "
+        f"than {TOLERANCE[0]:.0%} or {TOLERANCE[1]} MiB outside."
+    )
