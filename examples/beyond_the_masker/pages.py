@@ -11,16 +11,7 @@ IMPORTS = ast.Import, ast.ImportFrom
 
 
 def page_path(name):
-    """Return the file of a page.
-
-    Parameters
-    ----------
-    name : str
-        Its name, such as ``"plot_numpy_indexing"``.
-
-    Returns
-    -------
-    pathlib.Path
+    """Return the file of a page, such as ``"plot_numpy_indexing"``.
 
     Raises
     ------
@@ -33,7 +24,7 @@ def page_path(name):
 
 
 def definitions(source):
-    """Return the statements of a page that define something: functions, constants, their imports.
+    """Return the functions, classes and constants of a module, and the imports that they use.
 
     Parameters
     ----------
@@ -42,21 +33,22 @@ def definitions(source):
     Returns
     -------
     list of ast.stmt
-        In the page's order. Imports that no definition uses are left out.
+        In the module's order.
     """
     body = ast.parse(source).body
-    kept = [n for n in body if isinstance(n, DEFINITIONS) or _is_constant(n)]
-    used = {n.id for one in kept for n in ast.walk(one) if isinstance(n, ast.Name)}
-    return [n for n in body if n in kept or _imported(n) & used]
+    kept = [node for node in body if isinstance(node, DEFINITIONS) or is_constant(node)]
+    used = {n.id for node in kept for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return [node for node in body if node in kept or imported_names(node) & used]
 
 
-def _is_constant(node):
+def is_constant(node):
+    """Return whether a statement assigns to a name in capitals."""
     return isinstance(node, ast.Assign) and all(
-        isinstance(t, ast.Name) and t.id.isupper() for t in node.targets
+        isinstance(target, ast.Name) and target.id.isupper() for target in node.targets
     )
 
 
-def _imported(node):
+def imported_names(node):
     """Return the names that an import binds."""
     if not isinstance(node, IMPORTS):
         return set()
@@ -67,8 +59,8 @@ def _imported(node):
 def load_page(name):
     """Return a module with the functions and constants of a page.
 
-    The module cannot be imported by its name, so joblib and the meter send its functions by value:
-    the process that receives one imports only what this function uses.
+    The module cannot be imported by its name, so joblib and the memory meter send its functions by
+    value: the process that receives one imports only what this function uses.
 
     Parameters
     ----------

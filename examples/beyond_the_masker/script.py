@@ -1,0 +1,179 @@
+"""Write the nine ways of the chapter as one script, which needs no other file of this project.
+
+The script is put together from the functions of this package and of the pages, so that nothing
+stands twice. `main` below is a part of it.
+"""
+
+import argparse
+import ast
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from joblib.externals.loky import get_reusable_executor
+
+from beyond_the_masker.data import difumo_path, filled, write_fmri, write_masks
+from beyond_the_masker.methods import all_methods
+from beyond_the_masker.model import METHODS
+from beyond_the_masker.pages import DEFINITIONS, IMPORTS, definitions, page_path
+from beyond_the_masker.running import run_method
+from beyond_the_masker.synthetic import synthetic_atlas
+
+PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
+DEFINES = ("def ", "class ", "@")
+PARTS = ("checks", "synthetic", "data", *PAGES, "running", "script")
+NINE = {
+    name: model
+    for name, model in METHODS.items()
+    if model.module in PAGES and model.mode in ("single", "parallel")
+}
+HEADER = '''\
+"""Extract the time series of several regions in nine ways, one after the other.
+
+Needed: nibabel, NumPy, joblib, nilearn, memory_profiler. To record memory over time, and draw it:
+
+    mprof run --include-children --multiprocess {name}
+    mprof plot
+
+This file was put together from the pages of "Beyond the masker", which explain its functions.
+"""
+'''
+
+
+def ways():
+    """Return each way: its name, function and mode, and whether it gets images in memory."""
+    return [(m.title, m.function, m.mode, m.in_memory) for m in all_methods() if m.title in NINE]
+
+
+def prepare_data(data, n_images):
+    """Return the files of image and atlas, which are made or downloaded if they are not there."""
+
+    def fill(folder):
+        write_fmri(data, n_images, folder / "fmri.nii.gz")
+        if data == "synthetic":
+            synthetic_atlas().to_filename(folder / "maps.nii.gz")
+
+    folder = filled(Path(f"{data}-{n_images}-images"), fill)
+    return folder / "fmri.nii.gz", folder / "maps.nii.gz" if data == "synthetic" else difumo_path()
+
+
+def main(n_images, n_regions, data="synthetic", fmri=None, atlas=(), pause=1.0):
+    """Run all ways, with a pause before each, which separates them in mprof's plot."""
+    if not fmri:
+        fmri, *atlas = prepare_data(data, n_images)
+    with tempfile.TemporaryDirectory() as folder:
+        mask_paths = write_masks([Path(path) for path in atlas], fmri, n_regions, Path(folder))
+        for name, function, mode, in_memory in ways():
+            time.sleep(pause)
+            start = time.perf_counter()
+            run_method(function, mode, in_memory, fmri, mask_paths, workers=mode == "parallel")
+            get_reusable_executor().shutdown(wait=True)  # workers would stay for five minutes
+            print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def parse_arguments():
+    """Return the arguments of the command line, as `main` takes them."""
+    parser = argparse.ArgumentParser(description="Extract regions in nine ways, in sequence.")
+    parser.add_argument("--n-images", type=int, default=2, help="subjects to join in one image")
+    parser.add_argument("--n-regions", type=int, default=6, help="masks, and parallel workers")
+    parser.add_argument("--data", choices=["synthetic", "development_fmri"], default="synthetic")
+    parser.add_argument("--fmri", help="your own 4D image, instead of --data")
+    parser.add_argument("--atlas", nargs="+", help="its regions: maps, labels, or several masks")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds before each way")
+    arguments = parser.parse_args()
+    if bool(arguments.fmri) != bool(arguments.atlas):
+        parser.error("--fmri and --atlas go together")
+    return vars(arguments)
+
+
+def write_script(path):
+    """Write the script to a file.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+    """
+    here = Path(__file__).parent
+    sources = [page_path(p) if p in PAGES else here / f"{p}.py" for p in PARTS]
+    parts = [Part(source.read_text()) for source in sources]
+    parts[-1].code["ways"] = code_of_ways()
+    needed = find_needed(parts, {"main", "parse_arguments"})
+    blocks = [merge_imports(parts, needed)]
+    for part in parts:
+        kept = [code for name, code in part.code.items() if name in needed]
+        blocks.append("\n".join(code for code in kept if not code.startswith(DEFINES)))
+        blocks.extend(code for code in kept if code.startswith(DEFINES))
+    blocks.append('if __name__ == "__main__":\n    main(**parse_arguments())')
+    text = HEADER.format(name=Path(path).name) + "\n" + "\n\n\n".join(filter(None, blocks)) + "\n"
+    Path(path).write_text(text)
+
+
+class Part:
+    """The source of a module or a page: its imports, and its definitions by name."""
+
+    def __init__(self, source):
+        self.imports, self.code = [], {}
+        for node in definitions(source):
+            if isinstance(node, IMPORTS):
+                self.imports.append(node)
+            else:
+                name = node.name if isinstance(node, DEFINITIONS) else node.targets[0].id
+                self.code[name] = short(source, node)
+
+
+def short(source, node):
+    """Return the source of a definition, with its decorators and the summary of its docstring."""
+    lines = source.splitlines()
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+    code = lines[first - 1 : node.end_lineno]
+    if isinstance(node, DEFINITIONS) and ast.get_docstring(node):
+        doc = node.body[0]
+        summary = f'    """{ast.get_docstring(node).splitlines()[0]}"""'
+        code[doc.lineno - first : doc.end_lineno - first + 1] = [summary]
+    return "\n".join(code)
+
+
+def code_of_ways():
+    """Return the function `ways` as the script has it: with the names of the functions."""
+    lines = ["def ways():", f'    """{ways.__doc__}"""', "    return ["]
+    for name, model in NINE.items():
+        lines.append(f'        ("{name}",')
+        lines.append(f'         {model.function}, "{model.mode}", {model.in_memory}),')
+    return "\n".join([*lines, "    ]"])
+
+
+def names_in(code):
+    """Return the names that some code uses."""
+    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+
+
+def find_needed(parts, names):
+    """Return the names, and those of all definitions that they need."""
+    code = {name: text for part in parts for name, text in part.code.items()}
+    found, new = set(), set(names)
+    while new:
+        found |= new
+        new = {used for name in new for used in names_in(code[name])} & code.keys() - found
+    return found
+
+
+def merge_imports(parts, needed):
+    """Return the import statements that the needed definitions use: standard library first."""
+    plain, members = set(), {}
+    for part in parts:
+        used = {name for key in part.code if key in needed for name in names_in(part.code[key])}
+        for node in part.imports:
+            for alias in node.names:
+                if (alias.asname or alias.name).split(".")[0] not in used:
+                    continue
+                text = alias.name + (f" as {alias.asname}" if alias.asname else "")
+                if isinstance(node, ast.Import):
+                    plain.add(text)
+                elif not node.module.startswith("beyond_the_masker"):
+                    members.setdefault(node.module, set()).add(text)
+    lines = [f"import {text}" for text in plain]
+    lines += [f"from {module} import {', '.join(sorted(m))}" for module, m in members.items()]
+    lines.sort(key=lambda line: (line.startswith("from"), line.lower()))
+    standard = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
+    return "\n".join([*standard, "", *(line for line in lines if line not in standard)])
