@@ -143,8 +143,8 @@ html_css_files = ["custom.css"]
 html_favicon = "doc/_static/favicon.svg"
 html_show_sourcelink = False
 html_show_sphinx = False
-html_sidebars = {"[!a]*": [], "auto_examples/**": ["sidebar-nav-bs"]}
-html_context = {"author": author, "repository": repository}
+html_sidebars = {"[!a]*": [], "auto_examples/**": ["sections"]}
+html_context = {"author": author, "repository": repository, "default_mode": "light"}
 html_theme_options = {
     "logo": {"text": project},
     "show_toc_level": 2,
