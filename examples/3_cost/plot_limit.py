@@ -37,7 +37,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from beyond_the_masker.benchmark import FULL, SMALL, print_ratios, read_benchmark
-from beyond_the_masker.figures import plot_growth, plot_memory_growth, plot_ratios, short
+from beyond_the_masker.benchmark_figures import plot_growth, plot_memory_growth, plot_ratios
+from beyond_the_masker.figures import short
 from beyond_the_masker.options import read_options
 
 measured = Path(read_options().measured)

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.figures import plot_parts, plot_points
+from beyond_the_masker.prediction_figures import plot_parts, plot_points
 
 summary = complete_summary()
 measured = {

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.figures import plot_scale
+from beyond_the_masker.prediction_figures import plot_scale
 from beyond_the_masker.options import read_options
 from beyond_the_masker.published import KINDS, in_gib, read_scale
 

@@ -46,7 +46,8 @@ from beyond_the_masker import streaming as plot_stream_masks
 from beyond_the_masker.budget import guard
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
 from beyond_the_masker.experiment import describe_machine
-from beyond_the_masker.figures import GROWTH, short
+from beyond_the_masker.benchmark_figures import GROWTH
+from beyond_the_masker.figures import short
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS as MODELS

@@ -1,0 +1,197 @@
+"""Draw predicted peaks: their parts, and compared with measured and published ones."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from beyond_the_masker.comparison import count_of, tolerance
+from beyond_the_masker.figures import (
+    BLUE,
+    FAMILIES,
+    GREEN,
+    ORANGE,
+    color_of,
+    column_figure,
+    hide_frame,
+    label_above,
+    marker_of,
+)
+from beyond_the_masker.published import KINDS, in_gib
+
+HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
+    "imports": ("#707070", "", "interpreters and imports"),
+    "caller": (BLUE, "xxxx", "the calling process"),
+    "worker": (ORANGE, "///", "workers"),
+    "block": (GREEN, "+++", "shared memory"),
+}
+
+
+def plot_parts(predictions, measured):
+    """Draw the parts of each predicted peak as a bar, and the measured peak as a dot.
+
+    Parameters
+    ----------
+    predictions : list of model.Prediction
+    measured : dict of str to float
+        Measured peaks in MiB, by the method; without those that did not run.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = column_figure(2.3 + 0.5 * len(predictions))
+    bars = []
+    for i, prediction in enumerate(predictions):
+        known = measured.get(prediction.method)
+        total = _draw_parts(ax, i, prediction)
+        if known is not None:
+            ax.plot(known, i, "o", ms=6, mfc="white", mec="black")
+        label_above(ax, 0, i - 0.25, prediction.method)
+        found = "not measured" if known is None else f"measured {known:,.0f} MiB"
+        bars.append(f"{prediction.method}: predicted {total:,.0f} MiB, {found}")
+    for color, hatch, name in HOLDERS.values():
+        ax.barh(0, 0, color=color, hatch=hatch, edgecolor="white", lw=0, label=name)
+    ax.plot([], [], "o", ms=6, mfc="white", mec="black", label="measured")
+    ax.plot([], [], color="black", lw=1, label="range of the prediction")
+    ax.set(xlabel="MiB in use", yticks=[], ylim=(len(predictions) - 0.5, -0.8), xlim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    hide_frame(ax, "left")
+    figure.legend(loc="outside lower left", frameon=False, handlelength=2.5, handleheight=1.2)
+    figure.suptitle("Predicted peaks and their parts", fontsize=12)
+    figure.set_label(
+        "Each method's likely peak, made of its parts. The line is the range of the prediction, "
+        "the dot the measured peak.\n\n"
+        f"Stacked bar chart of {len(predictions)} methods. {'; '.join(bars)}."
+    )
+    return figure
+
+
+def _draw_parts(ax, y, prediction):
+    """Draw the parts of a prediction one after the other, and its range; return their sum."""
+    left = 0
+    for holder, (color, hatch, _) in HOLDERS.items():
+        mib = sum(
+            part.mib
+            for part in prediction.parts
+            if ("imports" if part.reason == "imports" else part.holder) == holder
+        )
+        ax.barh(y, mib, 0.4, left=left, color=color, hatch=hatch, edgecolor="white", lw=0)
+        left += mib
+    halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+    ends = prediction.low_mib, prediction.most_mib
+    ax.plot(ends, [y, y], color="black", lw=1, path_effects=halo)
+    return left
+
+
+KEYS = "measured_mib", "predicted_mib"
+RANGE = "low_mib", "high_mib"
+
+
+def plot_points(series, title):
+    """Draw predicted against measured peaks, with the tolerance as a band.
+
+    Parameters
+    ----------
+    series : dict of str to list of dict
+        Points as `model_check.read_grid` returns them, by the name of the series.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = column_figure(6.2)
+    points = [point for points in series.values() for point in points]
+    every = [point[key] for point in points for key in (*KEYS, *RANGE)]
+    low, high = min(every) / 1.15, max(every) * 1.15
+    line = np.geomspace(low, high, 200)
+    width = np.array([tolerance(mib) for mib in line])
+    ax.fill_between(line, line - width, line + width, color="0.85", lw=0)
+    ax.plot(line, line, color="0.5", lw=1)
+    faces = dict(zip(series, ("white", None) if len(series) > 1 else (None,), strict=True))
+    for name, own in series.items():
+        _draw_points(ax, own, faces[name])
+    _label_points(ax, faces if len(series) > 1 else {})
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis, name in ((ax.xaxis, "measured"), (ax.yaxis, "predicted")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_locator(NullLocator())
+        axis.set_label_text(f"{name} peak, MiB in use")
+    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    figure.legend(loc="outside lower left", frameon=False)
+    figure.suptitle(title, fontsize=12)
+    ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
+    peaks = [point["measured_mib"] for point in points]
+    figure.set_label(
+        f"{title}: predicted against measured peaks. The line of a point is the range of its "
+        "prediction; the grey band is the tolerance.\n\n"
+        f"Scatter plot of {len(points)} points on logarithmic axes, from "
+        f"{min(peaks):,.0f} to {max(peaks):,.0f} MiB measured. {count_of(points)} The likely peak "
+        f"is {min(ratios):.2f} to {max(ratios):.2f} times the measured one, "
+        f"{np.median(ratios):.2f} times in the median."
+    )
+    return figure
+
+
+def _draw_points(ax, points, face):
+    """Draw points and the ranges of their predictions, each family in its colour."""
+    for color in dict.fromkeys(color_of(point["method"]) for point in points):
+        own = [point for point in points if color_of(point["method"]) == color]
+        x, y, least, most = ([point[key] for point in own] for key in (*KEYS, *RANGE))
+        ax.vlines(x, least, most, color=color, lw=1, alpha=0.6)
+        marker = marker_of(own[0]["method"])
+        ax.plot(x, y, marker, ls="", color=color, ms=5, mfc=face or color)
+
+
+def _label_points(ax, faces):
+    """Add families, series, range and tolerance to the legend."""
+    for family, (color, marker) in FAMILIES.items():
+        ax.plot([], [], marker, color=color, label=family)
+    for name, face in faces.items():
+        ax.plot([], [], "o", color="0.2", mfc=face or "0.2", label=name)
+    ax.plot([], [], color="0.4", lw=1, marker="|", ls="", ms=14, label="range of the prediction")
+    ax.fill_between([], [], color="0.85", lw=0, label="tolerance")
+
+
+def plot_scale(table):
+    """Draw published, predicted and measured peaks, one below the other for each method.
+
+    Parameters
+    ----------
+    table : list of dict
+        As `published.read_scale` returns it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = column_figure(2 + 1.1 * len(table))
+    described = []
+    for i, row in enumerate(table):
+        texts = {name: in_gib(row, key) for key, name, _ in KINDS}
+        for k, ((key, _, style), text) in enumerate(zip(KINDS, texts.values(), strict=True)):
+            y = i + (k - 1) * 0.18
+            if row[key] is not None:
+                ax.barh(y, row[key], height=0.14, lw=0.7, **style)
+            ax.text(row[key] or 0, y, f" {text}", va="center", color="0" if row[key] else "0.3")
+        ax.text(0, i - 0.29, row["method"], va="bottom", weight="bold")
+        described.append(f"{row['method']}: {', '.join(map(' '.join, texts.items()))}")
+    right = max(row[key] or 0 for row in table for key, *_ in KINDS)
+    ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.45, -0.55), xlim=(0, right * 1.2))
+    hide_frame(ax, "left")
+    patches = [
+        Patch(label=name if "RSS" in name else f"{name} (memory in use)", lw=0.7, **style)
+        for _, name, style in KINDS
+    ]
+    figure.legend(handles=patches, loc="outside lower left", frameon=False)
+    figure.suptitle("Ten subjects, twenty regions", fontsize=12)
+    figure.set_label(
+        "Ten subjects, twenty regions: published, predicted and measured peaks of each method for "
+        "all masks, in GiB.\n\n"
+        f"Bar chart of {len(table)} methods, in GiB. {'; '.join(described)}."
+    )
+    return figure
