@@ -13,13 +13,13 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 # %%
 # What was published
 # ------------------
-# The numbers are read off a figure: memory over time of a script in a draft chapter for
+# The numbers are read from a figure: memory over time of a script in a draft chapter for
 # nilearn's user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_,
 # the source of nilearn's example, also has one of ten images and twenty regions.) They
-# are approximate, and they are sums of :term:`RSS`. Its methods are those of this site, with three
-# important differences: the calling process holds the image in memory all the time, also while
-# workers read it from a path; the workers of one method are alive while the next one runs; and
-# the array over shared memory is passed to joblib, which copies it. A figure does not show how
+# are approximate, and they are sums of :term:`RSS`. The script uses the methods of this site, with
+# three important differences: the calling process holds the image in memory all the time, also
+# while workers read it from a path; the workers of one method are alive while the next one runs;
+# and the array over shared memory is passed to joblib, which copies it. A figure does not show how
 # much of a peak each of these explains. It is labelled in GB (110 GB are 102 GiB); from here on,
 # all numbers are in GiB.
 
@@ -27,40 +27,35 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 # Predicted and measured
 # ----------------------
 # ``make record`` runs the experiment at this scale. A method that might not fit into the machine's
-# memory is not run. Memory in use is predicted and measured; the sum of RSS, which can be compared
-# with the published numbers, is only measured. It counts memory that processes share once for each
-# of them.
+# memory does not run. Memory in use is predicted and measured. The sum of RSS, which can be
+# compared with the published numbers, is only measured. It counts memory that processes share once
+# for each of them.
+
 from pathlib import Path
+
+from beyond_the_masker.options import read_options
+from beyond_the_masker.published import read_scale, table_of
+
+recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
+table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
+if table:
+    print(table_of(table, about))
+else:
+    print("Nothing was recorded in doc/recorded: run 'make record'.")
+
+# %%
 
 import matplotlib.pyplot as plt
 
 from beyond_the_masker.prediction_figures import plot_scale
-from beyond_the_masker.options import read_options
-from beyond_the_masker.published import KINDS, in_gib, read_scale
-
-recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
-table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
-if not table:
-    print("Nothing was recorded in doc/recorded: run 'make record'.")
-else:
-    machine, shape = about["machine"], " x ".join(map(str, about["image"]["shape"]))
-    print(f"Image {shape}, {about['image']['dtype']}, ", end="")
-    print(f"{about['image']['in_memory_mib']:,.0f} MiB; {about['image']['n_masks']} masks.")
-    print(f"Recorded on {about['date']}: {machine['system']}, {machine['cores']} cores, ", end="")
-    print(f"{machine['memory_gib']:.0f} GiB.\n")
-    print(f"{'':40}{'sum of RSS':>28}{'memory in use':>28}")
-    print(f"{'GiB':40}", *(f"{name.split()[0]:>13}" for _, name, _ in KINDS))
-    for row in table:
-        print(f"{row['method']:40}", *(f"{in_gib(row, key):>13}" for key, *_ in KINDS))
-
-# %%
 
 if table:
     plot_scale(table)
     plt.show()
 
 # %%
-# To download: :download:`summary.csv </recorded/published_scale/summary.csv>`, :download:`experiment.json </recorded/published_scale/experiment.json>`.
+# To download: :download:`summary.csv </recorded/published_scale/summary.csv>`,
+# :download:`experiment.json </recorded/published_scale/experiment.json>`.
 #
 # What to conclude
 # ----------------
@@ -74,5 +69,4 @@ if table:
 # Recommended next
 # ----------------
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: one pass, as a function to copy.
-# * :mod:`beyond_the_masker.budget`: whether your own image fits, before anything is
-#   loaded.
+# * :mod:`beyond_the_masker.budget`: whether your own image fits, before anything is loaded.

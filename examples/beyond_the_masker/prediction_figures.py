@@ -157,6 +157,14 @@ def _label_points(ax, faces):
     ax.fill_between([], [], color="0.85", lw=0, label="tolerance")
 
 
+STYLES = {  # of the kinds of peaks
+    "published_gib": {"fc": "#707070", "ec": "#707070"},
+    "measured_rss_gib": {"fc": BLUE, "ec": BLUE},
+    "predicted_gib": {"fc": "white", "ec": ORANGE, "hatch": "xxxx"},
+    "measured_gib": {"fc": ORANGE, "ec": ORANGE},
+}
+
+
 def plot_scale(table):
     """Draw published, predicted and measured peaks, one below the other for each method.
 
@@ -172,20 +180,21 @@ def plot_scale(table):
     figure, ax = column_figure(2 + 1.1 * len(table))
     described = []
     for i, row in enumerate(table):
-        texts = {name: in_gib(row, key) for key, name, _ in KINDS}
-        for k, ((key, _, style), text) in enumerate(zip(KINDS, texts.values(), strict=True)):
+        texts = {name: in_gib(row, key) for key, name in KINDS.items()}
+        for k, (key, name) in enumerate(KINDS.items()):
             y = i + (k - 1) * 0.18
             if row[key] is not None:
-                ax.barh(y, row[key], height=0.14, lw=0.7, **style)
-            ax.text(row[key] or 0, y, f" {text}", va="center", color="0" if row[key] else "0.3")
+                ax.barh(y, row[key], height=0.14, lw=0.7, **STYLES[key])
+            color = "0.3" if row[key] is None else "0"
+            ax.text(row[key] or 0, y, f" {texts[name]}", va="center", color=color)
         ax.text(0, i - 0.29, row["method"], va="bottom", weight="bold")
         described.append(f"{row['method']}: {', '.join(map(' '.join, texts.items()))}")
-    right = max(row[key] or 0 for row in table for key, *_ in KINDS)
+    right = max(row[key] or 0 for row in table for key in KINDS)
     ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.45, -0.55), xlim=(0, right * 1.2))
     hide_frame(ax, "left")
     patches = [
-        Patch(label=name if "RSS" in name else f"{name} (memory in use)", lw=0.7, **style)
-        for _, name, style in KINDS
+        Patch(label=name if "RSS" in name else f"{name} (memory in use)", lw=0.7, **STYLES[key])
+        for key, name in KINDS.items()
     ]
     figure.legend(handles=patches, loc="outside lower left", frameon=False)
     figure.suptitle("Ten subjects, twenty regions", fontsize=12)

@@ -1,30 +1,29 @@
-"""published."""
+"""Compare published peaks, of ten subjects and twenty regions, with measurements of the same."""
 
 import csv
 import json
 from pathlib import Path
 
+from beyond_the_masker.imports import this_machine
+from beyond_the_masker.model import METHODS, Image, predict
+
+GIB = 2**30
 PUBLISHED_GB = {  # of 10 ** 9 bytes
     "NiftiMasker, path, parallel": 110,
     "NiftiMasker, in-memory image, parallel": 41,
     "NumPy indexing, path, parallel": 62,
     "NumPy indexing, shared memory, parallel": 6,
 }
-
-
-GIB = 2**30
-
-
-KINDS = [  # key, name, style of the bar
-    ("published_gib", "published (RSS)", {"fc": "#707070", "ec": "#707070"}),
-    ("measured_rss_gib", "measured (RSS)", {"fc": "#0072b2", "ec": "#0072b2"}),
-    ("predicted_gib", "predicted", {"fc": "white", "ec": "#d55e00", "hatch": "xxxx"}),
-    ("measured_gib", "measured", {"fc": "#d55e00", "ec": "#d55e00"}),
-]
+KINDS = {  # key of a number, and its name
+    "published_gib": "published (RSS)",
+    "measured_rss_gib": "measured (RSS)",
+    "predicted_gib": "predicted",
+    "measured_gib": "measured",
+}
 
 
 def read_scale(folder):
-    """Read what was recorded, and predict the same.
+    """Read the recorded peaks, and predict the same.
 
     Parameters
     ----------
@@ -36,42 +35,59 @@ def read_scale(folder):
     list of dict
         For each method of all masks: ``method``, and in GiB ``published_gib`` and
         ``measured_rss_gib`` (sums of RSS), ``predicted_gib`` and ``measured_gib`` (memory in use).
-        What is not known is None. ``missing`` says why there is no measurement.
+        Unknown numbers are None; ``missing`` is the reason why there is no measurement.
     dict
         The image, the machine and the date.
     """
-    from beyond_the_masker.imports import this_machine
-    from beyond_the_masker.model import METHODS, Image, predict
-
-    folder = Path(folder)
-    about = json.loads((folder / "experiment.json").read_text())
+    about = json.loads(Path(folder, "experiment.json").read_text())
     image = Image(tuple(about["image"]["shape"]), about["image"]["stored_dtype"])
-    masks = about["image"]["mask_voxels"]
-    with open(folder / "summary.csv", newline="") as file:
+    masks, machine = about["image"]["mask_voxels"], this_machine()
+    with open(Path(folder, "summary.csv"), newline="") as file:
         recorded = {f"{row['method']}, {row['mode']}": row for row in csv.DictReader(file)}
     table = []
     for method, model in METHODS.items():
-        if model.mode == "single":
-            continue
-        row = recorded.get(method, {})
-        run, published = row.get("status") == "measured", PUBLISHED_GB.get(method)
-        measured, rss = (row.get(name) if run else None for name in ("peak_mib", "peak_rss_mib"))
-        prediction = predict(method, image, masks, len(masks), this_machine())
-        table.append(
-            {
-                "method": method,
-                "published_gib": published and published * 1e9 / GIB,
-                "measured_rss_gib": float(rss) / 1024 if rss else None,
-                "predicted_gib": prediction.peak_mib / 1024,
-                "measured_gib": float(measured) / 1024 if measured else None,
-                "missing": "not recorded" if run or not row else "not run",
-            }
-        )
+        if model.mode != "single":
+            peak_mib = predict(method, image, masks, len(masks), machine).peak_mib
+            numbers = {"method": method, "predicted_gib": peak_mib / 1024}
+            table.append(numbers | _recorded(recorded.get(method)) | _published(method))
     return table, about
 
 
+def _recorded(row):
+    """Return the measured numbers of a row of ``summary.csv``, None where it has none."""
+    run = bool(row) and row["status"] == "measured"
+    peak, rss = (row.get(key) if run else None for key in ("peak_mib", "peak_rss_mib"))
+    return {
+        "measured_gib": float(peak) / 1024 if peak else None,
+        "measured_rss_gib": float(rss) / 1024 if rss else None,
+        "missing": "not run" if row and not run else "not recorded",
+    }
+
+
+def _published(method):
+    """Return the published number of a method, which may be None."""
+    gb = PUBLISHED_GB.get(method)
+    return {"published_gib": gb and gb * 1e9 / GIB}
+
+
 def in_gib(row, key):
-    """Write a number of a row of `read_scale`, or why there is none."""
+    """Return a number of a row of `read_scale` as text, or why there is none."""
     if row[key] is None:
         return "not published" if key == "published_gib" else row["missing"]
     return f"{row[key]:.3g}"
+
+
+def table_of(table, about):
+    """Return the rows of `read_scale` as a printed table, after a description of the recording."""
+    image, machine = about["image"], about["machine"]
+    lines = [
+        f"Image {' x '.join(map(str, image['shape']))}, {image['dtype']}, "
+        f"{image['in_memory_mib']:,.0f} MiB; {image['n_masks']} masks.",
+        f"Recorded on {about['date']}: {machine['system']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']:.0f} GiB.\n",
+        f"{'':40}{'sum of RSS':>28}{'memory in use':>28}",
+        f"{'GiB':40} " + " ".join(f"{name.split()[0]:>13}" for name in KINDS.values()),
+    ]
+    for row in table:
+        lines.append(f"{row['method']:40} " + " ".join(f"{in_gib(row, key):>13}" for key in KINDS))
+    return "\n".join(lines)
