@@ -58,3 +58,12 @@ def regions_of(fmri_path):
     labels = np.zeros(img.shape[:3], "uint8")
     labels[40:60, 40:50, 8:12], labels[70:80, 30:60, 10:12] = 3, 8
     return nib.Nifti1Image(labels, img.affine)
+
+
+def assert_same(series, reference, name=""):
+    """Compare shapes, types up to the byte order, and every value."""
+    assert [a.shape for a in series] == [a.shape for a in reference], name
+    kinds = [[a.dtype.newbyteorder("=") for a in arrays] for arrays in (series, reference)]
+    assert kinds[0] == kinds[1], name
+    for a, b in zip(series, reference, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)

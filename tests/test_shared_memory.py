@@ -1,0 +1,264 @@
+"""Shared memory: the block is checked for space, filled once, closed and removed."""
+
+import contextlib
+import functools
+import mmap
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
+
+from beyond_the_masker.pages import PAGES, load_page
+from leftovers import eventually
+from made_images import STRAIGHT, make_image, make_masks, save_all
+
+page = load_page("plot_shared_memory")
+needs_dev_shm = pytest.mark.skipif(
+    not Path("/dev/shm").is_dir(), reason="shared memory is looked at in /dev/shm"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers():
+    """Leave no worker behind for the tests of other files."""
+    yield
+    get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """The blocks that the page makes or attaches to; `track` is what it asked for."""
+    recorded = []
+
+    class Recorded(SharedMemory):
+        def __init__(self, *args, track=True, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.track = track
+            recorded.append(self)
+
+    monkeypatch.setattr(page, "SharedMemory", Recorded)
+    with parallel_config(backend="sequential"):  # what workers attach to is here, too
+        yield recorded
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Paths of an image of 200 kB, of the same cut off, and of a mask."""
+    img = make_image((20, 20, 20, 6))
+    fmri_path, (mask_path,) = save_all(tmp_path, img, make_masks(img)[:1], ".nii")
+    cut_path = tmp_path / "cut.nii"
+    cut_path.write_bytes(fmri_path.read_bytes()[:-1000])
+    return {"whole": fmri_path, "cut": cut_path, "mask": mask_path}
+
+
+def exists(block_name):
+    """Return whether a block exists, without attaching to it."""
+    return Path("/dev/shm", block_name).exists()
+
+
+def fail(*arguments):
+    """Stand in for a worker that fails."""
+    raise ArithmeticError("a region failed")
+
+
+@needs_dev_shm
+@pytest.mark.parametrize(
+    ("fmri", "worker", "exception"),
+    [
+        pytest.param("whole", page.numpy_masker_shared_single, None, id="success"),
+        pytest.param("whole", fail, ArithmeticError, id="worker fails"),
+        pytest.param("cut", page.numpy_masker_shared_single, OSError, id="file is cut"),
+    ],
+)
+def test_block_is_closed_and_removed(blocks, files, monkeypatch, fmri, worker, exception):
+    """After the call nothing holds the image, in this process or in /dev/shm."""
+    monkeypatch.setattr(page, "numpy_masker_shared_single", worker)
+    expected = pytest.raises(exception) if exception else contextlib.nullcontext()
+    with expected as raised:  # holds the traceback: nothing is closed by being forgotten
+        page.numpy_masker_shared_parallel(files[fmri], [files["mask"]], 2)
+    if exception:
+        assert raised.type is exception
+        # Where a traceback is shown with its variables, this would crash Python.
+        variables = [v for entry in raised.traceback[1:] for v in entry.frame.f_locals.values()]
+        below = {type(array.base) for array in variables if isinstance(array, np.ndarray)}
+        assert mmap.mmap not in below
+    assert blocks
+    assert all(block.buf is None for block in blocks)
+    assert not any(exists(block.name) for block in blocks)
+
+
+def test_worker_closes_the_block_when_it_fails(blocks):
+    """A worker that fails closes the block."""
+    block = SharedMemory(create=True, size=2**10)
+    try:
+        wrong_mask = np.ones((9, 9, 9), bool)
+        with pytest.raises(IndexError) as raised:
+            page.numpy_masker_shared_single(block.name, (2, 2, 2, 2), np.dtype("f4"), wrong_mask)
+        assert raised  # holds the traceback
+        assert [attached.buf for attached in blocks] == [None]
+    finally:
+        block.close()
+        block.unlink()
+
+
+def test_worker_names_a_block_that_is_not_there():
+    """A wrong name raises an error that has it."""
+    with pytest.raises(FileNotFoundError, match="no_such_block"):
+        page.numpy_masker_shared_single("no_such_block", (1,) * 4, "f4", np.ones((1,) * 3, bool))
+
+
+def test_only_the_maker_tracks_the_block(blocks, monkeypatch):
+    """From Python 3.13 on, a process that attaches does not track the block."""
+    monkeypatch.setattr(page, "sys", SimpleNamespace(version_info=(3, 13)))
+    page.numpy_masker_shared_parallel(make_image(), make_masks(make_image()), 1)
+    assert [block.track for block in blocks] == [True] + [False] * 4
+
+
+@needs_dev_shm
+@pytest.mark.parametrize(
+    ("shape", "free", "message"),
+    [
+        pytest.param((8, 8, 8, 2), 4096, None, id="just enough"),
+        pytest.param((8, 8, 8, 2), 4095, "/dev/shm", id="one byte too little"),
+        pytest.param(
+            (64, 64, 64, 48),
+            30 * 2**20,
+            "48 MiB of shared memory, and /dev/shm has 30 MiB left.*--shm-size.*use a method",
+            id="too little",
+        ),
+    ],
+)
+def test_free_space_is_checked_first(blocks, monkeypatch, shape, free, message):
+    """Too little free space raises an error before anything is written."""
+    img = nib.Nifti1Image(np.broadcast_to(np.float32(1), shape), STRAIGHT)
+    mask_img = make_masks(img)[2]
+    monkeypatch.setattr(shutil, "disk_usage", {"/dev/shm": SimpleNamespace(free=free)}.__getitem__)
+    if message:
+        with pytest.raises(MemoryError, match=message):
+            page.numpy_masker_shared_parallel(img, [mask_img], 1)
+        assert not blocks
+    else:
+        assert page.numpy_masker_shared_parallel(img, [mask_img], 1)[0].shape == (2, 1)
+
+
+def test_systems_without_dev_shm_can_share(monkeypatch):
+    """Where there is no /dev/shm, as on macOS, its free space is not checked."""
+    monkeypatch.setattr(page, "Path", lambda path: SimpleNamespace(is_dir=lambda: False))
+    monkeypatch.setattr(shutil, "disk_usage", {}.__getitem__)
+    with parallel_config(backend="sequential"):
+        series = page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
+    assert series[0].shape[0] == 7
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+
+examples, event, fmri_path, mask_path = sys.argv[1:]
+sys.path.insert(0, examples)
+from beyond_the_masker.pages import load_page
+
+page = load_page("plot_shared_memory")
+whole = page.numpy_masker_shared_single
+caller = os.getpid()
+
+def worker(block_name, *arguments):
+    note = Path(f"{os.getpid()}.unfinished")
+    note.write_text(block_name)
+    note.rename(note.with_suffix(".block"))
+    if event == "fails":
+        raise ArithmeticError("a region failed")
+    if event == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while event == "waits":
+        time.sleep(0.01)
+        if os.getppid() != caller:  # joblib would keep the worker, and it the block, for minutes
+            os._exit(1)
+    return whole(block_name, *arguments)
+
+page.numpy_masker_shared_single = worker
+page.numpy_masker_shared_parallel(fmri_path, [mask_path] * 2, 2)
+"""
+
+# Interrupted after it removed a semaphore and before it noted that, joblib reports a leak.
+OF_A_SEMAPHORE = re.compile(
+    r"^.*/loky/backend/resource_tracker\.py:\d+: UserWarning: resource_tracker: "
+    r"(There appear to be \d+ leaked semlock objects|/loky-\d+-\w+: FileNotFoundError).*\n"
+    r"  warnings\.warn\(.*\n",
+    re.M,
+)
+
+
+def interrupt_all(process):
+    """Press Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def interrupt(process):
+    """Interrupt the calling process alone."""
+    process.send_signal(signal.SIGINT)
+
+
+def wait_for_end(process, end, folder):
+    """End a process once both workers have their block; return its messages."""
+    try:
+        if end:
+            blocks = functools.partial(folder.glob, "*.block")
+            assert eventually(lambda: len([*blocks()]) == 2 or process.poll() is not None)
+            end(process)
+        # Until all have closed it: also the workers, and the trackers, which come last.
+        return process.communicate(timeout=300)[1]
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # which the trackers outlive, to clean up
+        raise
+
+
+@pytest.mark.chance
+@needs_dev_shm
+@pytest.mark.parametrize(
+    ("worker", "end", "status", "message"),
+    [
+        ("succeeds", None, 0, ""),
+        pytest.param("fails", None, 1, "a region failed", marks=pytest.mark.extensive),
+        ("is killed", None, 1, "TerminatedWorkerError"),
+        ("waits", interrupt_all, -signal.SIGINT, "KeyboardInterrupt"),
+        pytest.param(
+            *("waits", interrupt, -signal.SIGINT, "KeyboardInterrupt"), marks=pytest.mark.extensive
+        ),
+        ("waits", subprocess.Popen.kill, -signal.SIGKILL, ""),
+    ],
+)
+def test_nothing_is_left_in_shared_memory(tmp_path, files, worker, end, status, message):
+    """However the program ends, the block is removed."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    before = {path.name for path in Path("/dev/shm").iterdir()}
+    process = subprocess.Popen(
+        [sys.executable, "script.py", PAGES, worker, files["whole"], files["mask"]],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    stderr = wait_for_end(process, end, tmp_path)
+    assert process.returncode == status
+    assert not exists(next(tmp_path.glob("*.block")).read_text())
+    assert message in stderr
+    if status == -signal.SIGINT:
+        stderr = OF_A_SEMAPHORE.sub("", stderr)
+    if status != -signal.SIGKILL:  # else the tracker removes the block, and reports that
+        assert "leaked" not in stderr
+        assert "resource_tracker" not in stderr
+    new = {path.name for path in Path("/dev/shm").iterdir()} - before
+    assert not [name for name in new if re.search(rf"[-_]{process.pid}[-_]", name)]  # joblib's
