@@ -100,7 +100,7 @@ def pytest_terminal_summary(terminalreporter):
 # They start many processes, or measure the memory of some: so one after the other.
 WITH_PROCESSES = (
     *("test_dask_cluster", "test_in_memory", "test_blocks"),
-    *("test_mask_study", "test_meter", "test_meter_and_kernel", "test_slurm"),
+    *("test_study", "test_meter", "test_meter_and_kernel", "test_slurm"),
 )
 
 

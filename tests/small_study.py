@@ -1,16 +1,24 @@
-"""A study to test: small images of several types, made anew, and masks on their grid."""
+"""A study to test: small images of several types, masks on their grid, and processes that fail."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+import beyond_the_masker
+from beyond_the_masker.files import stem
 from beyond_the_masker.study import mask_study
 from made_images import make_image, make_masks
 
+EXAMPLES = Path(beyond_the_masker.__file__).parent.parent
+
 
 def write(folder, number, shape=(5, 6, 4, 7), suffix=".nii.gz", **options):
-    """Write an image whose values are its own."""
+    """Write an image of random values; return its path."""
     data = np.random.default_rng(number).normal(100, 30, shape)
     path = folder / f"sub-{number:02d}_bold{suffix}"
     nib.save(make_image(data=data, **options), path)
@@ -18,7 +26,7 @@ def write(folder, number, shape=(5, 6, 4, 7), suffix=".nii.gz", **options):
 
 
 def save_masks(folder, img):
-    """Write masks, named by their number."""
+    """Write masks, named by their number; return their paths."""
     paths = [folder / f"region_{i}.nii.gz" for i in range(4)]
     for path, mask_img in zip(paths, make_masks(img), strict=True):
         nib.save(mask_img, path)
@@ -42,13 +50,12 @@ class Study:
         self.masks = save_masks(folder, nib.load(self.images[0]))
 
     def results(self, image):
-        """The arrays in an image's file of results."""
-        stem = image.name.removesuffix(".gz").removesuffix(".nii")
-        with np.load(self.output / f"{stem}.npz") as results:
-            return [results[path.name.removesuffix(".nii.gz")] for path in self.masks]
+        """Return the arrays in an image's file of results."""
+        with np.load(self.output / f"{stem(image)}.npz") as results:
+            return [results[stem(path)] for path in self.masks]
 
     def files(self):
-        """What the folder of results holds, but for tables and masks."""
+        """Return the files in the folder of results, but for tables and masks."""
         files = (path for path in self.output.rglob("*") if path.is_file())
         return {
             str(path.relative_to(self.output)): path.read_bytes()
@@ -57,14 +64,81 @@ class Study:
         }
 
     def run(self, n_jobs=1, **options):
-        """Mask the study."""
+        """Mask the study; return the table."""
         return mask_study(self.images, self.masks, self.output, n_jobs, **options)
+
+    def start(self, *arguments, **environ):
+        """Start the command line in the study's folder; return its process."""
+        (self.folder / "images.txt").write_text("\n".join(map(str, self.images)) + "\n")
+        command = [sys.executable, "-m", "beyond_the_masker", "study", "@images.txt", "--masks"]
+        return subprocess.Popen(
+            [*command, *(path.name for path in self.masks), *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(EXAMPLES)} | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 def assert_same(series, reference):
-    """Every bit is the same."""
+    """Check that arrays are the same, bit for bit."""
     assert len(series) == len(reference)
     for a, b in zip(series, reference, strict=True):
         assert (a.shape, a.dtype.newbyteorder("=")) == (b.shape, b.dtype.newbyteorder("="))
         assert a.dtype.isnative
         np.testing.assert_array_equal(a, b)
+
+
+# Python runs this file first in every process. At one image, the process stops, dies, or takes
+# more memory than it may.
+FAILING = """
+import os, signal, sys, time, zipfile
+from pathlib import Path
+
+folder = Path(__file__).parent
+
+def is_chosen(variable, path):
+    return os.environ.get(variable, "").split(".")[0] == path.name.split(".")[0]
+
+def stop(point, path):
+    if os.environ.get("POINT", "being read") == point and is_chosen("STOPS", path):
+        if not (folder / "pid").exists():
+            (folder / "unfinished").write_text(str(os.getpid()))
+            os.rename(folder / "unfinished", folder / "pid")
+            time.sleep(600)
+
+def writestr(archive, *args, original=zipfile.ZipFile.writestr):
+    stop("written in part", Path(archive.filename))
+    original(archive, *args)
+
+def replace(path, to, original=Path.replace):
+    stop("not yet moved", path)
+    original(path, to)
+
+if "resource_tracker" not in " ".join(sys.orig_argv):
+    from beyond_the_masker import streaming
+
+    def stream_masks(image, masks, original=streaming.stream_masks):
+        stop("being read", image)
+        if is_chosen("DIES", image):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if is_chosen("FILLS", image):
+            memory = b"x" * 2**28
+            time.sleep(600)
+        return original(image, masks)
+
+    streaming.stream_masks = stream_masks
+    zipfile.ZipFile.writestr, Path.replace = writestr, replace
+"""
+
+
+def failing(folder, **environ):
+    """Write `FAILING` into a folder; return the environment in which Python runs it.
+
+    STOPS, DIES or FILLS name an image, and POINT where the process stops. It writes its number
+    into the file ``pid`` of the folder.
+    """
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FAILING)
+    return environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(EXAMPLES)])}
