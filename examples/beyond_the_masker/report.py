@@ -42,18 +42,18 @@ FILES = (  # "|download summary.csv|"
     *("task_overhead.csv", "mask_study.sbatch"),
 )
 TABLE = {
-    "peak_mib": "Peak memory, MiB",
-    "above_mib": "Above the start, MiB",
-    "seconds": "Time, s",
+    "peak_mib": "Peak memory (MiB)",
+    "above_mib": "Above the start (MiB)",
+    "seconds": "Time (s)",
 }
 EVERY_COLUMN = {
     **TABLE,
-    "before_mib": "Before the call, MiB",
+    "before_mib": "Before the call (MiB)",
     "identical": "Identical",
     "n_jobs": "Workers",
-    "peak_file_mib": "File pages, MiB",
-    "peak_pss_mib": "Sum of PSS, MiB",
-    "peak_rss_mib": "Sum of RSS, MiB",
+    "peak_file_mib": "File pages (MiB)",
+    "peak_pss_mib": "Sum of PSS (MiB)",
+    "peak_rss_mib": "Sum of RSS (MiB)",
 }
 FIGURES = {  # a layout for a wide column, and where there is one, another for a narrow column
     "peaks": ("peaks.svg",),
