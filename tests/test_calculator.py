@@ -81,7 +81,9 @@ def open_page(browser, html, serve):
         contexts.append(browser.new_context(**options))
         contexts[-1].set_default_timeout(300_000)
         page = contexts[-1].new_page()
-        page.on("request", lambda r: r.url.startswith(address) or problems.append(r.url))
+        page.on(
+            "request", lambda r: r.url.startswith((address, "about:")) or problems.append(r.url)
+        )
         page.on("response", lambda r: r.status < 400 or problems.append(f"{r.status}: {r.url}"))
         page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -103,8 +105,9 @@ def one_page(open_page):
 @pytest.fixture
 def page(one_page):
     """The page as it is when it is opened."""
-    one_page.evaluate("location.hash = ''")
-    one_page.reload()
+    address = one_page.url.split("#")[0]
+    one_page.goto("about:blank")  # ends its timers
+    one_page.goto(address)
     return one_page
 
 
