@@ -245,8 +245,8 @@ def test_points_that_are_off_are_marked():
     ).splitlines()
     assert [line.split()[3:] for line in lines[1:4]] == [
         ["80", "to", "150", "160"],
-        ["80", "to", "150", "190", "<-", "off"],
-        ["2,301", "2,000", "<-", "off"],
+        ["80", "to", "150", "190", "<-", "outside"],
+        ["2,301", "2,000", "<-", "outside"],
     ]
     assert lines[4].startswith("1 of 3 measured peaks")
 

@@ -2,40 +2,51 @@
 Will it fit? Prediction against measurement
 ===========================================
 
-How much memory a method needs can be told from the header of the image alone, before
-anything is loaded. On this page you will
+The header of an image is enough to predict how much memory a method will need, before anything is
+loaded: the prediction counts copies. NiftiMasker, for example, copies the whole image before it
+indexes it, so each :term:`worker <workers>` holds the image twice.
 
-1. see the budget for the image of this build: what each method needs, and whether it fits,
-2. see of which parts each :term:`peak` consists, beside what was measured, and
-3. compare the model with measurements: those of this build, and a whole grid of images, types and
-   numbers of workers.
+On this page you will predict the :term:`peak` of one method and of all methods, see the parts that
+each peak consists of, and compare the predictions with measurements. For your own image, use
+:ref:`the calculator <calculator>` in the browser, or the command line:
 
-For your own image, use :mod:`beyond_the_masker.budget` on the command
-line, or :ref:`the calculator <calculator>` in the browser.
+.. code-block:: bash
+
+    python -m beyond_the_masker budget image.nii.gz masks/*.nii.gz --jobs 20 --memory 16G
 """
 
 # %%
-# The budget of this build
-# ------------------------
-# Only headers are read. What is predicted is :term:`memory in use`. The likely peak is for the
-# number of workers that probably reach their own peak together; at most, all of them do. Before a
-# build runs a method, it compares the most with the memory that is available, and predicts a
-# method that might not fit instead of running it.
+# One method
+# ----------
+# ``predict_peak`` reads the header and counts the voxels of the masks. The prediction is a range,
+# because chance decides how many workers are at their own peak at the same moment: the lower
+# end is for one of them, the upper end for all.
 
-from beyond_the_masker.budget import print_budget
+from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.experiment import complete_summary, prepare_all
+from beyond_the_masker.model import REASONS
 
 fmri_path, mask_paths, *_ = prepare_all()
+prediction = predict_peak("NiftiMasker, path, parallel", fmri_path, mask_paths, n_jobs=2)
+print(f"{prediction.low_mib:,.0f} to {prediction.most_mib:,.0f} MiB with two workers")
+print(f"The likely peak is {prediction.peak_mib:,.0f} MiB, while {prediction.moment}:")
+for part in prediction.parts:
+    print(f"{part.mib:10,.0f} MiB  {part.holder}: {REASONS[part.reason][0]}")
+
+# %%
+# All methods
+# -----------
+# ``print_budget`` compares every method with the free memory. All numbers are :term:`memory in
+# use`. A build runs a method only if its upper end fits; otherwise it shows the prediction. The
+# option ``--explain`` of the command prints also the parts, and the reason for each.
+
+from beyond_the_masker.budget import print_budget
+
 budget_rows = print_budget(fmri_path, mask_paths)
 
 # %%
-# Of which parts
-# --------------
-# A bar is a method's likely peak, made of its parts, and the thin line its range, where it has
-# workers. The dot is the measured peak, the median where there are several runs.
-# ``memory_budget.py --explain`` prints the reason for each part.
-
-from pathlib import Path
+# Each bar below is a likely peak, made of its parts; the thin line is the range. The dot is the
+# measured peak of this build, the median of several runs.
 
 import matplotlib.pyplot as plt
 
@@ -51,89 +62,71 @@ plot_parts([row.prediction for row in budget_rows], measured)
 plt.show()
 
 # %%
-# Compared with measurements
-# --------------------------
-# Without workers, a prediction is one number. With workers, it is a range, drawn as a line: from
-# one worker at its peak to all of them, because each reaches its own peak at another moment, and a
-# busy machine makes them wait. What the calling process had before the call is taken from the
-# measurement here, so a prediction can differ from the budget by a few MiB.
+# This build's measurements
+# -------------------------
+# Now predicted against measured peaks. Each prediction starts here from the measured memory before
+# the call, so it can differ from the budget by a few MiB.
 
-import numpy as np
-
-# %%
-# This build's own image:
+from beyond_the_masker.comparison import compare_summary, count_of, is_outside, table_of
 from beyond_the_masker.headers import count_all, read_header
 from beyond_the_masker.imports import this_machine
-from beyond_the_masker.model_check import compare, count_of, is_off, read_grid, table_of
-from beyond_the_masker.options import read_options
 
-options = read_options()
 image = read_header(fmri_path)
-masks = count_all(mask_paths, image.shape[:3])
-own = []
-for row in summary:
-    if row["status"] == "measured":
-        named = row | {"method": f"{row['method']}, {row['mode']}"}
-        point = compare(named, image, masks, len(masks), this_machine())
-        own.append(point | {"image": "this image"})
-plot_points({"this image": own}, "This build")
+points = compare_summary(summary, image, count_all(mask_paths, image.shape[:3]), this_machine())
+plot_points({"this image": points}, "This build")
 plt.show()
-print(table_of(own))
+print(table_of(points))
+print(count_of(points))
 
 # %%
-# A peak that is off can mean two things. Either the machine was so busy, or so short of memory,
-# that the method did not run as usual: then it is not off in the next build. Or a library makes a
-# copy that the model does not know, or no longer makes one. ``make check-model`` decides: it
-# measures several times, and fails if a median is off.
+# A peak outside its range can mean two things. Either the machine was so busy, or so short of
+# memory, that the method did not run as usual: then the next build finds it inside. Or a
+# library now makes a copy that the model does not know, or no longer makes one. ``make
+# check-model`` decides: it measures several times, and fails if a median is outside.
 
 # %%
 # The whole grid
 # --------------
-# One, two and four subjects in one image, float32 and int16, compressed and not, with two
-# and six workers, as ``make record`` measured it. The predictions are those of this build's
-# model, with the imports of the machine that measured.
+# ``make record`` measured one, two and four subjects in one image, float32 and int16, compressed
+# and not, with two and six workers. The model is that of this build; the memory of imports is that
+# of the machine that measured.
 
-recorded = Path(options.measured).parent / "recorded"
-grid, about = [], {}
-if (recorded / "prediction.json").exists():
-    grid, about = read_grid(recorded)
-    print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
-    print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
-    print(*(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "numpy", "joblib")))
-    print()
-    if any(map(is_off, grid)):
-        print(table_of([point for point in grid if is_off(point)]).rpartition("\n")[0])
-    print(count_of(grid))
-else:
-    print("Nothing was recorded in doc/recorded: run 'make record'.")
+from pathlib import Path
 
-# %%
+from beyond_the_masker.comparison import distances, read_grid
+from beyond_the_masker.options import read_options
 
+recorded = Path(read_options().measured).parent / "recorded"
+grid, about = read_grid(recorded) if (recorded / "prediction.csv").exists() else ([], {})
 if grid:
+    print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
+    print(f"{about['memory_gib']:.0f} GiB, Python {about['python']}, ", end="")
+    print(", ".join(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "numpy", "joblib")))
+    outside = [point for point in grid if is_outside(point)]
+    print(table_of(outside) if outside else "No measured peak is outside.")
+    print(count_of(grid))
     plot_points({f"recorded {about['date']}": grid}, "The whole grid")
     plt.show()
+else:
+    print("There is no recorded grid in doc/recorded: run 'make record'.")
 
 # %%
-# How far the likely peak is from the measured one, for each method:
+# The likely peak, compared with the measured one: the median over the grid, and the range.
 
-if grid:
-    for method in dict.fromkeys(point["method"] for point in grid):
-        ratios = [p["predicted_mib"] / p["measured_mib"] for p in grid if p["method"] == method]
-        low, middle, high = np.quantile(ratios, [0, 0.5, 1]) - 1
-        print(f"{method:42}{middle:+6.0%}  ({low:+.0%} to {high:+.0%}, {len(ratios)} points)")
+print(distances(grid))
 
 # %%
-# To download: :download:`prediction.csv </recorded/prediction.csv>`, :download:`prediction.json </recorded/prediction.json>`.
+# To download: :download:`prediction.csv </recorded/prediction.csv>`,
+# :download:`prediction.json </recorded/prediction.json>`.
 #
 # What to conclude
 # ----------------
-# What a method needs follows from the copies that it makes, and these can be counted. With workers
-# that copy the image, the likely peak can be far from a single measurement, in either direction,
-# because chance decides how many workers are at their peak at once. If nothing else on the machine
-# may suffer, rely on the upper end of the range.
+# A method's memory follows from the copies that it makes, and these can be counted. With workers
+# that copy the image, a single measurement can be far from the likely peak, in either direction.
+# If nothing else on the machine may suffer, rely on the upper end of the range.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_3_cost_plot_published_scale.py`: the same at ten subjects and twenty
-#   regions.
-# * :mod:`beyond_the_masker.budget`: what each method would need for your own image.
+# * :ref:`sphx_glr_auto_examples_3_cost_plot_published_scale.py`: the same at ten subjects and
+#   twenty regions.
+# * :ref:`The calculator <calculator>`: what each method would need for your own image.

@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
+
 from beyond_the_masker.model import METHODS, Image, predict
 
 TOLERANCE = 0.1, 30  # a part of the measured peak, and MiB: the larger counts
@@ -45,6 +47,17 @@ def compare(row, image, masks, n_jobs, machine):
         "low_mib": prediction.low_mib,
         "high_mib": prediction.most_mib,
     }
+
+
+def compare_summary(summary, image, masks, machine):
+    """Compare the measured rows of `experiment.complete_summary`, as `compare_grid_row` does."""
+    points = []
+    for row in summary:
+        if row["status"] == "measured":
+            named = row | {"method": f"{row['method']}, {row['mode']}"}
+            point = compare(named, image, masks, len(masks), machine)
+            points.append(point | {"image": "this image"})
+    return points
 
 
 def compare_grid_row(row, machine):
@@ -89,7 +102,7 @@ def is_outside(point):
 
 
 def table_of(points):
-    """Return points as a table, which marks those outside and counts the others.
+    """Return points as a table, which marks those outside.
 
     Parameters
     ----------
@@ -111,7 +124,7 @@ def table_of(points):
             f"{point['method']:42}{point['image']:26}{workers:>8}{span:>16}{measured:>10}"
             f"{'  <- outside' if is_outside(point) else ''}"
         )
-    return "\n".join([*lines, count_of(points)])
+    return "\n".join(lines)
 
 
 def count_of(points):
@@ -121,3 +134,15 @@ def count_of(points):
         f"{inside} of {len(points)} measured peaks are in the range of their prediction, or less "
         f"than {TOLERANCE[0]:.0%} or {TOLERANCE[1]} MiB outside."
     )
+
+
+def distances(points):
+    """Return how far each method's likely peaks are from the measured ones, as lines of text."""
+    lines = []
+    for method in dict.fromkeys(point["method"] for point in points):
+        ratios = [p["predicted_mib"] / p["measured_mib"] for p in points if p["method"] == method]
+        low, middle, high = np.quantile(ratios, [0, 0.5, 1]) - 1
+        lines.append(
+            f"{method:42}{middle:+6.0%}  ({low:+.0%} to {high:+.0%}, {len(ratios)} points)"
+        )
+    return "\n".join(lines)

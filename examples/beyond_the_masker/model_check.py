@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from beyond_the_masker.budget import guard
-from beyond_the_masker.comparison import compare_grid_row, is_outside, table_of
+from beyond_the_masker.comparison import compare_grid_row, count_of, is_outside, table_of
 from beyond_the_masker.data import atlas_to_masks, synthetic_atlas_path
 from beyond_the_masker.experiment import describe_machine
 from beyond_the_masker.files import moved_into_place
@@ -173,4 +173,5 @@ def check(n_runs=5):
     machine = calibrate()
     points = [compare_grid_row(row, machine) for row in measure_points(few_points(), n_runs)]
     print(table_of(points))
+    print(count_of(points))
     return [point for point in points if is_outside(point)]
