@@ -151,6 +151,7 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
+    "article_footer_items": ["package"],
     "footer_start": ["project"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
