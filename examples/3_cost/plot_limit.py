@@ -2,7 +2,7 @@
 How close to the limit
 ======================
 
-How fast can voxels be taken out of an image's file? Not faster than the file can be
+How fast can voxels be extracted from an image's file? Not faster than the file can be
 :term:`decompressed <decompression>`. On this page you will
 
 1. compare the time of the methods, and of nilearn's other functions, with that limit,
@@ -16,15 +16,15 @@ several runs, each divided by the limit that was timed right before it; the line
 smallest to the largest ratio.
 
 These ratios are not those of the front page. Here imports are done and workers are started
-before the clock starts, and the sizes are others. The front page times a single call in a fresh
+before the clock starts, and the sizes are different. The front page times a single call in a fresh
 process, including the start of its workers.
 """
 
 # %%
 # This build
 # ----------
-# The sizes are small here, so that a build does not take long, and always of the default data.
-# Fixed costs, such as opening 64 masks, weigh more than with a large image. Most methods with
+# The sizes are small here, so that a build does not take long, and the image is always the default
+# one. Fixed costs, such as opening 64 masks, weigh more than with a large image. Most methods with
 # workers are left out: at this size they mostly wait for tasks. For the lines labelled
 # "uncompressed" the limit is reading the file.
 
@@ -33,33 +33,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-
-from beyond_the_masker.benchmark import FULL, SMALL, print_ratios, read_benchmark
-from beyond_the_masker.benchmark_figures import plot_growth, plot_memory_growth, plot_ratios
-from beyond_the_masker.figures import short
+from beyond_the_masker.benchmark import SMALL, print_ratios, read_benchmark
 from beyond_the_masker.options import read_options
 
 measured = Path(read_options().measured)
-subprocess.run([sys.executable, "benchmark.py", str(measured)], check=True)
+command = [sys.executable, "-m", "beyond_the_masker", "benchmark", str(measured)]
+subprocess.run(command, check=True)
 times, memory = read_benchmark(measured)
 about = json.loads((measured / "benchmark.json").read_text())["benchmark"]
 small = f"{SMALL['volumes']} volumes, {SMALL['regions']} masks"
-print(f"{small}:\n")
+print(f"{small}, each timed {about['n_repeats']} times:\n")
 print_ratios(times, memory)
-print(f"\nEach was timed {about['n_repeats']} times.")
 for method, reason in about["not_run"].items():
     print(f"{method}: not run. {reason}")
 
 # %%
+
+import matplotlib.pyplot as plt
+
+from beyond_the_masker.benchmark_figures import plot_growth, plot_memory_growth, plot_ratios
 
 plot_ratios(times, f"Time and the limit, {small}")
 plt.show()
 
 # %%
 # How time and memory grow. Memory is the peak above the level before the call; it contains the
-# output. What is in the table, too, was timed again for the figure.
+# output. Rows of the table that appear here too were timed a second time.
 
 plot_growth(times, "How time grows, small sizes", SMALL)
 if memory:
@@ -67,19 +66,21 @@ if memory:
 plt.show()
 
 # %%
-# To download: |download benchmark.csv|, |download benchmark_memory.csv|, |download benchmark.json|.
-#
 # .. include:: /_report/numbers.rst
+#
+# To download: |download benchmark.csv|, |download benchmark_memory.csv|, |download benchmark.json|.
 #
 # Full size
 # ---------
 # ``make benchmark`` measures all methods with four subjects in one image, and streaming with up
-# to twenty, and writes the results into ``doc/recorded``. That takes long, so it is no part of a
-# build: the following was recorded earlier.
+# to twenty, and writes the results into ``doc/recorded``. That takes too long for a build: the
+# following was recorded earlier.
+
+from beyond_the_masker.benchmark import FULL
 
 recorded = measured.parent / "recorded"
-there = (recorded / "benchmark.json").exists()
-if there:
+exists = (recorded / "benchmark.json").exists()
+if exists:
     about = json.loads((recorded / "benchmark.json").read_text())["benchmark"]
     print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
     print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
@@ -94,66 +95,41 @@ else:
 
 # %%
 
-if there:
+if exists:
     plot_ratios(times, f"Time and the limit, {full}")
     plt.show()
 
 # %%
-# Here, too, what is in the table was timed again: six workers, for example.
+# Rows of the table that appear here too, such as six workers, were timed a second time.
 
-if there:
+if exists:
     plot_growth(times, "How time grows, full sizes", FULL)
     plot_memory_growth(memory, "How memory grows, full sizes", FULL)
     plt.show()
 
 # %%
-# To download: :download:`benchmark.csv </recorded/benchmark.csv>`, :download:`benchmark_memory.csv </recorded/benchmark_memory.csv>`, :download:`benchmark.json </recorded/benchmark.json>`.
+# To download: :download:`benchmark.csv </recorded/benchmark.csv>`,
+# :download:`benchmark_memory.csv </recorded/benchmark_memory.csv>`,
+# :download:`benchmark.json </recorded/benchmark.json>`.
 #
 # What to conclude
 # ----------------
-# Streaming did the following:
+# Streaming compares with the limit, and grows, as follows:
 
+from beyond_the_masker.benchmark import print_conclusions
 
-def print_conclusions(times, memory):
-    """Print how streaming compares with the limit, and how it grows.
-
-    Parameters
-    ----------
-    times, memory : dict
-        As `read_benchmark` returns them.
-    """
-    for (question, what, n), pairs in times.items():
-        if question == "methods" and what in ("Streaming, masks, one pass", "Streaming, 64 masks"):
-            print(f"{n} masks: {short(np.median(pairs[:, 0] / pairs[:, 1]))} times the limit")
-    lengths, blocks = (
-        {
-            n: np.median(pairs[:, 0])
-            for (question, _, n), pairs in times.items()
-            if question == asked
-        }
-        for asked in ("length", "block size")
-    )
-    (few, fast), (many, slow) = min(lengths.items()), max(lengths.items())
-    print(f"{many / few:.0f} times as many volumes: {slow / fast:.1f} times the time")
-    print(f"block sizes: {min(blocks.values()):.3f} to {max(blocks.values()):.3f} s")
-    for (question, _, n), (above, output) in memory.items():
-        if question == "length":
-            print(f"{n} volumes: {above - output:.1f} MiB beyond the output")
-
-
-print(f"Recorded on {about['date']}:" if there else "This build:")
+print(f"Recorded on {about['date']}:" if exists else "This build:")
 print_conclusions(times, memory)
 
 # %%
 # Every method must decompress the file, but it can do so once instead of once for each worker. A
-# large block needs more memory, and a volume's voxels are taken while it is in the processor's
-# cache, whatever the size of a block.
+# large block needs more memory, and is not faster: a volume's voxels are extracted while the volume
+# is in the processor's cache, whatever the size of a block.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
 #
 # Recommended next
 # ----------------
-# * :mod:`beyond_the_masker.benchmark`: how the times were measured, to repeat it on your
-#   machine.
-# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: all masks in one pass, as a function
-#   to copy.
+# * :mod:`beyond_the_masker.benchmark`: how the times were measured, to repeat it on your machine.
+# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: all masks in one pass, as a
+#   function to copy.

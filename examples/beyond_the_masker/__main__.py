@@ -247,10 +247,10 @@ def run_benchmark(arguments):
     """Time the methods with the default data, whatever image the options choose."""
     for name in ("FMRI", "ATLAS", "DATA"):
         os.environ.pop(name, None)
-    from beyond_the_masker.benchmark import FULL, GROWTH, benchmark
+    from beyond_the_masker.benchmark import FULL, QUESTIONS, benchmark
 
     if arguments.full:
-        benchmark(folder_of(arguments), FULL, 5, with_memory=("methods", *GROWTH))
+        benchmark(folder_of(arguments), FULL, 5, with_memory=QUESTIONS)
     else:
         benchmark(folder_of(arguments))
 
