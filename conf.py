@@ -57,7 +57,10 @@ nitpicky = True
 default_role = "code"
 
 # -- Numbers, tables and figures of the run -----------------------------------------------
-# Pages include the files in doc/_report. They are written when the gallery has run.
+# Pages include the files in doc/_report, which are written when the gallery has run. Every page
+# may name a number of the run: |image shape|.
+
+rst_epilog = ".. include:: /_report/numbers.rst"
 
 
 def write_report_of_the_run(app):

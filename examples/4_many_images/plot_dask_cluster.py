@@ -134,7 +134,7 @@ for what, size in (
 # ----------------
 # Nodes fail, and jobs reach their time limit. Here we mask the study once more, and kill a worker
 # without a warning, as the system would do it, when a quarter of the images is done.
-# :func:`~beyond_the_masker.workers.lose_a_worker` waits until the worker is in the middle of an
+# ``lose_a_worker`` waits until the worker is in the middle of an
 # image.
 
 from concurrent.futures import ThreadPoolExecutor

@@ -3,15 +3,15 @@
 import csv
 import json
 import re
-from importlib import import_module
-from importlib.util import find_spec
 from os.path import relpath
 from pathlib import Path
 from textwrap import indent
 from typing import NamedTuple
 
+from beyond_the_masker import HOMES
 from beyond_the_masker.meter import in_seconds
 from beyond_the_masker.model import METHODS
+from beyond_the_masker.script import write_script
 
 PLACEHOLDER = "[not measured yet]"
 FACTS = {  # the name of a fact in the prose: its place in the JSON files of the run
@@ -69,6 +69,8 @@ NOTES = {
     "which leaves shared pages out.",
 }
 
+SECTIONS = {*HOMES.values(), "model"}  # modules of public names, and of what these return
+
 
 class Run(NamedTuple):
     """The measurements of a run: a row for each method, and facts on image and machine."""
@@ -114,11 +116,8 @@ def write_report(measured, folder):
     """
     run, folder = read_run(measured), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if find_spec("beyond_the_masker.script"):
-        import_module("beyond_the_masker.script").write_script(folder / "script.py")
-    else:
-        (folder / "script.py").write_text("# Not written yet.\n")
     place = "/" + Path(relpath(measured, folder.parent)).as_posix()
+    write_script(folder / "script.py")
     texts = {
         "numbers": numbers(run, place),
         "notes": notes(run),
@@ -126,6 +125,7 @@ def write_report(measured, folder):
         "every_column": table(run, EVERY_COLUMN, "measured-table every-column"),
         "reasons": reasons(run),
         "timeline": timeline(run),
+        "modules": modules(),
         **{name: figure(run, place, layouts) for name, layouts in FIGURES.items()},
     }
     for name, text in texts.items():
@@ -252,3 +252,9 @@ def timeline(run):
     """Return the interactive drawing of memory over time, where there is one."""
     path = run.folder / "timeline.html"
     return ".. raw:: html\n\n" + indent(path.read_text(), "   ") if path.exists() else ""
+
+
+def modules():
+    """Return what documents the modules that have no section on the page of functions."""
+    names = {path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - SECTIONS
+    return "".join(f".. automodule:: beyond_the_masker.{name}\n\n" for name in sorted(names))
