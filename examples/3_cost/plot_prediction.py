@@ -4,7 +4,7 @@ Will it fit? Prediction against measurement
 
 The header of an image is enough to predict how much memory a method will need, before anything is
 loaded: the prediction counts copies. NiftiMasker, for example, copies the whole image before it
-indexes it, so each :term:`worker <workers>` holds the image twice.
+indexes it, so each :term:`worker` holds the image twice.
 
 On this page you will predict the :term:`peak` of one method and of all methods, see the parts that
 each peak consists of, and compare the predictions with measurements. For your own image, use
