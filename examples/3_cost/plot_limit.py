@@ -66,8 +66,6 @@ if memory:
 plt.show()
 
 # %%
-# .. include:: /_report/numbers.rst
-#
 # To download: |download benchmark.csv|, |download benchmark_memory.csv|, |download benchmark.json|.
 #
 # Full size

@@ -88,8 +88,6 @@ for name, rows in tables.items():
 # To download: |download task_overhead.csv| of this build, and the
 # :download:`recorded one </recorded/task_overhead.csv>`.
 #
-# .. include:: /_report/numbers.rst
-#
 # The plan
 # --------
 # The cluster is an example, not a measurement: nodes of 32 cores, each with a network of 10 Gbit/s,
