@@ -1,7 +1,6 @@
-"""A Slurm to submit to: one node, on the loopback of this machine, with nothing outside a folder.
+"""A Slurm of one node for tests: Debian's daemons, on this machine's loopback.
 
-The daemons are Debian's. They run as the user who runs the tests, in the foreground, as
-children of the tests, and are gone when those are done.
+They run in the foreground as children of the tests, as the same user, with all files in one folder.
 """
 
 import os
@@ -16,20 +15,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import pytest
 
 from leftovers import eventually, processes_with
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
-PATH = f"{os.environ['PATH']}:/usr/sbin"  # where the daemons are is not in every user's
-CPUS, MEMORY_MB = 2, 4000  # what the node says that it has, on a smaller machine too
+PATH = f"{os.environ['PATH']}:/usr/sbin"  # daemons are in a folder that not every user has
+CPUS, MEMORY_MB = 2, 4000  # of the node, whatever the machine has
 
-# The scheduler looks for jobs each second, not each half or whole minute.
+# The scheduler checks for jobs every second, not every half or whole minute.
 FAST = "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1"
 
 
 def settings(folder, **others):
-    """The lines of a slurm.conf for one node, which needs no cgroups and no name service."""
+    """Return the lines of a slurm.conf for one node, which needs no cgroups and no name service."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     controller, node = free_ports(2)
     values = {
@@ -68,7 +66,7 @@ def settings(folder, **others):
 
 
 def free_ports(number):
-    """Ports of the loopback that nothing listens on."""
+    """Return ports of the loopback that are free."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:
@@ -77,7 +75,7 @@ def free_ports(number):
 
 
 class Slurm:
-    """The daemons, and what can be asked of them."""
+    """The daemons, and commands to them."""
 
     def __init__(self, folder, **others):
         self.folder = folder
@@ -90,10 +88,10 @@ class Slurm:
         self.conf.write_text("\n".join([*settings(folder, **others), ""]))
 
     def environment(self):
-        """The caller's, without what it says to another Slurm."""
+        """Return the caller's environment without variables of another Slurm."""
         others = ("SLURM", "SBATCH", "SCANCEL", "SCONTROL", "SINFO", "SQUEUE")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        return kept | {"PATH": PATH, "SLURM_CONF": str(self.conf)}
+        return kept | {"PATH": f"{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(self.conf)}
 
     def start(self):
         """Start the daemons; wait until the node takes jobs."""
@@ -107,7 +105,7 @@ class Slurm:
         self.until(self.idle)
 
     def daemon(self, name, *arguments):
-        """Start a daemon, its messages in a file."""
+        """Start a daemon; its messages go to a file."""
         with open(self.folder / f"{name}.log", "w") as log:
             self.daemons[name] = subprocess.Popen(
                 [shutil.which(name, path=PATH), *arguments],
@@ -119,7 +117,7 @@ class Slurm:
             )
 
     def until(self, true):
-        """Wait until a condition is true; show the daemons' messages if it does not come true."""
+        """Wait until a condition is true; fail with the daemons' messages after some time."""
 
         def ended():
             return [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
@@ -129,51 +127,51 @@ class Slurm:
         assert came_true, self.logs()
 
     def idle(self):
-        """Whether the node has nothing to do, and would."""
+        """Return whether the node is ready and has nothing to do."""
         return self.ask("sinfo", "--noheader", "--format=%T").stdout.strip() == "idle"
 
     def logs(self):
-        """The end of each daemon's messages."""
+        """Return the end of each daemon's messages."""
         ends = {path.name: path.read_text()[-2000:] for path in self.folder.glob("*.log")}
         return "\n".join(f"---- {name}\n{end}" for name, end in ends.items())
 
     def ask(self, *command, **options):
-        """Run one of Slurm's commands; give what became of it."""
+        """Run one of Slurm's commands; return the completed process."""
         return subprocess.run(
             command, env=self.environment(), capture_output=True, text=True, timeout=300, **options
         )
 
     def submit(self, *arguments, **options):
-        """Submit with sbatch; give the number of the job."""
+        """Submit with sbatch; return the number of the job."""
         done = self.ask("sbatch", "--parsable", *arguments, **options)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def states(self, job):
-        """The state of a job, or of each task of an array."""
+        """Return the state of a job, or of each task of an array."""
         done = self.ask("scontrol", "show", "job", job)
         assert done.returncode == 0, done.stderr
         return re.findall(r"JobState=(\w+)", done.stdout)
 
     def finished(self, job):
         """Wait for the end of a job; return its states."""
-        going_on = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
-        self.until(lambda: not going_on & set(self.states(job)))
+        unfinished = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+        self.until(lambda: not unfinished & set(self.states(job)))
         return self.states(job)
 
     def queue(self):
-        """The numbers of the jobs that wait or run."""
+        """Return the numbers of the jobs that wait or run."""
         done = self.ask("squeue", "--noheader", "--format=%i")
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
     def cancel(self):
-        """Cancel what waits or runs, and see it go."""
+        """Cancel all jobs, and wait until they are gone."""
         self.ask("scancel", "--user", str(os.geteuid()))
         self.until(lambda: not self.queue())
 
     def stop(self):
-        """End the daemons, and what a job has left."""
+        """End the daemons, and processes that jobs left."""
         for daemon in reversed(self.daemons.values()):
             daemon.terminate()
             try:
@@ -195,7 +193,7 @@ class Slurm:
 
 @contextmanager
 def one_node_slurm(**others):
-    """A Slurm that takes jobs; other lines of slurm.conf can be given. Nothing of it stays."""
+    """Yield a Slurm that takes jobs, and end it; `others` are lines of slurm.conf."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         slurm = Slurm(Path(folder), **others)
         with ExitStack() as stack:
@@ -203,30 +201,3 @@ def one_node_slurm(**others):
             slurm.start()
             stack.callback(slurm.cancel)
             yield slurm
-
-
-@pytest.fixture(scope="session")
-def slurm_programs():
-    """Slurm's programs; a test that needs them is skipped where there are none."""
-    missing = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
-    if missing:
-        reason = f"no job can be submitted: {', '.join(missing)} not found"
-        assert not os.environ.get("REQUIRE_SLURM"), f"REQUIRE_SLURM is set; {reason}"
-        pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def running_slurm(slurm_programs):
-    """A Slurm that takes jobs; libraries that call Slurm's commands reach this one only."""
-    with one_node_slurm() as slurm, pytest.MonkeyPatch.context() as patch:
-        for name in os.environ.keys() - slurm.environment().keys():
-            patch.delenv(name)
-        patch.setenv("SLURM_CONF", str(slurm.conf))
-        yield slurm
-
-
-@pytest.fixture
-def slurm(running_slurm):
-    """A Slurm that takes jobs, without the jobs of a test that failed."""
-    yield running_slurm
-    running_slurm.cancel()
