@@ -1,5 +1,7 @@
 """Images and masks that several test files make, and what NiftiMasker takes out of them."""
 
+import math
+
 import nibabel as nib
 import numpy as np
 from nilearn.maskers import NiftiMasker
@@ -67,3 +69,14 @@ def assert_same(series, reference, name=""):
     assert kinds[0] == kinds[1], name
     for a, b in zip(series, reference, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def sparse_image(path, shape=(100, 100, 100, 2500)):
+    """Write the header of a large float32 image, and let the file system promise the rest."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype("f4")
+    header.set_data_shape(shape)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with open(path, "wb") as file:
+        file.write(header.binaryblock + b"\0" * 4)
+        file.truncate(352 + 4 * math.prod(shape))

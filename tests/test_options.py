@@ -1,5 +1,6 @@
 """If these fail, a wrong option gets through, or is refused without saying what would be right."""
 
+import math
 import os
 import re
 import shlex
@@ -8,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beyond_the_masker import options as options
-from beyond_the_masker.options import Options, read_options
+from beyond_the_masker.options import Options, parse_memory, read_options
 
 FILES = ("fmri.nii.gz", "my fmri.nii", "atlas.nii", "my atlas.nii", "roi_1.nii", "roi_2.nii")
 ODD_FILES = ("left roi 1.nii", "left roi 2.nii", "it's one.nii", "roi[12].nii")
@@ -225,3 +228,38 @@ def test_refuses_on_the_command_line_without_a_traceback():
         "DATA is 'haxby'; allowed: synthetic or development_fmri.",
         f"N_REGIONS is '0'; allowed: {REGIONS}",
     ]
+
+
+@given(
+    number=st.decimals(0.001, 10**12, places=3),
+    unit=st.sampled_from(["", "K", "M", "G", "T"]),
+    ending=st.sampled_from(["", "B", "iB", "b"]),
+    space=st.sampled_from(["", " ", "  "]),
+    lower=st.booleans(),
+)
+def test_sizes_with_units(number, unit, ending, space, lower):
+    """A size may have a unit, in any case."""
+    text = f" {number}{space}{unit}{ending if unit else ''} "
+    mib = float(number) * {"": 1, "K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit]
+    assert parse_memory(text.lower() if lower else text) == pytest.approx(mib)
+
+
+@given(st.floats(1e-3, 1e300) | st.integers(1, 10**18))
+def test_sizes_as_numbers(mib):
+    """A number is a size in MiB."""
+    assert parse_memory(mib) == pytest.approx(mib, rel=1e-3)
+
+
+BAD_SIZES = ["16X", "16GiBs", "G", "1.2.3G", "1e3", "+5", "5 0", "1_000", "16 G B", "٣G", "5\u212a"]
+
+
+@given(st.text() | st.sampled_from(BAD_SIZES))
+def test_any_text_is_a_size_or_refused(text):
+    """Any text is a positive size, or the error quotes it."""
+    try:
+        mib = parse_memory(text)
+    except ValueError as error:
+        assert repr(text) in str(error)  # noqa: PT017
+    else:
+        assert 0 < mib < math.inf
+        assert text not in BAD_SIZES

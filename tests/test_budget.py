@@ -1,0 +1,154 @@
+"""Whether a method fits into memory, and the table that says so."""
+
+import math
+
+import numpy as np
+import pytest
+
+from beyond_the_masker import budget
+from beyond_the_masker.budget import guard, predict_peak, print_budget, uses_block, why_not
+from beyond_the_masker.imports import TYPICAL
+from beyond_the_masker.model import METHODS, Image, predict
+from made_images import make_image, make_masks, save_all, sparse_image
+
+MIB = 2**20
+LARGE = Image((64, 64, 36, 2000), "float32")  # 1,125 MiB
+FROM_PATH = "NiftiMasker, path, single"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An image and masks."""
+    fmri_img = make_image()
+    return save_all(tmp_path, fmri_img, make_masks(fmri_img))
+
+
+def test_reason_names_what_is_too_small():
+    """The reason names memory or /dev/shm, whichever is too small."""
+    shared = predict("NumPy indexing, shared memory, parallel", LARGE, [2000] * 4, 4, TYPICAL)
+    assert shared.shm_mib == 1125
+    assert why_not(shared, 1e6, shared.shm_mib) == ""
+    assert why_not(shared, shared.most_mib, 1e6) == ""
+    reason = why_not(shared, 1e6, 1000)
+    assert reason == "It needs 1,125 MiB in /dev/shm, which has 1,000 MiB left."
+    reason = why_not(shared, 1234, 1000)
+    assert reason == f"It may need {shared.most_mib:,.0f} MiB, and 1,234 MiB are available."
+
+
+def test_joblib_avoids_a_small_folder():
+    """joblib writes to /dev/shm only if it is larger than 2 GB."""
+    from joblib import _memmapping_reducer
+
+    assert _memmapping_reducer.SYSTEM_SHARED_MEM_FS_MIN_SIZE == 2e9
+    longer = LARGE._replace(shape=(64, 64, 36, 6000))
+    found = predict("NiftiMasker, in-memory image, parallel", longer, [2000] * 4, 4, TYPICAL)
+    assert found.shm_mib == 3375
+    assert why_not(found, 1e6, 2e9 / MIB) == ""
+    assert "/dev/shm" in why_not(found, 1e6, 2e9 / MIB + 1)
+    assert why_not(found, 1e6, 3375) == ""
+    blocks = [name for name in METHODS if uses_block(name)]
+    assert blocks == ["NumPy indexing, shared memory, parallel"]
+
+
+def test_free_memory_counts_by_default(monkeypatch, files):
+    """By default, a method must fit into the free memory of the machine."""
+    found = predict_peak(FROM_PATH, *files)
+    monkeypatch.setattr(budget, "available_mib", lambda: 100)
+    assert "100 MiB are available" in why_not(found)
+    monkeypatch.setattr(budget, "available_mib", lambda: 1e6)
+    assert why_not(found) == ""
+
+
+@pytest.mark.parametrize(
+    ("memory", "fits"), [("unlimited", True), ("100M", False), ("64G", True), (None, False)]
+)
+def test_guard_follows_the_option(memory, fits, files, monkeypatch):
+    """The option MEMORY decides what a build runs."""
+    monkeypatch.setattr(budget, "available_mib", lambda: 100)
+    monkeypatch.setattr(budget, "available_shm_mib", lambda: 100)
+    monkeypatch.setattr(budget, "reserve_mib", lambda: 30)
+    if memory:
+        monkeypatch.setenv("MEMORY", memory)
+    prediction, reason = guard(FROM_PATH, *files, 2)
+    assert prediction.method == FROM_PATH
+    assert (reason == "") == fits
+    if not fits:
+        assert f"{100 if memory else 70} MiB are available" in reason
+
+
+def lines_of(text):
+    """Return the lines of the table, by method."""
+    return {m: line for line in text.splitlines() for m in METHODS if line.startswith(f"{m}  ")}
+
+
+def test_table(files, capsys):
+    """The table has a line for each method, which agrees with its row."""
+    rows = print_budget(*files, memory="64G", shm="64G", explain=True)
+    out = capsys.readouterr().out
+    lines = lines_of(out)
+    assert list(lines) == [row.prediction.method for row in rows] == list(METHODS)
+    assert all(line.endswith("  yes") for line in lines.values())
+    assert "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker." in out
+    assert "numpy_masker_threads" in out
+    assert "4 masks" in out
+    assert all(row.most_workers == 4 for row in rows)
+    for row in rows:
+        assert f"\n{row.prediction.method}, while {row.prediction.moment}:" in out
+    assert "apply_mask_fmri" in out
+
+
+def test_table_honours_memory_and_shared_memory(tmp_path, capsys):
+    """The table shows what does not fit, and how many workers would."""
+    sparse_image(tmp_path / "large.nii", LARGE.shape)
+    rows = print_budget(tmp_path / "large.nii", [2000] * 20, memory="4G", shm="1G")
+    rows = {row.prediction.method: row for row in rows}
+    out = capsys.readouterr().out
+    lines = lines_of(out)
+    row = rows["NiftiMasker, path, parallel"]
+    assert row.most_workers == 2
+    assert lines["NiftiMasker, path, parallel"].endswith("  with 2 at most")
+    assert "4,096 MiB are available" in row.reason
+    assert "/dev/shm" in rows["NumPy indexing, shared memory, parallel"].reason
+    assert lines["NumPy indexing, shared memory, parallel"].endswith("  no")
+    assert "available 4,096 MiB; in /dev/shm 1,024 MiB" in out
+
+
+def test_time_series_that_do_not_fit(tmp_path, capsys):
+    """Time series that do not fit into memory go into files."""
+    sparse_image(tmp_path / "large.nii", LARGE.shape)
+    print_budget(tmp_path / "large.nii", [64 * 64 * 36] * 20, memory="4G")
+    out = capsys.readouterr().out
+    assert "out=names" in out
+    assert "numpy_masker_threads" not in out
+
+
+def test_lines_for_slurm(tmp_path, capsys):
+    """The requested memory is half as much more as predicted, and the time is enough to read."""
+    sparse_image(tmp_path / "large.nii", LARGE.shape)
+    rows = print_budget(tmp_path / "large.nii", [2000])
+    peak = next(row for row in rows if row.prediction.method == budget.STREAMING).prediction
+    lines = capsys.readouterr().out.splitlines()
+    mib = int(lines[-2].removeprefix("#SBATCH --mem=").removesuffix("M"))
+    assert 1.5 * peak.most_mib <= mib < 1.5 * peak.most_mib + 50
+    assert lines[-1] == "#SBATCH --time=6"  # minutes
+
+
+@pytest.mark.parametrize("size", ["-16G", "0", "nan", "inf", "a lot", "", 0, -5, math.nan])
+def test_memory_is_refused(size, files):
+    """Memory is a positive size."""
+    for option in ("memory", "shm"):
+        with pytest.raises(ValueError, match="is not a positive size of memory") as error:
+            print_budget(*files, **{option: size})
+        assert repr(size) in str(error.value)
+
+
+def test_impossible_numbers_are_refused(files):
+    """Masks and workers are checked, whether they are files or numbers."""
+    fmri_path, mask_paths = files
+    with pytest.raises(ValueError, match="There is no mask"):
+        print_budget(fmri_path, [])
+    with pytest.raises(ValueError, match="A mask has 121 voxels"):
+        print_budget(fmri_path, [mask_paths[0], 121])
+    for call in (print_budget, lambda *args: predict_peak(FROM_PATH, *args)):
+        with pytest.raises(ValueError, match="workers is 0"):
+            call(fmri_path, np.array([3, 4]).tolist(), 0)
