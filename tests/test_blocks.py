@@ -1,6 +1,5 @@
-"""Blocks over workers: the arrays of one pass, a block's bytes alone, failures said, no litter."""
+"""mask_blocks: the arrays of one pass, each worker reads its block alone, errors, no files left."""
 
-import contextlib
 import gzip
 import importlib.util
 import os
@@ -17,32 +16,35 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
-from nibabel.testing import data_path
 
-from beyond_the_masker import block_costs as measured_blocks
-from beyond_the_masker import blocks as page
-from beyond_the_masker.block_costs import APART, memory_of, prepare_both, same, with_apart
+from beyond_the_masker import block_costs
+from beyond_the_masker import blocks as module
+from beyond_the_masker.block_costs import (
+    SEPARATE,
+    indexed_gzip_importable,
+    prepare_both,
+    same,
+)
 from beyond_the_masker.blocks import Volumes, extract_block, make_index, mask_blocks
 from beyond_the_masker.figures import plot_ways
 from beyond_the_masker.meter import MIB, measure
+from beyond_the_masker.pages import load_page
 from beyond_the_masker.streaming import stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
-from leftovers import SHM, allocate, allocate_here_and_in_workers, named_after
-from made_images import FLIPPED, OBLIQUE, STRAIGHT, make_masks
-from small_site import regions_of
+from leftovers import SHM, named_after
+from made_images import FLIPPED, OBLIQUE, SHAPE, STRAIGHT, make_masks
 from test_streaming import TYPES, any_bits, write
 
-EXAMPLES = Path(page.__file__).parent
-SHAPE = (5, 6, 4, 7)
+EXAMPLES = Path(module.__file__).parent.parent
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_workers_left():
-    """Workers stay for the tests of this file, where starting them would take the time."""
+    """Keep the workers for all tests of this file: starting them takes long."""
     yield
     get_reusable_executor().shutdown(wait=True)
     plt.close("all")
@@ -50,8 +52,8 @@ def _no_workers_left():
 
 @pytest.fixture
 def indexed_gzip(monkeypatch):
-    """Let this process import indexed_gzip, for one test; its nibabel was imported without."""
-    monkeypatch.syspath_prepend(str(APART))
+    """Let this process import indexed_gzip for one test; its nibabel was imported without."""
+    monkeypatch.syspath_prepend(str(SEPARATE))
     importlib.import_module("indexed_gzip")
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "indexed_gzip"]:
@@ -59,12 +61,12 @@ def indexed_gzip(monkeypatch):
 
 
 def named(mask_imgs):
-    """Masks as a dict."""
+    """Return masks as a dict."""
     return {f"mask_{i}": mask_img for i, mask_img in enumerate(mask_imgs)}
 
 
 def image_and_masks(folder, dtype="<i2", name="fmri.nii", shape=SHAPE, **options):
-    """Write an image; give its path, and masks on its grid."""
+    """Write an image; return its path, and masks on its grid."""
     path = write(folder / name, any_bits(shape, dtype), **options)
     return path, named(make_masks(nib.load(path)))
 
@@ -75,7 +77,7 @@ def image_and_masks(folder, dtype="<i2", name="fmri.nii", shape=SHAPE, **options
 
 @st.composite
 def cases(draw):
-    """An image of any type, scaling and shape, a size of blocks, and workers."""
+    """Draw an image of any type, scaling and shape, a size of blocks, and workers."""
     shape = draw(st.tuples(*[st.integers(1, 5)] * 3, st.integers(1, 9)))
     dtype = draw(st.sampled_from("<>")) + draw(st.sampled_from(TYPES))
     volume_mib = np.prod(shape[:3]) * np.dtype(dtype).itemsize / MIB
@@ -95,10 +97,9 @@ def cases(draw):
     }
 
 
-@settings(max_examples=200)
 @given(cases())
 def test_the_arrays_are_those_of_one_pass(case):
-    """Some shape, type, value, scaling, byte order, offset or size of block gives other bits."""
+    """Any shape, type, scaling, byte order, offset and size of block gives the bits of one pass."""
     image, options = case
     with tempfile.TemporaryDirectory() as folder, parallel_config("threading"):
         fmri_path = write(Path(folder) / image.pop("name"), **image)
@@ -110,7 +111,7 @@ def test_the_arrays_are_those_of_one_pass(case):
 
 @pytest.mark.parametrize("dtype", ["<i2", ">f4", "<f8"])
 def test_processes_give_the_arrays_of_one_pass(tmp_path, dtype):
-    """What travels to another process, and back in any order, is put in another place."""
+    """Rows from other processes are put in their place."""
     fmri_path, masks = image_and_masks(tmp_path, dtype, shape=(5, 6, 4, 23), scaling=(0.37, -5.1))
     volume_mib = 120 * np.dtype(dtype).itemsize / MIB
     found = mask_blocks(str(fmri_path), masks, n_jobs=2, block_mib=2 * volume_mib)
@@ -118,7 +119,7 @@ def test_processes_give_the_arrays_of_one_pass(tmp_path, dtype):
 
 
 def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
-    """Rows are put in the order in which they come."""
+    """Rows are put in their place, not in the order of arrival."""
     fmri_path, masks = image_and_masks(tmp_path)
 
     class Backwards:
@@ -128,13 +129,13 @@ def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
         def __call__(self, tasks):
             return (function(*args, **kwargs) for function, args, kwargs in reversed(tasks))
 
-    monkeypatch.setattr(page, "Parallel", Backwards)
+    monkeypatch.setattr(module, "Parallel", Backwards)
     found = mask_blocks(fmri_path, masks, block_mib=0)
     assert same(found, stream_masks(fmri_path, masks.values()))
 
 
 def test_same_sees_a_bit():
-    """What compares the arrays, here and on the page, takes others for the same."""
+    """Arrays of another sign, shape, type or number are not the same."""
     array = np.zeros((2, 3), "f4")
     assert same([array], [array.copy()])
     for other in (-array, array[:1], array.reshape(3, 2), array.astype("f8"), array.view("i4")):
@@ -143,13 +144,21 @@ def test_same_sees_a_bit():
         same([array], [])
 
 
-# A block's bytes alone
-# ---------------------
+def test_worker_of_the_page(tmp_path):
+    """The page's short function reads the values of a block."""
+    fmri_path, _ = image_and_masks(tmp_path, "<f8", scaling=(0.5, 1))
+    rows = load_page("plot_large_image_in_blocks").extract_block(fmri_path, np.arange(120), 2, 5)
+    expected = nib.load(fmri_path).dataobj[..., 2:5].reshape(-1, 3, order="F").T
+    np.testing.assert_array_equal(rows, expected)
+
+
+# One block alone is read
+# -----------------------
 
 
 @pytest.fixture
 def sparse(tmp_path):
-    """An image of 64 GiB that is a hole, but for two volumes in the middle."""
+    """Write an image of 64 GiB that is a hole, except for two volumes in the middle."""
     shape, dtype = (64, 64, 64, 2**17), np.dtype("<i2")
     header = nib.Nifti2Header()
     header.set_data_dtype(dtype)
@@ -167,7 +176,7 @@ def sparse(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what is read")
 def test_only_the_bytes_of_a_block_are_read(sparse):
-    """A worker reads what comes before its block, or behind it."""
+    """A worker reads nothing before its block, nor after it."""
     path, middle, values = sparse
 
     def n_read():
@@ -188,16 +197,15 @@ def test_a_worker_needs_its_block_and_rows(tmp_path):
     inside = np.zeros((64, 64, 32), "u1")
     inside[:8] = 1
     mask = {"mask": nib.Nifti1Image(inside, STRAIGHT)}
-    call = partial(mask_blocks, path, mask, 2, block_mib=32)
-    found, above, of_worker, _ = memory_of(call, 2, ("plot_large_image_in_blocks",))
-    assert same(found, stream_masks(path, mask.values()))
-    rows = 128 * inside.sum() * 8 / MIB  # of a block, scaled in float64
-    assert 28 < of_worker < 32 + 2 * rows + 16, of_worker
-    assert above < 2 * (32 + 2 * rows + 16) + 2 * found[0].nbytes / MIB + 16, above
+    small, large = (measure(mask_blocks, path, mask, 2, block_mib=mib) for mib in (1, 32))
+    assert same(large.result(), stream_masks(path, mask.values()))
+    rows = 2 * 128 * inside.sum() * 8 / MIB  # of a block, in float64, before and after scaling
+    of_workers = [[w["anon"].max() for w in list(t.processes.values())[1:]] for t in (small, large)]
+    assert 20 < max(of_workers[1]) - max(of_workers[0]) < 32 + rows + 16, of_workers
 
 
 def test_what_travels_is_small(sparse):
-    """The image, or a part of it, is sent with each task."""
+    """A task carries the place of the volumes, not the image."""
     import pickle
 
     volumes = Volumes.of(nib.load(sparse[0]), "an.index")
@@ -212,19 +220,19 @@ def test_what_travels_is_small(sparse):
     [(0, 5), (1e-9, 5), (2, 3), (2.9, 3), (5, 1), (1e6, 1)],
 )
 def test_blocks_cover_all_volumes_once(block_mib, expected):
-    """A volume is left out, or done twice, or a block is larger than was asked for."""
+    """Every volume is in one block, and no block is larger than asked for."""
     volumes = Volumes("file", (64, 64, 64, 5), np.dtype("<f4"), 352, 1.0, 0.0)  # of 1 MiB each
     blocks = volumes.blocks(block_mib)
     assert [n for block in blocks for n in range(*block)] == list(range(5))
     assert len(blocks) == expected
 
 
-# What is refused
-# ---------------
+# Bad input
+# ---------
 
 
 def test_other_grids_are_refused(tmp_path):
-    """Masks of another shape or place give numbers."""
+    """Masks of another shape or place are refused."""
     fmri_path, _ = image_and_masks(tmp_path)
     _, moved = image_and_masks(tmp_path, name="moved.nii", affine=OBLIQUE)
     _, small = image_and_masks(tmp_path, name="small.nii", shape=(5, 5, 4, 7))
@@ -240,30 +248,21 @@ def test_other_grids_are_refused(tmp_path):
         mask_blocks(fmri_path, [])
 
 
-def test_what_is_no_4d_image_is_refused(tmp_path):
-    """An image with another number of dimensions, or of complex numbers, gives arrays."""
+def test_an_image_that_is_not_4d_is_refused(tmp_path):
+    """An image is checked as in one pass."""
     _, masks = image_and_masks(tmp_path)
-    for data in (
-        np.ones(SHAPE[:3], "<f4"),
-        np.ones((*SHAPE, 1), "<f4"),
-        np.ones((*SHAPE[:3], 0), "<f4"),
-        np.ones(SHAPE, "<c8"),
-    ):
-        path = write(tmp_path / "other.nii", data)
-        with pytest.raises(ValueError, match="not a 4D NIfTI image of numbers"):
-            mask_blocks(path, masks)
-    nib.save(nib.MGHImage(np.ones(SHAPE, "f4"), STRAIGHT), tmp_path / "image.mgz")
-    with pytest.raises(ValueError, match="not a 4D NIfTI"):
-        mask_blocks(tmp_path / "image.mgz", masks)
+    path = write(tmp_path / "other.nii", np.ones(SHAPE[:3], "<f4"))
+    with pytest.raises(ValueError, match="not a 4D NIfTI image of numbers"):
+        mask_blocks(path, masks)
 
 
 @pytest.mark.parametrize("missing", [1, 241, 3 * 240, 7 * 240])
 def test_a_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, missing):
-    """A task is sent for a file that lacks volumes, or the error does not say how many."""
+    """A file that lacks volumes is refused before a task is sent; the error counts them."""
     fmri_path, masks = image_and_masks(tmp_path)
     n_bytes = fmri_path.stat().st_size
     os.truncate(fmri_path, n_bytes - missing)
-    monkeypatch.setattr(page, "Parallel", lambda *_, **__: pytest.fail("tasks were sent"))
+    monkeypatch.setattr(module, "Parallel", lambda *_, **__: pytest.fail("tasks were sent"))
     with pytest.raises(OSError, match="incomplete") as raised:
         mask_blocks(fmri_path, masks)
     there = 7 - -(-missing // 240)
@@ -272,7 +271,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, missing):
 
 
 def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
-    """A block that is not there any more is made up."""
+    """A block that is missing when the worker reads it raises an error."""
     fmri_path, _ = image_and_masks(tmp_path)
     volumes = Volumes.of(nib.load(fmri_path))
     os.truncate(fmri_path, 352 + 3 * 240 + 17)
@@ -286,39 +285,26 @@ def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
 
 
 def test_a_worker_that_cannot_read_says_so(tmp_path):
-    """An error in another process is lost, or keeps the others busy."""
+    """An error in another process names the file."""
     fmri_path, masks = image_and_masks(tmp_path)
     volumes = Volumes.of(nib.load(fmri_path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "check_file", lambda *_: os.truncate(fmri_path, 352 + 5 * 240))
+        patch.setattr(module, "check_file", lambda *_: os.truncate(fmri_path, 352 + 5 * 240))
         with pytest.raises(OSError, match=r"fmri.nii is incomplete or damaged"):
             mask_blocks(fmri_path, masks, n_jobs=2, block_mib=0)
     assert volumes.blocks(0)[-1] == (6, 7)
-
-
-def test_what_is_no_image_is_refused(tmp_path):
-    """A file that is missing or garbage ends in an error from the inside of nibabel."""
-    _, masks = image_and_masks(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"none.nii"):
-        mask_blocks(tmp_path / "none.nii", masks)
-    (tmp_path / "garbage.nii").write_bytes(np.random.default_rng(0).bytes(5000))
-    with pytest.raises(OSError, match=r"garbage.nii is incomplete or damaged"):
-        mask_blocks(tmp_path / "garbage.nii", masks)
-    write(tmp_path / "half.img", any_bits(SHAPE, "<f4")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"half.img"):
-        mask_blocks(tmp_path / "half.hdr", masks)
 
 
 @pytest.mark.parametrize(
     "name", ["fmri.nii.gz", "fmri.nii.bz2", "fmri.img.gz", "FMRI.NII.GZ", "fmri.nii.zst"]
 )
 def test_a_compressed_file_is_refused_with_the_reason(tmp_path, name):
-    """A compressed file is read in blocks, or the reader is left without advice."""
+    """A compressed file is refused, with the reason and the alternatives."""
     fmri_path, masks = image_and_masks(tmp_path)
     fmri_img = nib.load(fmri_path)
     fmri_img.file_map["image"].filename = str(tmp_path / name)
     with pytest.raises(ValueError, match="one beginning") as raised:
-        page.check_file(Volumes.of(fmri_img), tmp_path / name)
+        module.check_file(Volumes.of(fmri_img), tmp_path / name)
     for word in (name, "stream_masks", "decompress it once", "make_index"):
         assert word in str(raised.value)
     if name == "fmri.nii.gz":
@@ -332,18 +318,16 @@ def test_a_compressed_file_is_refused_with_the_reason(tmp_path, name):
 
 
 def test_indexed_gzip_is_kept_apart():
-    """It is not installed as the Makefile says; or it is, and all of nibabel uses it."""
+    """It is installed in a folder of its own, where nibabel does not find it."""
     assert importlib.util.find_spec("indexed_gzip") is None
     before = sys.path[:]
-    with with_apart() as there:
-        assert there, f"indexed_gzip is not in {APART}: run make test"
+    with indexed_gzip_importable() as installed:
+        assert installed, f"indexed_gzip is not in {SEPARATE}: run make test"
     assert sys.path == before
-    made = (EXAMPLES.parent / "Makefile").read_text()
-    assert "--target $(VENV)/apart -r examples/requirements-apart.txt" in made
 
 
 def packed_like(fmri_path):
-    """Write the ``.nii.gz`` of an image, of many parts of the stream."""
+    """Write the ``.nii.gz`` of an image."""
     path = fmri_path.with_name(f"{fmri_path.name}.gz")
     path.write_bytes(gzip.compress(fmri_path.read_bytes(), 1, mtime=0))
     return path
@@ -351,14 +335,14 @@ def packed_like(fmri_path):
 
 @pytest.fixture
 def large(tmp_path):
-    """An image of 20 MiB, compressed to less, with an index of several points; and masks."""
+    """Write an image of 10 MiB, also compressed, whose index has several points; and masks."""
     data = np.random.default_rng(0).normal(100, 9, (32, 32, 32, 160)).astype(">i2")
     fmri_path = write(tmp_path / "fmri.nii", data, scaling=(0.5, -3))
     return fmri_path, packed_like(fmri_path), named(make_masks(nib.load(fmri_path))[:3])
 
 
 def test_an_index_gives_the_arrays_of_one_pass(large, tmp_path, indexed_gzip):
-    """A block that begins at a point of the index has other values."""
+    """Blocks that begin at a point of the index have the values of one pass."""
     _, packed, masks = large
     index = tmp_path / "sub" / "fmri.gzidx"
     make_index(packed, index)
@@ -370,17 +354,17 @@ def test_an_index_gives_the_arrays_of_one_pass(large, tmp_path, indexed_gzip):
 
 
 def test_processes_with_an_index(large, tmp_path):
-    """Workers do not find indexed_gzip, or one another's index; or nibabel's use of it matters."""
+    """Workers find indexed_gzip and the index, and nibabel's use of it changes no value."""
     _, packed, masks = large
     index = tmp_path / "fmri.gzidx"
-    with with_apart():
+    with indexed_gzip_importable():
         measure(make_index, packed, index).result()
         found = measure(mask_blocks, packed, masks, 2, block_mib=3, index=index).result()
     assert same(found, stream_masks(packed, masks.values()))
 
 
 def test_an_index_that_does_not_fit_is_refused(large, tmp_path, indexed_gzip):
-    """An index of another file, or of an earlier state, gives numbers that are none."""
+    """An index of another file, or of an earlier state of it, is refused."""
     plain, packed, masks = large
     index = tmp_path / "fmri.gzidx"
     make_index(packed, index)
@@ -403,7 +387,7 @@ def test_an_index_that_does_not_fit_is_refused(large, tmp_path, indexed_gzip):
 
 
 def test_no_index_of_a_damaged_file(large, tmp_path, indexed_gzip):
-    """The end of a file was cut off, or a bit changed, and an index is made of it."""
+    """A file that was cut off, or has one wrong bit, gets no index."""
     _, packed, _ = large
     content, index = packed.read_bytes(), tmp_path / "fmri.gzidx"
     changed = bytearray(content)
@@ -418,7 +402,7 @@ def test_no_index_of_a_damaged_file(large, tmp_path, indexed_gzip):
 
 
 def test_an_index_of_too_few_volumes_is_refused(tmp_path, indexed_gzip):
-    """A ``.nii.gz`` that was made of a file that was cut off gives made-up volumes."""
+    """A compressed file that lacks volumes is refused."""
     fmri_path, masks = image_and_masks(tmp_path)
     os.truncate(fmri_path, 352 + 5 * 240)
     packed, index = packed_like(fmri_path), tmp_path / "fmri.gzidx"
@@ -428,7 +412,7 @@ def test_an_index_of_too_few_volumes_is_refused(tmp_path, indexed_gzip):
 
 
 def test_without_indexed_gzip_an_index_is_refused(tmp_path):
-    """The reason is another than that the library is missing."""
+    """The error names the missing library."""
     fmri_path, masks = image_and_masks(tmp_path)
     packed, index = packed_like(fmri_path), tmp_path / "fmri.gzidx"
     index.touch()
@@ -438,9 +422,9 @@ def test_without_indexed_gzip_an_index_is_refused(tmp_path):
 
 
 def test_without_an_index_more_is_decompressed(large):
-    """The page counts other bytes than were decompressed."""
+    """Without an index, every block decompresses the file from its beginning."""
     plain, packed, _ = large
-    n_bytes = page.blocks_without_index(packed, 1, block_mib=2.5)
+    n_bytes = block_costs.blocks_without_index(packed, 1, block_mib=2.5)
     volume = 32**3 * 2
     assert n_bytes == sum(352 + stop * volume for stop in range(40, 161, 40))
     assert n_bytes > 2.4 * plain.stat().st_size
@@ -452,8 +436,8 @@ def test_without_an_index_more_is_decompressed(large):
 SCRIPT = """
 import sys, time
 import nibabel as nib, numpy as np
-import plot_large_image_in_blocks as page
-from plot_stream_masks import stream_masks
+from beyond_the_masker import blocks as page
+from beyond_the_masker.streaming import stream_masks
 
 class Slow:
     def __init__(self, **options): pass
@@ -478,7 +462,7 @@ if __name__ == "__main__":
 
 @pytest.mark.chance
 def test_ctrl_c_leaves_nothing(tmp_path):
-    """After Ctrl-C the next call works; then no worker and no file is left."""
+    """After Ctrl-C the next call works; afterwards no worker and no file is left."""
     data = np.arange(66**3 * 30, dtype="i4").reshape((66, 66, 66, 30)).astype("<i2")
     fmri_path = tmp_path / "data" / "fmri.nii"
     fmri_path.parent.mkdir()
@@ -511,12 +495,12 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     assert [path.name for path in fmri_path.parent.iterdir()] == ["fmri.nii"]
 
 
-# What is measured
-# ----------------
+# Measuring
+# ---------
 
 
 def test_both_files_hold_the_same(tmp_path):
-    """The uncompressed file has other values than the compressed one, or more volumes."""
+    """Both files have the same volumes."""
     data = any_bits((8, 8, 8, 20), "<i2")
     volume_mib = 512 * 8 / MIB  # float64, scaled
     for name in ("fmri.nii", "fmri.nii.gz"):
@@ -531,45 +515,32 @@ def test_both_files_hold_the_same(tmp_path):
 
 
 def test_times_are_taken_in_turns(monkeypatch):
-    """A call is timed in a row, or its first run counts."""
+    """Calls are timed in turns; the first round comes first."""
     done, clock = [], iter(range(1000))
     monkeypatch.setattr(
-        measured_blocks, "time", type("clock", (), {"perf_counter": lambda: next(clock)})
+        block_costs, "time", type("clock", (), {"perf_counter": lambda: next(clock)})
     )
     calls = {name: partial(done.append, name) for name in "ab"}
-    seconds = measured_blocks.time_in_turns(calls, 2)
+    seconds = block_costs.time_in_turns(calls, 2)
     assert done == list("ababab")
-    assert {name: list(values) for name, values in seconds.items()} == {"a": [1, 1], "b": [1, 1]}
+    assert {name: list(values) for name, values in seconds.items()} == {"a": [1] * 3, "b": [1] * 3}
 
 
 @pytest.mark.chance
-def test_memory_above_the_imports():
-    """What workers allocate is counted, and what they import is not."""
-    value, above, of_worker, seconds = memory_of(partial(allocate, 64), 1, ())
-    assert (value, of_worker, seconds) == (1, 0, 0)
-    assert 32 < above < 80
-    call = partial(allocate_here_and_in_workers, 150)
-    _, above, of_worker, seconds = memory_of(call, 2, ("numpy",))
-    assert 75 < of_worker < 175  # the meter may look while the array is filled
-    assert 75 < above < 350
-    assert seconds > 0
+def test_calls_are_compared_with_the_first():
+    """A call has its times, their ratio to those of the first, its memory, and equality."""
 
+    def zeros(n):  # as an inner function, it makes the process import NumPy alone
+        return [np.zeros(n)]
 
-@pytest.mark.parametrize(
-    ("one_pass", "two_workers", "make", "expected"),
-    [
-        (1.0, 1.5, 2.0, (4, 4)),  # three workers are as fast; eight take 0.375 s
-        (1.0, 0.5, 0.3, (2, 1)),
-        (0.1, 1.0, 1.0, (21, 20)),
-    ],
-)
-def test_when_an_index_pays(one_pass, two_workers, make, expected):
-    """The number of workers or passes at which the index is paid is another."""
-    assert measured_blocks.when_it_pays(one_pass, two_workers, make) == expected
-    n_workers, n_passes = expected
-    assert 2 * two_workers / n_workers < one_pass <= 2 * two_workers / (n_workers - 1)
-    paid = make + n_passes * two_workers / n_workers
-    assert paid <= n_passes * one_pass
+    calls = {"a": partial(zeros, 3), "longer": partial(zeros, 4), "no arrays": float}
+    found = block_costs.measure_calls(calls)
+    equal = {name: row["identical"] for name, row in found.items()}
+    assert equal == {"a": True, "longer": False, "no arrays": None}
+    for row in found.values():
+        np.testing.assert_array_equal(row["ratio"], row["seconds"] / found["a"]["seconds"])
+        assert len(row["seconds"]) == 2
+        assert row["above_mib"] < 30
 
 
 WAYS = [
@@ -579,10 +550,9 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("n_ways", [5, 6])
-@pytest.mark.parametrize("spread", [1, 1.01, 30, 1e4])
+@pytest.mark.parametrize(("n_ways", "spread"), [(5, 1), (6, 1.01), (5, 30), (6, 1e4)])
 def test_the_figure(n_ways, spread):
-    """A word is cut off or lies on another, for odd times and sizes."""
+    """No word is cut off or overlaps another, for any times and sizes."""
     factors = np.geomspace(1, 1 / spread, n_ways)
     ratios = {
         name: np.array([0.9, 1, 1.2]) * f for name, f in zip(WAYS[:n_ways], factors, strict=True)
@@ -592,36 +562,3 @@ def test_the_figure(n_ways, spread):
     is_a_good_figure(figure, WAYS[1], f"{above_mib[WAYS[0]]:,.0f} MiB", f"{n_ways} ways")
     for ax in figure.axes:
         nothing_overlaps([*ax.texts, ax.xaxis.label])
-
-
-# The page
-# --------
-
-
-def test_the_page_says_what_is_not_measured(tmp_path, monkeypatch):
-    """Without indexed_gzip the page runs and states what is missing."""
-    image = Path(data_path, "example4d.nii.gz")
-    regions_of(image).to_filename(tmp_path / "atlas.nii.gz")
-    options = {"FMRI": str(image), "ATLAS": str(tmp_path / "atlas.nii.gz"), "N_REGIONS": "2"}
-    script = (
-        "import measured_blocks, pathlib, runpy\n"
-        "measured_blocks.APART = pathlib.Path('nowhere')\n"
-        "measured_blocks.memory_of = lambda call, *_: (call(), 1.0, 1.0, 1.0)\n"
-        f"runpy.run_path({str(EXAMPLES / 'plot_large_image_in_blocks.py')!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=os.environ | options | {"PYTHONPATH": str(EXAMPLES)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "indexed_gzip is not installed" in done.stdout
-    assert f"pip install --no-deps --target {Path('nowhere')} indexed_gzip" in done.stdout
-    assert "Not measured: indexed_gzip is not installed." in done.stdout
-    assert "bit for bit the same: True" in done.stdout
-    table = [line for line in done.stdout.splitlines() if line.startswith(tuple(WAYS))]
-    assert [line.split("  ")[0] for line in table] == WAYS[:5]
-    with contextlib.suppress(FileNotFoundError):
-        assert list((tmp_path / "measured").iterdir()) == []
