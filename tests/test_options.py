@@ -231,7 +231,7 @@ def test_refuses_on_the_command_line_without_a_traceback():
 
 
 @given(
-    number=st.decimals(0.001, 10**12, places=3),
+    number=st.decimals("0.001", 10**12, places=3),
     unit=st.sampled_from(["", "K", "M", "G", "T"]),
     ending=st.sampled_from(["", "B", "iB", "b"]),
     space=st.sampled_from(["", " ", "  "]),
