@@ -6,29 +6,19 @@ import functools
 import json
 import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import mprof
 import nibabel as nib
 import numpy as np
 import pytest
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor, reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from beyond_the_masker import budget as memory_budget
-from beyond_the_masker import experiment as measured_methods
-from beyond_the_masker import experiment as whole_experiment
-from beyond_the_masker import imports as memory_imports
-from beyond_the_masker import model as memory_model
+from beyond_the_masker import budget, experiment, sequence
 from beyond_the_masker.experiment import (
     COLUMNS,
-    METHODS,
     N_RUNS,
-    Method,
     NotRun,
     complete_summary,
     describe_machine,
@@ -41,23 +31,22 @@ from beyond_the_masker.experiment import (
 from beyond_the_masker.figures import plot_traces
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.meter import Trace, measure
+from beyond_the_masker.methods import Method, all_methods
 from beyond_the_masker.model import Image, predict
-from beyond_the_masker.pages import load_page
-from beyond_the_masker.running import run_method, start_workers
+from beyond_the_masker.running import run_method
 from good_figures import is_a_good_figure
 
-nifti_masker_parallel = load_page("plot_nifti_masker").nifti_masker_parallel
-nifti_masker_single = load_page("plot_nifti_masker").nifti_masker_single
-numpy_masker_single_inmemory = load_page("plot_numpy_indexing").numpy_masker_single_inmemory
-numpy_masker_single_path = load_page("plot_numpy_indexing").numpy_masker_single_path
-
-SINGLE = [method for method in METHODS if method.mode == "single"]
+FUNCTIONS = {method.function.__name__: method.function for method in all_methods()}
+nifti_masker_single = FUNCTIONS["nifti_masker_single"]
+numpy_masker_single_path = FUNCTIONS["numpy_masker_single_path"]
+numpy_masker_single_inmemory = FUNCTIONS["numpy_masker_single_inmemory"]
+SINGLE = [method for method in all_methods() if method.mode == "single"]
 AFFINE = np.diag([4.0, 4, 4, 1])
 
 
 @pytest.fixture(autouse=True)
 def measured(tmp_path, monkeypatch):
-    """A tiny image and two masks of one's own, and a folder for measurements."""
+    """Options that choose a tiny image with two masks; the folder of measurements."""
     write_labels(tmp_path, 1, 2)
     write_image(tmp_path)
     monkeypatch.setenv("FMRI", str(tmp_path / "fmri.nii"))
@@ -65,13 +54,14 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("N_REGIONS", "2")
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "prepared"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "numbers"))
-    # The tests must not depend on what the machine has left.
-    monkeypatch.setattr(memory_budget, "available_mib", lambda: 2.0**16)
-    monkeypatch.setattr(memory_budget, "available_shm_mib", lambda: 2.0**16)
-    machine = TYPICAL | {"measured": memory_imports.versions()}  # to measure it takes a while
-    memory_imports.machine_path().parent.mkdir()
-    memory_imports.machine_path().write_text(json.dumps(machine))
-    return tmp_path / "numbers"
+    # The tests must not depend on the machine's free memory.
+    monkeypatch.setattr(budget, "available_mib", lambda: 2.0**16)
+    monkeypatch.setattr(budget, "available_shm_mib", lambda: 2.0**16)
+    machine = TYPICAL | {"measured": "here"}  # to measure it takes a while
+    for module in (experiment, budget):
+        monkeypatch.setattr(module, "this_machine", lambda: machine)
+    yield tmp_path / "numbers"
+    plt.close("all")
 
 
 def write_image(folder, n_volumes=7, seed=0):
@@ -91,9 +81,10 @@ def write_labels(folder, first, second):
 
 
 class Here:
-    """Stands in for the meter: calls in this process, and returns numbers that are known.
+    """Stands in for the meter: calls in this process, and returns known numbers.
 
-    `peaks` and `errors` are those of the next runs, the last one of all that follow.
+    `peaks`, `errors` and what is added to the values, `spoil`, are those of the next runs; the last
+    one is used for all that follow.
     """
 
     def __init__(self):
@@ -105,21 +96,20 @@ class Here:
         return self(func, *args)
 
     def __call__(self, func, *args):
-        """Return a trace with the next peak, and values that are off by the next `spoil`."""
+        """Return a trace with the next peak, and values changed by the next `spoil`."""
         self.called.append(func.__name__)
         peak, spoil, error = (
             one.pop(0) if len(one) > 1 else one[0] for one in (self.peaks, self.spoil, self.errors)
         )
         known = np.array([10, peak])
+        metrics = {"anon": known, "file": known / 2} | dict.fromkeys(("pss", "rss", "uss"), known)
         return Trace(
             name=func.__name__,
             started=1.7e9,
             seconds=peak / 200,
             before_mib=10.0,
             times=np.array([-0.01, 0.2]),
-            processes={
-                1: {"anon": known, "file": known / 2} | dict.fromkeys(("pss", "rss", "uss"), known)
-            },
+            processes={1: metrics},
             value=[series + spoil for series in func(*args)],
             exception=error,
         )
@@ -129,9 +119,15 @@ class Here:
 def here(monkeypatch):
     """Replace the meter."""
     here = Here()
-    monkeypatch.setattr(measured_methods, "measure", here)
-    monkeypatch.setattr(measured_methods, "measure_within", here.within)
+    monkeypatch.setattr(experiment, "measure", here)
+    monkeypatch.setattr(experiment, "measure_within", here.within)
     return here
+
+
+def use_methods(monkeypatch, methods):
+    """Replace the list of methods."""
+    for module in (experiment, sequence):
+        monkeypatch.setattr(module, "all_methods", lambda: methods)
 
 
 def names(rows):
@@ -139,7 +135,10 @@ def names(rows):
     return [(row["method"], row["mode"]) for row in rows]
 
 
-# --- Comparing arrays
+def ends(row, key="peak_mib"):
+    """Smallest, median and largest value of a row."""
+    return [row[f"{key}{end}"] for end in ("_min", "", "_max")]
+
 
 ONE = np.array([[1, 2, np.nan]], dtype="float32")
 
@@ -148,48 +147,42 @@ ONE = np.array([[1, 2, np.nan]], dtype="float32")
     ("series", "same"),
     [
         ([ONE.copy(), ONE[:, :2].copy()], True),
-        ([ONE.copy()], True),
         ([], False),
-        ([ONE + np.float32(1e-6)], False),
-        ([np.nan_to_num(ONE)], False),
-        ([ONE.astype("float64")], False),
-        ([ONE.astype(">f4")], False),
-        ([ONE[0]], False),
-        ([ONE.T], False),
-        ([ONE[:, :2]], False),
+        ([ONE], False),
+        ([ONE + np.float32(1e-6), ONE[:, :2]], False),
+        ([np.nan_to_num(ONE), ONE[:, :2]], False),
+        ([ONE.astype("float64"), ONE[:, :2]], False),
+        ([ONE.astype(">f4"), ONE[:, :2]], False),
+        ([ONE[0], ONE[:, :2]], False),
+        ([ONE.T, ONE[:, :2]], False),
         ([ONE, ONE], False),
         ([ONE[:, :2], ONE], False),
     ],
 )
 def test_identical_means_every_value_shape_and_type(series, same):
-    """Arrays are identical if shape, type and every value are."""
+    """Lists of arrays are identical if length, shape, type and every value are."""
     assert identical(series, [ONE, ONE[:, :2]]) is same
 
 
 def test_identical_to_a_reference_of_foreign_byte_order():
-    """The byte order of an array does not matter."""
+    """The byte order of the reference does not matter."""
     assert identical([ONE], [ONE.astype(">f4")])
-
-
-# --- Measurements
 
 
 @pytest.mark.chance
 def test_measured_method_is_written_down(measured, capsys):
     """The row, the saved trace and the output have the numbers of the returned trace."""
-    traces = measure_methods(numpy_masker_single_path)
-    ((title, trace),) = traces.items()
+    ((title, trace),) = measure_methods(numpy_masker_single_path).items()
     assert title == "NumPy indexing, path, single"
-    assert sorted(path.name for path in measured.iterdir()) == [
-        "experiment.json",
-        "summary.csv",
-        "traces",
-    ]
+    files = {path.relative_to(measured).as_posix() for path in measured.rglob("*")}
+    saved = "traces/numpy-indexing-path-single.dat"
+    assert files == {"experiment.json", "summary.csv", "traces", saved}
     with open(measured / "summary.csv", newline="") as file:
-        reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames) == COLUMNS
-        (row,) = reader
-    assert [row] == read_summary()
+        assert tuple(next(csv.reader(file))) == COLUMNS
+    (row,) = read_summary()
+    mib = {
+        key: f"{getattr(trace, key):.3f}" for key in COLUMNS if hasattr(trace, key) and "mib" in key
+    }
     assert row == {
         "method": "NumPy indexing, path",
         "function": "numpy_masker_single_path",
@@ -198,13 +191,9 @@ def test_measured_method_is_written_down(measured, capsys):
         "image_mib": f"{4 * 5 * 6 * 7 * 8 / 2**20:.3f}",
         "n_masks": "1",
         "n_runs": "1",
-        "before_mib": f"{trace.before_mib:.3f}",
-        "peak_mib": f"{trace.peak_mib:.3f}",
+        **mib,
         "peak_mib_min": f"{trace.peak_mib:.3f}",
         "peak_mib_max": f"{trace.peak_mib:.3f}",
-        "peak_file_mib": f"{trace.peak_file_mib:.3f}",
-        "peak_pss_mib": f"{trace.peak_pss_mib:.3f}",
-        "peak_rss_mib": f"{trace.peak_rss_mib:.3f}",
         **dict.fromkeys(("seconds", "seconds_min", "seconds_max"), f"{trace.seconds:.4f}"),
         "identical": "true",
         "status": "measured",
@@ -212,60 +201,67 @@ def test_measured_method_is_written_down(measured, capsys):
     }
     assert 0 < float(row["before_mib"]) <= float(row["peak_mib"])
     assert capsys.readouterr().out == f"{title}\n    {in_a_line(row)}\n"
-    (saved,) = (measured / "traces").iterdir()
-    assert saved.name == "numpy-indexing-path-single.dat"
-    content = mprof.read_mprofile_file(saved)
+    content = mprof.read_mprofile_file(measured / saved)
     assert max(content["mem_usage"]) == pytest.approx(trace.total().max())
-    assert not list(measured.glob("**/*unfinished*"))
 
 
 def test_description_of_image_and_machine(measured, tmp_path, here):
     """The description is that of the image and the machine."""
     prepare_all()
     described = json.loads((measured / "experiment.json").read_text())
-    image = described["image"]
-    assert image["name"] == "fmri.nii"
-    assert image["source"] == "own"
-    assert image["n_images"] is None
-    assert image["shape"] == [4, 5, 6, 7]
-    assert (image["stored_dtype"], image["dtype"]) == ("int16", "float64")
-    assert image["in_memory_mib"] == 4 * 5 * 6 * 7 * 8 / 2**20
-    assert image["on_disk_mib"] == (tmp_path / "fmri.nii").stat().st_size / 2**20
-    assert (image["n_masks"], image["mask_voxels"]) == (2, [60, 36])
+    assert described["image"] | {"path": None, "changed": None} == {
+        "name": "fmri.nii",
+        "source": "own",
+        "path": None,
+        "changed": None,
+        "shape": [4, 5, 6, 7],
+        "dtype": "float64",
+        "stored_dtype": "int16",
+        "on_disk_mib": (tmp_path / "fmri.nii").stat().st_size / 2**20,
+        "in_memory_mib": 4 * 5 * 6 * 7 * 8 / 2**20,
+        "n_images": None,
+        "n_masks": 2,
+        "mask_voxels": [60, 36],
+    }
     assert described["machine"]["numpy"] == np.__version__
     assert described["machine"]["cores"] >= 1
 
 
-def test_systems_that_do_not_tell_the_cores_of_a_process(monkeypatch):
+def test_cores_where_those_of_a_process_are_unknown(monkeypatch):
     """Where psutil has no cpu_affinity, as on macOS, all cores count."""
-    monkeypatch.setattr(measured_methods.psutil, "Process", SimpleNamespace)
+    monkeypatch.setattr(experiment.psutil, "Process", SimpleNamespace)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert describe_machine()["cores"] == 7
 
 
-NEEDED = {  # by its page, of the packages that are large
-    "plot_nifti_masker": {"joblib", "nilearn", "pandas", "scipy", "sklearn"},
-    "plot_stream_masker": {"joblib", "nilearn", "pandas", "scipy", "sklearn"},
-    "plot_stream_masks": {"scipy"},  # nibabel has it
+NUMPY = ({"checks", "meter", "running"}, {"joblib", "scipy"})
+NILEARN = ({"checks", "maskers", "streaming", *NUMPY[0]}, {"joblib", "nilearn", "pandas", "scipy"})
+NEEDED = {  # modules of the package, and large packages, by the module of the method
+    "plot_nifti_masker": NILEARN,
+    "beyond_the_masker.maskers": NILEARN,
+    "beyond_the_masker.streaming": ({"streaming", *NUMPY[0]}, {"scipy"}),  # nibabel has scipy
 }
 
 
 @pytest.mark.chance
-@pytest.mark.parametrize("module", sorted({m.module for m in memory_model.METHODS.values()}))
+@pytest.mark.parametrize("module", sorted({m.function.__module__ for m in all_methods()}))
 def test_a_method_imports_what_it_needs(module, tmp_path):
-    """The process of a method imports its page and one_run, and no other large package."""
+    """The process of a method imports neither the experiment nor packages that it does not use."""
 
     def imported_by(*call):
+        import sys
+
         run_method(*call)
         return set(sys.modules)
 
-    method = next(m for m in METHODS if m.function.__module__ == module)
+    method = next(m for m in all_methods() if m.function.__module__ == module)
     call = method.function, method.mode, method.in_memory, tmp_path / "fmri.nii"
     found = measure(imported_by, *call, [tmp_path / "labels.nii.gz"]).result()
-    examples = {path.stem for path in Path(measured_methods.__file__).parent.glob("*.py")}
-    assert examples & found == {module, "one_run", "peak_memory"}
-    large = {"dask", "joblib", "matplotlib", "nilearn", "pandas", "scipy", "sklearn"}
-    assert large & found <= NEEDED.get(module, {"joblib", "scipy"})
+    modules, packages = NEEDED.get(module, NUMPY)
+    own = {name.split(".")[1] for name in found if name.startswith("beyond_the_masker.")}
+    assert own <= modules
+    large = {"dask", "joblib", "matplotlib", "nilearn", "pandas", "scipy"}
+    assert large & found <= packages
 
 
 def test_rows_are_in_order_and_replaced(measured, here):
@@ -273,20 +269,19 @@ def test_rows_are_in_order_and_replaced(measured, here):
     measure_methods(numpy_masker_single_inmemory)
     measure_methods(nifti_masker_single)
     assert names(read_summary()) == [(m.name, m.mode) for m in (SINGLE[0], SINGLE[1], SINGLE[3])]
-    assert {row["peak_mib"] for row in read_summary()} == {"100.000"}
     here.peaks = [200]
     measure_methods(numpy_masker_single_inmemory)
     assert [row["peak_mib"] for row in read_summary()] == ["100.000", "100.000", "200.000"]
     assert [row["peak_file_mib"] for row in read_summary()] == ["50.000", "50.000", "100.000"]
     assert len(list((measured / "traces").iterdir())) == 3
-    assert here.called.count("reference_series") == 1, "the reference is made for every page"
+    assert here.called.count("reference_series") == 1  # it is kept in the cache
 
 
 @pytest.mark.parametrize("change", ["volumes", "values", "regions", "N_REGIONS", "machine"])
 def test_other_image_or_machine_empties_the_table(change, measured, here, tmp_path, monkeypatch):
     """Another image, mask or machine empties the folder."""
     measure_methods(nifti_masker_single)
-    for name in ("summary.csv", "mprof_rss.dat", "peaks.svg", "mprof.json"):
+    for name in ("summary.csv", "mprof_rss.dat", "peaks.svg", "mprof.json", "timeline.html"):
         (measured / name).touch()
     if change == "volumes":
         write_image(tmp_path, n_volumes=8)
@@ -305,28 +300,6 @@ def test_other_image_or_machine_empties_the_table(change, measured, here, tmp_pa
     assert files == ["experiment.json", "numpy-indexing-path-single.dat", "summary.csv"]
 
 
-def test_other_values_are_told(here, capsys):
-    """A method with other values than NiftiMasker is not identical."""
-    prepare_all()
-    here.spoil = [1]
-    measure_methods(numpy_masker_single_path)
-    assert read_summary()[0]["identical"] == "false"
-    assert "identical to NiftiMasker: false" in capsys.readouterr().out
-
-
-def test_missing_region_is_told(here, monkeypatch):
-    """A method that leaves out a region is not identical."""
-
-    def first_region_only(fmri_path, mask_paths, n_regions):
-        return [numpy_masker_single_path(fmri_path, mask_paths[0])]
-
-    method = Method("NumPy indexing, path", first_region_only, "parallel")
-    monkeypatch.setattr(measured_methods, "METHODS", [method])
-    measure_methods(first_region_only)
-    (row,) = read_summary()
-    assert (row["n_masks"], row["n_jobs"], row["identical"]) == ("2", "2", "false")
-
-
 def test_failed_method_is_not_written_down(here):
     """A method that fails has no row, and its error ends the build."""
     prepare_all()
@@ -336,9 +309,9 @@ def test_failed_method_is_not_written_down(here):
     assert read_summary() == []
 
 
-def test_complete_summary_measures_what_is_missing(here, monkeypatch):
-    """Only the methods without a row are measured."""
-    monkeypatch.setattr(measured_methods, "METHODS", SINGLE)
+def test_complete_summary_measures_what_is_missing(measured, here, monkeypatch):
+    """Only methods without a row are measured; rows of another version count as missing."""
+    use_methods(monkeypatch, SINGLE)
     measure_methods(nifti_masker_single)
     here.called.clear()
     assert names(complete_summary()) == [(method.name, "single") for method in SINGLE]
@@ -346,35 +319,24 @@ def test_complete_summary_measures_what_is_missing(here, monkeypatch):
     here.called.clear()
     assert len(complete_summary()) == len(SINGLE)
     assert here.called == []
-
-
-def test_rows_of_another_version_are_not_used(measured, here, monkeypatch):
-    """A summary with other columns counts as not measured, and its folder is emptied."""
-    monkeypatch.setattr(measured_methods, "METHODS", SINGLE)
-    measure_methods(nifti_masker_single)
     lines = (measured / "summary.csv").read_text().splitlines()
     (measured / "summary.csv").write_text("\n".join(line.partition(",")[2] for line in lines))
     (measured / "peaks.svg").touch()
     assert read_summary() == []
-    assert names(complete_summary()) == [(method.name, "single") for method in SINGLE]
+    assert len(complete_summary()) == len(SINGLE) == len(here.called)
     assert not (measured / "peaks.svg").exists()
-
-
-# --- Several runs
 
 
 @pytest.fixture
 def three(here, monkeypatch):
-    """Reference and one method, whose runs then are three. (The reference has no workers.)"""
+    """The reference, and the call that measures one method with workers, in three runs."""
     prepare_all()
     here.called.clear()
 
     def alone(fmri_path, mask_paths, n_jobs):
         return [numpy_masker_single_path(fmri_path, mask_path) for mask_path in mask_paths]
 
-    monkeypatch.setattr(
-        measured_methods, "METHODS", [Method("NumPy indexing, path", alone, "parallel")]
-    )
+    use_methods(monkeypatch, [Method("NumPy indexing, path", alone, "parallel")])
     return functools.partial(measure_methods, alone)
 
 
@@ -386,9 +348,8 @@ def test_method_with_workers_is_measured_three_times(here, three, measured, capf
     assert trace.peak_mib == 310.16
     (row,) = read_summary()
     assert (row["n_runs"], row["n_jobs"], row["identical"]) == ("3", "2", "true")
-    ends = [row[f"peak_mib{end}"] for end in ("_min", "", "_max")]
-    assert ends == ["290.000", "310.160", "600.000"]
-    assert [row[f"seconds{end}"] for end in ("_min", "", "_max")] == ["1.4500", "1.5508", "3.0000"]
+    assert ends(row) == ["290.000", "310.160", "600.000"]
+    assert ends(row, "seconds") == ["1.4500", "1.5508", "3.0000"]
     assert (row["peak_pss_mib"], row["peak_file_mib"]) == ("310.160", "155.080")
     content = mprof.read_mprofile_file(measured / "traces" / "numpy-indexing-path-parallel.dat")
     assert max(content["mem_usage"]) == pytest.approx(310.16)
@@ -410,18 +371,31 @@ def test_method_without_workers_is_measured_once(here, capfd):
     assert "run 1" not in err
 
 
-def test_a_region_is_not_sent_to_workers(here, three, monkeypatch):
-    """joblib starts no workers for one mask, so that a single run is enough."""
+def test_one_region_needs_one_run(three, monkeypatch):
+    """joblib starts no workers for one mask, so a single run is enough."""
     monkeypatch.setenv("N_REGIONS", "1")
     three()
     assert read_summary()[0]["n_runs"] == "1"
 
 
-def test_all_runs_must_be_identical(here, three):
-    """A method that gives other values in one of its runs is not identical."""
+def test_all_runs_must_be_identical(here, three, capsys):
+    """A method that returns other values in one of its runs is not identical."""
     here.spoil = [0, 1, 0]
     three()
     assert read_summary()[0]["identical"] == "false"
+    assert "identical to NiftiMasker: false" in capsys.readouterr().out
+
+
+def test_all_regions_are_needed(here, monkeypatch):
+    """A method that leaves out a region is not identical."""
+
+    def first_region_only(fmri_path, mask_paths, n_jobs):
+        return [numpy_masker_single_path(fmri_path, mask_paths[0])]
+
+    use_methods(monkeypatch, [Method("NumPy indexing, path", first_region_only, "parallel")])
+    measure_methods(first_region_only)
+    (row,) = read_summary()
+    assert (row["n_masks"], row["n_jobs"], row["identical"]) == ("2", "2", "false")
 
 
 @pytest.mark.parametrize(
@@ -435,29 +409,27 @@ def test_all_runs_must_be_identical(here, three):
     ids=lambda error: type(error).__name__,
 )
 def test_a_run_without_room_stops_the_method(here, three, error):
-    """Too little memory or disk in one of the runs gives the row "stopped", and no error."""
+    """Too little memory or disk in one of the runs leads to the row "stopped", and no error."""
     here.peaks, here.errors = [300, 200, 100], [None, error]
     ((_, trace),) = three().items()
     assert len(here.called) == 2
     assert trace.exception is error
     (row,) = read_summary()
     assert (row["status"], row["n_runs"], row["reason"]) == ("stopped", "1", str(error))
-    ends = [row[f"peak_mib{end}"] for end in ("_min", "", "_max")]
-    assert ends == ["200.000"] * 3
+    assert ends(row) == ["200.000"] * 3
     assert {row[key] for key in ("seconds", "seconds_min", "seconds_max", "identical")} == {""}
 
 
-@pytest.mark.parametrize("error", [ValueError("wrong"), RuntimeError("ended by signal SIGSEGV")])
-def test_an_error_of_a_method_is_raised(here, three, error):
-    """An error that is not the machine's ends the build."""
-    here.errors = [None, error]
-    with pytest.raises(type(error), match=str(error)):
+def test_a_crash_of_a_method_is_raised(here, three):
+    """A signal that has nothing to do with memory ends the build."""
+    here.errors = [None, RuntimeError("ended by signal SIGSEGV")]
+    with pytest.raises(RuntimeError, match="SIGSEGV"):
         three()
     assert len(here.called) == 2
     assert read_summary() == []
 
 
-def test_reference_where_the_machine_has_less_room_than_it_seemed(here, capfd):
+def test_reference_of_a_masker_that_was_stopped(here, capfd):
     """If the masker is stopped, the reference comes from blocks of volumes."""
     here.errors = [MemoryError("stopped"), None]
     prepare_all()
@@ -465,46 +437,15 @@ def test_reference_where_the_machine_has_less_room_than_it_seemed(here, capfd):
     assert "The reference comes from blocks of volumes: stopped" in capfd.readouterr().err
 
 
-def test_figure_of_several_traces(here):
-    """Two methods are drawn on one scale, with a description."""
-    import matplotlib.pyplot as plt
-
-    traces = measure_methods(numpy_masker_single_path)
-    here.peaks = [300]
-    traces |= measure_methods(numpy_masker_single_inmemory)
-    figure = plot_traces(traces, image_mib=70)
-    try:
-        assert figure.get_suptitle() == "Memory over time"
-        assert [ax.get_title("left") for ax in figure.axes] == [
-            "NumPy indexing, path, single:\npeak 100 MiB",
-            "NumPy indexing, in-memory image, single:\npeak 300 MiB",
-        ]
-        assert [ax.get_legend() for ax in figure.axes] == [None, None]
-        labels = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert {"calling process", "with mapped files", "before the call", "the image"} <= set(
-            labels
-        )
-        is_a_good_figure(figure, "peak of 100 MiB", "peak of 300 MiB", "The image has 70 MiB")
-        first, second = figure.axes
-        assert first.get_ylim() == second.get_ylim()
-        assert first.get_ylim()[1] >= 300
-    finally:
-        plt.close(figure)
-
-
-# --- What may not fit
-
-
 def test_method_that_may_not_fit_is_not_run(measured, here, monkeypatch, capsys):
     """A method that might not fit is predicted, not run."""
     monkeypatch.setenv("MEMORY", "300M")
-    traces = measure_methods(nifti_masker_single, nifti_masker_parallel)
+    traces = measure_methods(nifti_masker_single, FUNCTIONS["nifti_masker_parallel"])
     ran = [name for name in traces if name.endswith("single")]
     assert here.called == ["reference_series", *ran]
     assert here.limits == [300, 300]
     rows = read_summary()
     assert [row["status"] for row in rows] == ["measured"] * 2 + ["predicted"] * 2
-    assert [row["reason"] for row in rows[:2]] == ["", ""]
     image = Image((4, 5, 6, 7), "int16", compressed=False, slope=True, inter=True)
     for row in rows[2:]:
         method = f"{row['method']}, {row['mode']}"
@@ -513,9 +454,9 @@ def test_method_that_may_not_fit_is_not_run(measured, here, monkeypatch, capsys)
         assert row["reason"] == (
             f"Not run. It may need {found.most_mib:,.0f} MiB, and 300 MiB are available."
         )
-        assert row["peak_mib"] == f"{found.peak_mib:.3f}"
-        assert row["peak_mib_min"] == f"{found.low_mib:.3f}"
-        assert row["peak_mib_max"] == f"{found.most_mib:.3f}"
+        assert ends(row) == [
+            f"{mib:.3f}" for mib in (found.low_mib, found.peak_mib, found.most_mib)
+        ]
         assert row["before_mib"] == f"{found.parts[0].mib:.3f}"
         assert (row["n_runs"], row["n_jobs"]) == ("0", "2")
         for column in ("peak_file_mib", "peak_pss_mib", "peak_rss_mib", "seconds", "identical"):
@@ -529,79 +470,69 @@ def test_method_that_may_not_fit_is_not_run(measured, here, monkeypatch, capsys)
 def test_nothing_fits(here, monkeypatch):
     """Where nothing fits, all methods are predicted, and the reference comes from blocks."""
     monkeypatch.setenv("MEMORY", "1M")
-    measure_methods(*{method.function for method in METHODS})
+    measure_methods(*FUNCTIONS.values())
     assert here.called == ["stream_nifti_maskers"]
-    assert names(read_summary()) == [(method.name, method.mode) for method in METHODS]
+    assert names(read_summary()) == [(method.name, method.mode) for method in all_methods()]
     assert {row["status"] for row in read_summary()} == {"predicted"}
 
 
-def test_unlimited_memory_runs_all(here, monkeypatch):
-    """MEMORY=unlimited runs a method that might not fit."""
-    monkeypatch.setattr(memory_budget, "available_mib", lambda: 1.0)
-    monkeypatch.setenv("MEMORY", "unlimited")
-    measure_methods(nifti_masker_single)
-    assert {row["status"] for row in read_summary()} == {"measured"}
-    assert here.limits == [np.inf, np.inf]
-
-
-def test_predicted_row_is_replaced(here, monkeypatch):
-    """A measurement replaces a prediction."""
-    monkeypatch.setenv("MEMORY", "1M")
+def test_unlimited_memory_runs_all_and_replaces_predictions(here, monkeypatch):
+    """MEMORY=unlimited runs a method that might not fit; the row takes the prediction's place."""
+    monkeypatch.setattr(budget, "available_mib", lambda: 1.0)
     measure_methods(numpy_masker_single_path)
+    assert read_summary()[0]["status"] == "predicted"
     monkeypatch.setenv("MEMORY", "unlimited")
     measure_methods(numpy_masker_single_path)
     (row,) = read_summary()
     assert (row["status"], row["reason"], row["identical"]) == ("measured", "", "true")
+    assert here.limits == [np.inf]
 
 
-def test_method_that_was_stopped(here):
-    """A method that was stopped has its peak so far and the reason."""
-    prepare_all()
-    here.errors = [MemoryError("stopped while it ran")]
-    measure_methods(numpy_masker_single_path)
-    (row,) = read_summary()
-    assert (row["status"], row["reason"]) == ("stopped", "stopped while it ran")
-    assert (row["seconds"], row["identical"], row["peak_mib"]) == ("", "", "100.000")
-
-
-def test_figure_with_a_method_that_was_not_run(here, monkeypatch):
-    """A prediction is hatched, and its words stay within its panel."""
-    import matplotlib.pyplot as plt
-
+def test_figure_of_several_traces(here, monkeypatch):
+    """Traces and predictions are drawn on one scale; the words of a prediction fit its panel."""
     traces = measure_methods(numpy_masker_single_path)
+    here.peaks = [300]
+    traces |= measure_methods(numpy_masker_single_inmemory)
     monkeypatch.setenv("MEMORY", "1M")
-    traces |= measure_methods(nifti_masker_parallel)
+    traces |= measure_methods(FUNCTIONS["nifti_masker_loop"])
     figure = plot_traces(traces, image_mib=70)
-    try:
-        figure.canvas.draw()
-        assert len(figure.axes) == 3
-        for ax, title in zip(figure.axes[1:], list(traces)[1:], strict=True):
-            assert ax.get_title("left").startswith(f"{title}:\npredicted peak ")
-            assert ax.patches[0].get_hatch()
-            (words,) = ax.texts
-            assert words.get_text().startswith("Not run. It may need")
-            box, frame = words.get_window_extent(), ax.get_window_extent()
-            assert frame.x0 < box.x0 < box.x1 < frame.x1
-            assert frame.y0 < box.y0 < box.y1 < frame.y1
-        assert len({ax.get_ylim() for ax in figure.axes}) == 1
-        is_a_good_figure(figure, "peak of 100 MiB", "not run, predicted peak")
-    finally:
-        plt.close(figure)
+    assert figure.get_suptitle() == "Memory over time"
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert titles[:2] == [
+        "NumPy indexing, path, single:\npeak 100 MiB",
+        "NumPy indexing, in-memory image, single:\npeak 300 MiB",
+    ]
+    assert titles[2].startswith("NiftiMasker, path, loop:\npredicted peak ")
+    assert [ax.get_legend() for ax in figure.axes] == [None] * 3
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert labels == {"calling process", "with mapped files", "before the call", "the image"}
+    numbers = "peak of 100 MiB", "peak of 300 MiB", "not run, predicted", "The image has 70 MiB"
+    is_a_good_figure(figure, *numbers)
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
+    assert figure.axes[0].get_ylim()[1] >= 300
+    assert figure.axes[2].patches[0].get_hatch()
+    (words,) = figure.axes[2].texts
+    assert words.get_text().startswith("Not run. It may need")
+    box, frame = words.get_window_extent(), figure.axes[2].get_window_extent()
+    assert frame.x0 < box.x0 < box.x1 < frame.x1
+    assert frame.y0 < box.y0 < box.y1 < frame.y1
 
 
 @pytest.mark.parametrize(("memory", "status"), [("1M", "predicted"), ("unlimited", "measured")])
-def test_phases_of_the_whole_experiment(memory, status, tmp_path, monkeypatch, capsys):
+def test_phases_of_all_methods(memory, status, tmp_path, monkeypatch, capsys):
     """The phases have the status of each method, and when it began and ended."""
     monkeypatch.setenv("MEMORY", memory)
-    monkeypatch.setattr(whole_experiment, "METHODS", [SINGLE[2], METHODS[-1]])
-    # With what the machine has left, a method could be stopped.
-    unlimited = contextlib.nullcontext()
+    methods = [SINGLE[2], all_methods()[-1]]
+    use_methods(monkeypatch, methods)
+    unlimited = (
+        contextlib.nullcontext()
+    )  # with the machine's free memory, a method could be stopped
     unlimited.reason = ""
-    monkeypatch.setattr(whole_experiment, "Watchdog", lambda *_: unlimited)
-    whole_experiment.main(2, 2, pause=0, phases_path=tmp_path / "phases.csv")
+    monkeypatch.setattr(sequence, "Watchdog", lambda *_: unlimited)
+    sequence.run_all(2, 2, pause=0, phases_path=tmp_path / "phases.csv")
     with open(tmp_path / "phases.csv", newline="") as file:
         phases = list(csv.DictReader(file))
-    assert names(phases) == [(m.name, m.mode) for m in whole_experiment.METHODS]
+    assert names(phases) == [(m.name, m.mode) for m in methods]
     assert [phase["status"] for phase in phases] == [status] * 2
     for phase in phases:
         assert float(phase["predicted_mib"]) > 10
@@ -610,33 +541,3 @@ def test_phases_of_the_whole_experiment(memory, status, tmp_path, monkeypatch, c
     if status == "predicted":
         assert capsys.readouterr().out.count("Not run. It may need") == 2
         assert all(float(p["ended"]) - float(p["began"]) > 0.4 for p in phases)
-
-
-@pytest.mark.parametrize("wrong", ["option", "atlas"])
-def test_what_is_wrong_ends_the_build_with_a_message(wrong, tmp_path, monkeypatch):
-    """A wrong option or atlas ends ``make`` with one sentence."""
-    if wrong == "option":
-        monkeypatch.setenv("N_REGIONS", "3")
-    else:
-        (tmp_path / "labels.nii.gz").write_text("not an image")
-    done = subprocess.run(
-        [sys.executable, measured_methods.__file__],
-        env=os.environ | {"PYTHONPATH": str(Path(measured_methods.__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert ("N_REGIONS to 2 or less" if wrong == "option" else "labels.nii.gz") in done.stderr
-
-
-def test_workers_are_there_before_the_work():
-    """All workers have started before the work begins, and the work is given to them."""
-    try:
-        start_workers(3)
-        there = set(reusable_executor._executor._processes)
-        assert len(there) == 3
-        assert set(Parallel(n_jobs=3)(delayed(os.getpid)() for _ in range(9))) <= there
-    finally:
-        get_reusable_executor().shutdown(wait=True)
