@@ -17,6 +17,8 @@ References
   twelve years. Nature Communications 9, 1027. https://doi.org/10.1038/s41467-018-03399-2
 """
 
+import functools
+
 import nibabel as nib
 import numpy as np
 from nilearn.datasets import load_mni152_template
@@ -49,6 +51,7 @@ def region_maps(brain, affine):
     return np.where(weights > 0.1, weights, 0).astype("float32")
 
 
+@functools.cache
 def centres():
     """Return the coordinates of 64 points in the brain that are far from each other, in mm."""
     brain = template_on(FMRI_SHAPE[:3], FMRI_AFFINE)

@@ -1,0 +1,72 @@
+"""Images in memory, and workers that are there before the work begins."""
+
+import pickle
+import time
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
+
+from beyond_the_masker.running import load_in_memory, start_workers
+from made_images import assert_same, make_image, save_all
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    "image", [{}, {"dtype": ">i2"}, {"dtype": "<i2", "scaling": (0.37, -5)}], ids=str
+)
+def test_image_in_memory_holds_an_array(tmp_path, suffix, image):
+    """An image in memory no longer needs its file, and is the same when sent or saved."""
+    path, _ = save_all(tmp_path, make_image(**image), [], suffix)
+    expected = np.asarray(nib.load(path).dataobj).copy()
+    img = load_in_memory(path)
+    path.unlink()
+    assert type(img.dataobj) is np.ndarray
+    assert img.dataobj.dtype.newbyteorder("=") == img.get_data_dtype().newbyteorder("=")
+    base = img.dataobj
+    while base is not None:
+        assert not isinstance(base, np.memmap)
+        base = getattr(base, "base", None)
+    img.to_filename(tmp_path / "saved.nii")
+    for same in (img, pickle.loads(pickle.dumps(img)), nib.load(tmp_path / "saved.nii")):
+        assert_same([np.asanyarray(same.dataobj)], [expected])
+        np.testing.assert_array_equal(same.affine, make_image(**image).affine)
+
+
+@pytest.mark.parametrize("name", ["fmri.nii.gz", "fmri.nii"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1000],  # a copy that was not finished
+        lambda content: content[:60] + b"\xff" * 60 + content[120:],
+        lambda content: b"not an image",
+        lambda content: b"",
+    ],
+    ids=["cut off", "overwritten", "text", "empty"],
+)
+def test_damaged_image_is_named(damage, name, tmp_path):
+    """A file that is not a whole image is named."""
+    make_image().to_filename(tmp_path / name)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(OSError, match=rf"{name} is incomplete or damaged \("):
+        load_in_memory(tmp_path / name)
+
+
+def test_missing_image_is_named(tmp_path):
+    """A missing file is not reported as a damaged one."""
+    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
+        load_in_memory(tmp_path / "none.nii")
+
+
+def test_workers_are_together():
+    """There is a time at which all workers are there; without processes there is none."""
+    before = time.time()
+    start, end = start_workers(3, ("json", "csv"), stay=0.1)
+    assert before < start < end < time.time()
+    assert len(psutil.Process().children()) >= 3
+    get_reusable_executor().shutdown(wait=True)
+    with parallel_config(backend="sequential"):
+        assert start_workers(3) is None
