@@ -1,0 +1,207 @@
+"""The study of the pages, the speed and loss of its workers, the cost of a task, and the plan."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nibabel.testing import data_path
+
+from beyond_the_masker import overhead, workers
+from beyond_the_masker.meter import MIB
+from beyond_the_masker.pages import load_page
+from beyond_the_masker.workers import prepare_study, seconds_with, speed_up, storage_rate
+from made_images import regions_of
+
+page = load_page("plot_study_plan")
+extensive = pytest.mark.extensive
+
+# The study of the pages
+# ----------------------
+
+
+@pytest.fixture
+def own_image(monkeypatch, tmp_path):
+    """Choose an image of the reader's, and return its path."""
+    image = Path(data_path, "example4d.nii.gz")
+    regions_of(image).to_filename(tmp_path / "atlas.nii.gz")
+    monkeypatch.setenv("FMRI", str(image))
+    monkeypatch.setenv("ATLAS", str(tmp_path / "atlas.nii.gz"))
+    monkeypatch.setenv("N_REGIONS", "2")
+    return image
+
+
+def test_study_is_made_of_the_image(own_image):
+    """The study's images are links to the build's image."""
+    images, masks = prepare_study()
+    assert [image.name for image in images] == [f"sub-{n:02d}_bold.nii.gz" for n in range(1, 9)]
+    assert {image.resolve() for image in images} == {own_image.resolve()}
+    assert len(masks) == 2
+    assert prepare_study() == (images, masks)
+
+
+def test_large_image_is_cut(own_image):
+    """The study of a large image has only its first volumes."""
+    volume_mib = np.prod(nib.load(own_image).shape[:3]) * 2 / MIB
+    images, _ = prepare_study(n_images=3, most_mib=1.5 * volume_mib)
+    assert len(images) == 3
+    (cut,) = {image.resolve() for image in images}
+    assert cut.parent == images[0].parent.resolve()
+    assert nib.load(images[2]).shape == (*nib.load(own_image).shape[:3], 1)
+    first = nib.load(own_image).get_fdata()[..., :1]
+    np.testing.assert_array_equal(nib.load(images[2]).get_fdata(), first)
+
+
+# Workers
+# -------
+
+
+def test_speed_is_of_complete_studies(own_image, tmp_path):
+    """Ratios come sorted; a study with a failed image is no measurement."""
+    images, masks = prepare_study(n_images=3)
+    ratios = speed_up(images, masks, 2, 2)
+    assert len(ratios) == 2
+    assert ratios == sorted(ratios)
+    assert min(ratios) > 0
+    with pytest.raises(RuntimeError, match="No such file"):
+        workers.time_study([*images, tmp_path / "none.nii"], masks, 1)
+
+
+@pytest.mark.chance
+@extensive
+def test_workers_are_measured_once(own_image, monkeypatch):
+    """The measurement of workers is plausible, and a second call reads it."""
+    study = prepare_study(n_images=3)
+    measured = workers.measure_workers(*study)
+    assert 5 < measured["imports_mib"] <= measured["worker_mib"] < dict(measured["peaks_mib"])[2]
+    assert measured["mib_s"] > 0
+    assert 0 < measured["result_share"] < 1
+    monkeypatch.delattr(workers, "memory_of")
+    again = workers.measure_workers(*study)
+    assert again == measured | {"peaks_mib": [list(pair) for pair in measured["peaks_mib"]]}
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise on this system")
+@pytest.mark.parametrize("n_readers", [1, 3])
+def test_storage_rate_reads_the_whole_file(tmp_path, n_readers, monkeypatch):
+    """The readers together read the whole file once."""
+    (tmp_path / "file").write_bytes(bytes(3 * 2**20 + 1))
+    seen = []
+    monkeypatch.setattr(workers, "read_part", lambda path, *part: seen.append(part))
+    assert storage_rate(tmp_path / "file", n_readers) > 0
+    assert sorted(start for start, _ in seen) == [n * seen[0][1] for n in range(n_readers)]
+    assert sum(size for _, size in seen) >= 3 * 2**20 + 1
+
+
+def test_number_of_blas_threads_is_set(monkeypatch):
+    """The measured processes get the number of threads that was asked for."""
+    code = "import os; print(os.environ['OPENBLAS_NUM_THREADS'])"
+    monkeypatch.setattr(workers, "MULTIPLY", code)
+    assert [seconds_with(n, 2) for n in (1, 3)] == [1, 3]
+
+
+@pytest.mark.chance
+@pytest.mark.parametrize("n_begun", [1, 2])
+def test_one_worker_is_killed_and_the_other_goes_on(tmp_path, n_begun):
+    """The first worker is killed, and the second one goes on."""
+    for number in range(3 - n_begun):
+        (tmp_path / f"sub-{number}.npz").touch()
+    for number in range(n_begun):
+        (tmp_path / f"sub-1{number}.npz.0123.unfinished").touch()
+    two = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) for _ in range(2)]
+    try:
+        lost = workers.lose_a_worker([worker.pid for worker in two], tmp_path, 1)
+        assert lost["pid"] == two[0].pid
+        assert set(lost["begun"]) == {f"sub-1{number}" for number in range(n_begun)}
+        assert two[0].wait(timeout=60) == -signal.SIGKILL
+        two[1].communicate(b"\n", timeout=60)
+        assert two[1].returncode == 0
+    finally:
+        for worker in two:
+            worker.kill()
+            worker.communicate()
+
+
+# Empty tasks
+# -----------
+
+
+@pytest.mark.chance
+@pytest.mark.parametrize(
+    "backend",
+    ["threads", pytest.param("processes", marks=extensive), pytest.param("Dask", marks=extensive)],
+)
+def test_every_task_is_a_batch(backend, monkeypatch):
+    """Each task is a batch of its own, so that its cost shows."""
+    batches = []
+    original = overhead.Parallel
+
+    class Counting(original):
+        def _dispatch(self, batch):
+            batches.append(len(batch))
+            super()._dispatch(batch)
+
+    monkeypatch.setattr(overhead, "Parallel", Counting)
+    assert overhead.time_tasks(backend, 30) > 0
+    assert batches == [1] * (10 + 30)
+
+
+def test_table_of_empty_tasks(monkeypatch, tmp_path):
+    """The table has a row per backend, with the machine, and so has its file."""
+    monkeypatch.setattr(overhead, "time_tasks", lambda backend, n_tasks: n_tasks * 0.25)
+    table = overhead.task_overhead(tmp_path, 20)
+    read = pd.read_csv(tmp_path / "task_overhead.csv")
+    assert list(read.backend) == list(table.backend) == list(overhead.BACKENDS)
+    assert set(read.seconds_per_task) == {0.25}
+    assert {"date", "cores", "joblib", "n_tasks"} <= set(read)
+    assert [path.name for path in tmp_path.iterdir()] == ["task_overhead.csv"]
+
+
+def test_a_failing_job_array_is_no_measurement(monkeypatch):
+    """A failed job raises an error."""
+    false = [sys.executable, "-c", "raise SystemExit(1)"]
+    popen = subprocess.Popen
+    monkeypatch.setattr(overhead.subprocess, "Popen", lambda command, **options: popen(false))
+    with pytest.raises(RuntimeError, match="failed"):
+        overhead.time_array(2500)
+
+
+# The plan
+# --------
+
+RATES = {"worker_mib_s": 200, "task_s": 0.005, "result_mib": 50}
+
+
+def test_hours_of_a_known_case():
+    """The hours of a case that can be computed by hand."""
+    study = {"n_images": 3600, "image_mib": 1000, "worker_mib_s": 100, "task_s": 1}
+    cluster = {"cores": 10, "node_mib_s": 625, "storage_mib_s": 2500, "result_mib": 250}
+    assert page.plan(1, **study, **cluster) == {"processors": 1, "storage": 2, "backend": 1}
+    assert page.plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5, "backend": 1}
+    assert page.plan(8, **study, **cluster)["storage"] == 0.5  # it is shared by all nodes
+
+
+@given(nodes=st.integers(1, 500), factor=st.integers(2, 20))
+def test_more_nodes_never_take_longer(nodes, factor):
+    """More nodes are never slower, and never faster than the storage or the backend."""
+    few, more = (
+        page.plan(n, **page.STUDY, **page.CLUSTER, **RATES) for n in (nodes, nodes * factor)
+    )
+    assert all(more[part] <= few[part] for part in few)
+    assert more["backend"] == few["backend"]
+    moved_mib = page.STUDY["n_images"] * (page.STUDY["image_mib"] + RATES["result_mib"])
+    assert more["storage"] * 3600 * page.CLUSTER["storage_mib_s"] >= moved_mib * (1 - 1e-9)
+
+
+def test_last_round_counts_in_full():
+    """One image more than workers takes one more round."""
+    options = page.CLUSTER | {"cores": 8, "image_mib": 1} | RATES
+    times = [page.plan(1, n_images=n, **options)["processors"] for n in (8, 9, 16, 17)]
+    assert np.allclose(np.array(times) / times[0], [1, 2, 2, 3])
