@@ -30,6 +30,8 @@ from beyond_the_masker.model import (
 )
 from beyond_the_masker.options import parse_memory, read_options
 
+__all__ = ["predict_peak", "print_budget"]
+
 STREAMING = "Streaming, masks, one pass"
 
 

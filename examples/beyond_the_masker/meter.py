@@ -76,6 +76,8 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+__all__ = ["Trace", "Watchdog", "measure", "measure_within"]
+
 PAUSES = 0.002, 0.1  # shortest and longest pause between samples, in seconds
 MIB = 2**20
 MODULE = __spec__.name if __spec__ else Path(__file__).stem  # as the fresh process imports it

@@ -27,6 +27,8 @@ from beyond_the_masker.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.results import describe, read_about, write_arrays
 from beyond_the_masker.streaming import stream_masks
 
+__all__ = ["mask_image", "mask_study"]
+
 COLUMNS = ["image", "file", "status", "reason", "volumes", "seconds", "peak_rss_mib"]
 COLUMNS += ["started", "host", "pid"]
 
