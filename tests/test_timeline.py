@@ -1,58 +1,146 @@
-"""The interactive figure of memory over time: its data, and what a browser shows."""
+"""Memory over time: reading mprof's files, the picture, and the figure to explore."""
 
-import json
 import re
 import shutil
-from pathlib import Path
 
+import bokeh.util.paths
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from beyond_the_masker.figures import as_timeline
-from beyond_the_masker.mprof_run import read_children, read_phases
+from beyond_the_masker.figures import name_of, peak_text
+from beyond_the_masker.methods import all_methods
+from beyond_the_masker.mprof_run import read_children, read_phases, read_run
+from beyond_the_masker.timeline import plot_phases, samples, spread, thin, timeline_html
+from good_figures import is_a_good_figure, nothing_overlaps
 
-ROOT = Path(__file__).parent.parent
-BEGAN = 1000.0
+STATUS = {
+    "measured": ["measured"],
+    "not run": ["predicted"],
+    "mixed": ["measured", "predicted", "stopped"],
+}
+N = len(all_methods())
+DURATIONS = {
+    "as in the default build": [2, 2, 20, 13, 0.6, 0.6, 5, 2, 2] + [0.7] * (N - 9),
+    "all alike": [3] * N,
+    "very short": [0.01] * N,
+    "one takes all the time": [0.1] * (N - 1) + [900],
+    "the first takes all the time": [900] + [0.1] * (N - 1),
+}
+CASES = [  # every value of each, and most pairs
+    ("as in the default build", "mixed", False),
+    ("as in the default build", "measured", True),
+    ("all alike", "not run", False),
+    ("all alike", "mixed", True),
+    ("very short", "measured", False),
+    ("very short", "not run", True),
+    ("one takes all the time", "mixed", False),
+    ("the first takes all the time", "mixed", True),
+]
 
 
-def write_run(folder, metric):
-    """Write what mprof and the script write: a caller, a tracker and two workers."""
-    lines = ["CMDLINE x"]
-    for i in range(101):
-        now = BEGAN + i / 10
-        workers = [300, 200] if 20 <= i <= 30 else [50] if 60 <= i <= 70 else []
-        total = 100 + sum(workers) + (40 if i >= 20 else 0)
-        lines.append(f"MEM {total if metric == 'RSS' else 0.9 * total} {now:.4f}")
-        for pid, mib in enumerate(workers, start=7 if i < 40 else 9):
-            lines.append(f"CHLD {pid} {mib} {now + 0.0003:.4f}")
-        if i >= 20:
-            lines.append(f"CHLD 5 40 {now + 0.0004:.4f}")
-    (folder / "mprof.dat").write_text("\n".join(lines) + "\n")
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def phases_of(seconds, status, pause=1.0):
+    """Phases of all methods with these durations, and samples every 0.1 s."""
+    phases, now = [], pause
+    for i, (method, duration) in enumerate(zip(all_methods(), seconds, strict=True)):
+        phase = {"method": method.name, "mode": method.mode, "peak_mib": 112345.0}
+        phase |= {"status": status[i % len(status)], "predicted_mib": 112345.0}
+        phases.append(phase | {"began": now, "ended": now + duration})
+        now += duration + pause
+    times = np.arange(0, now, 0.1)
+    return times, 500 + 400 * np.sin(times), phases
+
+
+@pytest.mark.parametrize(("seconds", "status", "tall"), CASES)
+def test_numbers_and_list_are_inside_and_apart(seconds, status, tall):
+    """Every method has its number and its line in the list, whatever its phase's length."""
+    phases = phases_of(DURATIONS[seconds], STATUS[status])
+    figure = plot_phases(*phases, "PSS", tall=tall)
+    is_a_good_figure(figure, "NiftiMasker, path, parallel", "112,345 MiB")
+    numbers = figure.axes[0].texts
+    assert [text.get_text() for text in numbers] == [str(i + 1) for i in range(N)]
+    nothing_overlaps([*figure.texts, *numbers, figure.axes[0].yaxis.label])
+    listed = [text.get_text() for text in figure.texts[:-1]]
+    assert listed == [
+        words
+        for number, phase in enumerate(phases[2], start=1)
+        for words in (str(number), name_of(phase), peak_text(phase["status"], 112345, 112345))
+    ]
+    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert len(hatched) == sum(phase["status"] == "predicted" for phase in phases[2])
+
+
+def test_a_long_run_keeps_its_peaks():
+    """Peaks of a long run are drawn."""
+    times = np.arange(100_000) / 10
+    mib = np.full(len(times), 300.0)
+    peaks = [7, 50_001, 99_999]
+    mib[peaks] = 5000
+    drawn_times, drawn_mib = thin(times, mib)
+    assert len(drawn_times) <= 1500
+    assert drawn_times[drawn_mib == 5000].tolist() == times[peaks].tolist()
+    assert (np.diff(drawn_times) > 0).all()
+    assert thin(times[:9], mib[:9])[0].tolist() == times[:9].tolist()
+
+
+def test_spread_keeps_places_that_are_apart():
+    """Labels that have room stay where their phase is."""
+    assert spread([1, 5, 9], 2, 0, 10).tolist() == [1, 5, 9]
+
+
+def test_phases_of_mprofs_files(tmp_path):
+    """The peak of a phase is the largest sample within it, or the nearest if it has none."""
+    lines = ["CMDLINE x"] + [f"MEM {mib} {1000 + i}" for i, mib in enumerate([9, 1, 5, 7, 2, 8, 3])]
+    (tmp_path / "mprof.dat").write_text("\n".join(lines) + "\n")
+    (tmp_path / "phases.csv").write_text(
+        "method,mode,began,ended,status,predicted_mib,reason\n"
+        "A,single,1001.5,1003.5,measured,5,\nB,parallel,1004.6,1004.7,predicted,99.5,Not run.\n"
+    )
+    times, mib, phases = read_phases(tmp_path / "phases.csv", tmp_path / "mprof.dat")
+    assert [phase["peak_mib"] for phase in phases] == [7, 8]
+    assert [phase["status"] for phase in phases] == ["measured", "predicted"]
+    assert [phase["predicted_mib"] for phase in phases] == [5, 99.5]
+    assert times[0] == pytest.approx(0.5)
+    assert mib[0] == 1
+
+
+def write_run(folder):
+    """Write the files of a run: a caller, a tracker, two workers, and then one."""
+    for metric, name in (("RSS", "mprof_rss.dat"), ("PSS", "mprof_pss.dat")):
+        lines = ["CMDLINE x"]
+        for i in range(101):
+            now = 1000 + i / 10
+            workers = [300, 200] if 20 <= i <= 30 else [50] if 60 <= i <= 70 else []
+            total = 100 + sum(workers) + (40 if i >= 20 else 0)
+            lines.append(f"MEM {total if metric == 'RSS' else 0.9 * total} {now:.4f}")
+            for pid, mib in enumerate(workers, start=7 if i < 40 else 9):
+                lines.append(f"CHLD {pid} {mib} {now + 0.0003:.4f}")
+            if i >= 20:
+                lines.append(f"CHLD 5 40 {now + 0.0004:.4f}")
+        (folder / name).write_text("\n".join(lines) + "\n")
     (folder / "phases.csv").write_text(
         "method,mode,began,ended,status,predicted_mib,reason\n"
-        f'"NiftiMasker, path",parallel,{BEGAN + 1.5},{BEGAN + 3.5},measured,5,\n'
-        f'"NumPy indexing, path",parallel,{BEGAN + 4},{BEGAN + 5},predicted,777,Not run.\n'
-        f'"Streaming, masks",one pass,{BEGAN + 5.5},{BEGAN + 7.5},measured,5,\n'
+        '"NiftiMasker, path",parallel,1001.5,1003.5,measured,5,\n'
+        '"NumPy indexing, path",parallel,1004,1005,predicted,777,Not run.\n'
+        '"Streaming, masks",one pass,1005.5,1007.5,measured,5,\n'
     )
-    times, mib, phases = read_phases(folder / "phases.csv", folder / "mprof.dat")
-    children = read_children(phases, times, folder / "mprof.dat")
-    return as_timeline(times, mib, phases, children, metric)
 
 
 def test_processes_of_a_run(tmp_path):
     """Each worker has its own method and memory, and the tracker is not a worker."""
-    run = write_run(tmp_path, "RSS")
-    assert [phase["name"] for phase in run["phases"]][::2] == [
-        "NiftiMasker, path, parallel",
-        "Streaming, masks, one pass",
-    ]
-    assert [phase["run"] for phase in run["phases"]] == [True, False, True]
-    assert run["phases"][1]["peak"] == "not run; predicted 777 MiB"
+    write_run(tmp_path)
+    times, _, phases = read_phases(tmp_path / "phases.csv", tmp_path / "mprof_rss.dat")
     found = {}
-    for process in run["processes"]:
-        at = process["first"] + np.flatnonzero(process["mib"])
-        times = [run["times"][at[0]], run["times"][at[-1]]]
-        found.setdefault(process["name"], []).append((max(process["mib"]), *times))
+    for child in read_children(phases, times, tmp_path / "mprof_rss.dat"):
+        at = times[np.flatnonzero(child["rss_mib"])].round(1)
+        values = child["rss_mib"].max(), at[0], at[-1]
+        found.setdefault(child["name"], []).append(tuple(map(float, values)))
     # The clock begins a second before the first method.
     assert found == {
         "worker 1": [(300, 1.5, 2.5), (50, 5.5, 6.5)],
@@ -61,179 +149,85 @@ def test_processes_of_a_run(tmp_path):
     }
 
 
+@pytest.mark.parametrize("metric", ["PSS", "RSS"])
+def test_samples_name_method_and_processes(tmp_path, metric):
+    """Each sample has its method, or none, and its processes; the caller's RSS is the rest."""
+    write_run(tmp_path)
+    runs = read_run(tmp_path)
+    columns = samples(*runs[metric], metric)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    caller = {"caller 100 MiB, ": metric == "RSS"}
+    children = "worker 1 300 MiB, worker 2 200 MiB, resource tracker 40 MiB"
+    (at,) = [row for row in rows if row["seconds"] == 2]
+    assert at == {
+        "seconds": 2,
+        "mib": 640 if metric == "RSS" else 576,
+        "method": "NiftiMasker, path, parallel",
+        "processes": "".join(text * shown for text, shown in caller.items()) + children,
+    }
+    methods = {row["method"] for row in rows}
+    assert "NumPy indexing, path, parallel (not run; predicted 777 MiB)" in methods
+    assert "between the methods" in methods
+    if metric == "PSS":
+        assert rows[0]["processes"] == "none"
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, serve):
-    """A page with the data, the script and the style, and nothing else."""
+    """A page with the figure to explore, and nothing else."""
     folder = tmp_path_factory.mktemp("timeline")
-    data = json.dumps([write_run(folder, metric) for metric in ("PSS", "RSS")])
-    for name in ("timeline.js", "custom.css"):
-        shutil.copy(ROOT / "doc" / "_static" / name, folder)
+    write_run(folder)
+    (folder / "_static").mkdir()
+    shutil.copy(bokeh.util.paths.bokehjs_path() / "js" / "bokeh.min.js", folder / "_static")
     (folder / "index.html").write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>x</title>'
-        '<meta name="viewport" content="width=device-width">'
-        '<link rel="icon" href="data:,"><link rel="stylesheet" href="custom.css">'
-        "<style>:root { --pst-color-primary: #0a7d91 }</style><body><p>The picture.</p>"
-        f'<div class="timeline"><script type="application/json">{data}</script></div>'
-        '<script src="timeline.js"></script>'
+        '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        "<style>:root { --pst-color-text-base: #ced6dd }</style><body><p>The picture.</p>"
+        + timeline_html(read_run(folder))
     )
     return serve(folder)
 
 
-@pytest.fixture(params=[1000, 360], ids=["wide", "phone"])
-def page(request, browser, address):
-    """The page with the drawing open; no error may be on the console."""
-    context = browser.new_context(
-        viewport={"width": request.param, "height": 900}, has_touch=request.param < 500
+def open_figure(browser, address, **options):
+    """Open the page and its figure; return the page and the messages of its console."""
+    page, messages = browser.new_page(**options), []
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("console", lambda m: m.type in ("error", "warning") and messages.append(m.text))
+    page.goto(address)
+    assert page.locator("#timeline").is_hidden()
+    page.get_by_text("Explore this figure").click()
+    page.locator("#timeline canvas").first.wait_for(timeout=120_000)
+    return page, messages
+
+
+@pytest.mark.parametrize("width", [1000, 360])
+def test_pointing_reads_a_sample(browser, address, width):
+    """The pointer reads moment, method, amount and processes; the figure fits the screen."""
+    page, messages = open_figure(browser, address, viewport={"width": width, "height": 900})
+    box, status = page.locator("#timeline").bounding_box(), page.get_by_role("status")
+    for part in np.linspace(0.2, 0.8, 25):  # until bokeh listens, and the pointer meets a method
+        page.mouse.move(box["x"] + part * box["width"], box["y"] + 150)
+        page.wait_for_timeout(200)
+        if "NiftiMasker" in status.inner_text():
+            break
+    pattern = (
+        r"\d\.\d s, NiftiMasker, path, parallel: \d+ MiB PSS; RSS of child processes: "
+        r"(none|(worker 1 300 MiB, worker 2 200 MiB, )?resource tracker 40 MiB)\."
     )
-    page = context.new_page()
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text))
-    page.goto(address)
-    assert page.locator("svg").count() == 0
-    page.get_by_role("button", name="Explore this figure").click()
-    yield page
-    context.close()
-    assert errors == []
+    assert re.fullmatch(pattern, status.inner_text())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert messages == []
+    page.close()
 
 
-def readout(page):
-    """What is read at the cursor, by its terms."""
-    rows = page.locator(".timeline-readout div").all()
-    texts = [(row.locator("dt").inner_text(), row.locator("dd").inner_text()) for row in rows]
-    return {term: text.replace("\u00a0", " ") for term, text in texts}
-
-
-def place(page, time):
-    """Where a time is in the drawing, in pixels of the window."""
-    box = page.locator(".timeline-drawing").bounding_box()
-    ticks = page.locator(".timeline-axes text").all()
-    known = {}
-    for tick in ticks:
-        x, y = (float(tick.get_attribute(name)) for name in ("x", "y"))
-        if y > 300 and re.fullmatch(r"[\d.]+", tick.text_content()):
-            known[float(tick.text_content())] = x
-    low, high = min(known), max(known)
-    scale = (known[high] - known[low]) / (high - low)
-    return box["x"] + known[low] + (time - low) * scale, box["y"] + 150
-
-
-def test_pointing_reads_a_sample(page):
-    """The mouse reads the moment, method, processes and amounts that it points at."""
-    page.mouse.move(*place(page, 2.0))
-    assert readout(page) == {
-        "Time": "2.0 s",
-        "Method": "NiftiMasker, path, parallel",
-        "All processes": "576 MiB PSS",
-        "Child processes, RSS": "worker 1 300 MiB, worker 2 200 MiB, resource tracker 40 MiB",
-    }
-    page.mouse.move(*place(page, 3.5))
-    assert readout(page)["Method"] == "NumPy indexing, path, parallel (not run; predicted 777 MiB)"
-    page.mouse.move(*place(page, 8.0))
-    assert readout(page)["Method"] == "between the methods"
-    page.get_by_label("RSS", exact=True).check()
-    page.mouse.move(*place(page, 2.0))
-    assert readout(page)["All processes"] == "640 MiB RSS"
-    assert readout(page)["Each"].startswith("caller 100 MiB, worker 1 300 MiB")
-
-
-def test_a_finger_reads_a_sample(browser, address):
-    """A tap reads a sample."""
-    context = browser.new_context(viewport={"width": 360, "height": 900}, has_touch=True)
-    page = context.new_page()
-    page.goto(address)
-    page.get_by_role("button", name="Explore this figure").tap()
-    page.touchscreen.tap(*place(page, 6.0))
-    assert readout(page)["Method"] == "Streaming, masks, one pass"
-    context.close()
-
-
-def test_keys_move_and_zoom(page):
-    """The keyboard reads what the mouse reads, and screen readers announce it."""
-    drawing = page.get_by_role("slider", name="Memory over time")
-    drawing.focus()
-    page.keyboard.press("Home")
-    assert drawing.get_attribute("aria-valuenow") == "0"
-    page.keyboard.press("ArrowRight")
-    assert readout(page)["Time"] == "0.1 s"
-    page.keyboard.press("Shift+ArrowRight")
-    page.keyboard.press("Shift+ArrowRight")
-    assert readout(page)["Time"] == "2.1 s"
-    text = drawing.get_attribute("aria-valuetext").replace("\u00a0", " ")
-    assert text.startswith("2.1 s, NiftiMasker, path, parallel: 576 MiB PSS; worker 1 300 MiB")
-    page.keyboard.press("PageUp")
-    assert readout(page)["Method"].startswith("NumPy indexing")
-    page.keyboard.press("PageUp")
-    assert readout(page)["Method"].startswith("Streaming")
-    page.keyboard.press("PageDown")
-    assert readout(page)["Method"].startswith("NumPy indexing")
-
-    def seen():
-        return page.locator(".timeline-phase").count()
-
-    assert seen() == 3
-    for _ in range(3):
-        page.keyboard.press("+")
-    assert seen() == 1
-    page.keyboard.press("End")  # what is read stays in sight
-    assert page.locator(".timeline-cursor").get_attribute("visibility") == "visible"
-    page.keyboard.press("0")
-    assert seen() == 3
-    page.keyboard.press("Control+ArrowLeft")
-    assert readout(page)["Time"] == "9.5 s"
-
-
-def test_zoom_without_keys(page):
-    """Buttons, a drag and the wheel with Ctrl zoom; the wheel alone does not."""
-
-    def seen():
-        return page.locator(".timeline-phase").count()
-
-    page.locator("select").select_option("2")
-    assert seen() == 1
-    assert readout(page)["Method"].startswith("Streaming")
-    assert readout(page)["All processes"] == "171 MiB PSS"
-    page.get_by_role("button", name="Zoom out").click()
-    page.get_by_role("button", name="Zoom out").click()
-    assert seen() > 1
-    page.get_by_role("button", name="Zoom in").click()
-    page.get_by_role("button", name="Earlier").click()
-    page.locator("select").select_option("-1")
-    assert seen() == 3
-    start, end = place(page, 1.0), place(page, 2.5)
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move(*end)
-    page.mouse.up()
-    assert seen() == 1
-    page.locator("select").select_option("0")
-    page.locator("select").select_option("-1")
-    page.mouse.move(*place(page, 2.0))
-    page.mouse.wheel(0, -300)
-    assert seen() == 3
-    page.keyboard.down("Control")
-    for _ in range(12):
-        page.mouse.wheel(0, -300)
-    page.keyboard.up("Control")
-    page.wait_for_function("document.querySelectorAll('.timeline-phase').length === 1")
-
-
-def test_controls_can_be_hit_and_seen(page):
-    """Controls are large enough for a finger, show focus, and fit the width of the page."""
-    controls = page.locator(".timeline :is(button, select, input, svg)").all()
-    assert len(controls) == 9
-    for control in controls:
-        box = control.bounding_box()
-        if control.get_attribute("type") == "radio":
-            box = control.locator("..").bounding_box()
-        assert min(box["width"], box["height"]) >= 24
-    seen = page.evaluate("document.documentElement.scrollWidth")
-    assert seen <= page.viewport_size["width"]
-    page.keyboard.press("Tab")
-    focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert focused == "solid"
-    page.get_by_role("button", name="Explore this figure").click()
-    assert page.locator("svg").is_hidden()
+def test_the_figure_has_the_colour_of_the_pages_text(browser, address):
+    """Text and lines are drawn in the page's own colour of text."""
+    page, _ = open_figure(browser, address)
+    colors = page.evaluate(
+        "Bokeh.documents[0].roots()[0].children.map(({title}) => title.text_color)"
+    )
+    assert colors == ["#ced6dd"] * 2
+    page.close()
 
 
 def test_without_scripts_nothing_is_shown(browser, address):
