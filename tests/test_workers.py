@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.testing import data_path
 
-from beyond_the_masker import overhead, workers
+from beyond_the_masker import figures, overhead, workers
 from beyond_the_masker.meter import MIB
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.workers import prepare_study, seconds_with, speed_up, storage_rate
+from good_figures import is_a_good_figure
 from made_images import regions_of
 
 page = load_page("plot_study_plan")
@@ -127,6 +128,20 @@ def test_one_worker_is_killed_and_the_other_goes_on(tmp_path, n_begun):
         for worker in two:
             worker.kill()
             worker.communicate()
+
+
+def test_figure_of_a_lost_worker():
+    """The figure has a bar for each image, and its description names what each worker did."""
+    rows = [
+        {"image": f"sub-{n:02d}_bold.nii.gz", "pid": pid, "started": 1e9 + start, "seconds": 0.3}
+        for n, (pid, start) in enumerate([(7, 0), (8, 0), (7, 0.3), (8, 0.7), (8, 0.4), (9, 1.2)])
+    ]
+    begun = {"sub-03_bold": 1e9 + 0.6, "sub-04_bold": 1e9 + 0.4}
+    lost = {"pid": 7, "time": 1e9 + 0.66, "begun": begun}
+    figure = figures.plot_work(pd.DataFrame(rows), lost)
+    each = "worker 1 did 1, 3; worker 2 did 2, 5, 4 for the second time; worker 3 did 6."
+    is_a_good_figure(figure, "1.5 seconds", "after 0.7 seconds", each)
+    assert len([bar for bar in figure.gca().patches if bar.get_width()]) == 7
 
 
 # Empty tasks
