@@ -6,7 +6,7 @@ from pathlib import Path
 NAME = "beyond_the_masker.zip"
 CONTENT = (
     *("README.md", "LICENSE", "CITATION.cff", "pyproject.toml"),
-    *("examples/**/*.py", "examples/**/*.txt", "doc/recorded/**/*.*"),
+    *("examples/**/*.py", "examples/**/*.txt", "examples/**/*.sbatch", "doc/recorded/**/*.*"),
 )
 
 
