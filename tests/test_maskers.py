@@ -552,14 +552,14 @@ def test_masker_that_needs_the_whole_image_is_refused(files, masker, text, wrap)
 def test_image_that_is_not_4d_is_refused(tmp_path, shape):
     """An image with another number of dimensions is refused."""
     path = save(tmp_path / "image.nii", np.ones(shape))
-    with pytest.raises(ValueError, match=r"4D NIfTI file.*fit_transform"):
+    with pytest.raises(ValueError, match="not a 4D NIfTI image"):
         stream_masker(make_masker("mask"), path)
 
 
 def test_other_formats_and_types_are_refused(tmp_path, files):
     """An image in memory, or of another format, is refused."""
     nib.MGHImage(DATA.astype("f4"), AFFINE).to_filename(tmp_path / "image.mgz")
-    with pytest.raises(ValueError, match="MGHImage"):
+    with pytest.raises(ValueError, match=r"image.mgz is not a 4D NIfTI"):
         stream_masker(make_masker("mask"), tmp_path / "image.mgz")
     for image in (nib.load(files["float32"]), [files["float32"]], None):
         with pytest.raises(ValueError, match="path"):
@@ -616,7 +616,7 @@ def test_file_that_is_cut_off(whole, tmp_path, suffix):
         with pytest.raises(OSError, match="incomplete or damaged") as raised:
             stream_masker(make_masker("mask"), path, block_size=4)
         assert str(path) in str(raised.value)
-        assert "Copy or download it again" in str(raised.value)
+        assert "copy it again" in str(raised.value)
         assert type(raised.value) is OSError
 
 

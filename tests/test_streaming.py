@@ -22,7 +22,6 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nibabel.testing import data_path
 from nilearn.maskers import NiftiMasker
 
 from beyond_the_masker import streaming
@@ -264,14 +263,6 @@ def test_unusual_shapes(tmp_path, shape):
     """One volume, or one voxel, keeps its axis."""
     fmri_path = write(tmp_path / "fmri.nii.gz", any_bits(shape, "<f4"))
     assert_like_nifti_masker(fmri_path, masks_for(shape))
-
-
-@pytest.mark.parametrize("name", ["example4d.nii.gz", "functional.nii", "example_nifti2.nii.gz"])
-def test_real_images(name):
-    """The images of nibabel's own tests give NiftiMasker's values."""
-    img = nib.load(Path(data_path) / name)
-    masks = masks_for(img.shape, img.affine, 2)
-    assert_like_nifti_masker(Path(data_path) / name, masks, block_size=3)
 
 
 MASKS = {
@@ -516,18 +507,14 @@ BAD_MASK = ["{mask}", "incomplete or damaged", "copy it again"]
 BAD = {  # name: image, mask, exception, parts of its message
     "3D image": ("3d.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4)"]),
     "5D image": ("5d.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 7, 2)"]),
-    "5D image, one long": ("5d_1.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 7, 1)"]),
     "no volumes": ("no_volume.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 0)"]),
     "no voxels": ("no_voxel.nii", "mask.nii", ValueError, [*NO_4D, "(5, 0, 4, 7)"]),
     "complex": ("complex.nii", "mask.nii", ValueError, [*NO_4D, "numbers"]),
-    "double complex": ("double_complex.nii", "mask.nii", ValueError, [*NO_4D, "numbers"]),
     "colours": ("rgb.nii", "mask.nii", ValueError, [*NO_4D, "numbers"]),
     "long double": ("long_double.nii", "mask.nii", OSError, ["{fmri}", "1536 not supported"]),
     "not NIfTI": ("image.mgz", "mask.nii", ValueError, NO_4D),
     "no image at all": ("garbage.nii", "mask.nii", OSError, DAMAGED),
-    "no image at all, compressed": ("garbage.nii.gz", "mask.nii", OSError, DAMAGED),
     "empty file": ("nothing.nii", "mask.nii", OSError, DAMAGED),
-    "empty file, compressed": ("nothing.nii.gz", "mask.nii", OSError, DAMAGED),
     "folder": ("folder", "mask.nii", OSError, ["{fmri}"]),
     "huge shape": ("huge.nii", "mask.nii", (OSError, ValueError), ["{fmri}"]),
     "intercept NaN": ("intercept.nii", "mask.nii", OSError, DAMAGED),
@@ -543,8 +530,6 @@ BAD = {  # name: image, mask, exception, parts of its message
     "mask is cut off": ("fmri.nii", "cut.nii", OSError, BAD_MASK),
     "compressed mask is cut off": ("fmri.nii", "cut.nii.gz", OSError, BAD_MASK),
     "mask is damaged": ("fmri.nii", "damaged.nii.gz", OSError, BAD_MASK),
-    "mask is garbage": ("fmri.nii", "garbage.nii", OSError, BAD_MASK),
-    "mask file is empty": ("fmri.nii", "nothing.nii", OSError, BAD_MASK),
     "cut off": ("cut_fmri.nii", "mask.nii", OSError, DAMAGED),
     "compressed, cut off": ("cut_fmri.nii.gz", "mask.nii", OSError, DAMAGED),
 }
@@ -560,9 +545,7 @@ def bad_files(tmp_path_factory):
         "fmri": data,
         "3d": data[..., 0],
         "5d": np.stack([data, data], -1),
-        "5d_1": data[..., None],
         "complex": np.ones(SHAPE, "<c8"),
-        "double_complex": np.ones(SHAPE, "<c16"),
         "rgb": np.ones(SHAPE, rgb),
         "mask": region.astype("u1"),
         "small": region[:, :5].astype("u1"),
@@ -591,9 +574,8 @@ def bad_files(tmp_path_factory):
     content = bytearray(gzip.compress((folder / "mask.nii").read_bytes()))
     content[len(content) // 2] ^= 0xFF
     (folder / "damaged.nii.gz").write_bytes(content)
-    for suffix in (".nii", ".nii.gz"):
-        (folder / f"nothing{suffix}").touch()
-        (folder / f"garbage{suffix}").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "nothing.nii").touch()
+    (folder / "garbage.nii").write_bytes(np.random.default_rng(0).bytes(5000))
     nib.save(nib.MGHImage(data, STRAIGHT), folder / "image.mgz")
     (folder / "folder").mkdir()
     return folder

@@ -14,8 +14,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, Nif
 from nilearn.signal import clean
 from tqdm import tqdm
 
-from beyond_the_masker.checks import damaged_file_named
-from beyond_the_masker.streaming import open_data
+from beyond_the_masker.streaming import damaged_file_named, open_data, open_image
 
 __all__ = ["stream_masker", "stream_nifti_maskers", "treatment_table", "volume_blocks"]
 MASKERS = (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker)
@@ -96,23 +95,19 @@ def stream_masker(
 
     Notes
     -----
-    Values are those of ``fit_transform`` bit for bit, except for NiftiMapsMasker: its least
-    squares are solved by BLAS, which rounds differently for another number of volumes. Extracted
-    series differ by less than 1e-12 of their largest value, or by 1e-5 if image and maps are both
-    float32; ill-conditioned maps increase it, and cleaning magnifies it relative to a small
-    remaining signal. There is no difference with ``block_size`` not less than the number of
-    volumes, and it is negligible with maps of float64
-    (``nilearn.image.load_img(maps, dtype="float64")``).
+    Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently with
+    fewer volumes at once: extracted series differ by less than 1e-12 of their largest value, or
+    by 1e-5 if image and maps are both float32.
 
     If the image is resampled (its grid is not that of the mask or of the regions, or a
     target_affine is given), the file is read twice. ``dtype="auto"`` gives float32 for an image
-    with scale factors, where ``fit_transform`` of nilearn 0.14 fails with an AttributeError.
+    with scale factors, where ``fit_transform`` of nilearn 0.14 fails.
     """
     maskers = list(masker) if isinstance(masker, (list, tuple)) else [masker]
     for each in maskers:
         refuse(each)
     check_positive(block_size, memory_mib)
-    img, first = open_image(fmri_path)
+    img, first = open_4d(fmri_path)
     parts = [StreamedMasker(each, img, first) for each in maskers]
     confounds = confounds if confounds is None or isinstance(confounds, list) else [confounds]
     cleaning = {"confounds": confounds, "sample_mask": sample_mask}
@@ -165,42 +160,22 @@ def check_positive(block_size, memory_mib):
         raise ValueError(f"{memory_mib} is not a positive number.")
 
 
-def open_image(fmri_path):
+def open_4d(fmri_path):
     """Return a 4D NIfTI image, its data not read, and its first volume; refuse anything else."""
     if not isinstance(fmri_path, (str, Path)):
         raise ValueError(
             f"The path of a 4D NIfTI file is needed, not {type(fmri_path).__name__}: an image "
             "in memory needs no streaming. Call fit_transform."
         )
-    with damaged_file_named(fmri_path):
-        img = nib.load(fmri_path)
-    if not isinstance(img, nib.Nifti1Pair) or img.ndim != 4 or 0 in img.shape:
-        raise ValueError(
-            f"A 4D NIfTI file with volumes is needed; {fmri_path} is a {type(img).__name__} of "
-            f"shape {img.shape}. A single volume needs no streaming: call fit_transform."
-        )
+    img = open_image(fmri_path)
     with damaged_file_named(fmri_path):
         return img, np.asanyarray(img.dataobj[..., :1])
 
 
 def volume_blocks(fmri_path, block_size):
-    """Read a 4D NIfTI file forward, a block of volumes at a time.
+    """Yield arrays of shape (x, y, z, up to block_size) from a 4D NIfTI file, read once, forward.
 
-    Parameters
-    ----------
-    fmri_path : str or pathlib.Path
-    block_size : int
-        Volumes in a block; the last one may be shorter.
-
-    Yields
-    ------
-    array of shape (x, y, z, up to block_size)
-        As nibabel returns it: scale factors applied, otherwise of the file's type.
-
-    Raises
-    ------
-    OSError
-        The file is incomplete or damaged.
+    Scale factors are applied. A file that is incomplete or damaged raises an OSError.
     """
     with damaged_file_named(fmri_path):
         img = nib.load(fmri_path)
