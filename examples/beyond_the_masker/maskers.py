@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from beyond_the_masker.streaming import damaged_file_named, open_data, open_image
 
-__all__ = ["stream_masker", "stream_nifti_maskers", "treatment_table", "volume_blocks"]
+__all__ = ["stream_masker", "volume_blocks"]
 MASKERS = (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker)
 TEMPORAL = ("detrend", "standardize", "standardize_confounds", "low_pass", "high_pass", "t_r")
 NEUTRAL = {  # the values of parameters while blocks pass through the masker
