@@ -258,44 +258,33 @@ def test_neighbouring_maps_overlap(tmp_path, fmri_path):
     assert np.logical_and(*(img.dataobj for img in mask_imgs)).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_more_regions_than_the_atlas_has(kind, tmp_path, fmri_path, cache):
-    """Asking for more regions than there are raises an error with their number."""
-    atlas_path, _ = write_atlas(kind, tmp_path)
-    with pytest.raises(ValueError, match=r"4 regions were asked for.* 3\b.*N_REGIONS to 3"):
-        atlas_to_masks(atlas_path, fmri_path, 4)
-    assert not list(cache.iterdir())
+BAD = {  # name: kind of atlas, its boxes, number of regions, parts of the message
+    **{f"too many {k}": (k, INSIDE, 4, r"4 regions were asked for.* 3\b.*to 3") for k in KINDS},
+    "none": ("maps", INSIDE, 0, "^0 regions were asked for; at least 1"),
+    "less than none": ("maps", INSIDE, -1, "^-1 regions were asked for; at least 1"),
+    "empty map": ("maps", OUTSIDE, 3, "map 2 of .*maps.nii.gz is empty on the grid of .*own fmri"),
+    "empty label": ("labels", OUTSIDE, 3, "label 5 of .*labels.nii is empty on the grid of"),
+    "empty mask": ("masks", OUTSIDE, 3, "roi 1.* is empty on the grid of"),
+}
 
 
-@pytest.mark.parametrize("n_regions", [0, -1])
-def test_no_regions(n_regions, tmp_path, fmri_path):
-    """At least one region is needed."""
-    with pytest.raises(ValueError, match=f"^{n_regions} regions were asked for; at least 1"):
-        atlas_to_masks(write_atlas("maps", tmp_path)[0], fmri_path, n_regions)
+@pytest.mark.parametrize(("kind", "boxes", "n_regions", "message"), BAD.values(), ids=BAD.keys())
+def test_regions_that_cannot_be_had(kind, boxes, n_regions, message, tmp_path, fmri_path, cache):
+    """More regions than there are, none, or an empty one: the error names it, nothing is kept."""
+    atlas_path, _ = write_atlas(kind, tmp_path, boxes)
+    with pytest.raises(ValueError, match=message):
+        atlas_to_masks(atlas_path, fmri_path, n_regions)
+    assert not cache.exists() or not list(cache.iterdir())
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((1,), "masks"), ((2,), "masks"), ((2, 2), "maps")])
-def test_atlas_of_another_shape(shape, kind, tmp_path, fmri_path, cache):
+def test_atlas_of_another_shape(shape, kind, tmp_path, fmri_path):
     """A 4D image among masks, or a 5D atlas, is named."""
     atlas_path, _ = write_atlas(kind, tmp_path)
     wrong = write(tmp_path / "wrong.nii", np.ones((*ATLAS_GRID, *shape), "uint8"), ATLAS_AFFINE)
     files = [atlas_path[0], wrong] if kind == "masks" else wrong
     with pytest.raises(ValueError, match=r"wrong\.nii has shape \(30, 32, 28, .*; an atlas is"):
         atlas_to_masks(files, fmri_path, 1)
-    assert not list(cache.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("maps", "map 2 of .*maps.nii.gz"), ("labels", "label 5 of .*labels.nii"), ("masks", "roi 1")],
-)
-def test_region_that_is_empty_on_the_grid(kind, name, tmp_path, fmri_path, cache):
-    """A region without voxels on the grid is named."""
-    atlas_path, _ = write_atlas(kind, tmp_path, OUTSIDE)
-    with pytest.raises(ValueError, match=rf"{name}.* is empty on the grid of .*{fmri_path.name}"):
-        atlas_to_masks(atlas_path, fmri_path, 3)
-    assert not list(cache.iterdir())
-    assert len(atlas_to_masks(atlas_path, fmri_path, 1)[0]) == 1
 
 
 def test_image_must_be_4d(tmp_path):
@@ -315,79 +304,50 @@ def test_missing_file_is_named(missing, tmp_path, fmri_path):
         atlas_to_masks(gone if missing == "maps" else atlas_path, fmri_path, 2)
 
 
-@pytest.fixture
-def resampled(monkeypatch):
-    """Keep a list of the regions that are resampled."""
-    resampled = []
-
-    def resample(img, *args, **kwargs):
-        resampled.append(img)
-        return resample_to_img(img, *args, **kwargs)
-
-    monkeypatch.setattr(data, "resample_to_img", resample)
-    return resampled
+@pytest.mark.parametrize("kind", ["maps", "masks"])
+def test_damaged_atlas_is_named(kind, tmp_path, fmri_path):
+    """A file that is cut off is named."""
+    atlas_path, _ = write_atlas(kind, tmp_path)
+    path = atlas_path[1] if kind == "masks" else atlas_path
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(OSError, match=f"{path.name} is incomplete or damaged"):
+        atlas_to_masks(atlas_path, fmri_path, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_are_reused(kind, tmp_path, fmri_path, resampled):
+def test_masks_are_reused(kind, tmp_path, fmri_path, monkeypatch):
     """The atlas is resampled once."""
     atlas_path, _ = write_atlas(kind, tmp_path)
     first, paths = atlas_to_masks(atlas_path, fmri_path, 2)
-    second, again = atlas_to_masks(atlas_path, fmri_path, 2)
-    assert (again, len(resampled)) == (paths, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "resample_to_img", None)
+        second, same_paths = atlas_to_masks(atlas_path, fmri_path, 2)
+    assert same_paths == paths
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.dataobj, b.dataobj)
     assert len(atlas_to_masks(atlas_path, fmri_path, 3)[0]) == 3
 
 
-def other_size(atlas_path, fmri_path):
-    """The same name and change time."""
-    stat = atlas_path.stat()
-    write(atlas_path, read(atlas_path)[..., ::-1][..., :2], ATLAS_AFFINE)
-    os.utime(atlas_path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert atlas_path.stat().st_size != stat.st_size
-    return atlas_path
-
-
-def other_time(atlas_path, fmri_path):
-    """The same name and size."""
-    stat = atlas_path.stat()
-    write(atlas_path, read(atlas_path)[..., ::-1], ATLAS_AFFINE)
-    os.utime(atlas_path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert atlas_path.stat().st_size == stat.st_size
-    return atlas_path
-
-
-def other_name(atlas_path, fmri_path):
-    """The same size and change time."""
-    stat = atlas_path.stat()
-    other = write(atlas_path.with_name("other.nii"), read(atlas_path)[..., ::-1], ATLAS_AFFINE)
-    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert other.stat().st_size == stat.st_size
-    return other
-
-
-def other_grid(atlas_path, fmri_path):
-    """The same names, and an image with fewer slices."""
-    write(fmri_path, read(fmri_path)[:, :, :-1])
-    return atlas_path
-
-
-def other_place(atlas_path, fmri_path):
-    """The same names and shapes, and an image that lies elsewhere."""
-    affine = AFFINE.copy()
-    affine[0, 3] += 8
-    write(fmri_path, read(fmri_path), affine)
-    return atlas_path
-
-
-@pytest.mark.parametrize("change", [other_size, other_time, other_name, other_grid, other_place])
+@pytest.mark.parametrize("change", ["size", "time", "name", "grid", "place"])
 def test_changed_files_are_noticed(change, tmp_path, fmri_path):
-    """Another atlas or grid gets masks of its own."""
+    """An atlas of another size, time or name, or an image elsewhere, gets masks of its own."""
     maps, _ = write_atlas("maps", tmp_path)
     atlas_path = write(tmp_path / "maps.nii", read(maps), ATLAS_AFFINE)
+    stat = atlas_path.stat()
     _, before = atlas_to_masks(atlas_path, fmri_path, 2)
-    atlas_path = change(atlas_path, fmri_path)
+    if change == "grid":
+        write(fmri_path, read(fmri_path)[:, :, :-1])
+    elif change == "place":
+        moved = AFFINE.copy()
+        moved[0, 3] += 8
+        write(fmri_path, read(fmri_path), moved)
+    else:
+        other = read(atlas_path)[..., ::-1][..., : 2 if change == "size" else 3]
+        atlas_path = tmp_path / "other.nii" if change == "name" else atlas_path
+        write(atlas_path, other, ATLAS_AFFINE)
+        later = stat.st_mtime_ns + (change == "time")
+        os.utime(atlas_path, ns=(stat.st_atime_ns, later))
+        assert (atlas_path.stat().st_size == stat.st_size) == (change != "size")
     mask_imgs, after = atlas_to_masks(atlas_path, fmri_path, 2)
     assert set(before).isdisjoint(after)
     for i, mask_img in enumerate(mask_imgs):

@@ -1,4 +1,4 @@
-"""If these fail, a wrong option gets through, or is refused without saying what would be right."""
+"""The options of a build: what is allowed, and errors that say what would be."""
 
 import math
 import os
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beyond_the_masker import options as options
+from beyond_the_masker import options
 from beyond_the_masker.options import Options, parse_memory, read_options
 
 FILES = ("fmri.nii.gz", "my fmri.nii", "atlas.nii", "my atlas.nii", "roi_1.nii", "roi_2.nii")
@@ -30,13 +30,13 @@ def folder(tmp_path, monkeypatch):
     return Path.cwd()
 
 
-def as_make_would_say_it(value):
+def as_for_make(value):
     """Name a test after its options."""
     return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None
 
 
 def test_defaults(folder, monkeypatch):
-    """The defaults are not those of the table, or options leak in from elsewhere."""
+    """The defaults are those of the table in the module's docstring, whatever the environment."""
     monkeypatch.setenv("N_REGIONS", "3")
     found = read_options({})
     here = {"cache": str(folder / "masker_cache"), "measured": str(folder / "measured")}
@@ -57,7 +57,7 @@ def test_defaults(folder, monkeypatch):
 
 
 def test_environment_is_read(monkeypatch):
-    """``make html N_REGIONS=3`` does not reach the scripts."""
+    """``make html N_REGIONS=3`` reaches the scripts."""
     monkeypatch.setenv("N_REGIONS", "3")
     assert read_options().n_regions == 3
 
@@ -79,10 +79,10 @@ def test_environment_is_read(monkeypatch):
         ({"MASKER_CACHE": "/some where"}, "cache", "/some where"),
         ({"MEASURED": "/else where"}, "measured", "/else where"),
     ],
-    ids=as_make_would_say_it,
+    ids=as_for_make,
 )
 def test_allowed_value_is_taken(environ, field, value):
-    """A value at the edge of what is allowed is refused, or lost."""
+    """Values at the edges of what is allowed are taken."""
     assert getattr(read_options(environ), field) == value
 
 
@@ -122,24 +122,24 @@ PAUSE = "a number, 0 to 3600."
         (OWN | {"ATLAS": "none_*.nii"}, "ATLAS is 'none_*.nii'; there is no such file"),
         (OWN | {"ATLAS": "no one's.nii"}, 'ATLAS is "no one\'s.nii"; '),
     ],
-    ids=as_make_would_say_it,
+    ids=as_for_make,
 )
-def test_wrong_value_is_refused_by_name(environ, message):
-    """A wrong value gets through, or the reader is not told which one and what is allowed."""
+def test_wrong_value_is_named(environ, message):
+    """A wrong value raises one line: its name, the value, and what is allowed."""
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read_options(environ)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_missing_file_says_where_it_was_looked_for(folder):
-    """A relative name of a missing file does not tell the reader what it is relative to."""
+def test_missing_file_is_reported_with_its_folder(folder):
+    """A missing file is reported with the folder that its name is relative to."""
     with pytest.raises(ValueError, match="there is no such file") as error:
         read_options(OWN | {"FMRI": "none.nii"})
     assert str(folder) in str(error.value)
 
 
 def test_all_wrong_options_are_named_at_once():
-    """The reader repairs one option only to be told of the next."""
+    """All wrong options are reported at once."""
     environ = {"N_IMAGES": "x", "N_REGIONS": "0", "PAUSE": "-1", "FMRI": "a.nii", "ATLAS": "b.nii"}
     environ["MEMORY"] = "0"
     with pytest.raises(ValueError, match="N_IMAGES") as error:
@@ -166,12 +166,12 @@ def test_all_wrong_options_are_named_at_once():
     ],
 )
 def test_atlas_is_one_file_or_several_or_a_pattern(folder, text, names):
-    """File names with spaces fall apart, or a pattern gives other masks or another order."""
+    """ATLAS takes one file, several with quotes, or patterns, in the order given."""
     assert read_options(OWN | {"ATLAS": text}).atlas == tuple(str(folder / name) for name in names)
 
 
 def test_file_name_that_looks_like_a_pattern(folder):
-    """A file that exists is taken for a pattern, and another file is masked instead."""
+    """A file that exists is not taken for a pattern."""
     (folder / "roi1.nii").touch()
     atlas = read_options(OWN | {"ATLAS": "roi_1.nii roi[12].nii"}).atlas
     assert atlas == (str(folder / "roi_1.nii"), str(folder / "roi[12].nii"))
@@ -191,10 +191,10 @@ def test_file_name_that_looks_like_a_pattern(folder):
         {"FMRI": "fmri.nii.gz", "ATLAS": shlex.join(ODD_FILES)},
         {"FMRI": "fmri.nii.gz", "ATLAS": "roi[12].nii"},
     ],
-    ids=as_make_would_say_it,
+    ids=as_for_make,
 )
 def test_round_trip_through_the_environment(environ, tmp_path, monkeypatch):
-    """A script that a build starts works on something else than the build."""
+    """A script that a build starts gets the same options."""
     found = read_options(environ)
     monkeypatch.chdir(tmp_path)  # also from another folder
     assert read_options(found.to_environ()) == found
@@ -213,14 +213,14 @@ def run_alone(**environ):
 
 
 def test_runs_with_the_standard_library_alone():
-    """Options cannot be checked before anything is installed."""
+    """Options can be checked before anything is installed."""
     done = run_alone(N_REGIONS="3")
     assert (done.returncode, done.stderr) == (0, "")
     assert "n_regions=3" in done.stdout
 
 
 def test_refuses_on_the_command_line_without_a_traceback():
-    """``make`` goes on with wrong options, or shows a traceback instead of the message."""
+    """``make`` stops at wrong options with a message, without a traceback."""
     done = run_alone(N_REGIONS="0", DATA="haxby")
     assert done.returncode != 0
     assert done.stdout == ""

@@ -1,0 +1,64 @@
+"""The functions of a page, taken without running it."""
+
+import ast
+import pickle
+import subprocess
+import sys
+
+import cloudpickle
+import pytest
+
+from beyond_the_masker.pages import PAGES, definitions, load_page, page_path
+
+SOURCE = '''
+"""A page."""
+import os
+import numpy as np
+from json import dumps, loads
+
+def used():
+    return np.zeros(LENGTH), dumps({})
+
+LENGTH = 3
+length = os.listdir()
+print("not run")
+'''
+
+
+def test_definitions_are_functions_constants_and_what_they_import():
+    """Statements that run something are left out, and so are imports for them."""
+    kept = [ast.unparse(node).splitlines()[0] for node in definitions(SOURCE)]
+    assert kept == [
+        "import numpy as np",
+        "from json import dumps, loads",
+        "def used():",
+        "LENGTH = 3",
+    ]
+
+
+def test_every_page_can_be_loaded():
+    """Loading a page prints and warns nothing, and measures nothing."""
+    code = (
+        "from beyond_the_masker.pages import PAGES, load_page\n"
+        "pages = sorted(PAGES.glob('*/plot_*.py'))\n"
+        "for path in pages: load_page(path.stem)\n"
+        "assert len(pages) > 10"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PAGES, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_missing_page_is_named():
+    """A page that does not exist raises an error with its name."""
+    with pytest.raises(ValueError, match=r"There is no page plot_nothing\.py"):
+        page_path("plot_nothing")
+
+
+def test_functions_are_sent_by_value():
+    """A process that receives a function of a page needs no module of the page's name."""
+    function = load_page("plot_heavy_work").bootstrap_first_component
+    assert function.__module__ not in sys.modules
+    received = pickle.loads(cloudpickle.dumps(function))
+    assert received is not function
+    assert received.__name__ == function.__name__
