@@ -1,4 +1,4 @@
-"""What every test starts from: options that are not given, and folders of its own."""
+"""What every test starts from: options at their defaults, and folders of its own."""
 
 import functools
 import http.server
@@ -52,7 +52,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def serve():
-    """A function that serves a folder on this machine, and gives its address."""
+    """A function that serves a folder on this machine and returns its address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -72,16 +72,11 @@ def serve():
 
 
 def pytest_collection_modifyitems(items):
-    """Repeat failures of tests marked `chance`; begin with what takes longest.
-
-    That is the build of the site, and beside it the downloads. The site's pages come next, so
-    that no worker is left with the longest at the end.
-    """
+    """Repeat failures of tests marked `chance`; begin with the site, which takes longest."""
     for item in items:
         if item.get_closest_marker("chance"):
             item.add_marker(pytest.mark.flaky(reruns=2))
-    first = ["test_site.py", "test_downloads.py", "test_pages.py"]
-    items.sort(key=lambda item: [item.path.name != name for name in first])
+    items.sort(key=lambda item: item.path.parent.name != "site")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -99,24 +94,21 @@ def pytest_terminal_summary(terminalreporter):
 
 # They start many processes, or measure the memory of some: so one after the other.
 WITH_PROCESSES = (
-    *("test_dask_cluster", "test_in_memory", "test_blocks"),
-    *("test_study", "test_meter", "test_meter_and_kernel", "test_slurm"),
+    *("test_blocks", "test_dask_cluster", "test_in_memory", "test_large_image_in_blocks"),
+    *("test_mask_study", "test_study", "test_meter", "test_meter_and_kernel", "test_slurm"),
 )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Let one worker run the tests of the site and of its pages, so that it is built once.
-
-    Another one runs those with many processes.
-    """
+    """Let one worker run all tests of the site, which it builds once; another those above."""
     from xdist.scheduler import LoadFileScheduling
 
     class InTurn(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            if Path(file).stem in WITH_PROCESSES:
+            file = Path(super()._split_scope(nodeid))
+            if file.stem in WITH_PROCESSES:
                 return "with processes"
-            return file if os.environ.get("SITE") else file.replace("test_pages", "test_site")
+            return "site" if file.parent.name == "site" else str(file)
 
     return InTurn(config, log)

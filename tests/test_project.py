@@ -1,5 +1,7 @@
-"""The project as a whole: one release everywhere, commands that exist, and how tests repeat."""
+"""The project as a whole: layout, imports, one release everywhere, commands, repeated tests."""
 
+import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -10,10 +12,77 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PAGES = sorted(ROOT.glob("examples/*/plot_*.py"))
+MODULES = {path.stem: path for path in ROOT.glob("examples/beyond_the_masker/*.py")}
+
+
+# -- Layout ------------------------------------------------------------------------------------
+
+
+def imported(path, everywhere=True):
+    """Return the modules that a file imports, those inside its functions as well or not."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_nothing_imports_a_page():
+    """Pages import the package; neither the package nor a page nor a test imports a page."""
+    pages = {path.stem for path in PAGES}
+    for path in [*PAGES, *MODULES.values(), *ROOT.glob("tests/**/*.py")]:
+        assert not pages & {name.split(".")[0] for name in imported(path)}, path.name
+
+
+def test_the_package_has_no_import_circle():
+    """Its modules can be put into an order in which each imports only earlier ones."""
+    graph = {}
+    for name, path in MODULES.items():
+        parts = (module.split(".") for module in imported(path, everywhere=False))
+        graph[name] = {p[1] for p in parts if p[0] == "beyond_the_masker" and len(p) > 1}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("name", ["streaming", "meter"])
+def test_a_module_to_take_along_stands_alone(name):
+    """It imports nothing of the package."""
+    assert not [m for m in imported(MODULES[name]) if m.startswith("beyond_the_masker")]
+
+
+LIGHT = ("blocks", "checks", "running", "streaming", "study")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_measured_process_imports_only_what_it_needs(name):
+    """The modules that extract series load neither nilearn nor pandas nor matplotlib."""
+    code = (
+        f"import sys, beyond_the_masker.{name};"
+        "print({'nilearn', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules) or '')"
+    )
+    environ = os.environ | {"PYTHONPATH": str(ROOT / "examples")}
+    done = subprocess.check_output([sys.executable, "-c", code], env=environ, text=True)
+    assert done.strip() == ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_a_page_runs_top_to_bottom_and_leads_to_others(page):
+    """It has no `__main__` guard, and its last words link pages that exist."""
+    text = page.read_text()
+    assert "__main__" not in text
+    _, _, ending = text.rpartition("Recommended next")
+    links = re.findall(r"sphx_glr_auto_examples_(\w+\.py)", ending)
+    assert links
+    assert set(links) <= {f"{p.parent.name}_{p.name}" for p in PAGES if p != page}
+
+
+# -- Releases and commands ---------------------------------------------------------------------
 
 
 def release_in_changelog():
-    """Version and date of the newest release; nothing if there is none yet."""
+    """Return version and date of the newest release; None twice if there is none yet."""
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
     found = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", text) for text in headings[1:]]
@@ -22,34 +91,49 @@ def release_in_changelog():
 
 
 def test_release_is_the_same_everywhere():
-    """The citation names the changelog's newest release."""
+    """The citation names the changelog's newest release, and so does the package."""
     citation = (ROOT / "CITATION.cff").read_text()
     keys = ("version", "date-released")
     found = [re.search(rf"^{key}: \"?([^\s\"]+)", citation, re.MULTILINE) for key in keys]
-    assert tuple(match and match[1] for match in found) == release_in_changelog()
+    version, date = release_in_changelog()
+    assert tuple(match and match[1] for match in found) == (version, date)
+    package = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert package == version or (version is None and "dev" in package)
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_workflows_run_what_there_is(path):
-    """Workflows ask make for targets and options that it has."""
-    makefile = (ROOT / "Makefile").read_text()
+def made(text):
+    """Return the targets and options of all make commands in a text."""
+    return [
+        (target, set(re.findall(r"([A-Z_]+)=", given)))
+        for target, given in re.findall(
+            r"^ *(?:- )?(?:run: )?make ([a-z-]+)((?: [A-Z_]+=\S+)*)", text, re.MULTILINE
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", [*WORKFLOWS, ROOT / ".ci" / "run", ROOT / "README.md"], ids=lambda path: path.name
+)
+def test_commands_of_make_exist(path):
+    """Workflows and README ask make for targets and options that it has."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     lists = re.findall(r"^(?:OPTIONS|SETTINGS) := (.*)$", makefile, re.MULTILINE)
-    options = set(" ".join(lists).split())
-    commands = re.findall(r"\bmake ([a-z-]+)((?: [A-Z_]+=\S+)*)", path.read_text())
+    commands = made(path.read_text())
     assert commands
-    for target, given in commands:
+    for target, options in commands:
         assert target in targets
-        assert set(re.findall(r"([A-Z_]+)=", given)) <= options
+        assert options <= set(" ".join(lists).split())
 
 
-def test_workflows_are_there():
-    """One workflow publishes the site, and one tries the real data."""
+def test_workflows_publish_and_test():
+    """One workflow publishes the site; one runs every test and builds on real data each week."""
     texts = {path.stem: path.read_text() for path in WORKFLOWS}
     assert "path: doc/_build/html" in texts["site"]
     assert "macos-latest" in texts["site"]
-    assert "cron:" in texts["real_data"]
-    assert "DATA=development_fmri" in texts["real_data"]
+    assert "cron:" in texts["weekly"]
+    assert "make test-all" in texts["weekly"]
+    assert "DATA=development_fmri" in texts["weekly"]
 
 
 # -- Every system ------------------------------------------------------------------------------
@@ -81,20 +165,15 @@ def import_elsewhere(name, caller=None, *others):
 builtins.__import__ = import_elsewhere
 sys.path.insert(0, folder)
 for module in modules:
-    importlib.import_module(module)
+    importlib.import_module(f"beyond_the_masker.{module}")
 """
 
 
-def test_examples_can_be_imported_on_every_system(tmp_path):
-    """No example needs a module or function at its import that only some systems have."""
-    folder = ROOT / "examples"
-    modules = sorted(path.stem for path in folder.glob("*.py"))
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, folder, *modules],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+def test_the_package_can_be_imported_on_every_system(tmp_path):
+    """No module needs, at its import, a module or function that only some systems have."""
+    modules = sorted(set(MODULES) - {"__init__", "__main__"})
+    command = [sys.executable, "-c", ELSEWHERE, ROOT / "examples", *modules]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -137,7 +216,9 @@ def test_unmarked():
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
+@pytest.mark.parametrize(
+    "workers", [[], pytest.param(["-n", "2"], marks=pytest.mark.extensive)], ids=["one", "two"]
+)
 def test_only_marked_failures_are_repeated(tmp_path, workers):
     """A failure of a test marked `chance` is repeated twice and reported, no other failure is."""
     (tmp_path / "test_failing.py").write_text(FAILING)
@@ -166,6 +247,6 @@ def test_only_marked_failures_are_repeated(tmp_path, workers):
 
 def test_no_test_is_repeated_otherwise():
     """The marker `chance` is the only way to have a test repeated."""
-    for path in (ROOT / "tests").glob("*.py"):
+    for path in (ROOT / "tests").glob("**/*.py"):
         if path != Path(__file__) and path.name != "conftest.py":
             assert not re.search(r"\bflaky\b|-reruns", path.read_text()), path.name

@@ -121,7 +121,7 @@ FAULTS = {
     '<button type="button"></button>': "button-name: ",
     "<h5>Two levels down</h5>": "heading-order: ",
     '<script>document.cookie = "a=b"</script>': "cookies: a=b",
-    '<script src="_static/much.js"></script>': "1,7",
+    '<script src="_static/much.js"></script>': "bytes are loaded",
 }
 
 
@@ -133,7 +133,7 @@ def test_faults_of_a_page_are_found(browser, copy, serve, axe, put_in):
     put_in(*FAULTS)
     wrong = pages.wrong_on_pages(browser, address, copy, [GOOD_PAGE], **options)
     for problem in FAULTS.values():
-        assert [line for line in wrong if line.startswith(f"{GOOD_PAGE}: {problem}")], problem
+        assert any(problem in line for line in wrong), problem
 
 
 # -- By keyboard -------------------------------------------------------------------------------
