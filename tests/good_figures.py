@@ -1,4 +1,4 @@
-"""What each figure must be, whatever it shows."""
+"""Checks that every figure must pass, whatever it shows."""
 
 import io
 import itertools
@@ -14,7 +14,7 @@ SMALLEST = 8 * 96 / 72  # pixels
 
 
 def words_of(figure):
-    """Give all words of a figure that are seen."""
+    """Return all visible words of a figure."""
     texts = [*figure.texts, *([figure._suptitle] if figure._suptitle else [])]
     for ax in figure.axes:
         texts += [*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
@@ -75,7 +75,7 @@ def on_dark(color):
 
 
 def contrast(color, other):
-    """The contrast of two colours, as WCAG counts it."""
+    """Return the contrast of two colours, as WCAG defines it."""
 
     def luminance(text):
         parts = np.array(list(bytes.fromhex(text[1:]))) / 255
@@ -87,7 +87,7 @@ def contrast(color, other):
 
 
 def nothing_overlaps(texts):
-    """Check that words do not lie on each other, by more than the room around letters."""
+    """Check that words do not overlap by more than the space around letters."""
     boxes = [text.get_window_extent() for text in texts]
     for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
         wide = min(a.x1, b.x1) - max(a.x0, b.x0)

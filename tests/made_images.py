@@ -1,4 +1,4 @@
-"""Images and masks that several test files make, and what NiftiMasker takes out of them."""
+"""Images and masks for several test files, and what NiftiMasker extracts from them."""
 
 import math
 
@@ -37,7 +37,7 @@ def make_masks(fmri_img):
 
 
 def save_all(folder, fmri_img, mask_imgs, suffix=".nii.gz"):
-    """Write an image and its masks; give their paths."""
+    """Write an image and its masks; return their paths."""
     fmri_path = folder / f"fmri{suffix}"
     nib.save(fmri_img, fmri_path)
     mask_paths = [folder / f"mask_{i}{suffix}" for i in range(len(mask_imgs))]
@@ -47,7 +47,7 @@ def save_all(folder, fmri_img, mask_imgs, suffix=".nii.gz"):
 
 
 def nifti_masker(fmri_path, mask_paths):
-    """What nilearn gives, which every method is compared with."""
+    """Return NiftiMasker's arrays, which every method is compared with."""
     return [
         NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
         for mask_path in mask_paths
