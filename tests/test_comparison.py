@@ -1,0 +1,113 @@
+"""Measured peaks are compared with the ranges of their predictions, and the grid is complete."""
+
+import csv
+import itertools
+import json
+
+import pytest
+
+from beyond_the_masker import model_check
+from beyond_the_masker.comparison import (
+    compare,
+    count_of,
+    is_outside,
+    read_grid,
+    table_of,
+    tolerance,
+)
+from beyond_the_masker.imports import TYPICAL
+from beyond_the_masker.methods import all_methods
+from beyond_the_masker.model import METHODS, Image, predict
+from beyond_the_masker.model_check import COLUMNS, full_grid, measure_points
+
+
+def test_tolerance():
+    """A prediction may miss a peak by as much as the page says, beyond its range."""
+    assert tolerance(100) == 30
+    assert tolerance(1000) == 100
+    for low, high, expected in (
+        *((1000, 1000, False), (1100, 1100, False), (900, 900, False), (1101, 1101, True)),
+        *((900, 1300, False), (1000, 1300, False), (1150, 1300, True), (700, 850, True)),
+    ):
+        point = {"measured_mib": 1000, "low_mib": low, "high_mib": high}
+        assert is_outside(point) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n_jobs", [1, 2, 6])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_another_copy_in_each_process_is_noticed(method, n_jobs, compressed):
+    """A library that copies the image once more in each process is outside of the range."""
+    image, row = Image((50, 59, 50, 336), "float32", compressed), {"method": method}
+    point = compare(row | {"before_mib": 50, "peak_mib": 500}, image, [2000] * 6, n_jobs, TYPICAL)
+    assert point["low_mib"] <= point["predicted_mib"] <= point["high_mib"]
+    n_workers = predict(method, image, [2000] * 6, n_jobs, TYPICAL).n_jobs
+    copies = max(n_workers, 1) * 50 * 59 * 50 * 336 * 4 / 2**20
+    assert is_outside(point | {"measured_mib": point["high_mib"] + copies})
+
+
+def test_points_outside_their_range_are_marked():
+    """The table has a line for each point, and marks those outside the range."""
+    point = {"method": "A", "image": "int16.nii", "n_jobs": 2, "predicted_mib": 120}
+    keys = ("measured_mib", "low_mib", "high_mib")
+    values = (160, 80, 150), (190, 80, 150), (2000, 2301, 2301)
+    points = [point | dict(zip(keys, numbers, strict=True)) for numbers in values]
+    _, *lines = table_of(points).splitlines()
+    assert [line.split()[3:] for line in lines] == [
+        ["80", "to", "150", "160"],
+        ["80", "to", "150", "190", "<-", "outside"],
+        ["2,301", "2,000", "<-", "outside"],
+    ]
+    assert count_of(points).startswith("1 of 3 measured peaks")
+
+
+def test_grid_has_every_combination(monkeypatch):
+    """Each type, ending and number of workers is in the grid, and each method with it."""
+    points = full_grid()
+    for wanted in itertools.product((1, 2, 4), ("float32", "int16"), (".nii", ".nii.gz"), (2, 6)):
+        assert points.count(wanted) == 1
+    asked = []
+    monkeypatch.setattr(model_check, "write_image", lambda point, folder: "x.nii")
+    monkeypatch.setattr(model_check, "synthetic_atlas_path", lambda: "y.nii")
+    monkeypatch.setattr(model_check, "atlas_to_masks", lambda *_: ([], []))
+    monkeypatch.setattr(model_check, "measure_point", lambda *call: asked.append(call) or [])
+    assert [*measure_points(points)] == []
+    for image, calls in itertools.groupby(asked, lambda call: call[0][:3]):
+        measured = [method for _, method, *_ in calls]
+        n_workers = len([point for point in points if point[:3] == image])
+        for method in all_methods():
+            assert measured.count(method) == (n_workers if method.mode == "parallel" else 1)
+
+
+def test_grid_is_read_and_predicted(tmp_path):
+    """A recorded peak is compared with the prediction for its own image and machine."""
+    rows, methods = [], ("NiftiMasker, path, parallel", "Streaming, masks, one pass")
+    points = ("float32", ".nii.gz", 6), ("scaled", ".nii", 2), ("int16", ".nii", 1)
+    for (kind, ending, n_jobs), method in itertools.product(points, methods):
+        values = (method, 2, kind, ending, n_jobs, "900 800", "64 64 36 336")
+        values += (kind == "scaled", kind == "scaled", 150.0, 400.0 + n_jobs, 450.0, 500.0, 1.5)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    with open(tmp_path / "prediction.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    about = {"date": "2026-11-22", "imports": TYPICAL}
+    (tmp_path / "prediction.json").write_text(json.dumps({"prediction": about}))
+    found, machine = read_grid(tmp_path)
+    assert machine == about
+    assert [point["n_jobs"] for point in found] == [6, 0, 2, 0, 0, 0]
+    assert [point["measured_mib"] for point in found] == [406, 406, 402, 402, 401, 401]
+    assert found[0]["image"] == "float32.nii.gz, 2 in one"
+    shape = (64, 64, 36, 336)
+    images = [
+        *[Image(shape, "float32", compressed=True)] * 2,
+        *[Image(shape, "int16", compressed=False, slope=True, inter=True)] * 2,
+        *[Image(shape, "int16", compressed=False)] * 2,
+    ]
+    for point, image in zip(found, images, strict=True):
+        caller = f"caller {METHODS[point['method']].caller}"
+        typical = TYPICAL | {caller: 150}  # as measured before the call
+        expected = predict(point["method"], image, [900, 800], max(point["n_jobs"], 1), typical)
+        assert point["predicted_mib"] == expected.peak_mib
+        assert point["low_mib"] == expected.low_mib
+        assert point["high_mib"] == expected.most_mib

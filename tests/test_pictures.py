@@ -1,0 +1,70 @@
+"""Figures are saved with their words, and shown with a caption and alternative text."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pictures
+import pytest
+from sphinx.errors import ExtensionError
+
+SVG = (
+    '<svg xmlns="x" width="72pt" viewBox="0 0 72 36"><metadata><dc:description>{label}'
+    '</dc:description></metadata><path style="fill: {behind}"/></svg>'
+)
+
+
+def scrape(folder):
+    """Call the scraper as sphinx-gallery does; return the text."""
+    from sphinx_gallery.scrapers import ImagePathIterator
+
+    (folder / "images").mkdir()
+    paths = ImagePathIterator(folder / "images" / "page_{0:03}.png")
+    return pictures.scraper(None, {"image_path_iterator": paths}, {"src_dir": str(folder)})
+
+
+def test_scraper(tmp_path):
+    """Every figure is shown, and two layouts of one figure are one picture."""
+    for label in ("A.\n\nFirst.", "B & C.\n\nSecond: 1 < 2.", "B & C.\n\nSecond: 1 < 2."):
+        plt.figure().set_label(label)
+    assert scrape(tmp_path).split() == [
+        *("..", "picture::", "/images/page_001.svg"),
+        *("..", "picture::", "/images/page_002.svg", ":tall:", "/images/page_003.svg"),
+    ]
+    assert plt.get_fignums() == []
+    svg = (tmp_path / "images" / "page_002.svg").read_text()
+    assert pictures.caption_and_description(svg) == ("B & C.", "Second: 1 < 2.")
+
+
+@pytest.mark.parametrize("label", ["", "A caption alone.", "\n\nA description alone."])
+def test_a_figure_needs_its_words(label, tmp_path):
+    """A build stops at a figure without a description or a caption."""
+    plt.figure().set_label(label)
+    with pytest.raises(ExtensionError, match=r"page_001\.svg: the figure's label"):
+        scrape(tmp_path)
+    plt.close("all")
+
+
+def test_picture_in_a_page(tmp_path):
+    """A picture has both layouts, alternative text and a caption, and follows its file."""
+    source, page = tmp_path / "index.rst", tmp_path / "out" / "index.html"
+    source.write_text("Page\n====\n\n.. picture:: /a.svg\n   :tall: b.svg\n")
+    (tmp_path / "conf.py").write_text('extensions = ["pictures"]\nhtml_theme = "basic"\n')
+    for words in ("3 MiB", "4 MiB"):
+        label = f"Its caption.\n\nB &lt; {words}."
+        for name, color in (("a.svg", "#ffffff"), ("b.svg", "#000000")):
+            (tmp_path / name).write_text(SVG.format(label=label, behind=color))
+        folder = str(Path(pictures.__file__).parent)
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", ".", "out"]
+        env = os.environ | {"PYTHONPATH": folder}
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=300)
+        images = re.findall(r"<img [^>]*>", page.read_text())
+        assert [f'alt="B &lt; {words}."' in image for image in images] == [True, True]
+        classes = [set(re.search(r'class="([^"]*)"', image)[1].split()) for image in images]
+        assert ["on-white" in names for names in classes] == [True, False]
+        assert "picture-wide" in classes[0]
+        assert "picture-narrow" in classes[1]
+        assert "Its caption." in page.read_text()
