@@ -92,14 +92,15 @@ def draw_spread(ax, y, values, color):
 
 
 def plot_series(series, title, unit, borders=()):
-    """Draw time series over volumes; the first lines are thicker, so that equal ones stay visible.
+    """Draw time series over volumes.
 
     Parameters
     ----------
     series : dict of str to array of shape (n_timepoints,)
     title, unit : str
     borders : sequence of int, optional
-        Volumes at which a dotted line is drawn.
+        First volumes of chunks, marked by dotted lines. Series may then be equal, so the lines
+        become thinner one after the other.
 
     Returns
     -------
@@ -108,8 +109,9 @@ def plot_series(series, title, unit, borders=()):
     figure, ax = column_figure(3.6)
     colors = BLUE, ORANGE, "#707070", PURPLE, GREEN
     for number, (name, values) in enumerate(series.items()):
-        style = {"lw": 4 / (number + 1), "alpha": 0.5 if number < 1 else 1}
-        ax.plot(values, color=colors[number % 5], label=name, **style)
+        ax.plot(
+            values, color=colors[number % 5], label=name, lw=5 / (number + 1) if borders else 1.5
+        )
     for volume in borders:
         ax.axvline(volume, color="#707070", lw=1, ls=":")
     ax.set(xlabel="volume", ylabel=unit)
@@ -117,10 +119,11 @@ def plot_series(series, title, unit, borders=()):
     hide_frame(ax)
     figure.legend(loc="outside lower left", frameon=False, ncols=2)
     figure.suptitle(title, fontsize=12)
-    lines = [f"{name} from {v.min():.3g} to {v.max():.3g}" for name, v in series.items()]
+    ranges = {name: (np.nanmin(values), np.nanmax(values)) for name, values in series.items()}
+    lines = [f"{name} from {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items()]
     figure.set_label(
-        f"{title}{', dotted lines between chunks' if len(borders) else ''}.\n\nLine chart over "
-        f"{max(map(len, series.values()))} volumes, in {unit}: {'; '.join(lines)}."
+        f"{title}{', dotted lines between chunks' if borders else ''}.\n\nLine chart over "
+        f"{max(map(len, series.values()))} volumes; {unit}: {'; '.join(lines)}."
     )
     return figure
 
