@@ -202,7 +202,8 @@ def timeline_html(runs):
     for metric, run in runs.items():
         figures.append(_explorable(metric, *run))
         figures[-1].x_range = figures[0].x_range
-    data = json.dumps(json_item(column(*figures, sizing_mode="stretch_width")))
+    drawing = json_item(column(*figures, sizing_mode="stretch_width"))
+    data = json.dumps(drawing, separators=(",\n", ":"))  # docutils refuses very long lines
     return FRAGMENT.format(data=data.replace("<", "\\u003c"), color=TEXT)
 
 
