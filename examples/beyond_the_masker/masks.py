@@ -56,9 +56,9 @@ class Masks:
         for mask_img in self.images():
             yield resample_img(mask_img, **grid, **options)
 
-    def checksum(self, options=None):
-        """Return a checksum of names, voxels, grid, and the options of a study."""
-        digest = hashlib.sha256(repr((self.names, self.shape, options)).encode())
+    def checksum(self):
+        """Return a checksum of names, voxels and grid."""
+        digest = hashlib.sha256(repr((self.names, self.shape)).encode())
         for array in (self.affine, *self.positions):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
         return digest.hexdigest()
