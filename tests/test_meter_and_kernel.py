@@ -13,18 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beyond_the_masker import meter as peak_memory
-from beyond_the_masker.meter import HAS_PSS, MIB, measure
+from beyond_the_masker.meter import HAS_PSS, MIB, SHM, measure
 
 pytestmark = pytest.mark.chance
 HOLD = 0.3  # seconds for which known amounts are held
 
 
-# --- The kernel's own account
-
-
 class Group:
-    """A memory control group, and the most that it was charged without page cache."""
+    """A memory control group, and the most that the kernel charged it without page cache."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -41,20 +37,19 @@ class Group:
         return stat.get("anon", stat.get("rss", 0)) + stat.get("shmem", 0) + swap
 
     def watch(self):
-        """Look as often as possible until told to stop."""
+        """Read what is charged as often as possible, until the call is over."""
         while not self.over.wait(0.001):
             self.peak = max(self.peak, self.charged())
 
 
 def group_folders():
-    """Return where a control group could be made, for version 2 and 1."""
+    """Yield the folders where a control group could be made, for version 2 and 1."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, place = line.split(":", maxsplit=2)
         if controllers == "":
-            yield Path("/sys/fs/cgroup") / place.strip("/")
-            yield Path("/sys/fs/cgroup")
+            yield from (Path("/sys/fs/cgroup", place.strip("/")), Path("/sys/fs/cgroup"))
         elif "memory" in controllers.split(","):
-            yield Path("/sys/fs/cgroup/memory") / place.strip("/")
+            yield Path("/sys/fs/cgroup/memory", place.strip("/"))
 
 
 @pytest.fixture
@@ -83,13 +78,13 @@ def group():
 
 
 def inside(folder, function, *args):
-    """Make a call in a control group: all that it takes from here on is charged to that."""
+    """Make a call in a control group, which is charged for all that it takes from here on."""
     Path(folder, "cgroup.procs").write_text(str(os.getpid()))
     return function(*args)
 
 
 def agree(group, function, *args):
-    """Measure a call in the group; check that meter and kernel found the same peak."""
+    """Measure a call in the group, and compare the meter's peak with the kernel's."""
     thread = threading.Thread(target=group.watch)
     thread.start()
     try:
@@ -137,7 +132,7 @@ def fork_and_write(mib):
 
 
 def fork_often(mib):
-    """Start children again and again that end at once."""
+    """Fork children in a loop, which end at once."""
     block = np.ones(mib * MIB, "uint8")
     for _ in range(30):
         children = [os.fork() or os._exit(0) for _ in range(4)]
@@ -147,7 +142,7 @@ def fork_often(mib):
 
 
 def start_often(mib):
-    """Start programs again and again, each of which runs in the caller's memory for a moment."""
+    """Start programs in a loop, each of which runs in the caller's memory for a moment."""
     block = np.ones(mib * MIB, "uint8")
     for _ in range(100):
         os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
@@ -155,7 +150,7 @@ def start_often(mib):
 
 
 def attach_and_leave(name, seconds):
-    """Attach to a block, look at all of it, and leave it, again and again."""
+    """Attach to a block, read all of it, and detach, in a loop."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         block = SharedMemory(name=name)
@@ -164,7 +159,7 @@ def attach_and_leave(name, seconds):
 
 
 def share_a_block(mib):
-    """Let four workers attach to a block and leave it, in a loop."""
+    """Let four workers attach to a block and detach, in a loop."""
     from joblib import Parallel, delayed
 
     block = SharedMemory(create=True, size=mib * MIB)
@@ -176,31 +171,33 @@ def share_a_block(mib):
         block.unlink()
 
 
-def write_shared_file(mib):
-    """Hold a file in shared memory that no process maps, and at last has open."""
-    path = Path(peak_memory.SHM, f"meter_{os.getpid()}")
+def write(file, mib):
+    """Write so much into a file."""
+    for _ in range(mib):
+        file.write(b"1" * MIB)
+    file.flush()
+
+
+def write_closed_file(mib):
+    """Hold a file in shared memory that no process has open or maps."""
+    path = SHM / f"meter_{os.getpid()}"
     with open(path, "wb") as file:
-        for _ in range(mib):
-            file.write(b"1" * MIB)
+        write(file, mib)
     time.sleep(HOLD)
     path.unlink()
 
 
 def write_removed_file(mib):
     """Hold a file in shared memory that has no name any more."""
-    with tempfile.TemporaryFile(dir=peak_memory.SHM) as file:
-        for _ in range(mib):
-            file.write(b"1" * MIB)
-        file.flush()
+    with tempfile.TemporaryFile(dir=SHM) as file:
+        write(file, mib)
         time.sleep(HOLD)
 
 
 def write_to_memfd(mib):
     """Hold memory that has a file descriptor only."""
     with open(os.memfd_create("meter"), "wb") as file:
-        for _ in range(mib):
-            file.write(b"1" * MIB)
-        file.flush()
+        write(file, mib)
         time.sleep(HOLD)
 
 
@@ -217,7 +214,7 @@ def map_anonymously(mib):
 
 
 def make_segment(mib):
-    """Hold a System V segment, which nobody has attached at last."""
+    """Hold a System V segment, which no process has attached at last."""
     import ctypes
 
     library = ctypes.CDLL(None)
@@ -231,7 +228,7 @@ def make_segment(mib):
 
 
 def map_a_file(path):
-    """Map a file on disk, and look at all of it."""
+    """Map a file on disk, and read all of it."""
     data = np.memmap(path, "uint8", mode="r")
     found = int(data[::1024].max())
     time.sleep(HOLD)
@@ -249,14 +246,14 @@ def live_briefly(mib):
     time.sleep(0.1)
 
 
-CALLS = [
-    *(allocate, allocate_in_workers, fork_and_write, fork_often, start_often, share_a_block),
-    *(write_shared_file, write_removed_file, write_to_memfd, map_anonymously, make_segment),
-    live_briefly,
-]
+FAST = [fork_and_write, start_often, write_closed_file, map_anonymously]
+SLOW = [allocate, allocate_in_workers, fork_often, share_a_block, write_removed_file]
+SLOW += [write_to_memfd, make_segment, live_briefly]
+CALLS = [pytest.param(call, id=call.__name__) for call in FAST]
+CALLS += [pytest.param(call, id=call.__name__, marks=pytest.mark.extensive) for call in SLOW]
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize("call", CALLS)
 def test_peak_is_what_the_kernel_charges(call, group):
     """Memory in use is what the kernel charges without page cache."""
     trace = agree(group, call, 120)
@@ -264,7 +261,7 @@ def test_peak_is_what_the_kernel_charges(call, group):
 
 
 def test_mapped_file_is_no_part_of_the_peak(tmp_path, group):
-    """Pages of a file on disk, which the kernel may drop, are recorded apart."""
+    """Pages of a file on disk, which the kernel may drop, are recorded separately."""
     path = tmp_path / "file"
     path.write_bytes(b"1" * (120 * MIB))
     trace = agree(group, map_a_file, path)
