@@ -109,15 +109,14 @@ def stream_masker(
     check_positive(block_size, memory_mib)
     img, first = open_4d(fmri_path)
     parts = [StreamedMasker(each, img, first) for each in maskers]
-    confounds = confounds if confounds is None or isinstance(confounds, list) else [confounds]
+    if confounds is not None:
+        confounds = list(confounds) if isinstance(confounds, list) else [confounds]
     cleaning = {"confounds": confounds, "sample_mask": sample_mask}
     for part in parts:
         part.check_cleaning(img.shape[3], cleaning)
     block_size = block_size or size_of_block(memory_mib, img, parts)
-    envelope = None
-    if any(part.resampled for part in parts):
-        with closing(volume_blocks(fmri_path, block_size)) as blocks:
-            envelope = envelope_of(blocks)
+    resampled = any(part.resampled for part in parts)
+    envelope = envelope_of(fmri_path, block_size) if resampled else None
     with ExitStack() as stack:
         blocks = stack.enter_context(closing(volume_blocks(fmri_path, block_size)))
         for part in parts:
@@ -198,15 +197,14 @@ def size_of_block(memory_mib, img, parts):
     return min(max(n_volumes, 1), img.shape[3])
 
 
-def envelope_of(blocks):
+def envelope_of(fmri_path, block_size):
     """Return volumes with the smallest and the largest value of each voxel, and NaN if any."""
-    reduced = None
-    for block in blocks:
-        parts = [f.reduce(block, axis=3) for f in (np.fmin, np.fmax, np.minimum)]
-        if reduced is not None:
-            pairs = zip((np.fmin, np.fmax, np.minimum), reduced, parts, strict=True)
-            parts = [f(one, other) for f, one, other in pairs]
-        reduced = parts
+    functions, reduced = (np.fmin, np.fmax, np.minimum), None
+    with closing(volume_blocks(fmri_path, block_size)) as blocks:
+        for block in blocks:
+            parts = [f.reduce(block, axis=3) for f in functions]
+            both = zip(functions, reduced or parts, parts, strict=True)
+            reduced = [f(one, other) for f, one, other in both]
     return np.stack(reduced if np.isnan(reduced[2]).any() else reduced[:2], axis=3)
 
 
