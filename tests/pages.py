@@ -218,7 +218,8 @@ START = """() => {
     const all = 'a[href], button, input, select, textarea, summary, [tabindex="0"]';
     const look = element => {
         const s = getComputedStyle(element);
-        const lines = [s, getComputedStyle(element, "::after")].map(
+        const child = getComputedStyle(element.firstElementChild || element);
+        const lines = [s, child, getComputedStyle(element, "::after")].map(
             style => style.outlineStyle == "none" ? 0 : parseFloat(style.outlineWidth));
         const rest = [s.boxShadow, s.borderColor, s.backgroundColor].join();
         return {line: Math.max(...lines), rest};
