@@ -83,17 +83,10 @@ class Timing(NamedTuple):
 
 
 def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks")):
-    """Answer all questions, and write two tables and a description.
+    """Answer all `questions` of some sizes, and write two tables and a description into a folder.
 
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-    sizes : dict
-        As for `questions`.
-    n_repeats : int
-        How often each call and the limit are timed.
-    with_memory : tuple of str
-        Questions for which memory is measured, too.
+    Each call and the limit are timed `n_repeats` times. Memory is measured for the questions
+    `with_memory`.
     """
     asked = questions(sizes)
     reasons = {one.name: one.reason() for one in asked}
@@ -109,7 +102,7 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
 
 
 def questions(sizes):
-    """Return a list of all measurements.
+    """Return a `Timing` for each measurement.
 
     Parameters
     ----------
@@ -117,30 +110,21 @@ def questions(sizes):
         ``volumes`` and ``regions`` of the comparison of methods, ``parallel``, the titles of
         those with workers, and lists of ``lengths`` (volumes), ``masks``, ``blocks`` (volumes)
         and ``workers``.
-
-    Returns
-    -------
-    list of Timing
     """
     path, n = cut_image(sizes["volumes"]), sizes["regions"]
     _, every = atlas_to_masks(get_atlas_path(), path, 64)
     some = every[:n]
     methods = [
-        Timing("methods", method.title, n, warm(method).call(path, some), path, some)
+        method._replace(workers=False)  # the first call has started them
         for method in all_methods()
         if not method.workers or method.title in sizes["parallel"]
     ]
     return [
-        *methods,
+        *(Timing("methods", m.title, n, m.call(path, some), path, some) for m in methods),
         *other_ways(path, every, some),
         *growth_of_streaming(path, every, some, sizes),
         *growth_with_workers(path, some, sizes["workers"]),
     ]
-
-
-def warm(method):
-    """Return the method without the start of its workers: the first call has started them."""
-    return method._replace(workers=False)
 
 
 def other_ways(path, every, some):
@@ -308,11 +292,7 @@ def describe(sizes):
 
 
 def read_benchmark(folder):
-    """Read the tables that `benchmark` has written.
-
-    Parameters
-    ----------
-    folder : str or pathlib.Path
+    """Read the tables that `benchmark` has written into a folder.
 
     Returns
     -------
@@ -320,8 +300,7 @@ def read_benchmark(folder):
         For each question, name and x: an array of shape (n_repeats, 2) with the seconds of the
         call and of the limit.
     memory : dict
-        For each question, name and x: peak memory above the level before the call, and size of
-        the output, in MiB.
+        For each question, name and x: peak above the level before the call, and output, in MiB.
     """
     times = defaultdict(list)
     for key, row in _rows(folder, "benchmark.csv"):

@@ -18,18 +18,7 @@ from beyond_the_masker.figures import (
 
 
 def plot_ratios(times, title):
-    """Draw the time of each method as a multiple of decompression alone, with the spread.
-
-    Parameters
-    ----------
-    times : dict
-        As `benchmark.read_benchmark` returns it.
-    title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw the time of each method as a multiple of the limit, with the spread."""
     ratios = {
         name: pairs[:, 0] / pairs[:, 1]
         for (question, name, _), pairs in times.items()
@@ -67,20 +56,7 @@ GROWTH = {  # the label of the x axis for each question of the benchmark
 
 
 def plot_growth(times, title, sizes):
-    """Draw how time grows, with the spread, and the limit where each panel has one line.
-
-    Parameters
-    ----------
-    times : dict
-        As `benchmark.read_benchmark` returns it.
-    title : str
-    sizes : dict
-        As for `benchmark.questions`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw how time grows, with the spread, and the limit where each panel has one line."""
     figure, lines = _panels(times, title, sizes)
     ends = []
     for question, ax, name, x, keys in lines:
@@ -100,19 +76,7 @@ def plot_growth(times, title, sizes):
 
 
 def plot_memory_growth(memory, title, sizes):
-    """Draw how the peak above the level before the call grows, and the size of the output.
-
-    Parameters
-    ----------
-    memory : dict
-        As `benchmark.read_benchmark` returns it.
-    title, sizes
-        As for `plot_growth`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw how the peak above the level before the call grows, and the size of the output."""
     figure, lines = _panels(memory, title, sizes)
     ends = []
     for _, ax, name, x, keys in lines:

@@ -110,11 +110,6 @@ def show_progress(text):
 def measure_methods(*functions):
     """Measure every method that uses one of some functions, and keep its row and its trace.
 
-    Parameters
-    ----------
-    *functions : callable
-        Functions that `model.METHODS` names.
-
     Returns
     -------
     dict of str to meter.Trace or NotRun
@@ -135,14 +130,7 @@ def measure_methods(*functions):
 
 
 def measure_method(method, fmri_path, mask_paths, reference, progress):
-    """Measure one method, or predict it if it might not fit, and print the numbers.
-
-    Returns
-    -------
-    outcome : meter.Trace or NotRun
-    row : dict of str to str
-        Of ``summary.csv``.
-    """
+    """Measure one method, or predict it if it might not fit; return the outcome and its row."""
     n_masks = 1 if method.mode == "single" else len(mask_paths)
     row = {
         "method": method.name,
@@ -167,13 +155,6 @@ def measure_method(method, fmri_path, mask_paths, reference, progress):
 
 def repeat(call, n_runs, progress):
     """Measure a call several times, each time in a fresh process.
-
-    Parameters
-    ----------
-    call : callable
-    n_runs : int
-    progress : str
-        Printed on standard error before each run.
 
     Returns
     -------

@@ -92,19 +92,9 @@ def draw_spread(ax, y, values, color):
 
 
 def plot_series(series, title, unit, borders=()):
-    """Draw time series over volumes.
+    """Draw a dict of time series by name; the first line is thick, so that equal ones stay visible.
 
-    Parameters
-    ----------
-    series : dict of str to array of shape (n_timepoints,)
-    title, unit : str
-    borders : sequence of int, optional
-        First volumes of chunks, marked by dotted lines. Series may then be equal, so the lines
-        become thinner one after the other.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Dotted lines are at the volumes in `borders`.
     """
     figure, ax = column_figure(3.6)
     colors = BLUE, ORANGE, "#707070", PURPLE, GREEN
@@ -129,17 +119,13 @@ def plot_series(series, title, unit, borders=()):
 
 
 def plot_traces(traces, image_mib=None):
-    """Draw traces one below the other, on one scale of memory.
+    """Draw traces, or predictions in place of them, one below the other on one scale of memory.
 
     Parameters
     ----------
     traces : dict of str to meter.Trace or experiment.NotRun
     image_mib : float, optional
         Size of the image in memory, drawn as a line.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     size = WIDTH, 2 + 2.5 * len(traces)
     figure, axes = plt.subplots(len(traces), 1, figsize=size, squeeze=False, layout="constrained")
@@ -185,17 +171,7 @@ def _draw_prediction(ax, not_run, image_mib, title):
 
 
 def plot_peaks(rows):
-    """Draw the peaks of the methods for all masks, their ranges, and the size of the image.
-
-    Parameters
-    ----------
-    rows : list of dict
-        The rows of ``summary.csv``.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw rows of ``summary.csv``: peaks for all masks, ranges, and the size of the image."""
     rows = [row for row in rows if row["mode"] != "single"]
     image_mib = float(rows[0]["image_mib"])
     left, right = 0.12, 0.32  # all lengths are in inches, and the vertical axis goes downwards
@@ -294,10 +270,6 @@ def plot_ways(ratios, above_mib, title):
         Times as multiples of that of the first way.
     above_mib : dict of str to float
     title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     size = WIDTH, 1.8 + 0.9 * len(ratios)
     figure, (times, memory) = plt.subplots(2, 1, figsize=size, layout="constrained")
@@ -334,10 +306,6 @@ def plot_workers(speed, peaks):
         For each number of workers, how many times as fast as one, in each pair.
     peaks : dict of int to float
         Peak memory in use of all processes, in MiB.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     figure = plt.figure(figsize=(WIDTH, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -373,18 +341,7 @@ def plot_workers(speed, peaks):
 
 
 def plot_plan(hours):
-    """Draw the hours that each part needs, by the number of nodes.
-
-    Parameters
-    ----------
-    hours : pandas.DataFrame
-        A row for each number of nodes: ``processors``, ``storage``, ``backend``, ``limit`` and
-        ``hours``.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw the hours that each part of a `plan` needs, by the number of nodes."""
     figure, ax = column_figure(4.6)
     looks = {"processors": (BLUE, "o-"), "storage": (ORANGE, "s--"), "backend": (GREEN, "^:")}
     for name, (color, style) in looks.items():
@@ -425,14 +382,9 @@ def plot_work(table, lost):
     Parameters
     ----------
     table : pandas.DataFrame
-        As `study.mask_study` returns it.
+        As `mask_study` returns it.
     lost : dict
-        The worker that was killed: its ``pid``, the ``time``, and in ``begun`` when it began the
-        images that were lost.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+        The killed worker: ``pid``, ``time``, and ``begun``, when it began unfinished images.
     """
     pids = list(dict.fromkeys([lost["pid"], *table.sort_values("started").pid]))
     zero, end = table.started.min(), (table.started + table.seconds).max()

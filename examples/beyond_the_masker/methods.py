@@ -29,22 +29,9 @@ class Method(NamedTuple):
     def call(self, fmri_path, mask_paths, n_jobs=None):
         """Return the work from the files to the arrays, as a function without arguments.
 
-        A process that gets this function imports what the method needs, not this module.
-
-        Parameters
-        ----------
-        fmri_path : path
-            4D image.
-        mask_paths : list of paths
-            3D masks on its grid.
-        n_jobs : int, optional
-            Workers of a parallel method; one per mask by default.
-
-        Returns
-        -------
-        callable
-            It returns a list of arrays of shape (n_timepoints, n_voxels): one for the first mask
-            if the mode is single, else one for each mask.
+        A process that gets it imports what the method needs, not this module. It returns a list of
+        arrays: one for the first mask if the mode is single, else one for each mask. `n_jobs` is
+        one for each mask by default.
         """
         how = self.function, self.mode, self.in_memory
         call = functools.partial(run_method, *how, fmri_path, mask_paths, n_jobs, self.workers)
@@ -53,17 +40,7 @@ class Method(NamedTuple):
 
 
 def find_method(title, model):
-    """Return the method of an entry of `model.METHODS`.
-
-    Parameters
-    ----------
-    title : str
-        The key of the entry: the method's name, a comma, and its mode.
-    model : model.Model
-
-    Returns
-    -------
-    Method
+    """Return the method of an entry of `model.METHODS`, by its title: a name, a comma and the mode.
 
     Raises
     ------

@@ -29,11 +29,8 @@ RSS_FILE, PSS_FILE, PHASES_FILE = "mprof_rss.dat", "mprof_pss.dat", "phases.csv"
 def run_under_mprof(folder):
     """Run ``beyond-the-masker experiment`` under mprof, and sample a second metric of the same run.
 
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-        Receives ``mprof_rss.dat``, ``mprof_pss.dat``, ``phases.csv``, which lists when each method
-        began and ended, and ``mprof.json`` with the pause. Drawings of an earlier run are removed.
+    The folder receives ``mprof_rss.dat``, ``mprof_pss.dat``, ``phases.csv``, which lists when each
+    method began and ended, and ``mprof.json`` with the pause. Drawings of earlier runs are removed.
 
     Returns
     -------
@@ -92,15 +89,10 @@ def child_of(process):
 def read_run(folder):
     """Read what `run_under_mprof` wrote.
 
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-
     Returns
     -------
     dict of str to tuple
-        For ``"PSS"`` (or ``"USS"``) and ``"RSS"``: times, mib and phases, as `read_phases` returns
-        them, and children, as `read_children` returns them.
+        By metric, ``"PSS"`` (or ``"USS"``) and ``"RSS"``: times, mib, phases and children.
     """
     runs = {}
     for metric, name in ((METRIC, PSS_FILE), ("RSS", RSS_FILE)):
@@ -113,16 +105,10 @@ def read_run(folder):
 def read_phases(phases_path, mprof_path):
     """Read mprof's samples and the phases of the same run.
 
-    Parameters
-    ----------
-    phases_path, mprof_path : str or pathlib.Path
-
     Returns
     -------
-    times : array of shape (n_samples,)
-        Seconds since a moment before the first phase.
-    mib : array of shape (n_samples,)
-        Memory of all processes.
+    times, mib : arrays of shape (n_samples,)
+        Seconds since a moment before the first phase; memory of all processes.
     phases : list of dict
         ``method``, ``mode``, ``status`` (``measured``, ``predicted`` if it did not run, or
         ``stopped``), and as numbers ``began``, ``ended`` (on the clock of `times`), ``peak_mib``
@@ -145,19 +131,10 @@ def read_phases(phases_path, mprof_path):
 
 
 def read_children(phases, times, mprof_path):
-    """Read the RSS of each child process.
+    """Return a dict for each child process: ``name``, and ``rss_mib`` at each of some times.
 
-    Parameters
-    ----------
-    phases, times
-        As `read_phases` returns them.
-    mprof_path : str or pathlib.Path
-
-    Returns
-    -------
-    list of dict
-        ``name``, and ``rss_mib``, an array of shape (n_samples,) that is zero where the process
-        did not exist. A child that outlives a method is not a worker, but a resource tracker.
+    It is zero while the process does not exist. A child that outlives a method is not a worker, but
+    a resource tracker.
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
     start = profile["timestamp"][-1] - times[-1]

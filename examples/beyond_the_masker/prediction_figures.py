@@ -29,18 +29,7 @@ HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
 
 
 def plot_parts(predictions, measured):
-    """Draw the parts of each predicted peak as a bar, and the measured peak as a dot.
-
-    Parameters
-    ----------
-    predictions : list of model.Prediction
-    measured : dict of str to float
-        Measured peaks in MiB, by the method; without those that did not run.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw the parts of predicted peaks as bars, and a dict of measured ones as dots."""
     figure, ax = column_figure(2.3 + 0.5 * len(predictions))
     bars = []
     for i, prediction in enumerate(predictions):
@@ -91,18 +80,7 @@ RANGE = "low_mib", "high_mib"
 
 
 def plot_points(series, title):
-    """Draw predicted against measured peaks, with the tolerance as a band.
-
-    Parameters
-    ----------
-    series : dict of str to list of dict
-        Points as `model_check.read_grid` returns them, by the name of the series.
-    title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw points of `compare`, by the name of their series, with the tolerance as a band."""
     figure, ax = column_figure(6.2)
     points = [point for points in series.values() for point in points]
     every = [point[key] for point in points for key in (*KEYS, *RANGE)]
@@ -166,17 +144,7 @@ STYLES = {  # of the kinds of peaks
 
 
 def plot_scale(table):
-    """Draw published, predicted and measured peaks, one below the other for each method.
-
-    Parameters
-    ----------
-    table : list of dict
-        As `published.read_scale` returns it.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw the table of `read_scale`: published, predicted and measured peaks of each method."""
     figure, ax = column_figure(2 + 1.1 * len(table))
     described = []
     for i, row in enumerate(table):

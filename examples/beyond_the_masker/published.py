@@ -23,19 +23,13 @@ KINDS = {  # key of a number, and its name
 
 
 def read_scale(folder):
-    """Read the recorded peaks, and predict the same.
-
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-        With ``summary.csv`` and ``experiment.json``.
+    """Read the recorded peaks from a folder, and predict the same.
 
     Returns
     -------
     list of dict
-        For each method of all masks: ``method``, and in GiB ``published_gib`` and
-        ``measured_rss_gib`` (sums of RSS), ``predicted_gib`` and ``measured_gib`` (memory in use).
-        Unknown numbers are None; ``missing`` is the reason why there is no measurement.
+        For each method of all masks: ``method``, and in GiB the keys of ``KINDS``, None if
+        unknown. ``missing`` is the reason why there is no measurement.
     dict
         The image, the machine and the date.
     """

@@ -25,10 +25,8 @@ def run_all(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.c
 
     Parameters
     ----------
-    n_images : int
-        Subjects in the image.
-    n_regions : int
-        Masks, and workers of the parallel methods.
+    n_images, n_regions : int
+        Subjects in the image; masks, and workers of the parallel methods.
     pause : float
         Seconds to rest before each method.
     phases_path : str or pathlib.Path
@@ -65,18 +63,11 @@ def run_phase(method, fmri_path, mask_paths, pause):
 def run_guarded(method, fmri_path, mask_paths):
     """Run a method if it fits, and stop it when the machine is about to run out of memory.
 
-    Parameters
-    ----------
-    method : Method
-    fmri_path : path
-    mask_paths : list of paths
-
     Returns
     -------
     status : {"measured", "predicted", "stopped"}
-        Whether it ran to its end, did not run, or was stopped.
     reason : str
-        Why it did not run, or was stopped.
+        Why the method did not run, or was stopped.
     predicted_mib : float
         The likely peak of memory in use, as the model predicts it.
     """

@@ -19,14 +19,9 @@ def plot_phases(times, mib, phases, metric, tall=False):
     ----------
     times, mib, phases
         As `read_phases` returns them.
-    metric : str
-        The metric that was summed: ``"PSS"``, ``"USS"`` or ``"RSS"``.
+    metric : {"PSS", "USS", "RSS"}
     tall : bool
         Put the list below the curve instead of beside it, for a narrow screen.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     n_lines = [2 if tall or phase["status"] != "measured" else 1 for phase in phases]
     list_height = LINE * sum(n_lines) + GAP * (len(phases) - 1)
@@ -181,19 +176,10 @@ if (i !== undefined) {
 
 
 def timeline_html(runs):
-    """Return HTML with a button that draws memory over time to explore with the pointer.
+    """Return HTML that draws the runs of `read_run`, to explore with the pointer.
 
-    The page needs bokeh's own ``bokeh.min.js`` among its static files; it is loaded when the
-    reader opens the drawing. Without scripts nothing is shown.
-
-    Parameters
-    ----------
-    runs : dict of str to tuple
-        For each metric the arguments of `samples`.
-
-    Returns
-    -------
-    str
+    Without scripts nothing is shown. The page needs bokeh's own ``bokeh.min.js`` among its static
+    files, and loads it when the reader opens the drawing.
     """
     from bokeh.embed import json_item
     from bokeh.layouts import column
@@ -208,21 +194,7 @@ def timeline_html(runs):
 
 
 def samples(times, mib, phases, children, metric):
-    """Return what was measured at each moment, as columns.
-
-    Parameters
-    ----------
-    times, mib, phases
-        As `read_phases` returns them.
-    children : list of dict
-        As `read_children` returns them.
-    metric : str
-
-    Returns
-    -------
-    dict of str to list
-        ``seconds``, ``mib``, ``method`` and ``processes``.
-    """
+    """Return columns of what was measured: ``seconds``, ``mib``, ``method`` and ``processes``."""
     kept = np.flatnonzero(np.isin(times, thin(times, mib)[0]))
     columns = {"seconds": times[kept].round(2).tolist(), "mib": mib[kept].round().tolist()}
     columns["method"] = [_method_at(times[i], phases) for i in kept]
