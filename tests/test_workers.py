@@ -17,7 +17,7 @@ from nibabel.testing import data_path
 from beyond_the_masker import figures, overhead, workers
 from beyond_the_masker.meter import MIB
 from beyond_the_masker.pages import load_page
-from beyond_the_masker.workers import prepare_study, seconds_with, speed_up, storage_rate
+from beyond_the_masker.workers import prepare_study, speed_up, storage_rate
 from good_figures import is_a_good_figure
 from made_images import regions_of
 
@@ -99,13 +99,6 @@ def test_storage_rate_reads_the_whole_file(tmp_path, n_readers, monkeypatch):
     assert storage_rate(tmp_path / "file", n_readers) > 0
     assert sorted(start for start, _ in seen) == [n * seen[0][1] for n in range(n_readers)]
     assert sum(size for _, size in seen) >= 3 * 2**20 + 1
-
-
-def test_number_of_blas_threads_is_set(monkeypatch):
-    """The measured processes get the number of threads that was asked for."""
-    code = "import os; print(os.environ['OPENBLAS_NUM_THREADS'])"
-    monkeypatch.setattr(workers, "MULTIPLY", code)
-    assert [seconds_with(n, 2) for n in (1, 3)] == [1, 3]
 
 
 @pytest.mark.chance

@@ -114,28 +114,14 @@ print(f"limit          {limit_mib:4.0f} MiB")
 
 # %%
 # Neither images nor results travel over the network. A task consists of three paths: the image, its
-# results, and the masks, which ``mask_study`` wrote to the folder of results. A row of the table
-# comes back.
-
-import pickle
-
-(masks_file,) = together.glob("masks-*.npz")
-task = images[0], together / names[0], masks_file, {"resample": False}
-for what, size in (
-    ("a task goes to the worker", len(pickle.dumps(task))),
-    ("a row comes back", len(pickle.dumps(table.iloc[0].to_dict()))),
-    ("the image stays", images[0].stat().st_size),
-    ("the results stay", Path(table.file[0]).stat().st_size),
-):
-    print(f"{what:25}{size / 1024:12,.1f} KiB")
-
-# %%
+# results, and the masks, which ``mask_study`` wrote to the folder of results as the positions of
+# their voxels. A row of the table comes back.
+#
 # A worker is lost
 # ----------------
 # Nodes fail, and jobs reach their time limit. Here we mask the study once more, and kill a worker
-# without a warning, as the system would do it, when a quarter of the images is done.
-# ``lose_a_worker`` waits until the worker is in the middle of an
-# image.
+# without a warning, as the system would do it. ``lose_a_worker`` waits until a quarter of the
+# images is done and the worker is in the middle of another one.
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -100,7 +100,7 @@ print(f"{worker['imports_mib']:.0f} of them imports.")
 # the storage deliver to one, two and four readers, if the file is not in the system's cache? A
 # worker that is faster than the storage waits for it.
 
-from beyond_the_masker.workers import seconds_with, storage_rate
+from beyond_the_masker.workers import storage_rate
 
 print(f"a worker reads         {worker['mib_s']:7,.0f} MiB/s of the compressed file")
 for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
@@ -110,18 +110,10 @@ for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
 # %%
 # **Threads inside the workers.** Extracting voxels needs no linear algebra, but cleaning or
 # decomposing them does. NumPy's library for it (BLAS) starts as many threads as there are cores, in
-# each worker, and all these threads wait for each other. Here one process per core multiplies
-# matrices, with the default number of threads and with one:
-
-n_cores = min(os.cpu_count(), 8)
-pairs = [[seconds_with(n, n_cores) for n in (os.cpu_count(), 1)] for _ in range(3)]
-ratio = statistics.median(default / one for default, one in pairs)
-print(f"{n_cores} processes at once, {os.cpu_count()} BLAS threads in each: ", end="")
-print(f"{ratio:.1f} times as long as with one thread in each")
-
-# %%
-# joblib gives its workers their share of the cores, and Dask gives them one thread. In other
-# scripts, such as a job array's, set the variables before Python starts:
+# each worker, and all these threads wait for each other. joblib `gives its workers their share
+# <https://joblib.readthedocs.io/en/stable/parallel.html#avoiding-over-subscription-of-cpu-resources>`_
+# of the cores, and Dask gives them one thread. In other scripts, such as a job array's, set the
+# variables before Python starts:
 #
 # .. code-block:: bash
 #

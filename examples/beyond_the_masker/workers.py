@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -59,9 +57,6 @@ def prepare_study(n_images=8, most_mib=512):
     return sorted(prepare("study", stamp, fill).glob("sub-*")), masks
 
 
-# Speed
-
-
 def time_study(images, masks, n_jobs):
     """Mask a study into a temporary folder; return the seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -78,9 +73,6 @@ def speed_up(images, masks, n_jobs, n_pairs):
     time_study(images[:n_jobs], masks, n_jobs)  # starts the workers
     pairs = [[time_study(images, masks, n) for n in (1, n_jobs)] for _ in range(n_pairs)]
     return sorted(alone / together for alone, together in pairs)
-
-
-# Memory
 
 
 def memory_of(images, masks, n_jobs):
@@ -128,9 +120,6 @@ def measure_workers(images, masks):
     return measured
 
 
-# Storage and threads
-
-
 def storage_rate(path, n_readers):
     """Read a file that is not in the cache, in parts at the same time; return MiB per second."""
     size = -(-path.stat().st_size // n_readers)
@@ -152,37 +141,12 @@ def read_part(path, start, size):
             size -= n_bytes
 
 
-MULTIPLY = """
-import time
-import numpy as np
-a = np.random.default_rng(0).normal(size=(500, 500))
-a @ a
-start = time.perf_counter()
-for _ in range(4):
-    a @ a
-print(time.perf_counter() - start)
-"""
-
-
-def seconds_with(n_threads, n_workers):
-    """Multiply matrices in several processes at once; return the longest time."""
-    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-    environ = os.environ | dict.fromkeys(names, str(n_threads))
-    command = [sys.executable, "-c", MULTIPLY]
-    options = {"env": environ, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **options) for _ in range(n_workers)]
-    return max(float(process.communicate()[0]) for process in processes)
-
-
-# The loss of a worker
-
-
 def lose_a_worker(pids, folder, n_done, patience=120):
     """Kill the first of several processes in the middle of an image.
 
-    Waits until some images are done and each worker is in the middle of another one, or until
-    twice as many are done, if they are too short for that. The workers are paused for each check,
-    so that its result is still true when it acts.
+    Wait until some images are done and each worker is in the middle of another one; if images are
+    too short for that, until twice as many are done. The workers are paused for each check, so that
+    its result is still true when one is killed.
 
     Parameters
     ----------
@@ -193,7 +157,7 @@ def lose_a_worker(pids, folder, n_done, patience=120):
     n_done : int
         Images to wait for.
     patience : float
-        Seconds after which it acts in any case.
+        Seconds after which a worker is killed in any case.
 
     Returns
     -------
@@ -204,13 +168,11 @@ def lose_a_worker(pids, folder, n_done, patience=120):
     while True:
         for worker in workers:
             worker.suspend()
-        begun = {
-            path.name.split(".npz.")[0]: path.stat().st_mtime
-            for path in folder.glob("sub-*.npz.*.unfinished")
-        }
-        n_in_the_middle = sum(start < time.time() - 0.05 for start in begun.values())
+        unfinished = folder.glob("sub-*.npz.*.unfinished")
+        begun = {path.name.split(".npz.")[0]: path.stat().st_mtime for path in unfinished}
+        n_begun = sum(start < time.time() - 0.05 for start in begun.values())
         n_results = len(list(folder.glob("sub-*.npz")))
-        enough = n_results >= n_done and n_in_the_middle == len(workers)
+        enough = n_results >= n_done and n_begun == len(workers)
         if enough or n_results >= 2 * n_done or time.time() > deadline:
             break
         for worker in workers:
