@@ -69,11 +69,7 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
 def why_not(prediction, memory_mib=None, shm_mib=None):
     """Return in a sentence why a method might not fit, or an empty text.
 
-    Parameters
-    ----------
-    prediction : model.Prediction
-    memory_mib, shm_mib : float, optional
-        Free memory and free space in ``/dev/shm``; by default those of this moment.
+    Memory and space in ``/dev/shm`` are by default the free ones of this moment.
     """
     memory_mib = available_mib() if memory_mib is None else memory_mib
     shm_mib = available_shm_mib() if shm_mib is None else shm_mib
@@ -113,15 +109,7 @@ def most_workers(method, image, masks, memory_mib, shm_mib, machine):
 
 
 def allowed_mib():
-    """Return how much memory a method may take in a build, by the option MEMORY.
-
-    Returns
-    -------
-    allowed : float
-        The most MiB that a method may be predicted to need; by default the free memory.
-    stop : float
-        MiB at which a running method is stopped.
-    """
+    """Return two limits in MiB, by the option MEMORY: to run a method, and to stop it."""
     memory = read_options().memory
     if memory in ("", "unlimited"):
         free = max(available_mib() - reserve_mib(), 0)
@@ -130,18 +118,9 @@ def allowed_mib():
 
 
 def guard(method, fmri_path, mask_paths, n_jobs):
-    """Predict the peak of a method and return also why it must not run, if it must not.
+    """Return the prediction of `predict_peak`, and why a build must not run the method.
 
-    Parameters
-    ----------
-    method, fmri_path, mask_paths, n_jobs
-        As for `predict_peak`.
-
-    Returns
-    -------
-    prediction : model.Prediction
-    reason : str
-        Empty if the method may run.
+    The reason is empty if it may.
     """
     prediction = predict_peak(method, fmri_path, mask_paths, n_jobs)
     allowed, _ = allowed_mib()
@@ -182,7 +161,7 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
     Raises
     ------
     FileNotFoundError, ValueError
-        As `predict_peak`; or the memory is not a size.
+        As for `predict_peak`; or the memory is not a size.
     """
     image = read_header(fmri_path)
     masks = count_all(mask_paths, image.shape[:3])

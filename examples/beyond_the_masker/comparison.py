@@ -19,22 +19,9 @@ def tolerance(measured_mib):
 def compare(row, image, masks, n_jobs, machine):
     """Compare a measured peak with its prediction.
 
-    Parameters
-    ----------
-    row : dict of str to str
-        With ``method``, ``before_mib`` and ``peak_mib``. The prediction starts from
-        ``before_mib``, so that only the call is compared.
-    image : model.Image
-    masks : list of int
-    n_jobs : int
-    machine : dict
-        As for `model.predict`.
-
-    Returns
-    -------
-    dict
-        ``method``, ``n_jobs``, and in MiB ``measured_mib`` and the prediction's ``predicted_mib``,
-        ``low_mib`` and ``high_mib``.
+    The row has ``method``, ``before_mib`` and ``peak_mib``. The prediction starts from
+    ``before_mib``, so that only the call is compared. The other arguments are as for
+    `model.predict`.
     """
     caller = f"caller {METHODS[row['method']].caller}"
     machine = machine | {caller: float(row["before_mib"])}
@@ -75,19 +62,7 @@ def compare_grid_row(row, machine):
 
 
 def read_grid(folder):
-    """Read the grid that `model_check.record` has measured, and compare it with today's model.
-
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-
-    Returns
-    -------
-    list of dict
-        As `compare` returns them, with ``image`` in words.
-    dict
-        The machine on which it was measured.
-    """
+    """Compare the grid that `model_check.record` has measured; describe also the machine."""
     about = json.loads(Path(folder, "prediction.json").read_text())["prediction"]
     with open(Path(folder, "prediction.csv"), newline="") as file:
         rows = csv.DictReader(file)
@@ -102,17 +77,7 @@ def is_outside(point):
 
 
 def table_of(points):
-    """Return points as a table, which marks those outside.
-
-    Parameters
-    ----------
-    points : list of dict
-        As `compare` returns them, with ``image``.
-
-    Returns
-    -------
-    str
-    """
+    """Return points, as `compare` returns them and with ``image``, as a table in text."""
     lines = [f"{'MiB':42}{'image':26}{'workers':>8}{'predicted':>16}{'measured':>10}"]
     for point in points:
         low, high, measured = (

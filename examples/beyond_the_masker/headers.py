@@ -30,16 +30,7 @@ def readable(path, kind):
 
 
 def read_header(fmri_path):
-    """Read the header of an image, and nothing else.
-
-    Parameters
-    ----------
-    fmri_path : str or pathlib.Path
-        4D NIfTI image.
-
-    Returns
-    -------
-    Image
+    """Read the header of a 4D NIfTI image, and return it as an `Image`.
 
     Raises
     ------
@@ -104,23 +95,7 @@ def _unpacked_size(path):
 def count_voxels(mask_path, shape):
     """Count the voxels of a mask.
 
-    Parameters
-    ----------
-    mask_path : str or pathlib.Path
-        3D image.
-    shape : tuple of int
-        The grid that it should have.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        The file is not an image, or on another grid, or no voxel differs from zero.
+    Raise a ValueError if the file is not an image, on another grid than `shape`, or empty.
     """
     with readable(mask_path, "an image"):
         mask_img = nib.load(mask_path)

@@ -10,45 +10,33 @@ This file stands alone. Copy it next to your script and write
     print(trace)
     trace.plot()
 
-It avoids the usual sources of wrong numbers:
-
-* **A fresh process.** The call runs in a new Python process that has already imported what the
-  call needs, so nothing from earlier calls is counted. The measuring process stays outside.
-* **The whole tree.** Every sample sums the workers and the workers' children.
-* **Only memory that the machine cannot take back.** The peak is of :term:`memory in use`: the
-  anonymous memory of all processes, swapped parts included, and shared memory once. Mapped files
-  on disk are recorded separately, because the kernel drops their pages on demand.
-* **Any order.** Processes are read one after the other. The sum does not depend on which one
-  is read first, nor on what they map meanwhile.
-
-Sums of :term:`RSS`, :term:`PSS` and :term:`USS` are recorded for comparison with other tools. The
-sum of RSS counts a shared page once per process. The sum of PSS counts a page twice if a process
-maps it after the others were read, counts pages that can be dropped, and misses shared memory
-that no process maps.
+The call runs in a fresh Python process, so nothing from earlier calls counts, and another process
+samples it and all that it starts. The peak is of :term:`memory in use`, which the machine cannot
+take back: the anonymous memory of all processes, swapped parts included, and shared memory once.
+Processes are read one after the other, but in which order, and what they map meanwhile, does not
+change the sum. For comparison with other tools, a trace also has the sums of :term:`RSS`, which
+count shared pages once per process, and of :term:`PSS` and :term:`USS`.
 
 On Linux, the parts come from these files:
 
 anonymous memory
-    ``Pss_Anon`` and ``SwapPss`` in ``/proc/PID/smaps_rollup``. Pages that parent and child share
-    after a fork are split between them. All processes are listed before the first is read, and
-    those that end meanwhile are left out, so no page counts twice. A child that still runs in its
-    parent's memory (vfork) is left out as well.
+    ``Pss_Anon`` and ``SwapPss`` in ``/proc/PID/smaps_rollup``. All processes are listed before the
+    first is read, and those that end meanwhile are left out, so that no page of a fork counts
+    twice. So are children that still run in their parent's memory (vfork).
 shared memory
     The space of files in ``/dev/shm``, mapped or not; and, while a process has them open or mapped,
     removed files, files in another tmpfs, memfds and shared anonymous maps. System V segments come
-    from ``/proc/sysvipc/shm``. Memory from before the call does not count, nor do files of other
-    programs: those of another user, those that only other processes have open or mapped, and
-    joblib's folders named after other processes.
+    from ``/proc/sysvipc/shm``. What was there before the call does not count, nor do files of other
+    users, files that only other programs hold, and other processes' joblib folders.
 mapped files
-    ``Pss_File`` in ``/proc/PID/smaps_rollup``.
+    ``Pss_File`` in ``/proc/PID/smaps_rollup``: no part of the peak, since the kernel drops such
+    pages on demand.
 
 Other systems have no such account: there the trace holds the sum of USS, and names it.
 
-Between two samples, the kernel's record of the caller's largest resident set catches a peak of
-the calling process; a peak of several processes can be missed. A file that is mapped and unmapped
-between two samples counts as memory of the process.
-
-A call is stopped before the machine runs out of memory; the trace then holds a MemoryError.
+The kernel records the caller's largest resident set, so a peak of the calling process between two
+samples is not missed; one of several processes can be. A file that is mapped and unmapped between
+two samples counts as memory. A call is stopped before the machine runs out of memory.
 """
 
 import contextlib
@@ -97,12 +85,10 @@ class Trace:
     ----------
     name : str
         The function's name.
-    started : float
-        `time.time` at the start of the call.
-    seconds : float
-        Duration of the call.
+    started, seconds : float
+        `time.time` at the start of the call, and its duration.
     before_mib : float
-        Memory in use of the fresh process after its imports and before the call, in MiB.
+        Memory in use after the imports and before the call, in MiB.
     times : array of shape (n_samples,)
         Seconds since the call began. The first sample precedes the call.
     processes : dict of int to dict of str to array of shape (n_samples,)
@@ -114,10 +100,8 @@ class Trace:
     metric : {"memory in use", "USS"}
         The quantity of `peak_mib`. Without an account of anonymous memory it is USS, which the
         arrays ``"anon"`` and ``"pss"`` then hold as well.
-    value : object
-        The call's return value.
-    exception : BaseException or None
-        The exception that the call raised.
+    value, exception
+        What the call returned or raised.
     high_water_mib : float
         Anonymous memory of the calling process at the peak that the kernel recorded.
     """
@@ -135,16 +119,9 @@ class Trace:
     high_water_mib: float = 0
 
     def total(self, metric="in use"):
-        """Sum a metric over all processes.
+        """Return the sum of a metric over all processes in MiB, of shape (n_samples,).
 
-        Parameters
-        ----------
-        metric : {"in use", "anon", "file", "pss", "rss", "uss"}
-            ``"in use"`` is anonymous memory plus, counted once, shared memory.
-
-        Returns
-        -------
-        array of shape (n_samples,), in MiB
+        The metric is ``"in use"``, which is anonymous plus shared memory, or one of `processes`.
         """
         if metric == "in use":
             return self.total("anon") + (0 if self.shm_mib is None else self.shm_mib)
@@ -190,13 +167,9 @@ class Trace:
         return text if self.exception is None else f"{text}\n    raised {self.exception!r}"
 
     def save(self, path, metric="in use"):
-        """Write the trace in mprof's file format: ``mprof plot path`` draws it.
+        """Write a metric, as for `total`, to a file that ``mprof plot path`` draws.
 
-        Parameters
-        ----------
-        path : str or pathlib.Path
-        metric : str
-            As for `total`. With ``"in use"``, child processes have their anonymous memory.
+        With ``"in use"``, child processes have their anonymous memory.
         """
         caller = next(iter(self.processes))
         total, stamps = self.total(metric), self.started + self.times
@@ -219,18 +192,8 @@ class Trace:
     def plot(self, ax=None, image_mib=None, title=None):
         """Draw memory over time: caller, workers and shared memory stacked, files above them.
 
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, optional
-            Where to draw; a new figure by default.
-        image_mib : float, optional
-            Size of the image in memory, drawn as a line for comparison.
-        title : str, optional
-            The function's name by default.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
+        Draw into `ax`, or into a new figure, and return the axes. The size of an image is drawn
+        as a line for comparison. The title is the function's name by default.
         """
         import matplotlib.pyplot as plt
 
@@ -305,18 +268,9 @@ def counted(number, name):
 
 
 def available_mib(root="/"):
-    """Return how much memory this process may still take.
+    """Return how much memory the machine and all control groups of this process have free, in MiB.
 
-    Parameters
-    ----------
-    root : str or pathlib.Path
-        Folder of ``proc`` and ``sys``.
-
-    Returns
-    -------
-    float
-        MiB that the machine and all control groups have free. Cached files that the kernel can
-        drop count as free.
+    Cached files that the kernel can drop count as free. `root` has the folders proc and sys.
     """
     free = [psutil.virtual_memory().available]
     for limit, used, statistics in _control_groups(root):
@@ -648,18 +602,13 @@ def measure(func, /, *args, **kwargs):
     Returns
     -------
     Trace
-        With the call's value or exception, which is not raised here.
+        With the call's value or exception. It is a MemoryError if the call was stopped because
+        the machine was about to run out of memory. The call can clean up then, as after Ctrl-C.
 
     Raises
     ------
     RuntimeError
         The fresh process could not be prepared, for example because an import failed.
-
-    Notes
-    -----
-    Ctrl-C is passed on to the call, so that it can clean up; then the process and its workers are
-    ended. The same happens before the machine runs out of memory; the trace's exception is then
-    a MemoryError.
     """
     return measure_within(math.inf, func, *args, **kwargs)
 
@@ -866,25 +815,13 @@ def _high_water(reset=False):
 
 
 class Watchdog:
-    """Stop a process and its workers before the machine runs out of memory.
+    """Stop a process and its workers before the machine runs out of memory; a context manager.
 
-    A context manager. A thread checks the free memory every few milliseconds and, with a limit,
-    the memory that the process and its workers have in use. If that is too much, it kills the
-    workers, which frees most, and interrupts the process, so that it can clean up; if this does not
-    help, it kills the process. Trackers of shared memory are spared: they remove what others leave
-    behind.
-
-    Parameters
-    ----------
-    pid : int
-        The process.
-    memory_mib : float
-        MiB that may be in use above the level at the beginning.
-
-    Attributes
-    ----------
-    reason : str
-        Why the process was stopped; empty if it was not.
+    A thread checks the free memory every few milliseconds, and whether the process and its workers
+    have taken more than `memory_mib` since the beginning. If so, it kills the workers, which frees
+    most, and interrupts the process, so that it can clean up; if this does not help, it kills the
+    process. Trackers of shared memory are spared: they remove what others leave behind. `reason`
+    is why the process was stopped, or empty.
     """
 
     def __init__(self, pid, memory_mib=math.inf):
@@ -985,14 +922,6 @@ def _runs(process):
 
 
 def remove_joblib_folders(pid):
-    """Remove the folders in shared memory that joblib's killed workers leave behind.
-
-    A task that is being sent meanwhile may recreate its folder after it was removed.
-
-    Parameters
-    ----------
-    pid : int
-        The process that used joblib and no longer does.
-    """
+    """Remove the folders that the killed workers of a process leave in shared memory."""
     for folder in SHM.glob(f"joblib_memmapping_folder_{pid}_*"):
         shutil.rmtree(folder, ignore_errors=True)

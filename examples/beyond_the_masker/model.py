@@ -307,25 +307,13 @@ DTYPES += ("int64", "uint64")
 
 
 class Image(NamedTuple):
-    """The part of an image's header that memory depends on.
+    """The part of an image's header that memory depends on."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        (x, y, z, n_timepoints)
-    dtype : str
-        Type of the stored values, one of ``DTYPES``.
-    compressed : bool
-        Whether the file is a ``.nii.gz``, ``.bz2`` or ``.zst``.
-    slope, inter : bool
-        Whether the header has a slope other than 1, and an intercept other than 0.
-    """
-
-    shape: tuple
-    dtype: str = "float32"
+    shape: tuple  # (x, y, z, n_timepoints)
+    dtype: str = "float32"  # of the stored values, one of DTYPES
     compressed: bool = True
-    slope: bool = False
-    inter: bool = False
+    slope: bool = False  # whether there is a slope other than 1
+    inter: bool = False  # whether there is an intercept other than 0
 
     @property
     def scaled(self):
@@ -353,21 +341,10 @@ def check(image, mask_voxels, n_jobs):
 
 
 def quantities(image, mask_voxels, mode, active=0):
-    """Return the bytes of all quantities that parts consist of.
+    """Return the bytes of all quantities that parts consist of, as a dictionary.
 
-    Parameters
-    ----------
-    image : Image
-    mask_voxels : list of int
-        Voxels of each mask.
-    mode : {"single", "loop", "parallel", "one pass"}
-        A single run has the first mask only.
-    active : int
-        Workers that have a task; 0 where the calling process does the work itself.
-
-    Returns
-    -------
-    dict of str to float
+    In the mode "single", only the first mask counts. `active` workers have a task; with 0, the
+    calling process does the work itself.
     """
     x, y, z, n_volumes = (int(n) for n in image.shape)
     grid = x * y * z
@@ -379,6 +356,9 @@ def quantities(image, mask_voxels, mode, active=0):
     positions = sum(masks)
     at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
     block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
+    rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
+    as_stored = image.dtype.startswith("float") and not image.scaled
+    of_value = stored_size + (1 if as_stored else 2 * copy_size)
     return {
         "stored": voxels * stored_size,
         "array": voxels * array_size,
@@ -389,19 +369,9 @@ def quantities(image, mask_voxels, mode, active=0):
         "output": at_work / max(active, 1) * n_volumes * copy_size,
         "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
-        "streamed": streamed(image, positions, copy_size),
+        "streamed": rows * positions * of_value + 12 * positions + 2 * grid * stored_size,
         "blocks": block * grid * (3 * array_size + copy_size + 1),
     }
-
-
-def streamed(image, positions, copy_size):
-    """Return the bytes that `stream_masks` has in memory besides the time series."""
-    *grid, n_volumes = image.shape
-    stored_size = np.dtype(image.dtype).itemsize
-    rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
-    as_stored = image.dtype.startswith("float") and not image.scaled
-    of_value = stored_size + (1 if as_stored else 2 * copy_size)
-    return rows * positions * of_value + 12 * positions + 2 * math.prod(grid) * stored_size
 
 
 class Held(NamedTuple):
@@ -413,38 +383,17 @@ class Held(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The memory in use that a method needs, in MiB.
-
-    Attributes
-    ----------
-    method : str
-    n_jobs : int
-        Workers that are started; 0 if there are none.
-    peak_mib : float
-        The likely peak.
-    low_mib : float
-        The peak if one worker at a time is at its own.
-    most_mib : float
-        The peak if all workers are at theirs at the same moment.
-    shm_mib : float
-        The most that the method takes in ``/dev/shm``; the peaks include it.
-    file_mib : float
-        The most of files on disk that may be mapped; the peaks do not include it.
-    moment : str
-        The moment of the likely peak.
-    parts : list of Held
-        What is in memory at that moment.
-    """
+    """The memory in use that a method needs, in MiB."""
 
     method: str
-    n_jobs: int
-    peak_mib: float
-    low_mib: float
-    most_mib: float
-    shm_mib: float
-    file_mib: float
-    moment: str
-    parts: list
+    n_jobs: int  # workers that are started; 0 if there are none
+    peak_mib: float  # the likely peak
+    low_mib: float  # the peak if one worker at a time is at its own
+    most_mib: float  # the peak if all workers are at theirs at the same moment
+    shm_mib: float  # the most in /dev/shm; the peaks include it
+    file_mib: float  # the most of files on disk that may be mapped; the peaks do not include it
+    moment: str  # the moment of the likely peak
+    parts: list  # all that is in memory at that moment, each a `Held`
 
 
 def predict(method, image, masks, n_jobs, machine):
@@ -465,11 +414,6 @@ def predict(method, image, masks, n_jobs, machine):
     Returns
     -------
     Prediction
-
-    Raises
-    ------
-    ValueError
-        There is no such method, or `check` refuses the numbers.
     """
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r}; there are: {'; '.join(METHODS)}.")
@@ -546,18 +490,7 @@ def most_of(holder, moments, amounts):
 
 
 def as_json(machine):
-    """Return the model as JSON, for the calculator.
-
-    Parameters
-    ----------
-    machine : dict
-        As for `predict`.
-
-    Returns
-    -------
-    str
-        An object with ``methods``, ``reasons``, ``machine`` and ``dtypes`` (bytes of a value).
-    """
+    """Return the model as JSON, for the calculator; `machine` is as for `predict`."""
 
     def plain(item):
         """Turn named tuples into dictionaries."""

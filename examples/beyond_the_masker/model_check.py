@@ -77,17 +77,8 @@ def write_image(point, folder):
 def measure_points(points, n_runs=1):
     """Measure every method at every point; one without workers once for an image.
 
-    Parameters
-    ----------
-    points : list of Point
-        Those of the same image next to each other.
-    n_runs : int
-        Measurements of a method with workers, of which the row has the median.
-
-    Yields
-    ------
-    dict
-        A row for each method that fits into memory, with the columns ``COLUMNS``.
+    Points of the same image are next to each other. Yield a row with the columns ``COLUMNS`` for
+    each method that fits into memory: the median of `n_runs` measurements of one with workers.
     """
     for _, group in itertools.groupby(points, lambda point: point[:3]):
         with tempfile.TemporaryDirectory() as folder:
@@ -133,12 +124,7 @@ def show(*words):
 
 
 def record(folder):
-    """Measure the whole grid, and write ``prediction.csv`` and ``prediction.json``.
-
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-    """
+    """Measure the whole grid, and write prediction.csv and prediction.json into a folder."""
     about = describe_machine() | {"date": datetime.date.today().isoformat()}
     about["imports"] = calibrate()
     rows = []
@@ -158,18 +144,7 @@ def write_rows(path, rows):
 
 
 def check(n_runs=5):
-    """Measure a few points, print them with their predictions, and return those outside.
-
-    Parameters
-    ----------
-    n_runs : int
-        Measurements of a method with workers.
-
-    Returns
-    -------
-    list of dict
-        As `comparison.compare` returns them.
-    """
+    """Measure a few points, print them with their predictions, and return those outside."""
     machine = calibrate()
     points = [compare_grid_row(row, machine) for row in measure_points(few_points(), n_runs)]
     print(table_of(points))
