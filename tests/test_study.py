@@ -302,10 +302,10 @@ def test_parts_at_the_same_time(study, monkeypatch):
     original, seen = masks_module.write_arrays, []
 
     def meanwhile(path, *arguments):
+        original(path, *arguments)
         if not seen:
             seen.append(path)
             assert list(study.run(part=(2, 2)).status) == ["done"] * 3
-        original(path, *arguments)
 
     monkeypatch.setattr(masks_module, "write_arrays", meanwhile)
     assert list(study.run(part=(1, 2)).status) == ["done"] * 3
