@@ -109,7 +109,7 @@ def test_the_arrays_are_those_of_one_pass(case):
         assert all(series.dtype.isnative and series.flags.writeable for series in found)
 
 
-@pytest.mark.parametrize("dtype", ["<i2", ">f4", "<f8"])
+@pytest.mark.parametrize("dtype", ["<i2", pytest.param(">f8", marks=pytest.mark.extensive)])
 def test_processes_give_the_arrays_of_one_pass(tmp_path, dtype):
     """Rows from other processes are put in their place."""
     fmri_path, masks = image_and_masks(tmp_path, dtype, shape=(5, 6, 4, 23), scaling=(0.37, -5.1))

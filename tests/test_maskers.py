@@ -298,7 +298,13 @@ def test_any_combination_gives_what_fit_transform_gives(
     assert_same(series, reference, spatial)
 
 
-@pytest.mark.parametrize("strategy", ["whole-brain-template", "gm-template", "wm-template"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "whole-brain-template",
+        *(pytest.param(f"{kind}-template", marks=pytest.mark.extensive) for kind in ("gm", "wm")),
+    ],
+)
 def test_template_strategies_need_no_mask(tmp_path, strategy):
     """A mask that depends on the grid alone is computed as in fit_transform."""
     affine = nib.affines.from_matvec(np.eye(3) * 10, [-90, -125, -70])
