@@ -1,6 +1,7 @@
 """stream_masker returns what fit_transform returns, for every masker, or refuses with a reason."""
 
 import gc
+import gzip
 import pickle
 import tempfile
 import warnings
@@ -35,7 +36,7 @@ from beyond_the_masker.maskers import (
 from beyond_the_masker.meter import measure
 from beyond_the_masker.pages import load_page
 from made_images import make_image
-from test_streaming import open_files
+from test_streaming import NOISE, changed, open_files
 
 N = 37
 GRID = (9, 10, 8)
@@ -630,9 +631,12 @@ def test_file_that_is_cut_off(whole, tmp_path, suffix):
 def test_compressed_file_with_a_changed_byte(whole, tmp_path):
     """One wrong byte raises an error: the file is read to gzip's checksum, where nibabel stops."""
     content, path = whole[".nii.gz"], tmp_path / "image.nii.gz"
-    places = np.linspace(2_000, len(content) - 1, 40).astype(int)
-    for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+    damaged = [
+        changed(content, n, 0x10) for n in np.linspace(2000, len(content) - 1, 20, dtype=int)
+    ]
+    damaged.append(changed(gzip.compress(whole[".nii"] + NOISE, 1), -9, 1))  # after the volumes
+    for each in damaged:
+        path.write_bytes(each)
         with pytest.raises(OSError, match="incomplete or damaged"):
             stream_masker(make_masker("mask"), path, block_size=4)
 

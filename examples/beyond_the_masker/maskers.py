@@ -314,9 +314,9 @@ class StreamedMasker:
 
     def clean(self, series, cleaning):
         """Do the temporal part."""
-        options = {name: self.parameters[name] for name in TEMPORAL}
-        options |= self.parameters["clean_args"] or {}
-        return clean(series, runs=self.parameters.get("runs"), **cleaning, **options)
+        parameters = self.parameters
+        options = {name: parameters[name] for name in TEMPORAL} | {"runs": parameters.get("runs")}
+        return clean(series, **cleaning, **options, **(parameters["clean_args"] or {}))
 
     def check_cleaning(self, n_timepoints, cleaning):
         """Clean a random series, so that a mistake shows before the file is read."""
@@ -327,7 +327,8 @@ class StreamedMasker:
 
     def result(self, cleaning):
         """Return the cleaned series in the type that the masker would return."""
-        series, dtype = self.clean(self.series, cleaning), self.parameters["dtype"]
+        series, self.series = self.clean(self.series, cleaning), None  # frees what was extracted
+        dtype = self.parameters["dtype"]
         if isinstance(dtype, str) and dtype == "auto":
             dtype = "int32" if self.is_integer else "float32"
         series = series if dtype is None else series.astype(dtype)
