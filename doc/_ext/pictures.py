@@ -17,6 +17,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from matplotlib.transforms import Bbox
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
@@ -38,6 +39,8 @@ def scraper(block, block_vars, gallery_conf):
                 f"description, not {label!r}."
             )
         figure.savefig(path, metadata={"Description": label, "Date": None})
+        if path.stem.endswith("_001"):
+            save_thumbnail(figure, path.with_suffix(".png"))
         saved.append((label, "/" + relpath(path, gallery_conf["src_dir"])))
     plt.close("all")
     text = ""
@@ -45,6 +48,14 @@ def scraper(block, block_vars, gallery_conf):
         wide, *tall = (name for _, name in layouts)
         text += f"\n.. picture:: {wide}\n" + "".join(f"   :tall: {name}\n" for name in tall)
     return text + "\n"
+
+
+def save_thumbnail(figure, path):
+    """Save the upper part of a figure, in the shape of a thumbnail."""
+    width, height = figure.get_size_inches()
+    upper = Bbox([[0, max(0, height - 0.7 * width)], [width, height]])
+    figure.set_layout_engine("none")  # it is laid out already
+    figure.savefig(path, dpi=150, bbox_inches=upper)
 
 
 def caption_and_description(svg):
