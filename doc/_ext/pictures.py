@@ -17,7 +17,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from matplotlib.transforms import Bbox
+from matplotlib import pyplot as plt
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
@@ -27,8 +27,6 @@ def scraper(block, block_vars, gallery_conf):
 
     Two figures with the same label are two layouts of one picture, the wide one first.
     """
-    import matplotlib.pyplot as plt
-
     saved = []
     for figure in map(plt.figure, plt.get_fignums()):
         path = Path(next(block_vars["image_path_iterator"])).with_suffix(".svg")
@@ -52,10 +50,9 @@ def scraper(block, block_vars, gallery_conf):
 
 def save_thumbnail(figure, path):
     """Save the upper part of a figure, in the shape of a thumbnail."""
-    width, height = figure.get_size_inches()
-    upper = Bbox([[0, max(0, height - 0.7 * width)], [width, height]])
-    figure.set_layout_engine("none")  # it is laid out already
-    figure.savefig(path, dpi=150, bbox_inches=upper)
+    figure.savefig(path, dpi=150)
+    pixels = plt.imread(path)
+    plt.imsave(path, pixels[: round(0.7 * pixels.shape[1])])
 
 
 def caption_and_description(svg):
