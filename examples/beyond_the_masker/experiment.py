@@ -122,8 +122,8 @@ def measure_methods(*functions):
     for number, method in enumerate(methods, start=1):
         if method.function.__name__ not in names:
             continue
-        show = f"[{number} of {len(methods)}] {method.title}"
-        outcome, row = measure_method(method, fmri_path, mask_paths, reference, show)
+        progress = f"[{number} of {len(methods)}] {method.title}"
+        outcome, row = measure_method(method, fmri_path, mask_paths, reference, progress)
         keep_row({"image_mib": f"{image_mib:.3f}"} | row)
         outcomes[method.title] = outcome
     return outcomes
@@ -188,30 +188,20 @@ def measured_row(outcome, runs, reference):
     The columns without a range are those of `outcome`: the run with the median peak.
     """
     reason = why_stopped(outcome)
-    peaks, seconds = ([getattr(run, key) for run in runs] for key in ("peak_mib", "seconds"))
-    mib = {
-        **{key: getattr(outcome, key) for key in ("before_mib", "peak_mib")},
-        **{"peak_mib_min": min(peaks), "peak_mib_max": max(peaks)},
-        **{
-            f"peak_{key}_mib": getattr(outcome, f"peak_{key}_mib") for key in ("file", "pss", "rss")
-        },
-    }
-    times = {
+    row = {"n_runs": len(runs), "status": "stopped" if reason else "measured", "reason": reason}
+    for key in ("before_mib", "peak_mib", "peak_file_mib", "peak_pss_mib", "peak_rss_mib"):
+        row[key] = f"{getattr(outcome, key):.3f}"
+    peaks = [run.peak_mib for run in runs]
+    row |= {"peak_mib_min": f"{min(peaks):.3f}", "peak_mib_max": f"{max(peaks):.3f}"}
+    if reason:
+        return row | dict.fromkeys(("seconds", "seconds_min", "seconds_max", "identical"), "")
+    seconds = [run.seconds for run in runs]
+    same = all(identical(run.result(), reference) for run in runs)
+    return row | {
         "seconds": f"{statistics.median(seconds):.4f}",
         "seconds_min": f"{min(seconds):.4f}",
         "seconds_max": f"{max(seconds):.4f}",
-    }
-    if reason:
-        times = dict.fromkeys((*times, "identical"), "")
-    else:
-        same = all(identical(run.result(), reference) for run in runs)
-        times["identical"] = str(same).lower()
-    return {
-        "n_runs": len(runs),
-        **{key: f"{value:.3f}" for key, value in mib.items()},
-        **times,
-        "status": "stopped" if reason else "measured",
-        "reason": reason,
+        "identical": str(same).lower(),
     }
 
 
@@ -262,11 +252,7 @@ class NotRun(NamedTuple):
         }
 
     def __str__(self):
-        method, low, high = (
-            self.prediction.method,
-            self.prediction.low_mib,
-            self.prediction.most_mib,
-        )
+        method, low, high = (getattr(self.prediction, k) for k in ("method", "low_mib", "most_mib"))
         between = f" ({low:,.0f} to {high:,.0f})" if low < high else ""
         return (
             f"{method}\n    not run: {self.reason}\n"
