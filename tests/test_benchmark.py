@@ -222,7 +222,13 @@ def all_measured(n_repeats=5):
     return times, memory
 
 
-@pytest.mark.parametrize("measure", [all_measured, lambda: read_benchmark(RECORDED)])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        all_measured,
+        pytest.param(lambda: read_benchmark(RECORDED), id="recorded", marks=pytest.mark.extensive),
+    ],
+)
 def test_figures_of_the_benchmark(measure):
     """Each method and each question is drawn, and the descriptions have the numbers."""
     times, memory = measure()

@@ -37,6 +37,7 @@ CASES = [  # every value of each, and most pairs
     ("one takes all the time", "mixed", False),
     ("the first takes all the time", "mixed", True),
 ]
+CASES[3:] = [pytest.param(*case, marks=pytest.mark.extensive) for case in CASES[3:]]
 
 
 @pytest.fixture(autouse=True)
