@@ -92,9 +92,10 @@ def draw_spread(ax, y, values, color):
 
 
 def plot_series(series, title, unit, borders=()):
-    """Draw a dict of time series by name; the first line is thick, so that equal ones stay visible.
+    """Draw a dict of time series by name.
 
-    Dotted lines are at the volumes in `borders`.
+    With `borders`, dotted lines are at these volumes, and the first lines are thick, so that equal
+    ones stay visible.
     """
     figure, ax = column_figure(3.6)
     colors = BLUE, ORANGE, "#707070", PURPLE, GREEN
@@ -317,7 +318,7 @@ def plot_workers(speed, peaks):
     above.plot(numbers, middle, "o-", color=BLUE, label="measured: median, and all pairs")
     above.axvline(os.cpu_count(), color=ORANGE, ls="--", label="cores of this machine")
     above.set(ylabel="times as fast as one", ylim=(0, numbers[-1]))
-    legend_above(above, borderaxespad=None)
+    legend_above(above)
     below.bar(numbers, peaks.values(), width=0.6, color=BLUE)
     for n, mib in peaks.items():
         below.text(n, mib, f"{mib:,.0f}", ha="center", va="bottom")
@@ -356,7 +357,7 @@ def plot_plan(hours):
     ax.yaxis.set_major_formatter("{x:g}")
     ax.margins(0.12)
     hide_frame(ax)
-    legend_above(ax, borderaxespad=None, ncols=2)
+    legend_above(ax, ncols=2)
     described = "; ".join(
         f"{n} {'node' if n == 1 else 'nodes'}: processors {row.processors:.3g} h, storage "
         f"{row.storage:.3g} h, backend {row.backend:.3g} h"
