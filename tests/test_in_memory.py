@@ -25,8 +25,9 @@ from beyond_the_masker.running import load_in_memory
 from leftovers import eventually
 from made_images import SHAPE, STRAIGHT, assert_same, make_image, make_masks, nifti_masker, save_all
 
-page = load_page("plot_in_memory")
-FUNCTIONS = (page.numpy_masker_threads, page.numpy_masker_joblib_map, page.numpy_masker_mapped)
+numpy_masker_threads = load_page("plot_in_memory").numpy_masker_threads
+page = load_page("plot_mapped_file")
+FUNCTIONS = (numpy_masker_threads, page.numpy_masker_joblib_map, page.numpy_masker_mapped)
 WITH_FILE = FUNCTIONS[1:]
 
 
@@ -91,7 +92,7 @@ def test_a_copy_is_written_if_needed(
     content = fmri_path.read_bytes()
     with parallel_config(backend="sequential"):
         series = function(load(fmri_path), mask_paths, 2)
-        assert_same(series, page.numpy_masker_threads(fmri_path, mask_paths, 1))
+        assert_same(series, numpy_masker_threads(fmri_path, mask_paths, 1))
     mapped = can_be_mapped and load is not load_in_memory and function is FUNCTIONS[2]
     assert len(copied) == (function in WITH_FILE and not mapped)
     assert fmri_path.read_bytes() == content
@@ -102,7 +103,7 @@ def test_array_in_memory_is_not_copied(monkeypatch):
     img = make_image()
     masks = make_masks(img)
     monkeypatch.setattr(np, "empty", lambda *args, **kwargs: pytest.fail("a second array"))
-    series = page.numpy_masker_threads(img, masks, 2)
+    series = numpy_masker_threads(img, masks, 2)
     np.testing.assert_array_equal(series[3], np.asarray(img.dataobj).reshape(-1, 7).T)
 
 
@@ -207,7 +208,8 @@ def test_nothing_is_left_when_a_worker_fails(files, temporary, monkeypatch, func
             there.extend(temporary.rglob("fmri"))
             return super().__call__((truediv, (1, 0), {}) for _ in tasks)
 
-    monkeypatch.setattr(page, "Parallel", Failing)
+    for one in (page, load_page("plot_in_memory")):
+        monkeypatch.setattr(one, "Parallel", Failing)
     with pytest.raises(ZeroDivisionError):
         function(files[".nii.gz"], files["masks"], n_jobs)
     assert len(there) == (function in WITH_FILE)  # and the fixture sees that it is gone
@@ -240,7 +242,7 @@ examples, name, fmri_path, mask_path = sys.argv[1:]
 sys.path.insert(0, examples)
 from beyond_the_masker.pages import load_page
 
-page = load_page("plot_in_memory")
+page = load_page("plot_mapped_file")
 
 class Waiting(page.Parallel):
     def __call__(self, tasks):

@@ -29,9 +29,13 @@ from made_images import (
     save_all,
 )
 
-MASKER, INDEXING, SHARED, IN_MEMORY = (
-    load_page(f"plot_{name}")
-    for name in ("nifti_masker", "numpy_indexing", "shared_memory", "in_memory")
+MASKER, INDEXING, SHARED = (
+    load_page(f"plot_{name}") for name in ("nifti_masker", "numpy_indexing", "shared_memory")
+)
+ONE_ARRAY = (
+    load_page("plot_in_memory").numpy_masker_threads,
+    load_page("plot_mapped_file").numpy_masker_joblib_map,
+    load_page("plot_mapped_file").numpy_masker_mapped,
 )
 
 
@@ -62,9 +66,9 @@ WAYS |= {
     "shared, lazy image": (SHARED.numpy_masker_shared_parallel, "parallel", lazy),
     "shared, in-memory image": (SHARED.numpy_masker_shared_parallel, "parallel", load_in_memory),
 }
-for function in ("numpy_masker_threads", "numpy_masker_joblib_map", "numpy_masker_mapped"):
+for function in ONE_ARRAY:
     for load in (lazy, load_in_memory):
-        WAYS[f"{function}, {load.__name__}"] = (getattr(IN_MEMORY, function), "parallel", load)
+        WAYS[f"{function.__name__}, {load.__name__}"] = function, "parallel", load
 # This one gives the files to nilearn's masker as they are, which resamples, warns and complains.
 STRICT_WAYS = {k: way for k, way in WAYS.items() if way[0].__name__ != "stream_nifti_maskers"}
 PAGES = {k: way for k, way in STRICT_WAYS.items() if way[0].__module__.startswith("plot_")}

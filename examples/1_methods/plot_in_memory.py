@@ -1,21 +1,22 @@
 """
-When the image must be in memory
-================================
+When the image must be in memory: threads
+=========================================
 
 Sometimes you need the whole image as an array: you use its voxels again and again, or you choose
-masks while you look at the results. On this page you will
+masks while you look at the results. Then one copy in memory is the least that you can have.
+:term:`Threads <thread>` of one process all see that copy. On this page you will
 
-1. share one array with :term:`threads <thread>`, which need next to no memory beyond the array, and
-2. share one :term:`memory-mapped <memory map>` file with worker processes: either a copy written
-   for this purpose, or the image's own file.
+1. read an image into one array, without a second copy on the way,
+2. extract all masks from it in threads, and
+3. see that NumPy lets threads work at the same time.
 """
 
 # %%
-# Threads
-# -------
-# Threads of one process see the same memory, so one array serves all of them. The image is read
-# volume by volume into that array. ``np.asanyarray`` on a compressed file would hold the
-# decompressed bytes and the array at the same time.
+# The function
+# ------------
+# The image is read volume by volume into one array. ``np.asanyarray`` on a compressed file would
+# hold the decompressed bytes and the array at the same time. An image whose data are in memory
+# already is used as it is.
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +36,7 @@ def numpy_masker_threads(fmri, masks, n_jobs):
     Parameters
     ----------
     fmri : path or nibabel image
-        4D image. If its data are in memory already, they are used as they are.
+        4D image.
     masks : list of paths or of nibabel images
         3D masks on the grid of the image: non-zero in the region.
     n_jobs : int
@@ -44,13 +45,7 @@ def numpy_masker_threads(fmri, masks, n_jobs):
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask: float32 or float64, as the image; integers become float32. Voxels are
-        in C order of the mask. Values that are not finite are zero, as with NiftiMasker.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, OSError
-        As `beyond_the_masker.checks.open_checked` raises them.
+        One for each mask, as `numpy_masker_single_inmemory` returns it.
     """
     fmri_img, mask_arrays = open_checked(fmri, masks)
     data = fmri_img.dataobj
@@ -63,6 +58,18 @@ def numpy_masker_threads(fmri, masks, n_jobs):
 
 
 # %%
+# The first volumes, and all masks:
+
+from beyond_the_masker.data import first_volumes
+from beyond_the_masker.experiment import prepare_all
+
+fmri_path, mask_paths, _, image_mib = prepare_all()
+for series in numpy_masker_threads(first_volumes(fmri_path), mask_paths, n_jobs=2):
+    print(f"{series.shape[0]} volumes, {series.shape[1]} voxels, {series.dtype}")
+
+# %%
+# Do threads wait for each other?
+# -------------------------------
 # Python runs one thread at a time: the one that has the global interpreter lock (GIL). A library
 # in C can release the lock while it works, and NumPy does so when it indexes with a mask. To see
 # that, one thread indexes while this one counts how often it gets a turn. If NumPy kept the lock,
@@ -81,162 +88,31 @@ while indexing.is_alive():
 print(f"While one thread indexed, the other had {turns} turns.")
 
 # %%
-# Worker processes and a file
-# ---------------------------
-# Python code keeps the lock, so it needs processes to run in parallel. Processes share an array if
-# each of them maps the same file: the :term:`pages <page>` of a mapped file are in memory once,
-# however many processes access them. joblib recognises a :class:`numpy.memmap` among the arguments
-# of a task, and sends the file's name, type, shape and offset instead of its content.
-#
-# joblib's documentation uses ``joblib.dump`` and then ``joblib.load`` with ``mmap_mode="r"``. For
-# that the image must be in memory as an array first. Here it is written volume by volume instead,
-# and then mapped, so no array of its size ever exists. On a full disk, writing to a file raises an
-# error, while writing to a map ends the process. We still check the free space first, before you
-# wait for minutes.
-
-import shutil
-import tempfile
-from pathlib import Path
-
-from beyond_the_masker.checks import size_in_bytes
-
-
-def write_values(fmri_img, path):
-    """Write the values of an image to a file, volume by volume; return its path.
-
-    Raises
-    ------
-    OSError
-        There is not enough free space, or the image is incomplete or damaged.
-    """
-    size, free = size_in_bytes(fmri_img), shutil.disk_usage(path.parent).free
-    if size > free:
-        raise OSError(
-            f"The image needs {size / 2**20:,.0f} MiB of disk, and {path.parent} has "
-            f"{free / 2**20:,.0f} MiB left. Set TMPDIR to a folder with more room."
-        )
-    with open(path, "wb") as file:
-        for volume in read_volumes(fmri_img):
-            file.write(volume.tobytes("F"))
-    return path
-
-
-def numpy_masker_joblib_map(fmri, masks, n_jobs):
-    """Extract several masks in workers, which joblib gives a map of a copy.
-
-    Parameters, results and errors are those of `numpy_masker_threads`. An OSError is also raised if
-    the folder for temporary files has too little free space.
-    """
-    fmri_img, mask_arrays = open_checked(fmri, masks)
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_values(fmri_img, Path(folder) / "fmri")
-        data = np.memmap(path, value_type(fmri_img), "r", shape=fmri_img.shape, order="F")
-        return Parallel(n_jobs=n_jobs)(delayed(take)(data, mask) for mask in mask_arrays)
-
-
-# %%
-# The ``with`` block removes the folder, also when a region fails or you press Ctrl-C. On Linux a
-# file may be removed while it is still mapped. Only a process that is killed outright leaves its
-# folder behind. TMPDIR sets where the folder is created. On some systems ``/tmp`` is a tmpfs: then
-# the file is memory, which the kernel cannot take back, so choose a folder on a disk.
-
-# %%
-# The image's own file
-# --------------------
-# An uncompressed NIfTI file without scale factors holds the very bytes of the array. nibabel maps
-# such a file when you ask for its data as a whole, and a worker can do the same: it needs only the
-# path and where the data begin, and reads only the pages that it touches. A compressed file must be
-# decompressed first, and scaled integers multiplied. For these, the function writes a copy that
-# holds the final values.
-
-
-def take_from_file(path, dtype, offset, shape, mask):
-    """Map a file, and return the voxels of a mask out of it."""
-    return take(np.memmap(path, dtype, "r", offset, shape, order="F"), mask)
-
-
-def find_values(fmri_img):
-    """Return where an image's own file has its values, path and offset, or None if it cannot.
-
-    Raises
-    ------
-    OSError
-        The file ends before the values do.
-    """
-    proxy = fmri_img.dataobj
-    if (
-        type(proxy) is not nib.arrayproxy.ArrayProxy
-        or not isinstance(proxy.file_like, str)
-        or Path(proxy.file_like).suffix.lower() in nib.openers.ImageOpener.compress_ext_map
-        or (proxy.slope, proxy.inter) != (1, 0)
-    ):
-        return None
-    path = Path(proxy.file_like).absolute()  # workers may have started in another folder
-    missing = proxy.offset + size_in_bytes(fmri_img) - path.stat().st_size
-    if missing > 0:
-        raise OSError(
-            f"{fmri_img.get_filename()} is incomplete or damaged ({missing} bytes are missing). "
-            "Copy or download it again."
-        )
-    return path, proxy.offset
-
-
-def numpy_masker_mapped(fmri, masks, n_jobs):
-    """Extract several masks in workers that map the image's file, or a copy if they must.
-
-    Parameters, results and errors are those of `numpy_masker_joblib_map`.
-    """
-    fmri_img, mask_arrays = open_checked(fmri, masks)
-    with tempfile.TemporaryDirectory() as folder:
-        own = find_values(fmri_img)
-        path, offset = own or (write_values(fmri_img, Path(folder).absolute() / "fmri"), 0)
-        like = path, value_type(fmri_img), offset, fmri_img.shape
-        return Parallel(n_jobs=n_jobs)(delayed(take_from_file)(*like, m) for m in mask_arrays)
-
+# Many turns mean that the threads work at the same time. For the regions of an atlas this hardly
+# matters: taking a few hundred voxels out of an array takes milliseconds. Most of the time goes
+# into reading the file, which happens once.
 
 # %%
 # What it costs
 # -------------
-# The pages of a mapped file on a disk are not part of memory in use. They belong to the kernel's
-# cache: when memory runs short, the kernel drops them and reads them again later, so the image
-# need not fit in memory. They are recorded separately. An array can only be moved to swap, if
-# there is any.
 
-from beyond_the_masker.experiment import measure_methods, prepare_all
+from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
 
-fmri_path, mask_paths, _, image_mib = prepare_all()
-traces = measure_methods(numpy_masker_threads, numpy_masker_joblib_map, numpy_masker_mapped)
+traces = measure_methods(numpy_masker_threads)
 plot_traces(traces, image_mib)
-
-# %%
-# If the image is compressed, the last of these functions made a copy. The same call on an
-# uncompressed file:
-
-from beyond_the_masker.data import write_joined
-from beyond_the_masker.meter import measure
-
-fmri_img = nib.load(fmri_path, keep_file_open=True)
-with tempfile.TemporaryDirectory() as folder:
-    if shutil.disk_usage(folder).free < 2 * size_in_bytes(fmri_img):
-        print(f"Not run: {tempfile.gettempdir()} has too little free space for the file.")
-    else:
-        plain_path = Path(folder) / "fmri.nii"
-        write_joined([fmri_img], fmri_img.shape[3], plain_path, value_type(fmri_img))
-        trace = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
-        print(trace.exception or f"peak {trace.peak_mib:,.0f} MiB, {trace.seconds:.2f} s")
 
 # %%
 # What to conclude
 # ----------------
 # For taking voxels from an image in memory, threads are the simplest way: one array, one process,
-# no file. With a mapped file no process holds the image: memory in use is that of the workers, and
-# the image is in the kernel's cache as long as there is space. The price is the time to write a
-# copy, unless the image is stored uncompressed: then there is nothing to write, and workers read
-# only what they touch. If you only take voxels once, the image need not be in memory at all.
+# no file, and next to no memory beyond the array. Python code of your own keeps the lock, though.
+# To run it in parallel you need processes, and they can share an image, too. If you take voxels
+# only once, the image need not be in memory at all.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_heavy_work.py`: when worker processes pay.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_mapped_file.py`: one copy for worker processes,
+#   which need not fit in memory.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: when the image need not be in
 #   memory.

@@ -270,14 +270,14 @@ METHODS = {
         ),
     ),
     "NumPy indexing, joblib map, parallel": Model(
-        "plot_in_memory",
+        "plot_mapped_file",
         "numpy_masker_joblib_map",
         "parallel",
         (Moment("writing the file", (VOLUME, MASKS), early=True), INDEX_MAPPED),
         imports="numpy",
     ),
     "NumPy indexing, mapped file, parallel": Model(
-        "plot_in_memory",
+        "plot_mapped_file",
         "numpy_masker_mapped",
         "parallel",
         (Moment("writing the file", (VOLUME, MASKS), "read", early=True), INDEX_MAPPED),
