@@ -134,7 +134,7 @@ def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
     assert same(found, stream_masks(fmri_path, masks.values()))
 
 
-def test_same_sees_a_bit():
+def test_same_compares_every_bit():
     """Arrays of another sign, shape, type or number are not the same."""
     array = np.zeros((2, 3), "f4")
     assert same([array], [array.copy()])
@@ -284,7 +284,7 @@ def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
         extract_block(volumes, np.arange(5), 0, 3)
 
 
-def test_a_worker_that_cannot_read_says_so(tmp_path):
+def test_an_error_in_a_worker_names_the_file(tmp_path):
     """An error in another process names the file."""
     fmri_path, masks = image_and_masks(tmp_path)
     volumes = Volumes.of(nib.load(fmri_path))
@@ -317,7 +317,7 @@ def test_a_compressed_file_is_refused_with_the_reason(tmp_path, name):
 # --------
 
 
-def test_indexed_gzip_is_kept_apart():
+def test_indexed_gzip_is_in_a_separate_folder():
     """It is installed in a folder of its own, where nibabel does not find it."""
     assert importlib.util.find_spec("indexed_gzip") is None
     before = sys.path[:]
@@ -436,7 +436,7 @@ def test_without_an_index_more_is_decompressed(large):
 SCRIPT = """
 import sys, time
 import nibabel as nib, numpy as np
-from beyond_the_masker import blocks as page
+from beyond_the_masker import blocks
 from beyond_the_masker.streaming import stream_masks
 
 class Slow:
@@ -448,15 +448,15 @@ class Slow:
         time.sleep(600)  # until Ctrl-C comes
 
 mask_img = nib.Nifti1Image(np.ones((66, 66, 66), "u1"), np.eye(4))
-fast, page.tqdm = page.tqdm, Slow
+fast, blocks.tqdm = blocks.tqdm, Slow
 if __name__ == "__main__":
     try:
-        page.mask_blocks(sys.argv[1], {"all": mask_img}, n_jobs=2, block_mib=0)
+        blocks.mask_blocks(sys.argv[1], {"all": mask_img}, n_jobs=2, block_mib=0)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
-    page.tqdm = fast
-    (found,) = page.mask_blocks(sys.argv[1], {"all": mask_img}, n_jobs=2)
-    print("again", (found == stream_masks(sys.argv[1], [mask_img])[0]).all(), flush=True)
+    blocks.tqdm = fast
+    (found,) = blocks.mask_blocks(sys.argv[1], {"all": mask_img}, n_jobs=2)
+    print("equal", (found == stream_masks(sys.argv[1], [mask_img])[0]).all(), flush=True)
 """
 
 
@@ -488,7 +488,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out.splitlines() == ["interrupted", "again True"]
+    assert out.splitlines() == ["interrupted", "equal True"]
     assert psutil.wait_procs(tree, timeout=60)[1] == []
     assert shared() == []
     assert list((tmp_path / "empty").iterdir()) == []
@@ -499,8 +499,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 # ---------
 
 
-def test_both_files_hold_the_same(tmp_path):
-    """Both files have the same volumes."""
+def test_both_files_have_the_same_volumes(tmp_path):
+    """The compressed and the uncompressed file have the same volumes, cut to some MiB."""
     data = any_bits((8, 8, 8, 20), "<i2")
     volume_mib = 512 * 8 / MIB  # float64, scaled
     for name in ("fmri.nii", "fmri.nii.gz"):
@@ -548,6 +548,17 @@ WAYS = [
     *("blocks, 2 workers, .nii", "blocks, 2 workers, .nii.gz, no index"),
     "blocks, 2 workers, .nii.gz, index",
 ]
+
+
+def test_ways_with_and_without_indexed_gzip(monkeypatch, tmp_path):
+    """An index is measured if indexed_gzip is installed; all other ways are measured anyway."""
+    monkeypatch.setattr(block_costs, "measure_calls", dict)
+    monkeypatch.setattr(block_costs, "measure_index", lambda *_: {"path": "index"})
+    ways, index = block_costs.measure_ways("fmri.nii.gz", "fmri.nii", [])
+    assert (list(ways), index) == (WAYS, {"path": "index"})
+    monkeypatch.setattr(block_costs, "SEPARATE", tmp_path)
+    ways, index = block_costs.measure_ways("fmri.nii.gz", "fmri.nii", [])
+    assert (list(ways), index) == (WAYS[:5], {})
 
 
 @pytest.mark.parametrize(("n_ways", "spread"), [(5, 1), (6, 1.01), (5, 30), (6, 1e4)])
