@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from beyond_the_masker.experiment import NotRun
 from beyond_the_masker.files import stem
+from beyond_the_masker.meter import Trace
 
 WIDTH = 4.2  # inches
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
@@ -132,12 +132,12 @@ def plot_traces(traces, image_mib=None):
     figure, axes = plt.subplots(len(traces), 1, figsize=size, squeeze=False, layout="constrained")
     known, words = {}, []
     for ax, (name, trace) in zip(axes.flat, traces.items(), strict=True):
-        if isinstance(trace, NotRun):
-            words.append(_draw_prediction(ax, trace, image_mib, name))
-        else:
+        if isinstance(trace, Trace):
             trace.plot(ax, image_mib, name)
             words.append(trace.in_words(name))
             ax.get_legend().remove()
+        else:
+            words.append(_draw_prediction(ax, trace, image_mib, name))
         handles, labels = ax.get_legend_handles_labels()
         known |= dict(zip(labels, handles, strict=True))
     figure.legend(known.values(), known, loc="outside lower left", frameon=False)
