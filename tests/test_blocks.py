@@ -23,12 +23,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from beyond_the_masker import block_costs
 from beyond_the_masker import blocks as module
-from beyond_the_masker.block_costs import (
-    SEPARATE,
-    indexed_gzip_importable,
-    prepare_both,
-    same,
-)
+from beyond_the_masker.block_costs import SEPARATE, indexed_gzip_importable, prepare_both, same
 from beyond_the_masker.blocks import Volumes, extract_block, make_index, mask_blocks
 from beyond_the_masker.figures import plot_ways
 from beyond_the_masker.meter import MIB, measure
@@ -216,8 +211,7 @@ def test_what_travels_is_small(sparse):
 
 
 @pytest.mark.parametrize(
-    ("block_mib", "expected"),
-    [(0, 5), (1e-9, 5), (2, 3), (2.9, 3), (5, 1), (1e6, 1)],
+    ("block_mib", "expected"), [(0, 5), (1e-9, 5), (2, 3), (2.9, 3), (5, 1), (1e6, 1)]
 )
 def test_blocks_cover_all_volumes_once(block_mib, expected):
     """Every volume is in one block, and no block is larger than asked for."""

@@ -127,10 +127,7 @@ SPATIAL = {  # masker, its parameters
             "reports": True,  # without, nilearn 0.14 fails
         },
     ),
-    "mask, target 3 x 3": (
-        NiftiMasker,
-        {"mask_img": MASK, "target_affine": np.diag([5.0, 5, 5])},
-    ),
+    "mask, target 3 x 3": (NiftiMasker, {"mask_img": MASK, "target_affine": np.diag([5.0, 5, 5])}),
     "mask, target same voxels": (
         NiftiMasker,
         {"mask_img": MASK, "target_affine": np.diag([3.0, 3, 4])},
@@ -446,8 +443,8 @@ def test_masker_is_left_as_by_fit_transform(files, spatial):
         np.testing.assert_array_equal(a.affine, b.affine)
     if hasattr(usual, "region_atlas_"):
         np.testing.assert_array_equal(own.region_atlas_.dataobj, usual.region_atlas_.dataobj)
-    again, reference = own.transform(files["float32"]), usual.transform(files["float32"])
-    np.testing.assert_array_equal(again, reference)
+    found, reference = own.transform(files["float32"]), usual.transform(files["float32"])
+    np.testing.assert_array_equal(found, reference)
     assert pickle.loads(pickle.dumps(own)).get_params().keys() == before.keys()
 
 

@@ -51,7 +51,7 @@ def clean_once(masker, fmri_path, confounds, n_blocks=4, **cleaning):
 
 
 # %%
-# Both work on averages over the regions of a label image, here made of the masks of this build.
+# Both extract averages over the regions of a label image, here made of the masks of this build.
 # The confounds drift as head motion does.
 
 from nilearn.maskers import NiftiLabelsMasker

@@ -248,7 +248,7 @@ class StreamedMasker:
 
     @contextmanager
     def spatial_only(self):
-        """Turn the temporal part of the masker off meanwhile."""
+        """Turn off the temporal parameters and the cache of the masker while blocks pass."""
         neutral = {name: value for name, value in NEUTRAL.items() if name in self.parameters}
         if self.is_spheres and self.parameters["dtype"] != "auto":
             del neutral["dtype"]
