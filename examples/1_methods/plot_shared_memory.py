@@ -14,9 +14,10 @@ Shared memory: one copy of the image for all
 # %%
 # What a worker does
 # ------------------
-# A worker gets the name of the block, not its content. Indexing with a mask copies the region's
-# voxels; nothing else leaves the block. An array over the block must not outlive it: accessing it
-# would crash Python. So it is never bound to a name.
+# A worker gets the name of the block, and the shape and type of the image in it, but not its
+# content. Indexing with a mask copies the region's voxels; nothing else leaves the block. An array
+# over the block must not outlive it: accessing it would crash Python. So it is never bound to a
+# name.
 
 import sys
 from multiprocessing.shared_memory import SharedMemory
@@ -27,23 +28,7 @@ from beyond_the_masker.checks import as_nifti_masker
 
 
 def numpy_masker_shared_single(block_name, shape, dtype, mask):
-    """Extract the voxel time series of one mask from an image in shared memory.
-
-    Parameters
-    ----------
-    block_name : str
-        Name of the `multiprocessing.shared_memory.SharedMemory` block.
-    shape : tuple of int
-        (x, y, z, n_timepoints)
-    dtype : numpy.dtype
-        Type of the image's values in the block.
-    mask : array of bool, shape (x, y, z)
-
-    Returns
-    -------
-    array of shape (n_timepoints, n_voxels)
-        As NiftiMasker returns it.
-    """
+    """Extract the time series of one mask, an array of bool, from an image in shared memory."""
     # Since Python 3.13 a worker can leave the tracking of a block to the process that made it.
     untracked = {"track": False} if sys.version_info >= (3, 13) else {}
     block = SharedMemory(name=block_name, **untracked)
@@ -97,6 +82,8 @@ def check_shared_memory(size):
 # %%
 # All masks in parallel
 # ---------------------
+# The image and the masks are opened and checked as on the other pages. The block exists while the
+# workers need it, and no longer.
 
 from joblib import Parallel, delayed
 
@@ -119,13 +106,6 @@ def numpy_masker_shared_parallel(fmri, masks, n_jobs):
     -------
     list of arrays of shape (n_timepoints, n_voxels)
         One for each mask, as NiftiMasker returns it.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, OSError
-        As `beyond_the_masker.checks.open_checked` raises them.
-    MemoryError
-        There is not enough shared memory.
     """
     fmri_img, mask_arrays = open_checked(fmri, masks)
     with shared_copy(fmri_img) as block:
@@ -140,6 +120,8 @@ def numpy_masker_shared_parallel(fmri, masks, n_jobs):
 # %%
 # What it costs
 # -------------
+# The calling process fills the block before the workers begin. After that, each worker adds only
+# its interpreter, its imports and the voxels of its region.
 
 from beyond_the_masker.experiment import measure_methods, prepare_all
 from beyond_the_masker.figures import plot_traces
@@ -159,14 +141,12 @@ from beyond_the_masker.meter import Trace, measure
 
 
 def print_copies(title, trace):
-    """Print the shared memory that a call used, as copies of the image, and its peak."""
-    if not isinstance(trace, Trace) or trace.exception is not None:
-        print(f"{title}: not completed")
-        return
-    print(f"{title}: {trace.metric} {trace.above_mib:,.0f} MiB above the start, with all workers")
-    if trace.shm_mib is not None:
-        shm_mib = trace.shm_mib.max()
-        print(f"  shared memory {shm_mib:,.0f} MiB: {shm_mib / image_mib:.2f} times the image")
+    """Print how much shared memory a call used, as copies of the image."""
+    if not isinstance(trace, Trace) or trace.exception or trace.shm_mib is None:
+        print(f"{title}: not measured")
+    else:
+        print(f"{title}: shared memory {trace.shm_mib.max() / image_mib:.2f} times the image,")
+        print(f"{trace.metric} {trace.above_mib:,.0f} MiB above the start, with all workers")
 
 
 print_copies("the block's name is sent", *traces.values())
