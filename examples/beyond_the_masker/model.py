@@ -258,7 +258,7 @@ METHODS = {
             Moment("filling the block", (BLOCK, VOLUME, MASKS), early=True),
             Moment("indexing", (BLOCK, INDEX, RESULTS, MASKS, MASKS_SENT)),
         ),
-        imports="nibabel",
+        imports="numpy",
     ),
     "NumPy indexing, threads, parallel": Model(
         "plot_in_memory",
