@@ -66,7 +66,7 @@ print(f"{series.shape[0]} volumes, {series.shape[1]} voxels, {series.dtype}")
 
 figure, ax = plt.subplots(figsize=(7, 2.5), layout="constrained")
 centred = series - series.mean(axis=0)
-ax.plot(centred[:, :20], color="0.8", lw=0.5)
+ax.plot(centred[:, :: 1 + series.shape[1] // 20], color="0.8", lw=0.5)
 ax.plot(centred.mean(axis=1), color="C0", lw=2)
 ax.set(xlabel="volume", ylabel="signal, centred", xlim=(0, len(series)))
 figure.set_label(
