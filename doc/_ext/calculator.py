@@ -16,8 +16,9 @@ SCRIPTS = ("calculator_model.js", "calculator.js")
 MEASURED_HERE = "was measured on the machine that built this page ({versions})"
 TYPICAL = "is typical for a machine with two cores; <code>budget --measure</code> measures yours"
 MACHINE = (
-    "The memory of interpreters and imports {origin}. Elsewhere it may differ, by some tens of MiB per"
-    " worker. Measured peaks may lie outside the range by {part:.0%} or {mib} MiB, whichever is more."
+    "The memory of interpreters and imports {origin}. Elsewhere it may differ, by some tens of MiB"
+    " per worker. Measured peaks may lie outside the range by {part:.0%} or {mib} MiB, whichever"
+    " is more."
 )
 
 

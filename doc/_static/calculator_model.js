@@ -292,31 +292,13 @@ window.memoryCalculator = (() => {
 
   /** Decompress the beginning of a gzip file, as many bytes as a header has. */
   async function gunzipStart(file) {
-    const stream = new DecompressionStream("gzip");
-    const writer = stream.writable.getWriter();
-    const reader = stream.readable.getReader();
-    const ignore = () => {}; // the slice ends in the middle of the stream, which is an error
-    writer.closed.catch(ignore);
-    reader.closed.catch(ignore);
-    const slice = await file.slice(0, 2 ** 16).arrayBuffer();
-    const bytes = new Uint8Array(HEADER_BYTES);
-    let length = 0;
+    const slice = file.slice(0, 2 ** 16).stream(); // its end, in the middle of the data, is no matter
+    const reader = slice.pipeThrough(new DecompressionStream("gzip")).getReader();
     try {
-      let part = reader.read(); // before the first byte is written, so that none is lost
-      writer.write(slice).then(() => writer.close()).catch(ignore);
-      for (let next = await part; !next.done && length < HEADER_BYTES; next = await part) {
-        bytes.set(next.value.subarray(0, HEADER_BYTES - length), length);
-        length += next.value.length;
-        part = reader.read();
-        part.catch(ignore);
-      }
-    } catch (error) {
-      if (!length) {
-        throw new Error("it is not a gzip file, or damaged");
-      }
+      return (await reader.read()).value.subarray(0, HEADER_BYTES);
+    } catch {
+      throw new Error("it is not a gzip file, or damaged");
     }
-    reader.cancel().catch(ignore);
-    return bytes.subarray(0, length);
   }
 
   /** Return how many bytes a gzip file holds, and from where that is known. */
