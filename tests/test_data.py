@@ -423,7 +423,9 @@ data.atlas_to_masks(sys.argv[1], sys.argv[2], 3)
 
 
 @pytest.mark.chance
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "kill", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.extensive)]
+)
 def test_killed_preparation_is_not_trusted(kill, tmp_path, fmri_path, cache):
     """After an interrupt the next run prepares all masks again."""
     atlas_path, regions = write_atlas("maps", tmp_path)

@@ -16,7 +16,7 @@ from nibabel.testing import data_path
 from beyond_the_masker.checks import open_checked
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.pages import load_page
-from beyond_the_masker.running import load_in_memory, run_method
+from beyond_the_masker.running import load_in_memory
 from made_images import (
     FLIPPED,
     OBLIQUE,
@@ -115,7 +115,8 @@ IMAGES = {
     "NaN and inf": {"data": NOT_FINITE},
     "NaN and inf big-endian float64 .nii": {"data": NOT_FINITE, "dtype": ">f8", "suffix": ".nii"},
     "more than 1 MB, which joblib maps": {"shape": (30, 31, 29, 10), "suffix": ".nii"},
-    **{name: name for name in ("functional.nii", "example4d.nii.gz", "example_nifti2.nii.gz")},
+    **{name: name for name in ("functional.nii", "example_nifti2.nii.gz")},
+    "example4d.nii.gz": pytest.param("example4d.nii.gz", marks=pytest.mark.extensive),  # large
 }
 
 
@@ -335,18 +336,6 @@ def test_shared_checks_reject_bad_input(bad_files, bad):
         assert (img.shape[:3], mask.dtype) == (mask.shape, bool)
     else:
         check_rejected(bad_files, way, bad)
-
-
-@by_name("bad", {name: bad for name, bad in BAD.items() if name != "4D mask"})
-def test_no_method_takes_bad_input(bad_files, bad):
-    """Every method of the experiment rejects bad input; some accept a 4D mask of one volume."""
-    for method in all_methods():
-        if method.function.__name__ == "stream_nifti_maskers":
-            continue
-        how = method.function, method.mode, method.in_memory
-        paths = bad_files / bad[0], [bad_files / bad[1]]
-        with parallel_config(backend="sequential"), pytest.raises((ValueError, OSError)):
-            run_method(*how, *paths, 1)
 
 
 @pytest.mark.parametrize(
