@@ -595,6 +595,7 @@ def kill_this_and_leave_a_child(folder):
     kill_this()
 
 
+@pytest.mark.extensive
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_killed_call_that_has_children(tmp_path):
     """When a call is killed, its children are ended, and nothing waits for them."""
@@ -805,7 +806,7 @@ def test_plot_of_a_call_that_was_over_at_once(axes):
     assert left < right
 
 
-@pytest.mark.parametrize("metric", ["in use", "rss"])
+@pytest.mark.parametrize("metric", ["in use", pytest.param("rss", marks=pytest.mark.extensive)])
 def test_saved_trace_is_what_mprof_reads(metric, tmp_path):
     """mprof reads the same numbers from a saved trace, and plots it."""
     import mprof

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -149,6 +150,19 @@ def start_often(mib):
     return int(block[-1])
 
 
+def start_slowly(mib):
+    """Start a program that runs in the caller's memory until somebody opens a pipe."""
+    block = np.ones(mib * MIB, "uint8")
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = os.path.join(folder, "pipe")
+        os.mkfifo(pipe)
+        opener = subprocess.Popen(["/bin/sh", "-c", f"sleep {HOLD}; : > {pipe}"])
+        actions = [(os.POSIX_SPAWN_OPEN, 0, pipe, os.O_RDONLY, 0)]
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}, file_actions=actions), 0)
+        opener.wait()
+    return int(block[-1])
+
+
 def attach_and_leave(name, seconds):
     """Attach to a block, read all of it, and detach, in a loop."""
     deadline = time.monotonic() + seconds
@@ -246,8 +260,8 @@ def live_briefly(mib):
     time.sleep(0.1)
 
 
-FAST = [fork_and_write, start_often, write_closed_file, map_anonymously]
-SLOW = [allocate, allocate_in_workers, fork_often, share_a_block, write_removed_file]
+FAST = [fork_and_write, start_slowly, write_closed_file, map_anonymously]
+SLOW = [allocate, allocate_in_workers, fork_often, start_often, share_a_block, write_removed_file]
 SLOW += [write_to_memfd, make_segment, live_briefly]
 CALLS = [pytest.param(call, id=call.__name__) for call in FAST]
 CALLS += [pytest.param(call, id=call.__name__, marks=pytest.mark.extensive) for call in SLOW]
