@@ -74,7 +74,7 @@ def html(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def open_page(browser, html, serve):
-    """A function that opens the page; in the end nothing may have gone wrong on any."""
+    """A function that opens the page; no page may have had a problem in the end."""
     address, problems, contexts = serve(html), [], []
 
     def start(ending="", **options):
@@ -269,7 +269,7 @@ def test_sizes_and_thousands_are_written_and_read_as_in_python(page):
     assert written == [f"{number:,.0f}" for number in numbers]
 
 
-def test_the_page_has_the_model_and_says_how_exact_it_is(html):
+def test_the_page_has_the_model_and_its_tolerance(html):
     """The JSON is that of the table; scripts are on this page only; the tolerance is stated."""
     text = (html / "calculator.html").read_text()
     model = re.search(r'<script type="application/json" id="memory-model">(.*?)</script>', text)
