@@ -49,6 +49,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 from distributed import Client
 
@@ -73,8 +74,13 @@ local = ["--host=127.0.0.1", "--dashboard-address=127.0.0.1:0"]
 limits = ["--nworkers=2", "--nthreads=1", f"--memory-limit={limit_mib:.0f}MiB"]
 scheduler = start_dask("scheduler", *local, "--port=0", "--idle-timeout=600")
 workers = start_dask("worker", *local, *limits, "--death-timeout=60")
+deadline = time.monotonic() + 120
+while not os.path.exists(scheduler_file):  # the client itself would wait forever
+    if scheduler.poll() is not None or time.monotonic() > deadline:
+        raise RuntimeError(f"Dask did not start: {open(f'{folder.name}/log.txt').read()}")
+    time.sleep(0.1)
 client = Client(scheduler_file=scheduler_file)
-client.wait_for_workers(2)
+client.wait_for_workers(2, timeout=300)
 print(f"The dashboard is at {client.dashboard_link}")
 
 # %%
