@@ -21,13 +21,14 @@ ORDER = """
     plot_stream_masks plot_stream_masker
     plot_memory_over_time plot_prediction plot_limit
     plot_one_machine plot_dask_cluster plot_slurm plot_large_image_in_blocks plot_study_plan
-""".split()
+"""
 
 
 def reading_order(file_name):
     """Return the sort key of a page within its section."""
     name = Path(file_name).stem
-    return (ORDER.index(name) if name in ORDER else len(ORDER)), name
+    names = ORDER.split()
+    return (names.index(name) if name in names else len(names)), name
 
 
 # -- What runs again ---------------------------------------------------------------------------
