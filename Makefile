@@ -80,7 +80,8 @@ lint: $(VENV)/.tested ## check style and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
-	$(VENV)/bin/sphinx-lint --ignore doc/auto_examples --ignore doc/_build doc README.md CONTRIBUTING.md CHANGELOG.md
+	$(VENV)/bin/sphinx-lint --ignore doc/auto_examples --ignore doc/_build \
+		--ignore doc/_report doc README.md CONTRIBUTING.md CHANGELOG.md
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
