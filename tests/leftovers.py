@@ -6,7 +6,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 SHM = Path("/dev/shm")
@@ -51,18 +50,3 @@ def named_after(file, processes):
     """Whether joblib made the file for one of these processes: its name has the number."""
     numbers = {int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", file.name)}
     return not numbers.isdisjoint(process.pid for process in processes)
-
-
-def allocate(mib):
-    """Write to so many MiB and keep them for a moment."""
-    block = np.ones(mib * 2**20, dtype="uint8")
-    time.sleep(0.3)
-    return int(block[-1])
-
-
-def allocate_here_and_in_workers(mib):
-    """Allocate in this process, then in two workers at once."""
-    from joblib import Parallel, delayed
-
-    allocate(mib)
-    return Parallel(n_jobs=2)(delayed(allocate)(mib) for _ in range(2))
