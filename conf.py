@@ -49,6 +49,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinx_sitemap",
     "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "_ext", "_report", "sg_execution_times.rst"]
@@ -135,6 +136,8 @@ notfound_context = {
     )
     + ".</p>",
 }
+sitemap_url_scheme = "{link}"
+sitemap_excludes = ["404.html", "genindex.html", "py-modindex.html", "search.html"]
 ogp_site_url = html_baseurl
 ogp_social_cards = {"font": "DejaVu Sans"}
 

@@ -141,6 +141,13 @@ def test_every_page_has_a_preview_for_links(prose):
         assert (prose.html / picture).is_file()
 
 
+def test_the_sitemap_lists_every_page(prose):
+    """Each page is in it with its whole address."""
+    listed = re.findall(r"<loc>(.*?)</loc>", (prose.html / "sitemap.xml").read_text())
+    names = set(pages.all_pages(prose.html)) - NO_CONTENT
+    assert {f"http://localhost:8000/{name}" for name in names} == set(listed)
+
+
 def test_the_page_for_what_is_not_found_works_at_any_depth(prose):
     """It loads and links by whole paths."""
     links = pages.Links(prose.page("404"))
