@@ -50,6 +50,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from distributed import Client
 
@@ -77,7 +78,7 @@ workers = start_dask("worker", *local, *limits, "--death-timeout=60")
 deadline = time.monotonic() + 120
 while not os.path.exists(scheduler_file):  # the client itself would wait forever
     if scheduler.poll() is not None or time.monotonic() > deadline:
-        raise RuntimeError(f"Dask did not start: {open(f'{folder.name}/log.txt').read()}")
+        raise RuntimeError(f"Dask did not start: {Path(folder.name, 'log.txt').read_text()}")
     time.sleep(0.1)
 client = Client(scheduler_file=scheduler_file)
 client.wait_for_workers(2, timeout=300)
@@ -90,7 +91,6 @@ print(f"The dashboard is at {client.dashboard_link}")
 # workers is that of the cluster.
 
 import filecmp
-from pathlib import Path
 
 from joblib import parallel_config
 
