@@ -18,7 +18,7 @@ HTML := doc/_build/html
 AXE := tests/node_modules/axe-core/axe.min.js
 BUILD := $(VENV)/bin/python -m sphinx -c . -b html -d doc/_build/doctrees $(SPHINXOPTS)
 BEYOND := $(VENV)/bin/python -m beyond_the_masker
-TEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TEST := $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 export $(OPTIONS) MASKER_CACHE MEASURED SITE
 export MPLBACKEND := agg

@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -71,44 +70,23 @@ def serve():
         yield start
 
 
-def pytest_collection_modifyitems(items):
-    """Repeat failures of tests marked `chance`; begin with the site, which takes longest."""
-    for item in items:
-        if item.get_closest_marker("chance"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
-    items.sort(key=lambda item: item.path.parent.name != "site")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """List every failure that was repeated."""
-    repeats = terminalreporter.getreports("rerun")
-    if repeats:
-        terminalreporter.section("failures that were repeated")
-    for report in repeats:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        lines = str(crash.message if crash else report.longrepr).splitlines()
-        terminalreporter.line(f"{report.nodeid}, {report.when}")
-        for line in dict.fromkeys([lines[0], lines[-1]]):
-            terminalreporter.line(f"    {line}")
-
-
 # They start many processes, or measure the memory of some: so one after the other.
 WITH_PROCESSES = (
-    *("test_blocks", "test_dask_cluster", "test_in_memory", "test_large_image_in_blocks"),
-    *("test_mask_study", "test_study", "test_meter", "test_meter_and_kernel", "test_slurm"),
+    *("test_blocks", "test_dask_cluster", "test_in_memory", "test_meter", "test_meter_and_kernel"),
+    *("test_slurm", "test_study"),
 )
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Let one worker run all tests of the site, which it builds once; another those above."""
-    from xdist.scheduler import LoadFileScheduling
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Repeat failures of tests marked `chance`; keep each file, those above, the site together.
 
-    class InTurn(LoadFileScheduling):
-        def _split_scope(self, nodeid):
-            file = Path(super()._split_scope(nodeid))
-            if file.stem in WITH_PROCESSES:
-                return "with processes"
-            return "site" if file.parent.name == "site" else str(file)
-
-    return InTurn(config, log)
+    The site takes longest, so it begins.
+    """
+    for item in items:
+        if item.get_closest_marker("chance"):
+            item.add_marker(pytest.mark.flaky(reruns=2))
+        group = "processes" if item.path.stem in WITH_PROCESSES else item.path.stem
+        group = "site" if item.path.parent.name == "site" else group
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name != "site")

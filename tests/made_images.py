@@ -1,5 +1,6 @@
 """Images and masks for several test files, and what NiftiMasker extracts from them."""
 
+import gzip
 import math
 
 import nibabel as nib
@@ -80,3 +81,13 @@ def sparse_image(path, shape=(100, 100, 100, 2500)):
     with open(path, "wb") as file:
         file.write(header.binaryblock + b"\0" * 4)
         file.truncate(352 + 4 * math.prod(shape))
+
+
+def bgzip(data, part_size=60_000):
+    """Compress as bgzip does: in parts, each with an extra field."""
+    packed = b""
+    for start in range(0, len(data), part_size):
+        body = gzip.compress(data[start : start + part_size], mtime=0)[10:]
+        extra = b"\6\0BC\2\0" + (len(body) + 17).to_bytes(2, "little")
+        packed += b"\x1f\x8b\x08\x04\0\0\0\0\0\xff" + extra + body
+    return packed

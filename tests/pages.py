@@ -5,8 +5,10 @@ The tests of the pages use them, and put a fault of each kind into a page to see
 
 import functools
 import gzip
-from html.parser import HTMLParser
+from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
+
+from bs4 import BeautifulSoup
 
 PATIENCE = 60_000  # milliseconds; only what hangs takes longer
 MOST_BYTES = 1_500_000  # of a page with all it loads, as sent with gzip
@@ -35,7 +37,7 @@ IMAGES = """async () => {
     }
     return wrong;
 }"""
-# The page itself must not scroll sideways, nor a box in it that the keyboard does not reach.
+# Neither the page may scroll sideways, nor a box in it that the keyboard does not reach.
 SIDEWAYS = """() => {
     const page = document.scrollingElement;
     const wide = [page, ...document.body.querySelectorAll("*")].filter(
@@ -45,28 +47,27 @@ SIDEWAYS = """() => {
 }"""
 
 
-class Links(HTMLParser):
+class Links(NamedTuple):
     """The links of a page, the addresses that it loads, and its anchors."""
 
-    LOADED = {"icon", "stylesheet", "preload", "preconnect", "dns-prefetch", "manifest"}  # noqa: RUF012
+    links: list
+    loads: list
+    anchors: list
 
-    def __init__(self, text):
-        super().__init__()
-        self.links, self.loads, self.anchors = [], [], []
-        self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        """Note an element's attributes."""
-        given = dict(attributes)
-        if "id" in given:
-            self.anchors.append(given["id"])
-        if tag == "link" and self.LOADED & set(given.get("rel", "").split()):
-            self.loads.append(given["href"])
-        elif "href" in given and tag != "link":
-            self.links.append(given["href"])
-        self.loads += [given[name] for name in ("src", "data", "poster", "action") if name in given]
-        for choice in given.get("srcset", "").split(","):
-            self.loads += choice.split()[:1]
+LOADED = {"icon", "stylesheet", "preload", "preconnect", "dns-prefetch", "manifest"}
+
+
+def read_links(html):
+    """Return the `Links` of a page."""
+    page = BeautifulSoup(html, "html.parser")
+    loads = [e["href"] for e in page.select("link[href]") if LOADED & set(e.get("rel", ()))]
+    for name in ("src", "data", "poster", "action"):
+        loads += [e[name] for e in page.select(f"[{name}]")]
+    for e in page.select("[srcset]"):
+        loads += [choice.split()[0] for choice in e["srcset"].split(",")]
+    links = [e["href"] for e in page.select("[href]:not(link)")]
+    return Links(links, loads, [e["id"] for e in page.select("[id]")])
 
 
 def all_pages(folder):
@@ -76,18 +77,8 @@ def all_pages(folder):
 
 
 def wrong_links(folder):
-    """Return links and anchors that lead nowhere, and what is loaded from elsewhere.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        A site.
-
-    Returns
-    -------
-    list of str
-    """
-    found = {name: Links((folder / name).read_text("utf-8")) for name in all_pages(folder)}
+    """Return links and anchors of a site that lead nowhere, and what is loaded from elsewhere."""
+    found = {name: read_links((folder / name).read_text("utf-8")) for name in all_pages(folder)}
     wrong = []
     for name, page in found.items():
         # sphinx-gallery writes an empty list of tags for each section.
@@ -124,19 +115,7 @@ def sent_bytes(path):
 class Visitor:
     """Opens pages of a site one after the other, and notes what is wrong on each.
 
-    Parameters
-    ----------
-    browser : playwright.sync_api.Browser
-    address : str
-        Where the site is served.
-    folder : pathlib.Path
-        The site.
-    width : int
-        Of the screen, in pixels.
-    axe : str, optional
-        The source of axe-core.
-    **options
-        Of the browser's context.
+    Without the source of axe-core, accessibility is not checked. Options are the context's.
     """
 
     def __init__(self, browser, address, folder, width, axe="", **options):
@@ -151,8 +130,7 @@ class Visitor:
         if axe:
             self.context.add_init_script(axe)
         self.context.on("request", self.note_request)
-        # The browser gives up what it is still fetching, an icon for instance, when the next
-        # page is opened. That is not the page's failure; what was answered with one is seen.
+        # Opening the next page aborts what is still being fetched, such as an icon.
         self.context.on(
             "requestfailed",
             lambda r: r.failure == "net::ERR_ABORTED" or self.note(f"{r.failure}: {r.url}"),
@@ -193,19 +171,7 @@ class Visitor:
 
 
 def wrong_on_pages(browser, address, folder, names, **options):
-    """Open pages in the browser, and return what is wrong with what they show and load.
-
-    Parameters
-    ----------
-    browser, address, folder, **options
-        As for Visitor.
-    names : list of str
-        The pages.
-
-    Returns
-    -------
-    list of str
-    """
+    """Open pages in the browser, and return what is wrong with what they show and load."""
     visitor = Visitor(browser, address, folder, **options)
     for name in names:
         visitor.visit(name)
@@ -248,18 +214,7 @@ END = """() => {
 
 
 def wrong_by_keyboard(browser, address, names, **options):
-    """Walk through pages with the Tab key.
-
-    Parameters
-    ----------
-    browser, address, names, **options
-        As for wrong_on_pages.
-
-    Returns
-    -------
-    list of str
-        What Tab does not reach, and what does not show that it has the focus.
-    """
+    """Return what the Tab key does not reach on pages, and what does not show its focus."""
     context = browser.new_context(reduced_motion="reduce", **options)
     context.set_default_timeout(PATIENCE)
     page = context.new_page()

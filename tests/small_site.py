@@ -72,9 +72,8 @@ class Site:
         """Build to the end; return the messages."""
         code = self.start(*arguments).wait(timeout=3600)
         messages = self.messages()
-        assert code == 0, (
-            "\n".join(re.findall(r"(?i).*(?:warning|error): .*", messages)) or messages
-        )
+        problems = re.findall(r"(?i).*(?:warning|error): .*", messages)
+        assert code == 0, "\n".join(problems) or messages
         return messages
 
     def rows(self):

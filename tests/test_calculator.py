@@ -4,12 +4,10 @@ The page is built once, in a small project of its own with the site's theme and 
 """
 
 import gzip
-import json
 import os
 import re
 import subprocess
 import sys
-import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import pages
 from beyond_the_masker.budget import Row, most_workers, recommend, sbatch_lines, why_not
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL
@@ -26,89 +25,61 @@ from beyond_the_masker.model import (
     METHODS,
     REASONS,
     Image,
-    as_json,
     predict,
     quantities,
 )
 from beyond_the_masker.options import parse_memory
-from made_images import make_image, make_masks, save_all
+from made_images import bgzip, make_image, make_masks, save_all
 
 ROOT = Path(__file__).parent.parent
-CONF = f"""
-import sys
-sys.path[:0] = [{str(ROOT / "doc" / "_ext")!r}, {str(ROOT / "examples")!r}]
-project = html_title = "Beyond the masker"
-extensions = ["calculator", "sphinx_copybutton"]
-html_theme_options = {{"navbar_end": ["theme-switcher"]}}
-html_theme = "pydata_sphinx_theme"
-html_static_path = [{str(ROOT / "doc" / "_static")!r}]
-html_css_files = ["custom.css"]
-html_context = {{"default_mode": "auto"}}
-html_favicon = {str(ROOT / "doc" / "_static" / "favicon.svg")!r}
-suppress_warnings = ["ref.term", "ref.ref"]
-"""
+STATIC = ROOT / "doc" / "_static"
+OPTIONS = {
+    "root_doc": "calculator",
+    "extensions": "calculator,sphinx_copybutton",
+    "html_theme": "pydata_sphinx_theme",
+    "html_static_path": STATIC,
+    "html_css_files": "custom.css",
+    "html_favicon": STATIC / "favicon.svg",
+    "suppress_warnings": "ref.term,ref.ref",
+}
 FIELDS = ("x", "y", "z", "t", "dtype", "compressed", "scaling", "masks", "voxels", "workers")
 FIELDS += ("memory", "shm")
-USUAL, STREAMING = "NiftiMasker, path, parallel", "Streaming, masks, one pass"
+STREAMING = "Streaming, masks, one pass"
 
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
-    """The folder with the page, and another page."""
+    """The folder with the page."""
     folder = tmp_path_factory.mktemp("calculator")
-    source = folder / "source"
-    source.mkdir()
-    (source / "conf.py").write_text(CONF)
-    (source / "index.rst").write_text("Other\n=====\n\n.. toctree::\n\n   calculator\n")
-    (source / "calculator.rst").write_text((ROOT / "doc" / "calculator.rst").read_text())
-    built = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", str(source), str(folder / "html")],
-        env=os.environ | {"MASKER_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert built.returncode == 0, built.stderr
+    (folder / "calculator.rst").write_text((ROOT / "doc" / "calculator.rst").read_text())
+    options = [f"-D{name}={value}" for name, value in OPTIONS.items()]
+    command = [sys.executable, "-m", "sphinx", "-q", "-C", *options, folder, folder / "html"]
+    path = os.pathsep.join(map(str, (ROOT / "doc" / "_ext", ROOT / "examples")))
+    environment = os.environ | {"MASKER_CACHE": str(folder / "cache"), "PYTHONPATH": path}
+    subprocess.run(command, env=environment, check=True, timeout=600)
     return folder / "html"
 
 
 @pytest.fixture(scope="module")
 def open_page(browser, html, serve):
     """A function that opens the page; no page may have had a problem in the end."""
-    address, problems, contexts = serve(html), [], []
+    address, visitors = serve(html), []
 
-    def start(ending="", **options):
-        contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(300_000)
-        page = contexts[-1].new_page()
-        page.on(
-            "request", lambda r: r.url.startswith((address, "about:")) or problems.append(r.url)
-        )
-        page.on("response", lambda r: r.status < 400 or problems.append(f"{r.status}: {r.url}"))
-        page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(f"{address}/calculator.html{ending}")
-        return page
+    def start(ending="", width=1200, **options):
+        visitors.append(pages.Visitor(browser, address, html, width, **options))
+        visitors[-1].page.goto(f"{address}/calculator.html{ending}")
+        return visitors[-1].page
 
     yield start
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-@pytest.fixture(scope="module")
-def one_page(open_page):
-    """A page for all tests, one after the other."""
-    return open_page(viewport={"width": 1200, "height": 900})
+    for visitor in visitors:
+        visitor.context.close()
+    assert [problem for visitor in visitors for problem in visitor.wrong] == []
 
 
 @pytest.fixture
-def page(one_page):
+def page(open_page):
     """The page as it is when it is opened."""
-    address = one_page.url.split("#")[0]
-    one_page.goto("about:blank")  # ends its timers
-    one_page.goto(address)
-    return one_page
+    return open_page()
 
 
 def fill(page, **entries):
@@ -161,9 +132,6 @@ def assert_rejected(page, group, *words):
         assert word in text_of(page, "answer")
     assert text_of(page, "answer").startswith("No result.")
     assert not page.locator("#calc-results").is_visible()
-    for control in page.locator('[aria-invalid="true"]').all():
-        described = control.get_attribute("aria-describedby").split()
-        assert any(page.locator(f"#{n}[aria-live=polite]:not(:empty)").count() for n in described)
 
 
 def assert_results(page):
@@ -185,12 +153,11 @@ def random_cases(number):
         grid = int(np.prod(shape[:3]))
         n_masks = int(rng.choice([1, 2, 3, 6, 12, 40], p=[0.1, 0.1, 0.3, 0.3, 0.15, 0.05]))
         masks = [int(n) for n in np.clip(grid * 10 ** rng.uniform(-4, 0, n_masks), 1, grid)]
-        kinds = {name: bool(rng.integers(2)) for name in ("compressed", "slope", "inter")}
         cases.append(
             {"shape": shape, "dtype": DTYPES[i % len(DTYPES)], "masks": masks}
+            | {name: bool(rng.integers(2)) for name in ("compressed", "slope", "inter")}
             | {"n_jobs": int(rng.choice([1, 2, 3, 8, 20, 64]))}
             | {"memory": float(10 ** rng.uniform(2.3, 5.5)), "shm": float(10 ** rng.uniform(2, 5))}
-            | kinds
         )
     return cases
 
@@ -251,33 +218,26 @@ def test_the_page_computes_what_python_computes(page):
 
 def test_sizes_and_thousands_are_written_and_read_as_in_python(page):
     """Sizes of memory have one grammar; numbers are rounded in one way."""
-    sizes = ["16G", "1.5 TiB", "900M", "512", ".5g", "7kb", " 3 GB ", "2.", "1e3"]
-    sizes += ["", "0", "-1G", "16 X", "G", "inf", "9" * 400, "1,5G", "0.0T", "16GiBi"]
-    found = page.evaluate(
-        """sizes => sizes.map(size => {
-            try { return window.memoryCalculator.parseMemory(size); } catch { return null; }
-        })""",
-        sizes,
-    )
-    for text, mib in zip(sizes, found, strict=True):
-        try:
-            assert mib == pytest.approx(parse_memory(text), rel=1e-15)
-        except ValueError:
-            assert mib is None, text
+    sizes = ["16G", "1.5 TiB", "900M", "512", ".5g", "7kb", " 3 GB ", "2."]
+    found = page.evaluate("sizes => sizes.map(window.memoryCalculator.parseMemory)", sizes)
+    assert found == pytest.approx([parse_memory(text) for text in sizes], rel=1e-15)
+    refused = """size => {
+        try { return window.memoryCalculator.parseMemory(size); } catch { return null; }
+    }"""
+    for text in ("", "0", "-1G", "16 X", "G", "inf", "9" * 400, "1,5G", "0.0T", "16GiBi"):
+        assert page.evaluate(refused, text) is None
+        with pytest.raises(ValueError, match="is not a positive size of memory"):
+            parse_memory(text)
     numbers = [0, 0.5, 1.5, 2.5, 999.5, 1000.5, 1234567.49, 1e9 + 0.5]
     written = page.evaluate("numbers => numbers.map(window.memoryCalculator.grouped)", numbers)
     assert written == [f"{number:,.0f}" for number in numbers]
 
 
-def test_the_page_has_the_model_and_its_tolerance(html):
-    """The JSON is that of the table; scripts are on this page only; the tolerance is stated."""
+def test_the_page_states_its_tolerance(html):
+    """It names its tolerance, and where its numbers of imports come from."""
     text = (html / "calculator.html").read_text()
-    model = re.search(r'<script type="application/json" id="memory-model">(.*?)</script>', text)
-    assert json.loads(model[1]) == json.loads(as_json(TYPICAL))
     assert "is typical for a machine with two cores" in text
     assert "outside the range by 10% or 30 MiB" in text
-    assert "calculator.js" in text
-    assert "calculator" not in (html / "index.html").read_text().replace("calculator.html", "")
     measured = calculator.machine_text(TYPICAL | {"measured": "linux, Python 3.11 & <numpy> 2"})
     assert "machine that built this page (linux, Python 3.11 &amp; &lt;numpy&gt; 2)" in measured
 
@@ -301,34 +261,15 @@ def write_image(path, dtype="int16", shape=(9, 8, 7, 30), kind=nib.Nifti1Image, 
     return path
 
 
-def bgzip(path, plain, part_size=60000):
-    """Compress as bgzip does: in parts, each with an extra field."""
-    parts = []
-    for start in range(0, len(plain), part_size):
-        part = plain[start : start + part_size]
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-        packed = packer.compress(part) + packer.flush()
-        head = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0"
-        head += (len(packed) + 25).to_bytes(2, "little")
-        ends = zlib.crc32(part).to_bytes(4, "little") + len(part).to_bytes(4, "little")
-        parts.append(head + packed + ends)
-    path.write_bytes(b"".join(parts))
-    return path
-
-
 NAN = float("nan")
 FILES = {
-    "a.nii.gz": {"scl_slope": 0.5},
     "a b.nii": {"scl_slope": 0.5, "scl_inter": -3},
     "a.NII.GZ": {"scl_inter": 2},
     "slope 0.nii": {"scl_slope": 0, "scl_inter": 5},
     "slope not a number.nii.gz": {"scl_slope": NAN, "scl_inter": NAN},
     "big-endian.nii": {"dtype": ">i2", "scl_slope": 0.5},
-    "big-endian.nii.gz": {"dtype": ">f4"},
-    "NIfTI-2.nii": {"kind": nib.Nifti2Image, "scl_slope": 3},
-    "NIfTI-2.nii.gz": {"kind": nib.Nifti2Image, "dtype": "float64"},
-    "NIfTI-2, big-endian.nii.gz": {"kind": nib.Nifti2Image, "dtype": ">u2"},
-    "int64.nii": {"dtype": "int64"},
+    "NIfTI-2.nii": {"kind": nib.Nifti2Image, "dtype": "int64", "scl_slope": 3},
+    "NIfTI-2, big-endian.nii.gz": {"kind": nib.Nifti2Image, "dtype": ">f8"},
     "uint8.nii.gz": {"dtype": "uint8", "shape": (64, 64, 30, 200)},
     "offset.nii": {"vox_offset": 352.7},
 }
@@ -349,45 +290,37 @@ def assert_read(page, path):
 
 @pytest.mark.extensive
 def test_a_header_is_read_as_nibabel_reads_it(page, tmp_path):
-    """Shape, type, compression and scale factors of a file are Python's, and so are the results."""
-    fill(page, masks="3", voxels="90, 100,504", workers="3")
-    for name, options in FILES.items():
-        fill(page, x="33", dtype="uint64", scaling="both")  # unlike any of the files
-        assert_read(page, write_image(tmp_path / name, **options))
+    """Shape, type, compression and scale factors of a file are Python's, and so are the results.
 
-
-@pytest.mark.extensive
-def test_only_the_beginning_of_a_large_file_is_read(page, tmp_path):
-    """A gzip file longer than the slice, one in parts, and a sparse file of many GiB are read."""
-    fill(page, masks="3", voxels="90, 100,504", workers="3")
+    Only the beginning of a large file is read, of one in parts, and of a sparse one of many GiB.
+    """
+    paths = [write_image(tmp_path / name, **options) for name, options in FILES.items()]
     noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 50)).astype("int16")
-    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "noise.nii.gz")
-    assert (tmp_path / "noise.nii.gz").stat().st_size > 5 * 2**16
-    assert_read(page, tmp_path / "noise.nii.gz")
-    for name, data in (("parts.nii.gz", noise), ("one.nii.gz", noise[..., :2])):
-        plain = nib.Nifti1Image(data, np.eye(4)).to_bytes()
-        assert_read(page, bgzip(tmp_path / name, plain))
-    big = write_image(tmp_path / "big.nii", dim=[4, 200, 200, 150, 1000, 1, 1, 1])
-    os.truncate(big, 352 + 2 * 200 * 200 * 150 * 1000)
-    assert_read(page, big)
+    plain = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
+    for name, content in (("noise.nii.gz", gzip.compress(plain)), ("parts.nii.gz", bgzip(plain))):
+        (tmp_path / name).write_bytes(content)
+        assert len(content) > 5 * 2**16
+        paths.append(tmp_path / name)
+    paths.append(write_image(tmp_path / "big.nii", dim=[4, 200, 200, 150, 1000, 1, 1, 1]))
+    os.truncate(paths[-1], 352 + 2 * 200 * 200 * 150 * 1000)
+    fill(page, masks="3", voxels="90, 100,504", workers="3")
+    for path in paths:
+        fill(page, x="33", dtype="uint64", scaling="both")  # unlike any of the files
+        assert_read(page, path)
 
 
 NO_IMAGES = {  # name: options of write_image, or a function of the bytes of a good file
     "not NIfTI.nii": lambda good: b"nothing of the kind " * 100,
     "not NIfTI.nii.gz": lambda good: gzip.compress(b"nothing of the kind " * 100),
     "not gzip.nii.gz": lambda good: good,
-    "empty.nii": lambda good: b"",
     "short.nii": lambda good: good[:300],
     "cut.nii": lambda good: good[:-1],
     "cut.nii.gz": lambda good: gzip.compress(good)[:-20],
     "name.txt": lambda good: good,
-    "promise.nii": {"dim": [4, 90, 90, 90, 30000, 1, 1, 1]},
     "promise.nii.gz": {"dim": [4, 90, 90, 90, 30000, 1, 1, 1]},
     "3D.nii.gz": {"shape": (9, 8, 7)},
-    "5D.nii": {"shape": (3, 3, 3, 3, 2)},
     "zero.nii": {"dim": [4, 9, 0, 7, 30, 1, 1, 1]},
     "complex.nii.gz": {"dtype": "complex64"},
-    "code.nii": {"datatype": 3},
     "intercept.nii": {"scl_slope": 2, "scl_inter": np.inf},
     "offset.nii": {"vox_offset": 100},
 }
@@ -410,7 +343,7 @@ def test_a_file_that_cannot_be_used_is_rejected_as_in_python(page, tmp_path):
         if name.startswith(("cut", "promise")):
             assert message == words
             assert "it should hold" in message
-        elif name[1] == "D" or name == "zero.nii":
+        elif name in ("3D.nii.gz", "zero.nii"):
             assert message == re.sub(r" is a \w+ of shape", " is of shape", words)
     # An entry of the image by hand takes the place of the file.
     fill(page, x="10")
@@ -422,12 +355,11 @@ def test_a_file_can_be_dropped(page, tmp_path):
     """A dropped file is read like a chosen one; several at once are rejected."""
     path = write_image(tmp_path / "dropped.nii", shape=(11, 12, 13, 14))
     drop = """([bytes, n]) => {
-        const data = new DataTransfer();
-        for (let i = 0; i < n; i++) {
-            data.items.add(new File([new Uint8Array(bytes)], "dropped.nii"));
-        }
+        const dataTransfer = new DataTransfer();
+        const file = new File([new Uint8Array(bytes)], "dropped.nii");
+        for (let i = 0; i < n; i++) dataTransfer.items.add(file);
         document.getElementById("calc-drop").dispatchEvent(
-            new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+            new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}));
     }"""
     page.evaluate(drop, [list(path.read_bytes()), 1])
     page.locator("#calc-file-status").filter(has_text="dropped.nii").wait_for()
@@ -446,19 +378,15 @@ def test_a_file_can_be_dropped(page, tmp_path):
         ("20", "16G", "20 NiftiMasker workers in 16 GiB: no; 7 fit. "),
         ("20", "3G", "20 NiftiMasker workers in 3 GiB: no; 1 fits. "),
         ("1", "1.5 GiB", "1 NiftiMasker worker in 1.5 GiB: no; not even 1 fits. "),
-        ("2", "200M", "2 NiftiMasker workers in 200 MiB: no; not even 1 fits. "
-         "One pass of stream_masks: no, "),
+        ("2", "200M", "2 NiftiMasker workers in 200 MiB: no; not even 1 fits. One pass of "
+         "stream_masks: no, "),
     ],
 )  # fmt: skip
 def test_the_first_line_answers(page, workers, memory, answer):
-    """The answer names workers, memory and how many workers fit, as Python computes them."""
+    """The answer names workers, memory, how many workers fit, and what streaming needs."""
     fill(page, workers=workers, memory=memory)
     assert text_of(page, "answer").startswith(answer)
-    image, masks, mib = Image((50, 59, 50, 1680)), [2000] * 20, parse_memory(memory)
-    most = most_workers(USUAL, image, masks, mib, mib / 2, TYPICAL)
-    fits = {20: r": yes", 1: "no; 1 fits", 0: "not even 1 fits"}.get(most, f"no; {most} fit")
-    assert fits in text_of(page, "answer")
-    streaming = predict(STREAMING, image, masks, 1, TYPICAL)
+    streaming = predict(STREAMING, Image((50, 59, 50, 1680)), [2000] * 20, 1, TYPICAL)
     assert text_of(page, "answer").endswith(f", {size(streaming.most_mib)}.")
 
 
@@ -483,9 +411,8 @@ def test_entries_give_the_results_of_python(page):
         prediction, text = predict(method, image, masks, 7, TYPICAL), item.inner_text()
         reason = why_not(prediction, parse_memory("32G"), 1000)
         assert ("Fits" in text, "Does not fit" in text) == (not reason, bool(reason))
-        assert ("It may need" in text, "It needs" in text) == tuple(
-            reason.startswith(words) for words in ("It may need", "It needs")
-        )
+        for words in ("It may need", "It needs"):
+            assert (words in text) == reason.startswith(words)
         low, most = size(prediction.low_mib), size(prediction.most_mib)
         varies = f"{prediction.low_mib:,.0f}" != f"{prediction.most_mib:,.0f}"
         assert (f", from {low} to {most}" in text) == varies
@@ -495,10 +422,9 @@ def test_entries_give_the_results_of_python(page):
         item.locator("summary").click()
         lines = item.locator("details li").all_inner_texts()
         for line, part in zip(lines, prediction.parts, strict=True):
-            why, source = REASONS[part.reason]
             counted = "not counted" if part.holder == "file" else size(part.mib)
             assert line.startswith(f"{counted}, ")
-            assert f"{why} ({source.split(', ', 1)[-1].removeprefix('https://')})" in line
+            assert REASONS[part.reason][0] in line
 
 
 @pytest.mark.extensive
@@ -514,12 +440,11 @@ def test_no_free_space_given_is_half_the_memory(page):
 
 
 WRONG = [  # field, text, words of the message, group of fields
-    *(("workers", text, f"'{text}'", "workers") for text in ("0", "-3", "2.5", "")),
-    *(("memory", text, f"'{text}'", "memory") for text in ("-4G", "much", "0")),
+    *(("workers", text, f"'{text}'", "workers") for text in ("0", "2.5", "")),
+    *(("memory", text, f"'{text}'", "memory") for text in ("-4G", "0")),
     *(("masks", text, f"'{text}'", "masks") for text in ("0", "1001")),
-    *(("z", "0", "'0'", "shape"), ("t", "1e3", "'1e3'", "shape"), ("x", "<b>", "'<b>'", "shape")),
+    *(("t", text, f"'{text}'", "shape") for text in ("0", "1e3", "<b>", "99999999999999")),
     ("shm", "-1", "'-1'", "shm"),
-    ("t", "99999999999999", "99999999999999", "shape"),
     *(("voxels", "0", "'0'", "voxels"), ("voxels", "1000000", "1000000", "voxels")),
     *(("voxels", "5,,5", "''", "voxels"), ("voxels", "5,6", "2 numbers of voxels", "voxels")),
 ]
@@ -536,10 +461,9 @@ def test_a_wrong_entry_is_rejected_with_its_value(page):
         fill(page, **{field: good})
         assert_results(page)
         assert text_of(page, "results") == before
-    fill(page, x="0", t="-1", workers="many", memory="?")
+    fill(page, x="0", t="-1", workers="many")
     assert text_of(page, "shape-error").count("allowed") == 2
     assert_rejected(page, "workers", "'many'")
-    assert page.locator('[aria-invalid="true"]').count() == 4
 
 
 # -- Bars --------------------------------------------------------------------------------------
@@ -563,24 +487,6 @@ def test_a_bar_is_the_likely_peak_and_a_line_its_range(page):
             left, right = box["x"] - stack["x"], box["x"] + box["width"] - stack["x"]
             assert left * mib == pytest.approx(prediction.low_mib, abs=4 * mib)
             assert right * mib == pytest.approx(prediction.most_mib, abs=8 * mib)
-
-
-@pytest.mark.extensive
-def test_neither_a_huge_image_nor_much_memory_flattens_the_bars(page):
-    """A bar far beyond the memory is cut off; memory far beyond the bars is outside the scale."""
-    fill(page, t="400000", workers="20", memory="64G")
-    breaks = page.locator(".calc-break").all_inner_texts()
-    assert breaks
-    assert all(float(text.split()[1].replace(",", "")) > 2 * 64 for text in breaks)
-    for bar in page.locator(".calc-stack").all():
-        inside = bar.bounding_box()
-        for part in bar.locator(".calc-part").all():
-            box = part.bounding_box()
-            assert box["x"] + box["width"] <= inside["x"] + inside["width"] + 1
-    fill(page, t="1680", memory="50T")
-    assert page.locator(".calc-line").count() == 0
-    assert "memory 51,200 GiB →" in text_of(page, "axis")
-    assert max(box.bounding_box()["width"] for box in page.locator(".calc-range").all()) > 400
 
 
 # -- Address, keyboard, screens ------------------------------------------------------------------
@@ -607,9 +513,7 @@ BAD_ADDRESSES = [
     ("dtype=float80", "dtype", "'float80'"),
     ("compressed=perhaps", "compressed", "'perhaps'"),
     ("scaling=", "scaling", "''"),
-    ("memory=-16G", "memory", "'-16G'"),
     ("shape=5x5x5", "address", "'5x5x5'"),
-    ("shape=5x5x5x5x5", "address", "'5x5x5x5x5'"),
     ("shape=5x5xax5", "shape", "'a'"),
     ("worker=3", "address", "'worker'"),
 ]
@@ -626,35 +530,16 @@ def test_a_bad_address_is_reported(page):
         assert_results(page)
 
 
-def test_the_keyboard_is_enough(page):
-    """Tab visits all entries in order, with a visible focus; keys change the results."""
-    page.locator("#calc-file").focus()
-    order = []
-    for _ in range(len(FIELDS) + 1):
-        order.append(page.evaluate("document.activeElement.id"))
-        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert outline != "none", order[-1]
-        page.keyboard.press("Tab")
-    assert order == ["calc-file", *(f"calc-{field}" for field in FIELDS)]
-    before = shown(page)
-    page.locator("#calc-t").focus()
-    page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.type("300")
-    page.keyboard.press("Tab")
-    page.keyboard.type("int16")
-    assert page.locator("#calc-dtype").input_value() == "int16"
-    assert shown(page) == expected(Image((50, 59, 50, 300), "int16"), [2000] * 20, 20) != before
-    page.keyboard.press("Enter")  # sends nothing anywhere
+def test_open_details_stay_open(page):
+    """A method's parts, opened by keyboard, stay open when a number changes."""
     details = page.locator(".calc-method details").first
     details.locator("summary").focus()
     page.keyboard.press("Enter")
     assert details.locator("li").first.is_visible()
     fill(page, workers="2")
-    assert details.locator("li").first.is_visible()  # it stays open
-    for control in page.locator("#calculator-form :is(input, select)").all():
-        assert control.evaluate("control => [...control.labels].map(one => one.innerText)")
-        for name in control.get_attribute("aria-describedby").split():
-            assert page.locator(f"#{name}").count() == 1
+    page.keyboard.press("Enter")
+    assert details.locator("li").first.is_visible()
+    assert_results(page)
 
 
 def test_the_call_runs(page, tmp_path):
@@ -675,24 +560,16 @@ def test_the_call_runs(page, tmp_path):
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize("width", [320, 1440])
-def test_the_page_fits_the_screen(open_page, width):
-    """Nothing is outside the screen, with results, open details and messages."""
+def test_the_page_fits_a_phone(open_page):
+    """It does not scroll sideways, with results, open details and messages."""
     page = open_page(
         "#shape=91x109x91x12000&masks=3&voxels=200000,300,1&workers=300&scaling=both",
-        viewport={"width": width, "height": 800},
-        reduced_motion="reduce",
+        width=320,
     )
     page.evaluate("document.querySelectorAll('.calc details').forEach(one => { one.open = true; })")
-    fits = """() => {
-        const outside = [...document.querySelectorAll("#calculator-form *")].filter(one => {
-            const box = one.getBoundingClientRect();
-            return !one.closest("pre, .calc-bar") && (box.right > innerWidth + 1 || box.left < -1);
-        });
-        return [document.documentElement.scrollWidth <= innerWidth, outside.map(one => one.id)];
-    }"""
+    fits = "document.documentElement.scrollWidth <= innerWidth"
     assert_results(page)
-    assert page.evaluate(fits) == [True, []]
+    assert page.evaluate(fits)
     # The labels of the axis do not overlap, wherever the memory is on the scale.
     for memory in ("1G", "64G", "9999999M", "1000T"):
         fill(page, memory=memory)
@@ -701,8 +578,7 @@ def test_the_page_fits_the_screen(open_page, width):
         for left, right in pairwise(boxes):
             assert left["x"] + left["width"] < right["x"], memory
     fill(page, x="0" * 60, workers="x" * 200, memory="y" * 200, voxels="1," * 90)
-    assert page.evaluate(fits) == [True, []]
-    assert not page.locator("#calc-results").is_visible()
+    assert page.evaluate(fits)
 
 
 def test_without_javascript_the_command_line_is_named(open_page):

@@ -1,6 +1,5 @@
 """Measured peaks are compared with the ranges of their predictions, and the grid is complete."""
 
-import csv
 import itertools
 import json
 
@@ -34,8 +33,7 @@ def test_tolerance():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("n_jobs", [1, 2, 6])
-@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize(("n_jobs", "compressed"), [(1, True), (2, False), (6, True)])
 def test_another_copy_in_each_process_is_noticed(method, n_jobs, compressed):
     """A library that copies the image once more in each process is outside of the range."""
     image, row = Image((50, 59, 50, 336), "float32", compressed), {"method": method}
@@ -81,28 +79,28 @@ def test_grid_has_every_combination(monkeypatch):
 
 def test_grid_is_read_and_predicted(tmp_path):
     """A recorded peak is compared with the prediction for its own image and machine."""
-    rows, methods = [], ("NiftiMasker, path, parallel", "Streaming, masks, one pass")
-    points = ("float32", ".nii.gz", 6), ("scaled", ".nii", 2), ("int16", ".nii", 1)
-    for (kind, ending, n_jobs), method in itertools.product(points, methods):
+    usual, streaming = "NiftiMasker, path, parallel", "Streaming, masks, one pass"
+    rows, shape = [], (64, 64, 36, 336)
+    for method, kind, ending, n_jobs in (
+        (usual, "float32", ".nii.gz", 6),
+        (usual, "scaled", ".nii", 2),
+        (streaming, "int16", ".nii", 1),
+    ):
         values = (method, 2, kind, ending, n_jobs, "900 800", "64 64 36 336")
         values += (kind == "scaled", kind == "scaled", 150.0, 400.0 + n_jobs, 450.0, 500.0, 1.5)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    with open(tmp_path / "prediction.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    model_check.write_rows(tmp_path / "prediction.csv", rows)
     about = {"date": "2026-11-22", "imports": TYPICAL}
     (tmp_path / "prediction.json").write_text(json.dumps({"prediction": about}))
     found, machine = read_grid(tmp_path)
     assert machine == about
-    assert [point["n_jobs"] for point in found] == [6, 0, 2, 0, 0, 0]
-    assert [point["measured_mib"] for point in found] == [406, 406, 402, 402, 401, 401]
+    assert [point["n_jobs"] for point in found] == [6, 2, 0]
+    assert [point["measured_mib"] for point in found] == [406, 402, 401]
     assert found[0]["image"] == "float32.nii.gz, 2 in one"
-    shape = (64, 64, 36, 336)
     images = [
-        *[Image(shape, "float32", compressed=True)] * 2,
-        *[Image(shape, "int16", compressed=False, slope=True, inter=True)] * 2,
-        *[Image(shape, "int16", compressed=False)] * 2,
+        Image(shape, "float32", compressed=True),
+        Image(shape, "int16", compressed=False, slope=True, inter=True),
+        Image(shape, "int16", compressed=False),
     ]
     for point, image in zip(found, images, strict=True):
         caller = f"caller {METHODS[point['method']].caller}"

@@ -1,9 +1,9 @@
 """An image's header and its masks' voxels, read without reading the image."""
 
 import gzip
-import itertools
 import math
 import struct
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,13 +13,22 @@ import pytest
 
 from beyond_the_masker.headers import count_all, count_voxels, read_header
 from beyond_the_masker.model import quantities
-from made_images import SHAPE, make_image, make_masks, save_all
+from made_images import SHAPE, bgzip, make_image, make_masks, save_all
 
 NIBABELS = Path(nibabel.testing.data_path)
-SCALINGS = [("<i2", (2, 0)), ("<i2", (1, 3)), (">i2", (0.25, -3)), ("u1", (1, 0)), ("<f4", (3, 1))]
-SCALINGS += [("<i2", (np.nan, np.nan)), ("<i2", (0.5, 0))]
-TYPES = [(t, None) for t in ("<i2", ">i2", "u1", "<f4", ">f4", "<f8", ">f8", "<u2", "<i8")]
-FILES = itertools.cycle(itertools.product((1, 2), (".nii", ".nii.gz", ".nii.bz2")))
+HEADERS = [  # every type, pair of scale factors, version and suffix
+    ("<i2", None, 1, ".nii"),
+    ("<i2", (2, 0), 1, ".nii.gz"),
+    ("<i2", (1, 3), 2, ".nii.bz2"),
+    ("<i2", (np.nan, np.nan), 1, ".nii"),
+    (">i2", (0.25, -3), 2, ".nii.gz"),
+    ("u1", (1, 0), 1, ".nii"),
+    ("<u2", None, 2, ".nii.gz"),
+    ("<i8", None, 1, ".nii.gz"),
+    ("<f4", (3, 1), 1, ".nii.gz"),
+    (">f4", None, 1, ".nii.bz2"),
+    (">f8", None, 2, ".nii"),
+]
 
 
 def read_as_nibabel_does(path):
@@ -35,19 +44,14 @@ def read_as_nibabel_does(path):
     return image
 
 
-@pytest.mark.parametrize(
-    ("dtype", "scaling", "version", "suffix"),
-    [(*how, *next(FILES)) for how in [*TYPES, *SCALINGS] for _ in range(2)],
-)
+@pytest.mark.parametrize(("dtype", "scaling", "version", "suffix"), HEADERS)
 def test_header_is_what_nibabel_reads(dtype, scaling, version, suffix, tmp_path):
     """Arrays have the predicted size, for any type, byte order and scale factors."""
     data = np.arange(math.prod(SHAPE)).reshape(SHAPE) % 100
     img = make_image(data=data, dtype=dtype, scaling=scaling)
     if version == 2:
-        header = nib.Nifti2Header.from_header(img.header)
-        img = nib.Nifti2Image(img.dataobj, img.affine, header)
-        if scaling:
-            img.header.set_slope_inter(*scaling)
+        img = nib.Nifti2Image(img.dataobj, img.affine, img.header)
+        img.header.set_slope_inter(*scaling or (None, None))
     path = tmp_path / f"fmri{suffix}"
     img.to_filename(path)
     image = read_as_nibabel_does(path)
@@ -74,40 +78,26 @@ def test_image_in_two_files(tmp_path):
 
 def test_image_in_several_gzip_members(tmp_path):
     """A file that bgzip wrote, in many parts with an extra field each, is complete."""
-    make_image().to_filename(tmp_path / "plain.nii")
-    raw = (tmp_path / "plain.nii").read_bytes()
-
-    def member(data):
-        deflated = gzip.compress(data, mtime=0)[10:]
-        extra = b"BC\x02\x00" + struct.pack("<H", len(deflated) + 17)
-        return b"\x1f\x8b\x08\x04" + b"\0" * 5 + b"\xff" + struct.pack("<H", 6) + extra + deflated
-
-    parts = [member(raw[i : i + 1000]) for i in range(0, len(raw), 1000)]
-    (tmp_path / "bgzip.nii.gz").write_bytes(b"".join([*parts, member(b"")]))
+    (tmp_path / "bgzip.nii.gz").write_bytes(bgzip(make_image().to_bytes(), 1000))
     read_as_nibabel_does(tmp_path / "bgzip.nii.gz")
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize(
-    ("n_volumes", "part", "needed"),
-    [
-        pytest.param(7, 2 / 3, 352 + 480 * 7, id="cut"),
-        pytest.param(8, 1, 352 + 480 * 8, id="one volume more"),
-        pytest.param(32000, 1, 352 + 480 * 32000, id="more than gzip can hold"),
-        pytest.param(-7, 1, None, id="negative"),
-    ],
+    ("n_volumes", "part"),
+    [(7, 2 / 3), (8, 1), (32000, 1), (-7, 1)],
+    ids=["cut", "one volume more", "more than gzip can hold", "negative"],
 )
-def test_file_that_does_not_hold_what_its_header_claims(n_volumes, part, needed, suffix, tmp_path):
+def test_file_that_does_not_hold_what_its_header_claims(n_volumes, part, suffix, tmp_path):
     """A file that is damaged, or smaller than its header claims, is refused."""
     path = tmp_path / f"spoiled{suffix}"
-    make_image().to_filename(tmp_path / "plain.nii")
-    raw = bytearray((tmp_path / "plain.nii").read_bytes())
+    raw = bytearray(make_image().to_bytes())
     raw[48:50] = struct.pack("<h", n_volumes)
     stored = gzip.compress(raw) if suffix == ".nii.gz" else raw
     path.write_bytes(stored[: int(len(stored) * part)])
     with pytest.raises(ValueError, match=f"spoiled{suffix}") as error:
         read_header(path)
-    assert needed is None or f"it should hold {needed} bytes" in str(error.value)
+    assert n_volumes < 0 or f"it should hold {352 + 480 * n_volumes} bytes" in str(error.value)
 
 
 def test_other_files_than_4d_images(tmp_path):
@@ -116,22 +106,17 @@ def test_other_files_than_4d_images(tmp_path):
     (tmp_path / "text.nii.gz").write_text("not compressed")
     (tmp_path / "empty.nii").touch()
     (tmp_path / "empty.nii.gz").write_bytes(gzip.compress(b""))
-    (tmp_path / "folder.nii").mkdir()
     make_image((5, 6, 4)).to_filename(tmp_path / "volume.nii")
     colours = np.zeros(SHAPE, dtype=[(c, "u1") for c in "RGB"])
     nib.Nifti1Image(colours, np.eye(4)).to_filename(tmp_path / "colours.nii")
     nib.Nifti1Image(np.zeros(SHAPE, "complex64"), np.eye(4)).to_filename(tmp_path / "complex.nii")
     nib.AnalyzeImage(np.zeros(SHAPE, "f4"), np.eye(4)).to_filename(tmp_path / "analyze.hdr")
     nib.GiftiImage().to_filename(tmp_path / "surface.gii")
-    (tmp_path / "text.gii").write_text("<not xml")
-    nib.MGHImage(np.zeros(SHAPE, "f4"), np.eye(4)).to_filename(tmp_path / "freesurfer.mgz")
     names = [p.name for p in tmp_path.iterdir() if p.suffix != ".img"]
-    assert len(names) == 12
+    assert len(names) == 9
     for name in names:
         with pytest.raises(ValueError, match=name):
             read_header(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
-        read_header(tmp_path / "none.nii")
 
 
 def test_voxels_are_counted(tmp_path):
@@ -148,19 +133,15 @@ def test_voxels_are_counted(tmp_path):
     [
         ("surface.gii", r"\(\)"),
         ("none_inside.nii", "0 voxels"),
-        ("nan.nii", "0 voxels"),
         ("other.nii", r"\(5, 6, 5\).* \(5, 6, 4\)"),
-        ("fmri.nii", r"\(5, 6, 4, 7\).* \(5, 6, 4\)"),
         ("text.nii", "not an image that can be read"),
         ("huge.nii.gz", "32000"),  # no machine has memory for it: it must not be read
     ],
 )
 def test_masks_are_refused(name, message, tmp_path):
     """A mask is readable, on the image's grid and not empty."""
-    make_image(data=np.zeros(SHAPE[:3]), dtype="u1").to_filename(tmp_path / "none_inside.nii")
-    make_image(data=np.full(SHAPE[:3], np.nan)).to_filename(tmp_path / "nan.nii")
+    make_image(data=np.full(SHAPE[:3], np.nan)).to_filename(tmp_path / "none_inside.nii")
     make_image(data=np.ones((5, 6, 5)), dtype="u1").to_filename(tmp_path / "other.nii")
-    make_image().to_filename(tmp_path / "fmri.nii")
     (tmp_path / "text.nii").write_text("not an image")
     nib.GiftiImage().to_filename(tmp_path / "surface.gii")
     raw = bytearray((tmp_path / "other.nii").read_bytes())
@@ -168,5 +149,10 @@ def test_masks_are_refused(name, message, tmp_path):
     (tmp_path / "huge.nii.gz").write_bytes(gzip.compress(bytes(raw)))
     with pytest.raises(ValueError, match=f"{name} .*{message}"):
         count_voxels(tmp_path / name, SHAPE[:3])
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        count_voxels(tmp_path / "nowhere.nii", SHAPE[:3])
+
+
+def test_missing_files_are_not_called_damaged(tmp_path):
+    """A file that does not exist raises the system's error."""
+    for read in (read_header, partial(count_voxels, shape=SHAPE[:3])):
+        with pytest.raises(FileNotFoundError, match=r"none\.nii"):
+            read(tmp_path / "none.nii")

@@ -41,10 +41,7 @@ def test_imports_are_measured_once(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        *["", "{", "[]", "null", "3", '"text"', "{}", '{"measured": "SAME"}', "\ud800"],
-        json.dumps(TYPICAL | {"measured": "Python 2.7"}),
-    ],
+    ["", "[]", '{"measured": "SAME"}', "\ud800", json.dumps(TYPICAL | {"measured": "Python 2.7"})],
 )
 def test_damaged_or_foreign_measurement_is_ignored(text, capsys):
     """A file that is damaged, or of other versions, is not used."""

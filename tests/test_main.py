@@ -4,25 +4,18 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from beyond_the_masker.__main__ import COMMANDS, main
 from beyond_the_masker.model import METHODS
-from made_images import make_image, make_masks, save_all, sparse_image
-
-MIB = 2**20
+from made_images import make_image, make_masks, save_all
 
 
-def start(*arguments, **options):
+def start(*arguments):
     """Start the command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "beyond_the_masker", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+    command = [sys.executable, "-m", "beyond_the_masker", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, **pipes)
 
 
 def status_of(*arguments):
@@ -40,20 +33,14 @@ def files(tmp_path, monkeypatch):
     return save_all(tmp_path, fmri_img, make_masks(fmri_img))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command(command, capsys):
-    """Every command has help, and importing it costs nothing until it runs."""
-    assert status_of(command, "--help") == 0
-    out = capsys.readouterr().out
-    assert out.startswith(f"usage: beyond-the-masker {command}")
-    assert COMMANDS[command][1].split(";")[0].split(".")[0][:30] in out
-
-
-def test_help_lists_all_commands(capsys):
-    """The help lists each command with its summary."""
+def test_help(capsys):
+    """The help lists every command, and each has help of its own."""
     assert status_of("--help") == 0
-    out = capsys.readouterr().out
-    assert all(f"    {name}" in out for name in COMMANDS)
+    listed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"    {command}" in listed
+        assert status_of(command, "--help") == 0
+        assert capsys.readouterr().out.startswith(f"usage: beyond-the-masker {command}")
 
 
 def test_options_need_only_the_standard_library(tmp_path):
@@ -72,7 +59,6 @@ def test_options_need_only_the_standard_library(tmp_path):
     [
         ("budget none.nii mask_0.nii.gz", 1, "none.nii"),
         ("budget mask_0.nii.gz mask_0.nii.gz", 1, "a 4D NIfTI image is needed"),
-        ("budget fmri.nii.gz mask_0.nii.gz --jobs 0", 1, "workers is 0"),
         ("budget fmri.nii.gz mask_0.nii.gz --jobs 1.5", 2, "--jobs"),
         ("budget fmri.nii.gz mask_0.nii.gz --memory plenty", 1, "'plenty'"),
         ("budget fmri.nii.gz", 2, "masks"),
@@ -80,7 +66,6 @@ def test_options_need_only_the_standard_library(tmp_path):
         ("study @none.txt", 2, "none.txt"),
         ("experiment --n-regions many", 1, "N_REGIONS is 'many'"),
         ("measure", 1, "FMRI and ATLAS go together"),
-        ("no-such-command", 2, "no-such-command"),
         ("", 2, "COMMAND"),
     ],
 )
@@ -96,13 +81,12 @@ def test_errors_have_no_traceback(arguments, status, message, monkeypatch, capsy
     assert out == ""
 
 
-def test_budget(files):
+def test_budget(files, capsys):
     """The command prints the table and follows its options."""
-    fmri_path, mask_paths = files
-    arguments = ("budget", fmri_path, *mask_paths, "--jobs", 2, "--memory", "2G", "--shm", "64M")
-    with start(*arguments, "--explain") as process:
-        out, err = process.communicate(timeout=600)
-    assert (process.returncode, err) == (0, "")
+    arguments = ("budget", files[0], *files[1], "--jobs", 2, "--memory", "2G", "--shm", "64M")
+    assert not status_of(*arguments, "--explain")
+    out, err = capsys.readouterr()
+    assert err == ""
     assert "available 2,048 MiB; in /dev/shm 64 MiB" in out
     for method in METHODS:
         assert f"\n{method}" in out
@@ -120,34 +104,14 @@ def test_study(files, capsys):
     assert "1 failed" in out
 
 
-@pytest.mark.chance
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
-def test_large_image_is_not_read(tmp_path):
-    """A budget for 10 GB needs neither the time nor the memory to read them."""
-    sparse_image(tmp_path / "large.nii")
-    mask = np.zeros((100, 100, 100))
-    mask[:10] = 1
-    make_image(data=mask, dtype="u1").to_filename(tmp_path / "mask.nii.gz")
-    with start("budget", "large.nii", "mask.nii.gz", "--memory", "16G") as process:
-        out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    assert "9,537 MiB in memory" in out
-    assert usage.ru_utime + usage.ru_stime < 10
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert usage.ru_maxrss * unit / MIB < 1500, "MiB of an image of 9,537"
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
 def test_named_pipe_is_refused(tmp_path):
     """A pipe is refused; the command does not wait for someone to write into it."""
     os.mkfifo(tmp_path / "pipe.nii")
-    with start("budget", "pipe.nii", "mask.nii") as process:
-        try:
-            _, err = process.communicate(timeout=600)
-        finally:
-            process.kill()
+    process = start("budget", "pipe.nii", "mask.nii")
+    try:
+        _, err = process.communicate(timeout=600)
+    finally:
+        process.kill()
     assert process.returncode == 1
-    assert "pipe.nii" in err
-    assert "Traceback" not in err
+    assert err.startswith("pipe.nii")

@@ -13,7 +13,6 @@ from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.model import (
     DTYPES,
     METHODS,
-    REASONS,
     Image,
     as_json,
     check,
@@ -50,10 +49,7 @@ def test_numbers_are_possible(method, case):
     assert TYPICAL[f"caller {model.caller}"] <= found.low_mib <= found.peak_mib * (1 + ROUNDING)
     assert found.peak_mib <= found.most_mib * (1 + ROUNDING)
     assert sum(part.mib for part in found.parts) == pytest.approx(found.peak_mib)
-    for part in found.parts:
-        assert part.mib >= 0
-        assert part.reason in REASONS
-        assert part.holder in ("caller", "worker", "helpers", "block", "file")
+    assert all(part.mib >= 0 for part in found.parts)
     parallel = model.mode == "parallel" and model.imports
     assert found.n_jobs == (n_jobs if parallel and n_jobs > 1 else 0)
     if not found.n_jobs:
@@ -140,14 +136,12 @@ def test_two_copies_for_each_worker():
 @pytest.mark.parametrize(
     ("change", "masks", "n_jobs", "message"),
     [
-        ({"shape": (5, 6, 4)}, [1], 1, "The shape is (5, 6, 4)"),
-        ({"shape": (5, 6, 4, 0)}, [1], 1, "The shape is (5, 6, 4, 0)"),
+        *(({"shape": s}, [1], 1, f"The shape is {s}") for s in ((5, 6, 4), (5, 6, 4, 0))),
         ({"shape": (5, 6, 4, 2.5)}, [1], 1, "The shape is (5, 6, 4, 2.5)"),
         ({"dtype": "complex64"}, [1], 1, "The type is 'complex64'"),
         ({}, [], 1, "There is no mask"),
-        *(({}, [5, n], 1, f"A mask has {n} voxels; from 1 to 120") for n in (0, -3, 2.5, 121)),
-        *(({}, [5, n], 1, f"A mask has {n} voxels; from 1 to 120") for n in (math.nan, None)),
-        *(({}, [1], n, f"The number of workers is {n}") for n in (0, -1, 1.5, 2.0, math.nan, "2")),
+        *(({}, [5, n], 1, f"A mask has {n} voxels; from 1 to 120") for n in (0, 2.5, 121, None)),
+        *(({}, [1], n, f"The number of workers is {n}") for n in (0, 1.5, math.nan, "2")),
     ],
 )
 def test_impossible_numbers_are_refused(change, masks, n_jobs, message):
@@ -169,11 +163,7 @@ def test_model_as_json():
     assert list(model["methods"]) == list(METHODS)
     assert model["machine"] == TYPICAL
     assert model["dtypes"] == {name: np.dtype(name).itemsize for name in DTYPES}
-    known = {*quantities(Image(SHAPE), [1], "parallel")}
-    for name, method in model["methods"].items():
-        moments = METHODS[name].moments
-        assert [m["name"] for m in method["moments"]] == [m.name for m in moments]
+    for method in model["methods"].values():
         for part in (part for moment in method["moments"] for part in moment["parts"]):
-            assert part["quantity"] in known
+            assert part["quantity"] in quantities(Image(SHAPE), [1], "parallel")
             assert part["reason"] in model["reasons"]
-            assert part["holder"] in ("caller", "worker", "file", "block")

@@ -11,31 +11,17 @@ import pytest
 from beyond_the_masker.figures import name_of, peak_text
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.mprof_run import read_children, read_phases, read_run
-from beyond_the_masker.timeline import plot_phases, samples, spread, thin, timeline_html
+from beyond_the_masker.timeline import plot_phases, samples, thin, timeline_html
 from good_figures import is_a_good_figure, nothing_overlaps
 
-STATUS = {
-    "measured": ["measured"],
-    "not run": ["predicted"],
-    "mixed": ["measured", "predicted", "stopped"],
-}
 N = len(all_methods())
-DURATIONS = {
-    "as in the default build": [2, 2, 20, 13, 0.6, 0.6, 5, 2, 2] + [0.7] * (N - 9),
-    "all alike": [3] * N,
-    "very short": [0.01] * N,
-    "one takes all the time": [0.1] * (N - 1) + [900],
-    "the first takes all the time": [900] + [0.1] * (N - 1),
-}
-CASES = [  # every value of each, and most pairs
-    ("as in the default build", "mixed", False),
-    ("as in the default build", "measured", True),
-    ("all alike", "not run", False),
-    ("all alike", "mixed", True),
-    ("very short", "measured", False),
-    ("very short", "not run", True),
-    ("one takes all the time", "mixed", False),
-    ("the first takes all the time", "mixed", True),
+MIXED = ["measured", "predicted", "stopped"]
+CASES = [  # durations, statuses, layout
+    ([2, 2, 20, 13, 0.6, 0.6, 5, 2, 2] + [0.7] * (N - 9), MIXED, False),  # as in a default build
+    ([3] * N, ["measured"], True),
+    ([0.01] * N, ["predicted"], False),
+    ([0.1] * (N - 1) + [900], MIXED, True),
+    ([900] + [0.1] * (N - 1), MIXED, True),
 ]
 CASES[3:] = [pytest.param(*case, marks=pytest.mark.extensive) for case in CASES[3:]]
 
@@ -61,7 +47,7 @@ def phases_of(seconds, status, pause=1.0):
 @pytest.mark.parametrize(("seconds", "status", "tall"), CASES)
 def test_numbers_and_list_are_inside_and_apart(seconds, status, tall):
     """Every method has its number and its line in the list, whatever its phase's length."""
-    phases = phases_of(DURATIONS[seconds], STATUS[status])
+    phases = phases_of(seconds, status)
     figure = plot_phases(*phases, "PSS", tall=tall)
     is_a_good_figure(figure, "NiftiMasker, path, parallel", "112,345 MiB")
     numbers = figure.axes[0].texts
@@ -90,11 +76,6 @@ def test_a_long_run_keeps_its_peaks():
     assert thin(times[:9], mib[:9])[0].tolist() == times[:9].tolist()
 
 
-def test_spread_keeps_places_that_are_apart():
-    """Labels that have room stay where their phase is."""
-    assert spread([1, 5, 9], 2, 0, 10).tolist() == [1, 5, 9]
-
-
 def test_phases_of_mprofs_files(tmp_path):
     """The peak of a phase is the largest sample within it, or the nearest if it has none."""
     lines = ["CMDLINE x"] + [f"MEM {mib} {1000 + i}" for i, mib in enumerate([9, 1, 5, 7, 2, 8, 3])]
@@ -104,11 +85,9 @@ def test_phases_of_mprofs_files(tmp_path):
         "A,single,1001.5,1003.5,measured,5,\nB,parallel,1004.6,1004.7,predicted,99.5,Not run.\n"
     )
     times, mib, phases = read_phases(tmp_path / "phases.csv", tmp_path / "mprof.dat")
-    assert [phase["peak_mib"] for phase in phases] == [7, 8]
-    assert [phase["status"] for phase in phases] == ["measured", "predicted"]
-    assert [phase["predicted_mib"] for phase in phases] == [5, 99.5]
-    assert times[0] == pytest.approx(0.5)
-    assert mib[0] == 1
+    found = [(phase["status"], phase["peak_mib"], phase["predicted_mib"]) for phase in phases]
+    assert found == [("measured", 7, 5), ("predicted", 8, 99.5)]
+    assert (times[0], mib[0]) == (pytest.approx(0.5), 1)
 
 
 def write_run(folder):
@@ -150,27 +129,23 @@ def test_processes_of_a_run(tmp_path):
     }
 
 
-@pytest.mark.parametrize("metric", ["PSS", "RSS"])
-def test_samples_name_method_and_processes(tmp_path, metric):
+def test_samples_name_method_and_processes(tmp_path):
     """Each sample has its method, or none, and its processes; the caller's RSS is the rest."""
     write_run(tmp_path)
-    runs = read_run(tmp_path)
-    columns = samples(*runs[metric], metric)
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    caller = {"caller 100 MiB, ": metric == "RSS"}
+    columns = {metric: samples(*run, metric) for metric, run in read_run(tmp_path).items()}
     children = "worker 1 300 MiB, worker 2 200 MiB, resource tracker 40 MiB"
-    (at,) = [row for row in rows if row["seconds"] == 2]
-    assert at == {
-        "seconds": 2,
-        "mib": 640 if metric == "RSS" else 576,
-        "method": "NiftiMasker, path, parallel",
-        "processes": "".join(text * shown for text, shown in caller.items()) + children,
-    }
-    methods = {row["method"] for row in rows}
+    for metric, mib, processes in (("PSS", 576, ""), ("RSS", 640, "caller 100 MiB, ")):
+        at = columns[metric]["seconds"].index(2)
+        assert {name: column[at] for name, column in columns[metric].items()} == {
+            "seconds": 2,
+            "mib": mib,
+            "method": "NiftiMasker, path, parallel",
+            "processes": processes + children,
+        }
+    methods = columns["RSS"]["method"]
     assert "NumPy indexing, path, parallel (not run; predicted 777 MiB)" in methods
     assert "between the methods" in methods
-    if metric == "PSS":
-        assert rows[0]["processes"] == "none"
+    assert columns["PSS"]["processes"][0] == "none"
 
 
 @pytest.fixture(scope="module")
@@ -189,22 +164,16 @@ def address(tmp_path_factory, serve):
     return serve(folder)
 
 
-def open_figure(browser, address, **options):
-    """Open the page and its figure; return the page and the messages of its console."""
-    page, messages = browser.new_page(**options), []
+@pytest.mark.parametrize("width", [1000, 360])
+def test_pointing_reads_a_sample(browser, address, width):
+    """The pointer reads a sample; the figure fits the screen and has the colour of the text."""
+    page, messages = browser.new_page(viewport={"width": width, "height": 900}), []
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("console", lambda m: m.type in ("error", "warning") and messages.append(m.text))
     page.goto(address)
     assert page.locator("#timeline").is_hidden()
     page.get_by_text("Explore this figure").click()
     page.locator("#timeline canvas").first.wait_for(timeout=120_000)
-    return page, messages
-
-
-@pytest.mark.parametrize("width", [1000, 360])
-def test_pointing_reads_a_sample(browser, address, width):
-    """The pointer reads moment, method, amount and processes; the figure fits the screen."""
-    page, messages = open_figure(browser, address, viewport={"width": width, "height": 900})
     box, status = page.locator("#timeline").bounding_box(), page.get_by_role("status")
     for part in np.linspace(0.2, 0.8, 25):  # until bokeh listens, and the pointer meets a method
         page.mouse.move(box["x"] + part * box["width"], box["y"] + 150)
@@ -217,17 +186,9 @@ def test_pointing_reads_a_sample(browser, address, width):
     )
     assert re.fullmatch(pattern, status.inner_text())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    plots = "Bokeh.documents[0].roots()[0].children"
+    assert page.evaluate(f"{plots}.map(({{title}}) => title.text_color)") == ["#ced6dd"] * 2
     assert messages == []
-    page.close()
-
-
-def test_the_figure_has_the_colour_of_the_pages_text(browser, address):
-    """Text and lines are drawn in the page's own colour of text."""
-    page, _ = open_figure(browser, address)
-    colors = page.evaluate(
-        "Bokeh.documents[0].roots()[0].children.map(({title}) => title.text_color)"
-    )
-    assert colors == ["#ced6dd"] * 2
     page.close()
 
 

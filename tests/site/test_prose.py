@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,18 +56,18 @@ def test_the_archive_has_all_that_examples_need(prose):
     assert not [name for name in names if "__pycache__" in name]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_a_page_offers_script_and_notebook(prose, name):
+def test_pages_offer_script_and_notebook(prose):
     """The script is the page's source, the notebook has its code, and a note on the package."""
-    (script,) = prose.html.glob(f"_downloads/*/{name}.py")
-    assert script.read_bytes() == EXAMPLES[name].read_bytes()
-    (path,) = prose.html.glob(f"_downloads/*/{name}.ipynb")
-    cells = nbformat.read(path, as_version=4).cells
-    assert "pip install" in cells[0].source
-    code = "\n".join(cell.source for cell in cells[1:] if cell.cell_type == "code")
-    compile(code, name, "exec")
-    page = prose.page(f"auto_examples/{EXAMPLES[name].parent.name}/{name}")
-    assert "download it with all examples" in page
+    for name, source in EXAMPLES.items():
+        (script,) = prose.html.glob(f"_downloads/*/{name}.py")
+        assert script.read_bytes() == source.read_bytes()
+        (path,) = prose.html.glob(f"_downloads/*/{name}.ipynb")
+        cells = nbformat.read(path, as_version=4).cells
+        assert "pip install" in cells[0].source
+        code = "\n".join(cell.source for cell in cells[1:] if cell.cell_type == "code")
+        compile(code, name, "exec")
+        page = prose.page(f"auto_examples/{source.parent.name}/{name}")
+        assert "download it with all examples" in page
 
 
 @pytest.mark.extensive
@@ -99,11 +100,11 @@ def test_an_example_runs_from_the_archive(name, prose, tmp_path):
 
 def run_in(folder, *command, **environ):
     """Run a command in a folder; return its output."""
+    inherited = {name: text for name, text in os.environ.items() if name != "MEASURED"}
     done = subprocess.run(
         [*map(str, command)],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if k != "MEASURED"}
-        | {name: str(value) for name, value in environ.items()},
+        env=inherited | {name: str(value) for name, value in environ.items()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -129,45 +130,28 @@ def test_the_address_of_the_site_reaches_all_that_needs_it(address, tmp_path):
     assert prefix == ("/some/site/" if address else "/")
 
 
-def test_every_page_has_a_preview_for_links(prose):
-    """Each page has its title, a description and a picture that exists."""
-    for name in set(pages.all_pages(prose.html)) - NO_CONTENT:
+def test_every_page_has_a_preview_and_is_in_the_sitemap(prose):
+    """Each page has its title, a description and a picture that exists, and its whole address."""
+    names, root = set(pages.all_pages(prose.html)) - NO_CONTENT, "http://localhost:8000/"
+    for name in names:
         text = (prose.html / name).read_text("utf-8")
         tags = dict(re.findall(r'<meta property="(og:[a-z:]+)" content="([^"]*)"', text))
-        assert tags["og:url"] == f"http://localhost:8000/{name}"
+        assert tags["og:url"] == root + name
         assert tags["og:title"]
         assert tags["og:description"]
-        picture = tags["og:image"].removeprefix("http://localhost:8000/")
-        assert (prose.html / picture).is_file()
-
-
-def test_the_sitemap_lists_every_page(prose):
-    """Each page is in it with its whole address."""
+        assert (prose.html / tags["og:image"].removeprefix(root)).is_file()
     listed = re.findall(r"<loc>(.*?)</loc>", (prose.html / "sitemap.xml").read_text())
-    names = set(pages.all_pages(prose.html)) - NO_CONTENT
-    assert {f"http://localhost:8000/{name}" for name in names} == set(listed)
+    assert {root + name for name in names} == set(listed)
 
 
 def test_the_page_for_what_is_not_found_works_at_any_depth(prose):
     """It loads and links by whole paths."""
-    links = pages.Links(prose.page("404"))
+    links = pages.read_links(prose.page("404"))
     inside = [link for link in links.loads + links.links if "://" not in link]
     assert [link for link in inside if not link.startswith(("/", "#", "data:"))] == []
 
 
 # -- What runs again ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gallery(tmp_path, monkeypatch):
-    """A copy of the examples, and a function that gives their digest."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    (tmp_path / "recorded").mkdir()
-    image = tmp_path / "image.nii.gz"
-    image.write_bytes(b"an image")
-    monkeypatch.setenv("FMRI", str(image))
-    monkeypatch.setenv("ATLAS", str(image))
-    return tmp_path, lambda: gallery_helpers.digest(tmp_path / "examples", tmp_path / "recorded")
 
 
 @pytest.mark.parametrize(
@@ -181,21 +165,26 @@ def gallery(tmp_path, monkeypatch):
         ("recorded/measurements.csv", True),
     ],
 )
-def test_a_change_runs_all_pages_again(gallery, monkeypatch, change, again):
+def test_a_change_runs_all_pages_again(change, again, tmp_path, monkeypatch):
     """So does one of the package, a page's function, an option or an image; not one of a text."""
-    folder, digest = gallery
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "recorded").mkdir()
+    image = tmp_path / "image.nii.gz"
+    image.write_bytes(b"an image")
+    for name in ("FMRI", "ATLAS"):
+        monkeypatch.setenv(name, str(image))
+    digest = partial(gallery_helpers.digest, tmp_path / "examples", tmp_path / "recorded")
     before = digest()
     assert digest() == before
-    if change == "a function":
-        with open(folder / "examples/1_methods/plot_shared_memory.py", "a") as file:
-            file.write("\n\ndef a_method():\n    pass\n")
-    elif change == "image":
-        os.utime(folder / "image.nii.gz", (1, 1))
-    elif "/" in change:
-        with open(folder / change, "a") as file:
-            file.write("\n# a remark\n")
-    else:
+    if change == "image":
+        os.utime(image, (1, 1))
+    elif change == "N_REGIONS":
         monkeypatch.setenv(change, "1")
+    else:
+        function = change == "a function"
+        path = "examples/1_methods/plot_shared_memory.py" if function else change
+        with open(tmp_path / path, "a") as file:
+            file.write("\n\ndef a_method():\n    pass\n" if function else "\n# a remark\n")
     assert (digest() != before) == again
 
 
