@@ -203,11 +203,14 @@ def allocate_for_a_moment(mib):
     np.ones(mib * MIB, dtype="uint8")
 
 
-class Garbage:
-    """An argument that needs much memory while it is made in another process."""
+class MadeThere:
+    """An argument that the other process makes with a call."""
+
+    def __init__(self, *call):
+        self.call = call
 
     def __reduce__(self):
-        return allocate_for_a_moment, (300,)
+        return self.call[0], self.call[1:]
 
 
 @needs_linux
@@ -218,7 +221,7 @@ def test_peak_between_two_samples(monkeypatch):
     assert len(trace.times) == 1
     assert trace.above_mib == near(300)
     assert trace.peak_mib == trace.high_water_mib
-    assert measure(give, Garbage()).above_mib == near(0)
+    assert measure(give, MadeThere(allocate_for_a_moment, 300)).above_mib == near(0)
 
 
 # --- Free memory
@@ -530,17 +533,10 @@ def test_killed_call_that_has_children(tmp_path):
     assert eventually(lambda: not psutil.pid_exists(pid), 60), "a child runs on"
 
 
-class NotHere:
-    """An argument that can be pickled, but not made again in another process."""
-
-    def __reduce__(self):
-        return (fail, (ImportError, "not installed over there"))
-
-
 def test_argument_that_cannot_be_prepared():
     """The error explains why the fresh process could not take the call."""
     with pytest.raises(RuntimeError) as error:
-        measure(give, NotHere())
+        measure(give, MadeThere(fail, ImportError, "not installed over there"))
     for part in ("give could not be prepared", "Traceback", "not installed over there"):
         assert part in str(error.value)
 
