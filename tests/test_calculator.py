@@ -34,6 +34,9 @@ from made_images import bgzip, make_image, make_masks, save_all
 ROOT = Path(__file__).parent.parent
 STATIC = ROOT / "doc" / "_static"
 OPTIONS = {
+    "project": "Beyond the masker",
+    "html_title": "Beyond the masker",
+    "html_context.default_mode": "auto",
     "root_doc": "calculator",
     "extensions": "calculator,sphinx_copybutton",
     "html_theme": "pydata_sphinx_theme",
@@ -443,7 +446,8 @@ WRONG = [  # field, text, words of the message, group of fields
     *(("workers", text, f"'{text}'", "workers") for text in ("0", "2.5", "")),
     *(("memory", text, f"'{text}'", "memory") for text in ("-4G", "0")),
     *(("masks", text, f"'{text}'", "masks") for text in ("0", "1001")),
-    *(("t", text, f"'{text}'", "shape") for text in ("0", "1e3", "<b>", "99999999999999")),
+    *(("t", text, f"'{text}'", "shape") for text in ("0", "1e3", "<b>")),
+    ("t", "99999999999999", "99999999999999", "shape"),
     ("shm", "-1", "'-1'", "shm"),
     *(("voxels", "0", "'0'", "voxels"), ("voxels", "1000000", "1000000", "voxels")),
     *(("voxels", "5,,5", "''", "voxels"), ("voxels", "5,6", "2 numbers of voxels", "voxels")),
