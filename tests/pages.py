@@ -130,10 +130,10 @@ class Visitor:
         if axe:
             self.context.add_init_script(axe)
         self.context.on("request", self.note_request)
-        # Opening the next page aborts what is still being fetched, such as an icon.
+        # Opening the next page aborts what is still being fetched; "csp" is a script not wanted.
+        ignored = ("net::ERR_ABORTED", "csp")
         self.context.on(
-            "requestfailed",
-            lambda r: r.failure == "net::ERR_ABORTED" or self.note(f"{r.failure}: {r.url}"),
+            "requestfailed", lambda r: r.failure in ignored or self.note(f"{r.failure}: {r.url}")
         )
         self.context.on("response", lambda r: r.status < 400 or self.note(f"{r.status}: {r.url}"))
         self.context.on(

@@ -433,10 +433,10 @@ def test_stopped_inside_a_process_that_goes_on(run_script):
         for name, call in calls.items():
             method = SimpleNamespace(title=name, call=lambda *_: call)
             status, reason, _ = sequence.run_guarded(method, "image", ["mask"])
-            print(name, status, reason[:25])
+            print(name, status, reason[:19])
     """)
     out, err = process.communicate(timeout=400)  # less than a method takes by itself
-    assert out.splitlines() == ["workers stopped It was stopped with", "after measured"], err
+    assert out.splitlines() == ["workers stopped It was stopped with", "after measured "], err
 
 
 # --- Values, exceptions, and ends of all kinds
