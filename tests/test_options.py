@@ -201,10 +201,11 @@ def test_round_trip_through_the_environment(environ, tmp_path, monkeypatch):
 
 
 def run_alone(**environ):
-    """Run the module in a Python without installed packages."""
+    """Run the command in a Python without installed packages."""
     needed = {k: v for k, v in os.environ.items() if k in ("SYSTEMROOT", "LD_LIBRARY_PATH")}
     return subprocess.run(
-        [sys.executable, "-S", "-I", options.__file__],
+        [sys.executable, "-S", "-m", "beyond_the_masker", "options"],
+        cwd=Path(options.__file__).parents[1],
         env=needed | environ,
         capture_output=True,
         text=True,

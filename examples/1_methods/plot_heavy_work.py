@@ -21,18 +21,7 @@ import numpy as np
 
 
 def bootstrap_first_component(series, n_draws=20):
-    """Draw volumes with replacement, and compute how much the first component explains.
-
-    Parameters
-    ----------
-    series : array of shape (n_timepoints, n_voxels)
-    n_draws : int
-
-    Returns
-    -------
-    array of shape (n_draws,)
-        Between 0 and 1: the largest squared singular value over the sum of all.
-    """
+    """Return the share of variance of a region's first component, for each of several draws."""
     rng = np.random.default_rng(0)
     shares = np.empty(n_draws)
     for i in range(n_draws):
@@ -99,9 +88,9 @@ print(f"{n_workers} workers: {parallel_seconds:.1f} s, and {start_seconds:.1f} s
 # What it costs, and what it saves
 # --------------------------------
 
-paid = start_seconds + parallel_seconds < serial_seconds
 print(f"once they have started, {serial_seconds / parallel_seconds:.1f} times as fast")
-print(f"with their start, they {'pay' if paid else 'do not pay'} here")
+ratio = serial_seconds / (start_seconds + parallel_seconds)
+print(f"with their start, {ratio:.1f} times as fast")
 
 # %%
 # What to conclude

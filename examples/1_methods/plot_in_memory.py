@@ -16,36 +16,20 @@ masks while you look at the results. Then one copy in memory is the least that y
 # ------------
 # The image is read volume by volume into one array. ``np.asanyarray`` on a compressed file would
 # hold the decompressed bytes and the array at the same time. An image whose data are in memory
-# already is used as it is.
+# already is used as it is. ``take(data, mask)`` is ``data[mask]`` in NiftiMasker's form.
 
 import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 
-from beyond_the_masker.checks import as_nifti_masker, open_checked, read_volumes, value_type
-
-
-def take(data, mask):
-    """Return the voxels of a mask out of an array, as NiftiMasker does."""
-    return as_nifti_masker(data[mask])
+from beyond_the_masker.checks import open_checked, read_volumes, take, value_type
 
 
 def numpy_masker_threads(fmri, masks, n_jobs):
     """Extract the voxel time series of several masks from one array, in threads.
 
-    Parameters
-    ----------
-    fmri : path or nibabel image
-        4D image.
-    masks : list of paths or of nibabel images
-        3D masks on the grid of the image: non-zero in the region.
-    n_jobs : int
-        Number of threads.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, as `numpy_masker_single_inmemory` returns it.
+    Image and masks are paths or nibabel images. Return an array of shape (n_timepoints, n_voxels)
+    for each mask, with the values of NiftiMasker.
     """
     fmri_img, mask_arrays = open_checked(fmri, masks)
     data = fmri_img.dataobj

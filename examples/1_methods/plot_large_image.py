@@ -18,9 +18,9 @@ files.
 # %%
 # The image
 # ---------
-# Subjects are joined along time and written to one compressed file, volume by volume. A prepared
-# file goes into a cache folder under a temporary name, and gets its real name when it is complete.
-# An interrupted run therefore leaves nothing that a later run would mistake for a whole file.
+# Subjects are joined along time and written to one compressed file in a cache folder, volume by
+# volume. The file gets its name when it is complete: an interrupted run leaves nothing that a later
+# one would mistake for a whole file.
 
 import nibabel as nib
 import numpy as np
@@ -50,8 +50,7 @@ print(f"in memory {in_memory_mib:8.1f} MiB")
 # A probabilistic atlas is a 4D image with one map for each region. A region is where its map is
 # not zero, and regions may overlap. An atlas of labels, or a list of masks, works as well. Each
 # region is resampled to the grid of the image with nearest-neighbour interpolation, which invents
-# no values between a region and its surroundings. A region that is empty there raises an error
-# that names it.
+# no values. A region that is empty there raises an error that names it.
 
 mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
 n_voxels = [np.count_nonzero(mask_img.dataobj) for mask_img in mask_imgs]
@@ -83,9 +82,8 @@ plt.show()
 # %%
 # What to conclude
 # ----------------
-# The masks select a small part of the image. A method that holds the whole image to extract them
-# needs at least the size in memory printed above, and each copy of the image adds as much again.
-# The next pages count these copies.
+# The masks select a small part of the image. A method that holds the whole image needs at least the
+# size in memory printed above, and as much again for each copy. The next pages count these copies.
 #
 # Recommended next
 # ----------------
