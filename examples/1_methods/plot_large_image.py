@@ -9,10 +9,9 @@ Every page of this site works on the same data: one large 4D fMRI image, and a s
 2. turn the regions of an :term:`atlas` into masks on the grid of that image, and
 3. compare the image's size on disk with its size in memory.
 
-By default the data are made on your machine: a stand-in with the shape and type of the development
-fMRI data set, and with as many regions as the DiFuMo atlas of 64. Set ``DATA=development_fmri`` to
-download the real data with nilearn, or ``FMRI=`` and ``ATLAS=`` to run every page on your own
-files.
+By default the data are made on your machine: a stand-in for the development fMRI data set and the
+DiFuMo atlas of 64 regions. Set ``DATA=development_fmri`` to download the real data with nilearn, or
+``FMRI=`` and ``ATLAS=`` to run every page on your own files.
 """
 
 # %%
@@ -34,9 +33,8 @@ fmri_img = nib.load(fmri_path, keep_file_open=True)
 
 # %%
 # Opening the file reads its header only. In memory, the image takes the product of its dimensions
-# times the bytes of one value, and that is before any function makes a copy. (A file with scale
-# factors usually holds integers that become float64, so ask for the type after scaling; reading no
-# volumes is enough for that.)
+# times the bytes of one value, before any function makes a copy. (With scale factors, integers
+# become float64: reading no volumes gives the type after scaling.)
 
 dtype = fmri_img.dataobj[..., :0].dtype
 in_memory_mib = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize / 2**20

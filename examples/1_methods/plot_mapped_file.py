@@ -102,8 +102,7 @@ from beyond_the_masker.experiment import measure_methods, prepare_all
 from beyond_the_masker.figures import plot_traces
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
-traces = measure_methods(numpy_masker_joblib_map, numpy_masker_mapped)
-plot_traces(traces, image_mib)
+plot_traces(measure_methods(numpy_masker_joblib_map, numpy_masker_mapped), image_mib)
 
 # %%
 # If the image is compressed, the second function made a copy, too. The same call on an uncompressed

@@ -98,8 +98,8 @@ def nifti_masker_parallel(fmri, masks, n_jobs):
 
 from beyond_the_masker.experiment import measure_methods
 
-traces = measure_methods(nifti_masker_single, nifti_masker_loop, nifti_masker_parallel)
-plot_traces(traces, image_mib)
+methods = nifti_masker_single, nifti_masker_loop, nifti_masker_parallel
+plot_traces(measure_methods(*methods), image_mib)
 
 # %%
 # What to conclude

@@ -116,14 +116,9 @@ def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_jobs):
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
 
-traces = measure_methods(
-    numpy_masker_single_path,
-    numpy_masker_single_inmemory,
-    numpy_masker_loop,
-    numpy_masker_parallel_path,
-    numpy_masker_parallel_inmemory,
-)
-plot_traces(traces, image_mib)
+one_mask = numpy_masker_single_path, numpy_masker_single_inmemory
+all_masks = numpy_masker_loop, numpy_masker_parallel_path, numpy_masker_parallel_inmemory
+plot_traces(measure_methods(*one_mask, *all_masks), image_mib)
 
 # %%
 # What to conclude

@@ -154,20 +154,19 @@ def find_needed(parts, names):
 
 def merge_imports(parts, needed):
     """Return the import statements that the needed definitions use: standard library first."""
-    plain, members = set(), {}
+    found = {"": set()}  # for each module the names from it, and the modules themselves
     for part in parts:
         used = {name for key in part.code if key in needed for name in names_in(part.code[key])}
         for node in part.imports:
-            for alias in node.names:
-                if (alias.asname or alias.name).split(".")[0] not in used:
-                    continue
-                text = alias.name + (f" as {alias.asname}" if alias.asname else "")
-                if isinstance(node, ast.Import):
-                    plain.add(text)
-                elif not node.module.startswith("beyond_the_masker"):
-                    members.setdefault(node.module, set()).add(text)
-    lines = [f"import {text}" for text in plain]
-    lines += [f"from {module} import {', '.join(sorted(m))}" for module, m in members.items()]
+            module = getattr(node, "module", "")
+            if not module.startswith("beyond_the_masker"):
+                found.setdefault(module, set()).update(
+                    ast.unparse(alias)
+                    for alias in node.names
+                    if (alias.asname or alias.name).split(".")[0] in used
+                )
+    lines = [f"import {name}" for name in found.pop("")]
+    lines += [f"from {m} import {', '.join(sorted(names))}" for m, names in found.items() if names]
     lines.sort(key=lambda line: (line.startswith("from"), line.lower()))
     standard = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
     return "\n".join([*standard, "", *(line for line in lines if line not in standard)])
