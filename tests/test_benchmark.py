@@ -186,7 +186,7 @@ def test_own_images_are_not_benchmarked(monkeypatch):
         benchmark, "prepare_fmri", lambda n: (_ for _ in ()).throw(ValueError("made"))
     )
     with pytest.raises(SystemExit, match="made"):
-        __main__.main(["benchmark"])
+        __main__.main(["benchmark", "out"])
 
 
 def test_recorded_results_are_complete():

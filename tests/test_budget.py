@@ -50,15 +50,6 @@ def test_joblib_avoids_a_small_folder():
     assert blocks == ["NumPy indexing, shared memory, parallel"]
 
 
-def test_free_memory_counts_by_default(monkeypatch, files):
-    """By default, a method must fit into the free memory of the machine."""
-    found = predict_peak(FROM_PATH, *files)
-    monkeypatch.setattr(budget, "available_mib", lambda: 100)
-    assert "100 MiB are available" in why_not(found)
-    monkeypatch.setattr(budget, "available_mib", lambda: 1e6)
-    assert why_not(found) == ""
-
-
 @pytest.mark.parametrize(
     ("memory", "fits"), [("unlimited", True), ("100M", False), ("64G", True), (None, False)]
 )

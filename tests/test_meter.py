@@ -806,25 +806,24 @@ def test_plot_of_a_call_that_was_over_at_once(axes):
     assert left < right
 
 
-@pytest.mark.parametrize("metric", ["in use", pytest.param("rss", marks=pytest.mark.extensive)])
-def test_saved_trace_is_what_mprof_reads(metric, tmp_path):
+def test_saved_trace_is_what_mprof_reads(tmp_path):
     """mprof reads the same numbers from a saved trace, and plots it."""
     import mprof
 
     trace = trace_of(name="NumPy indexing, path, parallel")
-    trace.save(tmp_path / "trace.dat", metric)
+    trace.save(tmp_path / "trace.dat")
     assert [path.name for path in tmp_path.iterdir()] == ["trace.dat"]
     content = mprof.read_mprofile_file(tmp_path / "trace.dat")
     stamps = trace.started + trace.times
-    np.testing.assert_allclose(content["mem_usage"], trace.total(metric))
+    np.testing.assert_allclose(content["mem_usage"], trace.total())
     np.testing.assert_allclose(content["timestamp"], stamps, atol=1e-3, rtol=0)
     assert set(content["children"]) == {"8", "9"}
     for pid, samples in content["children"].items():
-        values = trace.processes[int(pid)]["anon" if metric == "in use" else metric]
+        values = trace.processes[int(pid)]["anon"]
         expected = np.c_[values, stamps][values > 0]
         np.testing.assert_allclose(samples, expected, atol=1e-3, rtol=0)
     ((bracket,),) = content["func_timestamp"].values()
-    assert bracket == pytest.approx([1.7e9, 1.7e9 + 0.65, trace.total(metric)[0], bracket[3], 0])
+    assert bracket == pytest.approx([1.7e9, 1.7e9 + 0.65, trace.total()[0], bracket[3], 0])
     assert trace.name in content["cmd_line"]
     command = [sys.executable, "-m", "mprof", "plot", "--output", "trace.png", "trace.dat"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)

@@ -140,7 +140,7 @@ def test_it_is_measured_and_shown(project, row):
 def test_it_is_in_the_commands(project):
     """The experiment runs the method, and the budget lists it."""
     command = ("-m", "beyond_the_masker")
-    out = project.output_of(*command, "experiment", "--n-regions", 1)
+    out = project.output_of(*command, "experiment", N_REGIONS="1")
     assert f": {TITLE} ...\n    done in " in out
     fmri, labels = project.options["FMRI"], project.options["ATLAS"]
     out = project.output_of(*command, "budget", fmri, labels, "--memory", "64G")
