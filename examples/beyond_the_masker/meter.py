@@ -241,7 +241,10 @@ def counted(number, name):
 
 
 def available_mib(root="/"):
-    """Return the free memory of the machine and this process's control groups, caches included."""
+    """Return the free memory of the machine, or of this process's control groups if less, in MiB.
+
+    Cached files that the kernel can drop count as free. `root` has the folders proc and sys.
+    """
     free = [psutil.virtual_memory().available]
     for limit, used, statistics in _control_groups(root):
         with contextlib.suppress(OSError, ValueError):
@@ -570,7 +573,11 @@ def measure(func, /, *args, **kwargs):
 
 
 def measure_within(memory_mib, func, /, *args, **kwargs):
-    """Measure a call, and stop it if it takes more than `memory_mib` above the level before it."""
+    """Measure a call as `measure` does, and stop it when it takes more than `memory_mib`.
+
+    The limit counts from the level before the call. The exception of a stopped call is a
+    MemoryError.
+    """
     name = getattr(func, "__name__", type(func).__name__)
     call = cloudpickle.dumps((func, args, kwargs))
     process = _start_process()
@@ -741,7 +748,7 @@ def _pickled(started, seconds, value, exception, high_water):
 
 
 def _high_water(reset=False):
-    """Return this process's largest RSS so far, and the part of it now that is not anonymous."""
+    """Return this process's largest RSS since the reset, and how much of RSS is not anonymous."""
     with contextlib.suppress(OSError, KeyError):
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
