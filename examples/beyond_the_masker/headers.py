@@ -15,6 +15,8 @@ import numpy as np
 
 from beyond_the_masker.model import DTYPES, Image
 
+MOST_FROM_A_BYTE = 1032  # bytes that a byte of gzip can become: https://zlib.net/zlib_tech.html
+
 
 @contextmanager
 def readable(path, kind):
@@ -60,18 +62,21 @@ def _too_small(path, needed):
     kind, size = path.suffix.lower(), path.stat().st_size
     if kind in (".bz2", ".zst"):  # these do not store the size of their content
         return ""
-    if kind == ".gz":
-        with open(path, "rb") as file:
-            file.seek(-4, os.SEEK_END)
-            if int.from_bytes(file.read(), "little") == needed % 2**32:  # stored modulo 2 ** 32
-                return ""
-        # Truncated, or a wrong header; or several parts, or zeros at the end, which are allowed.
-        try:
-            with gzip.open(path) as file:
-                size = file.seek(0, os.SEEK_END)
-        except (EOFError, OSError, zlib.error):
-            return "it is damaged, or cut off"
-    return f"it holds {size}" if size < needed else ""
+    if kind != ".gz":
+        return f"it has {size}" if size < needed else ""
+    if size * MOST_FROM_A_BYTE < needed:
+        return f"no gzip file holds more than {MOST_FROM_A_BYTE} times its size, which is {size}"
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(), "little") == needed % 2**32:  # stored modulo 2 ** 32
+            return ""
+    # Truncated, or a wrong header; or several parts, or zeros at the end, which are allowed.
+    try:
+        with gzip.open(path) as file:
+            size = file.seek(0, os.SEEK_END)
+    except (EOFError, OSError, zlib.error):
+        return "it is damaged, or cut off"
+    return f"it unpacks to {size}" if size < needed else ""
 
 
 def count_voxels(mask_path, shape):
