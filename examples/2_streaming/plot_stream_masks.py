@@ -82,7 +82,7 @@ plot_series(means, "Region means", "mean of the voxels")
 #
 # It is one file, and it needs nibabel, NumPy and tqdm: save :download:`streaming.py
 # <../../../examples/beyond_the_masker/streaming.py>` next to your script and write
-# ``from streaming import stream_masks``, or install this package.
+# ``from streaming import stream_masks``, or :ref:`install the package <install>`.
 #
 # .. dropdown:: The whole file
 #
