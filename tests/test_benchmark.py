@@ -179,7 +179,7 @@ def test_figures_of_the_benchmark():
     number = "Streaming, masks, masks from 1 to 64: "
     for figure in (
         plot_growth(times, "How time grows, full sizes", FULL),
-        plot_memory_growth(memory, "How memory grows, full sizes", FULL),
+        plot_memory_growth(memory, "How memory grows, full sizes", FULL, "PSS"),
     ):
         is_a_good_figure(figure, number)
         labels = [ax.get_xlabel() for ax in figure.axes]

@@ -177,8 +177,9 @@ class Trace:
         if ax is None:
             ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
             ax.figure.set_label(
-                f"Memory over time of {title}: the calling process, its workers and shared memory "
-                f"stacked, mapped files above them.\n\nArea chart. {self.in_words(title)}"
+                f"{title}: memory over time of the calling process, its workers and shared "
+                "memory, stacked. The dashed line adds mapped files.\n\n"
+                f"Area chart. {self.in_words(title)}"
             )
         self._stack_layers(ax)
         self._draw_levels(ax, image_mib)
