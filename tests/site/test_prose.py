@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gallery_helpers
-import nbformat
 import pytest
 
 import pages
@@ -44,27 +43,25 @@ def archive(site):
 
 
 def test_the_archive_has_all_that_examples_need(prose):
-    """It holds every page, the package, the requirements, the licence and the recordings."""
+    """It holds every page, the package, what `make html` needs, the licence and the recordings."""
     names = set(archive(prose).namelist())
     expected = [*EXAMPLES.values(), *ROOT.glob("examples/beyond_the_masker/*.py")]
     expected += ROOT.glob("examples/requirements*.txt")
-    expected += [ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml")]
+    expected += [ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "Makefile")]
+    expected += [ROOT / name for name in ("conf.py", "requirements.txt", "doc/readme.svg")]
+    expected += [*ROOT.glob("doc/*.rst"), *ROOT.glob("examples/**/*.rst")]
     expected += [ROOT / "doc" / "recorded" / "prediction.csv"]
     expected = {f"beyond_the_masker/{path.relative_to(ROOT).as_posix()}" for path in expected}
     assert expected - names == set()
-    assert not [name for name in names if "__pycache__" in name]
+    made = ("__pycache__", "_build", "_report", "auto_examples", "measured/", "node_modules")
+    assert not [name for name in names if any(part in name for part in made)]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_page_offers_script_and_notebook(prose, name):
-    """The script is the page's source, the notebook has its code, and a note on the package."""
+def test_a_page_offers_its_script(prose, name):
+    """The script is the page's source, and a note has a link to the package."""
     (script,) = prose.html.glob(f"_downloads/*/{name}.py")
     assert script.read_bytes() == EXAMPLES[name].read_bytes()
-    (path,) = prose.html.glob(f"_downloads/*/{name}.ipynb")
-    cells = nbformat.read(path, as_version=4).cells
-    assert "pip install" in cells[0].source
-    code = "\n".join(cell.source for cell in cells[1:] if cell.cell_type == "code")
-    compile(code, name, "exec")
     page = prose.page(f"auto_examples/{EXAMPLES[name].parent.name}/{name}")
     assert "download it with all examples" in page
 
