@@ -80,11 +80,11 @@ KINDS = ("anon", "file", "pss", "rss", "uss")
 class Trace:
     """Memory of a call and of all its processes over time; sizes are in MiB."""
 
-    name: str  #: the function's name
-    started: float  #: `time.time` at the start of the call
-    seconds: float  #: duration of the call
-    before_mib: float  #: memory in use after the imports and before the call
-    times: np.ndarray  #: seconds since the call began, (n_samples,); the first sample precedes it
+    name: str  #: The function's name.
+    started: float  #: `time.time` at the start of the call.
+    seconds: float  #: Duration of the call.
+    before_mib: float  #: Memory in use after the imports and before the call.
+    times: np.ndarray  #: Seconds since the call began, (n_samples,); the first precedes it.
     #: By process id, the arrays ``"anon"`` (anonymous memory), ``"file"`` (mapped files),
     #: ``"pss"``, ``"rss"`` and ``"uss"``, each of shape (n_samples,); zero while the process did
     #: not exist. The first process made the call.
@@ -94,9 +94,9 @@ class Trace:
     #: The quantity of `peak_mib`: ``"memory in use"``, or ``"USS"`` on a system that does not
     #: report anonymous memory. The arrays ``"anon"`` and ``"pss"`` then hold USS as well.
     metric: str = "memory in use"
-    value: object = field(default=None, repr=False)  #: what the call returned
-    exception: BaseException | None = None  #: what the call raised
-    high_water_mib: float = 0  #: the caller's largest anonymous memory, recorded by the kernel
+    value: object = field(default=None, repr=False)  #: What the call returned.
+    exception: BaseException | None = None  #: What the call raised.
+    high_water_mib: float = 0  #: The caller's largest anonymous memory, recorded by the kernel.
 
     def total(self, metric="in use"):
         """Return the sum of a metric over all processes in MiB, of shape (n_samples,).
