@@ -111,8 +111,8 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "doc_module": (),
     "image_scrapers": ("pictures.scraper",),
-    "first_notebook_cell": "# This notebook needs the package beyond_the_masker, which is in the\n"
-    "# archive that the page of examples offers: python -m pip install -e .",
+    # Text in notebooks is Markdown: references, figures and what pages include would be lost.
+    "notebook_extensions": set(),
     "min_reported_time": 0,
     "remove_config_comments": True,
     "show_memory": False,  # ignores workers

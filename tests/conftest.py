@@ -5,6 +5,7 @@ import http.server
 import os
 import shutil
 import signal
+import sys
 import threading
 from contextlib import ExitStack
 
@@ -28,6 +29,16 @@ def _fresh_options(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "masker_cache"))
     monkeypatch.setenv("MEASURED", str(tmp_path / "measured"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left():
+    """Close figures, and end joblib's workers, after the tests of each file."""
+    yield
+    if plt := sys.modules.get("matplotlib.pyplot"):
+        plt.close("all")
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture(scope="module")

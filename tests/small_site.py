@@ -36,6 +36,7 @@ class Site:
     def __init__(self, folder):
         self.folder = folder
         copy_project(folder, "doc", "examples", "conf.py", "pyproject.toml", "README.md", "LICENSE")
+        copy_project(folder, "Makefile", "requirements.txt")
         self.fmri = shutil.copy(Path(data_path, "example4d.nii.gz"), folder / "a real image.nii.gz")
         self.atlas = folder / "labels.nii.gz"
         regions_of(self.fmri).to_filename(self.atlas)

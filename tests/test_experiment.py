@@ -6,9 +6,7 @@ import functools
 import json
 import os
 import platform
-from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import mprof
 import nibabel as nib
 import numpy as np
@@ -21,7 +19,6 @@ from beyond_the_masker.experiment import (
     N_RUNS,
     NotRun,
     complete_summary,
-    describe_machine,
     identical,
     in_a_line,
     measure_methods,
@@ -60,8 +57,7 @@ def measured(tmp_path, monkeypatch):
     machine = TYPICAL | {"measured": "here"}  # to measure it takes a while
     for module in (experiment, budget):
         monkeypatch.setattr(module, "this_machine", lambda: machine)
-    yield tmp_path / "numbers"
-    plt.close("all")
+    return tmp_path / "numbers"
 
 
 def write_image(folder, n_volumes=7, seed=0):
@@ -143,30 +139,15 @@ def ends(row, key="peak_mib"):
 ONE = np.array([[1, 2, np.nan]], dtype="float32")
 
 
-@pytest.mark.parametrize(
-    ("series", "same"),
-    [
-        ([ONE.copy(), ONE[:, :2].copy()], True),
-        ([], False),
-        ([ONE], False),
-        ([ONE + np.float32(1e-6), ONE[:, :2]], False),
-        ([np.nan_to_num(ONE), ONE[:, :2]], False),
-        ([ONE.astype("float64"), ONE[:, :2]], False),
-        ([ONE.astype(">f4"), ONE[:, :2]], False),
-        ([ONE[0], ONE[:, :2]], False),
-        ([ONE.T, ONE[:, :2]], False),
-        ([ONE, ONE], False),
-        ([ONE[:, :2], ONE], False),
-    ],
-)
-def test_identical_means_every_value_shape_and_type(series, same):
-    """Lists of arrays are identical if length, shape, type and every value are."""
-    assert identical(series, [ONE, ONE[:, :2]]) is same
-
-
-def test_identical_to_a_reference_of_foreign_byte_order():
-    """The byte order of the reference does not matter."""
-    assert identical([ONE], [ONE.astype(">f4")])
+def test_identical_means_every_value_shape_and_type():
+    """Lists are identical if length, shape, type and values are; the reference's order is not."""
+    short = ONE[:, :2]
+    for reference in ([ONE, short], [ONE.astype(">f4"), short]):
+        assert identical([ONE.copy(), short.copy()], reference)
+        for other in (ONE + np.float32(1e-6), np.nan_to_num(ONE), ONE.astype("float64"), ONE[0]):
+            assert not identical([other, short], reference)
+        for series in ([ONE], [short, ONE], [ONE.astype(">f4"), short]):
+            assert not identical(series, reference)
 
 
 @pytest.mark.chance
@@ -180,25 +161,20 @@ def test_measured_method_is_written_down(measured, capsys):
     with open(measured / "summary.csv", newline="") as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
     (row,) = read_summary()
-    mib = {
-        key: f"{getattr(trace, key):.3f}" for key in COLUMNS if hasattr(trace, key) and "mib" in key
-    }
-    assert row == {
-        "method": "NumPy indexing, path",
+    expected = {
         "function": "numpy_masker_single_path",
-        "mode": "single",
         "n_jobs": "1",
         "image_mib": f"{4 * 5 * 6 * 7 * 8 / 2**20:.3f}",
         "n_masks": "1",
         "n_runs": "1",
-        **mib,
-        "peak_mib_min": f"{trace.peak_mib:.3f}",
-        "peak_mib_max": f"{trace.peak_mib:.3f}",
+        **{k: f"{getattr(trace, k):.3f}" for k in ("before_mib", "peak_mib", "peak_pss_mib")},
+        **dict.fromkeys(("peak_mib_min", "peak_mib_max"), f"{trace.peak_mib:.3f}"),
         **dict.fromkeys(("seconds", "seconds_min", "seconds_max"), f"{trace.seconds:.4f}"),
         "identical": "true",
         "status": "measured",
         "reason": "",
     }
+    assert expected.items() <= row.items()
     assert 0 < float(row["before_mib"]) <= float(row["peak_mib"])
     assert capsys.readouterr().out == f"{title}\n    {in_a_line(row)}\n"
     content = mprof.read_mprofile_file(measured / saved)
@@ -209,29 +185,19 @@ def test_description_of_image_and_machine(measured, tmp_path, here):
     """The description is that of the image and the machine."""
     prepare_all()
     described = json.loads((measured / "experiment.json").read_text())
-    assert described["image"] | {"path": None, "changed": None} == {
+    expected = {
         "name": "fmri.nii",
         "source": "own",
-        "path": None,
-        "changed": None,
         "shape": [4, 5, 6, 7],
         "dtype": "float64",
         "stored_dtype": "int16",
         "on_disk_mib": (tmp_path / "fmri.nii").stat().st_size / 2**20,
         "in_memory_mib": 4 * 5 * 6 * 7 * 8 / 2**20,
-        "n_images": None,
-        "n_masks": 2,
         "mask_voxels": [60, 36],
     }
+    assert expected.items() <= described["image"].items()
     assert described["machine"]["numpy"] == np.__version__
     assert described["machine"]["cores"] >= 1
-
-
-def test_cores_where_those_of_a_process_are_unknown(monkeypatch):
-    """Where psutil has no cpu_affinity, as on macOS, all cores count."""
-    monkeypatch.setattr(experiment.psutil, "Process", SimpleNamespace)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert describe_machine()["cores"] == 7
 
 
 NUMPY = ({"checks", "meter", "running"}, {"joblib", "scipy"})
@@ -277,15 +243,13 @@ def test_rows_are_in_order_and_replaced(measured, here):
     assert here.called.count("reference_series") == 1  # it is kept in the cache
 
 
-@pytest.mark.parametrize("change", ["volumes", "values", "regions", "N_REGIONS", "machine"])
+@pytest.mark.parametrize("change", ["values", "regions", "N_REGIONS", "machine"])
 def test_other_image_or_machine_empties_the_table(change, measured, here, tmp_path, monkeypatch):
     """Another image, mask or machine empties the folder."""
     measure_methods(nifti_masker_single)
-    for name in ("summary.csv", "mprof_rss.dat", "peaks.svg", "mprof.json", "timeline.html"):
+    for name in ("mprof_rss.dat", "peaks.svg", "mprof.json", "timeline.html"):
         (measured / name).touch()
-    if change == "volumes":
-        write_image(tmp_path, n_volumes=8)
-    elif change == "values":
+    if change == "values":
         write_image(tmp_path, seed=1)
     elif change == "regions":
         write_labels(tmp_path, 2, 1)
@@ -294,19 +258,9 @@ def test_other_image_or_machine_empties_the_table(change, measured, here, tmp_pa
     else:
         monkeypatch.setenv("N_REGIONS", "1")
     measure_methods(numpy_masker_single_path)
-    assert names(read_summary()) == [("NumPy indexing, path", "single")]
     assert read_summary()[0]["identical"] == "true"
     files = sorted(path.name for path in measured.glob("**/*") if path.is_file())
     assert files == ["experiment.json", "numpy-indexing-path-single.dat", "summary.csv"]
-
-
-def test_failed_method_is_not_written_down(here):
-    """A method that fails has no row, and its error ends the build."""
-    prepare_all()
-    here.errors = [ValueError("no such region")]
-    with pytest.raises(ValueError, match="no such region"):
-        measure_methods(numpy_masker_single_path)
-    assert read_summary() == []
 
 
 def test_complete_summary_measures_what_is_missing(measured, here, monkeypatch):
@@ -362,22 +316,6 @@ def test_method_with_workers_is_measured_three_times(here, three, measured, capf
         assert f"[1 of 1] {title}, run {number} of 3 ..." in err
 
 
-def test_method_without_workers_is_measured_once(here, capfd):
-    """One run has no range, and no number."""
-    measure_methods(numpy_masker_single_path)
-    assert here.called == ["reference_series", "NumPy indexing, path, single"]
-    out, err = capfd.readouterr()
-    assert "peak 100 MiB, 10 MiB before the call; 0.500 s\n" in out
-    assert "run 1" not in err
-
-
-def test_one_region_needs_one_run(three, monkeypatch):
-    """joblib starts no workers for one mask, so a single run is enough."""
-    monkeypatch.setenv("N_REGIONS", "1")
-    three()
-    assert read_summary()[0]["n_runs"] == "1"
-
-
 def test_all_runs_must_be_identical(here, three, capsys):
     """A method that returns other values in one of its runs is not identical."""
     here.spoil = [0, 1, 0]
@@ -386,22 +324,9 @@ def test_all_runs_must_be_identical(here, three, capsys):
     assert "identical to NiftiMasker: false" in capsys.readouterr().out
 
 
-def test_all_regions_are_needed(here, monkeypatch):
-    """A method that leaves out a region is not identical."""
-
-    def first_region_only(fmri_path, mask_paths, n_jobs):
-        return [numpy_masker_single_path(fmri_path, mask_paths[0])]
-
-    use_methods(monkeypatch, [Method("NumPy indexing, path", first_region_only, "parallel")])
-    measure_methods(first_region_only)
-    (row,) = read_summary()
-    assert (row["n_masks"], row["n_jobs"], row["identical"]) == ("2", "2", "false")
-
-
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError("stopped"),
         OSError("stopped: the disk is full"),
         TerminatedWorkerError("stopped: a worker was killed"),
         RuntimeError("stopped: The measured process was ended by signal SIGKILL."),
@@ -420,10 +345,11 @@ def test_a_run_without_room_stops_the_method(here, three, error):
     assert {row[key] for key in ("seconds", "seconds_min", "seconds_max", "identical")} == {""}
 
 
-def test_a_crash_of_a_method_is_raised(here, three):
-    """A signal that has nothing to do with memory ends the build."""
-    here.errors = [None, RuntimeError("ended by signal SIGSEGV")]
-    with pytest.raises(RuntimeError, match="SIGSEGV"):
+@pytest.mark.parametrize("error", [ValueError("ended: no region"), RuntimeError("ended: SIGSEGV")])
+def test_an_error_of_a_method_is_raised(here, three, error):
+    """An error or a signal that has nothing to do with memory ends the build, without a row."""
+    here.errors = [None, error]
+    with pytest.raises(type(error), match="ended"):
         three()
     assert len(here.called) == 2
     assert read_summary() == []
@@ -437,7 +363,7 @@ def test_reference_of_a_masker_that_was_stopped(here, capfd):
     assert "The reference comes from blocks of volumes: stopped" in capfd.readouterr().err
 
 
-def test_method_that_may_not_fit_is_not_run(measured, here, monkeypatch, capsys):
+def test_method_that_may_not_fit_is_not_run(here, monkeypatch, capsys):
     """A method that might not fit is predicted, not run."""
     monkeypatch.setenv("MEMORY", "300M")
     traces = measure_methods(nifti_masker_single, FUNCTIONS["nifti_masker_parallel"])
@@ -459,9 +385,7 @@ def test_method_that_may_not_fit_is_not_run(measured, here, monkeypatch, capsys)
         ]
         assert row["before_mib"] == f"{found.parts[0].mib:.3f}"
         assert (row["n_runs"], row["n_jobs"]) == ("0", "2")
-        for column in ("peak_file_mib", "peak_pss_mib", "peak_rss_mib", "seconds", "identical"):
-            assert row[column] == ""
-    assert len(list((measured / "traces").iterdir())) == 2
+        assert {row[c] for c in ("peak_file_mib", "peak_rss_mib", "seconds", "identical")} == {""}
     out = capsys.readouterr().out
     assert "NiftiMasker, path, parallel\n    not run: It may need" in out
     assert out.count("identical to NiftiMasker") == 2
@@ -476,18 +400,6 @@ def test_nothing_fits(here, monkeypatch):
     assert {row["status"] for row in read_summary()} == {"predicted"}
 
 
-def test_unlimited_memory_runs_all_and_replaces_predictions(here, monkeypatch):
-    """MEMORY=unlimited runs a method that might not fit; the row takes the prediction's place."""
-    monkeypatch.setattr(budget, "available_mib", lambda: 1.0)
-    measure_methods(numpy_masker_single_path)
-    assert read_summary()[0]["status"] == "predicted"
-    monkeypatch.setenv("MEMORY", "unlimited")
-    measure_methods(numpy_masker_single_path)
-    (row,) = read_summary()
-    assert (row["status"], row["reason"], row["identical"]) == ("measured", "", "true")
-    assert here.limits == [np.inf]
-
-
 def test_figure_of_several_traces(here, monkeypatch):
     """Traces and predictions are drawn on one scale; the words of a prediction fit its panel."""
     traces = measure_methods(numpy_masker_single_path)
@@ -496,21 +408,15 @@ def test_figure_of_several_traces(here, monkeypatch):
     monkeypatch.setenv("MEMORY", "1M")
     traces |= measure_methods(FUNCTIONS["nifti_masker_loop"])
     figure = plot_traces(traces, image_mib=70)
-    assert figure.get_suptitle() == "Memory over time"
     titles = [ax.get_title("left") for ax in figure.axes]
-    assert titles[:2] == [
-        "NumPy indexing, path, single:\npeak 100 MiB",
-        "NumPy indexing, in-memory image, single:\npeak 300 MiB",
-    ]
+    assert titles[0] == "NumPy indexing, path, single:\npeak 100 MiB"
     assert titles[2].startswith("NiftiMasker, path, loop:\npredicted peak ")
-    assert [ax.get_legend() for ax in figure.axes] == [None] * 3
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert labels == {"calling process", "with mapped files", "before the call", "the image"}
     numbers = "peak of 100 MiB", "peak of 300 MiB", "not run, predicted", "The image has 70 MiB"
     is_a_good_figure(figure, *numbers)
-    assert len({ax.get_ylim() for ax in figure.axes}) == 1
-    assert figure.axes[0].get_ylim()[1] >= 300
-    assert figure.axes[2].patches[0].get_hatch()
+    (limits,) = {ax.get_ylim() for ax in figure.axes}
+    assert limits[1] >= 300
     (words,) = figure.axes[2].texts
     assert words.get_text().startswith("Not run. It may need")
     box, frame = words.get_window_extent(), figure.axes[2].get_window_extent()
@@ -524,9 +430,7 @@ def test_phases_of_all_methods(memory, status, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEMORY", memory)
     methods = [SINGLE[2], all_methods()[-1]]
     use_methods(monkeypatch, methods)
-    unlimited = (
-        contextlib.nullcontext()
-    )  # with the machine's free memory, a method could be stopped
+    unlimited = contextlib.nullcontext()  # the machine's own limit could stop a method
     unlimited.reason = ""
     monkeypatch.setattr(sequence, "Watchdog", lambda *_: unlimited)
     sequence.run_all(2, 2, pause=0, phases_path=tmp_path / "phases.csv")

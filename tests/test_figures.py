@@ -2,17 +2,13 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 
-from beyond_the_masker import pages
 from beyond_the_masker.figures import peak_text, plot_peaks, plot_series, save
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.methods import all_methods
@@ -20,12 +16,6 @@ from beyond_the_masker.model import METHODS, Image, predict
 from beyond_the_masker.prediction_figures import KEYS, RANGE, plot_parts, plot_points, plot_scale
 from beyond_the_masker.published import PUBLISHED_GB, read_scale
 from good_figures import is_a_good_figure, nothing_overlaps
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def test_words_for_a_peak():
@@ -56,13 +46,6 @@ def test_time_series():
     assert figure.axes[0].lines[2].get_linestyle() == ":"
 
 
-STATUS = {
-    "measured": ["measured"],
-    "not run": ["predicted"],
-    "mixed": ["measured", "predicted", "stopped"],
-}
-
-
 def rows_of(status, image_mib=300, **values):
     """Rows of summary.csv for all methods, with the largest numbers that a label may hold."""
     several = {"n_runs": "3", "peak_mib_min": "113456", "peak_mib_max": "134567"}
@@ -80,11 +63,12 @@ def rows_of(status, image_mib=300, **values):
 
 
 @pytest.mark.parametrize(
-    ("status", "image_mib"), [("measured", 1), ("not run", 100_000), ("mixed", 300)]
+    ("status", "image_mib"),
+    [(["measured"], 1), (["predicted"], 100_000), (["measured", "predicted", "stopped"], 300)],
 )
 def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     """The chart names each method for all masks, its peak and its range, and the image."""
-    rows = rows_of(STATUS[status], image_mib)
+    rows = rows_of(status, image_mib)
     figure = plot_peaks(rows)
     texts = figure.axes[0].texts
     shown = [row for row in rows if row["mode"] != "single"]
@@ -111,46 +95,25 @@ def test_chart_of_peaks_shows_the_numbers():
     lines = [list(line.get_xdata()) for line in figure.axes[0].lines]
     parallel = sum(row["mode"] == "parallel" for row in shown)
     assert lines.count([113456, 134567]) == parallel
-    few = plot_peaks(rows_of(["measured"], peak_file_mib="30000", image_mib=150_000))
-    assert len(few.axes[0].patches) == 2 * len(shown)
-
-
-def test_chart_without_any_peak():
-    """Numbers that are all zero are a chart as well."""
-    rows = rows_of(["measured"], image_mib=0)
-    for row in rows:
-        row |= dict.fromkeys(row.keys() & {"before_mib", "peak_mib", "peak_file_mib"}, "0.0")
-        row |= {"peak_mib_min": "0.0", "peak_mib_max": "0.0"}
-    is_a_good_figure(plot_peaks(rows), "0 MiB")
-
-
-def points_of(n):
-    """Points as `read_grid` returns them."""
-    methods = "NiftiMasker, path, parallel", "Streaming, masks, one pass"
-    names = (*KEYS, *RANGE)
-    return [
-        {"method": methods[i % 2]} | {key: 400.0 + 7 * i + k for k, key in enumerate(names)}
-        for i in range(n)
-    ]
 
 
 def test_chart_of_points():
     """Points and ranges are drawn where they are, and all words are seen."""
-    points = points_of(6)
+    methods = "NiftiMasker, path, parallel", "Streaming, masks, one pass"
+    points = [
+        {"method": methods[i % 2]}
+        | {key: 400.0 + 7 * i + k for k, key in enumerate((*KEYS, *RANGE))}
+        for i in range(6)
+    ]
     figure = plot_points({"this image": points[:2], "points of the grid": points[2:]}, "This build")
     is_a_good_figure(figure, "6 points", "400 to 435 MiB")
     ax = figure.axes[0]
     drawn = [at for line in ax.lines for at in line.get_xydata().tolist()]
-    ranges = [
-        path.vertices.tolist()
-        for lines in ax.collections
-        if isinstance(lines, LineCollection)
-        for path in lines.get_paths()
-    ]
+    lines = [one for one in ax.collections if isinstance(one, LineCollection)]
+    ranges = [path.vertices.tolist() for one in lines for path in one.get_paths()]
     for point in points:
         assert [point[key] for key in KEYS] in drawn
-        low, high = ([point["measured_mib"], point[key]] for key in RANGE)
-        assert [low, high] in ranges
+        assert [[point["measured_mib"], point[key]] for key in RANGE] in ranges
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"this image", "points of the grid", "range of the prediction"} <= set(legend)
     for axis in (ax.xaxis, ax.yaxis):
@@ -227,22 +190,3 @@ def test_chart_of_the_published_scale(tmp_path):
     assert words.count("not published") == sum(row["published_gib"] is None for row in table)
     assert [word for word in words if word in METHODS] == [row["method"] for row in table]
     nothing_overlaps(figure.axes[0].texts)
-
-
-def test_page_of_the_published_scale(tmp_path):
-    """The printed table has words in place of numbers for a method that was not run."""
-    folder = tmp_path / "recorded" / "published_scale"
-    folder.mkdir(parents=True)
-    write_scale(folder)
-    done = subprocess.run(
-        [sys.executable, pages.page_path("plot_published_scale")],
-        env=os.environ | {"MEASURED": str(tmp_path / "measured")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    name = "NiftiMasker, path, parallel"
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith(name)]
-    assert line.removeprefix(name).split()[0] == "102"
-    assert line.count("not run") == 2

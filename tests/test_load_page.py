@@ -1,14 +1,10 @@
 """The functions of a page, taken without running it."""
 
 import ast
-import pickle
 import subprocess
 import sys
 
-import cloudpickle
-import pytest
-
-from beyond_the_masker.pages import PAGES, definitions, load_page, page_path
+from beyond_the_masker.pages import PAGES, definitions
 
 SOURCE = '''
 """A page."""
@@ -47,18 +43,3 @@ def test_every_page_can_be_loaded():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PAGES, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_missing_page_is_named():
-    """A page that does not exist raises an error with its name."""
-    with pytest.raises(ValueError, match=r"There is no page plot_nothing\.py"):
-        page_path("plot_nothing")
-
-
-def test_functions_are_sent_by_value():
-    """A process that receives a function of a page needs no module of the page's name."""
-    function = load_page("plot_heavy_work").bootstrap_first_component
-    assert function.__module__ not in sys.modules
-    received = pickle.loads(cloudpickle.dumps(function))
-    assert received is not function
-    assert received.__name__ == function.__name__

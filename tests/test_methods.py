@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from joblib import parallel_config
-from joblib.externals.loky import get_reusable_executor
 from nibabel.testing import data_path
 
 from beyond_the_masker.checks import open_checked
@@ -39,11 +38,9 @@ ONE_ARRAY = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _workers():
-    """Leave no worker behind for the tests of other files."""
-    yield
-    get_reusable_executor().shutdown(wait=True)
+def by_name(names, values):
+    """Parametrise with the values of a dict, its keys being the names of the tests."""
+    return pytest.mark.parametrize(names, values.values(), ids=values.keys())
 
 
 def lazy(path):
@@ -53,10 +50,7 @@ def lazy(path):
 
 # A way is a function, its mode, and how its image and masks are loaded.
 WAYS = {
-    method.title: (
-        *(method.function, method.mode),
-        load_in_memory if method.in_memory else Path,
-    )
+    method.title: (method.function, method.mode, load_in_memory if method.in_memory else Path)
     for method in all_methods()
 }
 WAYS |= {
@@ -85,31 +79,16 @@ def extract(way, fmri_path, mask_paths):
     return function(load(fmri_path), masks, *([2] if mode == "parallel" else []))
 
 
-def by_name(names, values):
-    """Parametrise with the values of a dict, its keys being the names of the tests."""
-    return pytest.mark.parametrize(names, values.values(), ids=values.keys())
-
-
-# The same values as NiftiMasker
-# ------------------------------
-
 NOT_FINITE = np.random.default_rng(2).normal(size=SHAPE)
 NOT_FINITE.flat[::3], NOT_FINITE.flat[1::7], NOT_FINITE.flat[2::7] = np.nan, np.inf, -np.inf
 IMAGES = {
     "float32": {},
     "float32 .nii": {"suffix": ".nii"},
-    "float32 .NII.GZ": {"suffix": ".NII.GZ"},
     "float64 oblique": {"dtype": "<f8", "affine": OBLIQUE},
-    "float64 .nii flipped": {"dtype": "<f8", "affine": FLIPPED, "suffix": ".nii"},
-    "int16": {"dtype": "<i2"},
     "int16 .nii": {"dtype": "<i2", "suffix": ".nii"},
-    "int16 scaled": {"dtype": "<i2", "scaling": (0.37, -5)},
     "int16 scaled .nii": {"dtype": "<i2", "scaling": (1.5, 0), "suffix": ".nii"},
-    "int16 shifted .nii": {"dtype": "<i2", "scaling": (1, 10), "suffix": ".nii"},
     "uint8 .nii oblique": {"dtype": "u1", "affine": OBLIQUE, "suffix": ".nii"},
-    "big-endian int16": {"dtype": ">i2", "affine": FLIPPED},
     "big-endian int16 scaled .nii": {"dtype": ">i2", "scaling": (0.1, 3), "suffix": ".nii"},
-    "big-endian float32": {"dtype": ">f4"},
     "big-endian float32 .nii": {"dtype": ">f4", "suffix": ".nii"},
     "one volume int16 .nii": {"shape": (5, 6, 4, 1), "dtype": "<i2", "suffix": ".nii"},
     "NaN and inf": {"data": NOT_FINITE},
@@ -160,12 +139,6 @@ def test_workers_return_the_same_values(tmp_path, way):
     img = make_image((30, 31, 29, 10))
     fmri_path, mask_paths = save_all(tmp_path, img, make_masks(img)[:2], ".nii")
     assert_same(extract(way, fmri_path, mask_paths), nifti_masker(fmri_path, mask_paths))
-
-
-@pytest.mark.extensive
-def test_workers_return_the_same_values_of_every_image(case):
-    """Worker processes return NiftiMasker's values, types and shapes, whatever the image."""
-    check_values(case, IN_PROCESSES)
 
 
 def test_voxels_of_a_mask_that_are_not_finite_are_outside(tmp_path):
@@ -222,9 +195,6 @@ def test_any_image_of_nibabel_is_taken(way):
     assert_same(stored, plain)
 
 
-# Bad input
-# ---------
-
 MOVED = nib.affines.from_matvec(STRAIGHT[:3, :3], [-6, -9, -6])
 GRID = ["4D image", "3D mask", "{fmri.shape} and the mask {mask.shape}", "resample_to_img"]
 AFFINES = [*GRID, "{fmri.affine}", "{mask.affine}"]
@@ -233,23 +203,17 @@ DAMAGED = ["{fmri_path}", "incomplete or damaged", "Copy or download it again"]
 EMPTY = ["empty", "differs from zero"]
 BAD = {  # name: image, mask, exception, parts of its message
     "3D image": ("3d.nii", "mask.nii", ValueError, GRID),
-    "5D image": ("5d.nii", "mask.nii", ValueError, GRID),
     "4D mask": ("fmri.nii", "mask_4d.nii", ValueError, GRID),
     "mask on another grid": ("fmri.nii", "mask_other_grid.nii", ValueError, GRID),
     "mask with another affine": ("fmri.nii", "mask_moved.nii", ValueError, AFFINES),
     "empty mask": ("fmri.nii", "mask_empty.nii", ValueError, EMPTY),
-    "mask of NaN alone": ("fmri.nii", "mask_nan.nii", ValueError, EMPTY),
     "image without volumes": ("no_volume.nii", "mask.nii", ValueError, GRID),
     "mask that is cut off": ("fmri.nii", "mask_cut.nii", OSError, CUT_MASK),
-    "compressed mask that is cut off": ("fmri.nii", "mask_cut.nii.gz", OSError, CUT_MASK),
     "compressed mask, damaged": ("fmri.nii", "mask_damaged.nii.gz", OSError, CUT_MASK),
     "missing image": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri_path}"]),
     "missing mask": ("fmri.nii", "none.nii", FileNotFoundError, ["{mask_path}"]),
-    "cut in the first volume": ("cut_1.nii", "mask.nii", OSError, DAMAGED),
     "cut in the last volume": ("cut_9.nii", "mask.nii", OSError, DAMAGED),
     "one byte too few": ("cut_byte.nii", "mask.nii", OSError, DAMAGED),
-    "scaled, one byte too few": ("scaled_cut_byte.nii", "mask.nii", OSError, DAMAGED),
-    "compressed, cut in the first volume": ("cut_1.nii.gz", "mask.nii", OSError, DAMAGED),
     "compressed, cut in the last volume": ("cut_9.nii.gz", "mask.nii", OSError, DAMAGED),
     "compressed, damaged": ("damaged.nii.gz", "mask.nii", OSError, DAMAGED),
 }
@@ -263,29 +227,24 @@ def bad_files(tmp_path_factory):
     mask = make_masks(make_image(shape))[0]
     images = {
         **{"fmri.nii": make_image(shape), "fmri.nii.gz": make_image(shape)},
-        **{"3d.nii": make_image(shape[:3]), "5d.nii": make_image((*shape, 2))},
+        "3d.nii": make_image(shape[:3]),
         "no_volume.nii": make_image((*shape[:3], 0)),
-        "scaled.nii": make_image(shape, "<i2", scaling=(0.5, 1)),
-        **{"mask.nii": mask, "mask.nii.gz": mask},
+        "mask.nii": mask,
         "mask_4d.nii": make_image(data=mask.dataobj[..., None], dtype="u1"),
         "mask_other_grid.nii": make_image(data=mask.dataobj[:, :10], dtype="u1"),
         "mask_moved.nii": make_image(data=mask.dataobj, dtype="u1", affine=MOVED),
         "mask_empty.nii": make_image(data=np.zeros(shape[:3]), dtype="u1"),
-        "mask_nan.nii": make_image(data=np.full(shape[:3], np.nan)),
     }
     for name, img in images.items():
         img.to_filename(folder / name)
-
-    def cut(name, source, tenths=10):
+    for name, source, share in (
+        ("mask_cut.nii", "mask.nii", 0.9),
+        ("cut_9.nii", "fmri.nii", 0.9),
+        ("cut_9.nii.gz", "fmri.nii.gz", 0.9),
+        ("cut_byte.nii", "fmri.nii", 1),
+    ):
         content = (folder / source).read_bytes()
-        (folder / name).write_bytes(content[: (len(content) - 1) * tenths // 10])
-
-    for suffix in (".nii", ".nii.gz"):
-        cut(f"mask_cut{suffix}", f"mask{suffix}", 9)
-        cut(f"cut_1{suffix}", f"fmri{suffix}", 1)
-        cut(f"cut_9{suffix}", f"fmri{suffix}", 9)
-    cut("cut_byte.nii", "fmri.nii")
-    cut("scaled_cut_byte.nii", "scaled.nii")
+        (folder / name).write_bytes(content[: int((len(content) - 1) * share)])
     mask_of_floats = make_image(data=mask.dataobj, dtype="f8")
     for name, img in {"damaged": make_image(shape), "mask_damaged": mask_of_floats}.items():
         content = img.to_bytes()
@@ -327,6 +286,12 @@ def test_bad_input_is_rejected(bad_files, way, bad):
             check_rejected(bad_files, way, one)
 
 
+def test_error_comes_through_worker_processes(bad_files):
+    """The error of a worker reaches the caller unchanged."""
+    way, bad = WAYS["NumPy indexing, path, parallel"], BAD["compressed, cut in the last volume"]
+    check_rejected(bad_files, way, bad)
+
+
 @by_name("bad", BAD)
 def test_shared_checks_reject_bad_input(bad_files, bad):
     """The shared checks reject what they read; they do not read the image's data."""
@@ -336,16 +301,3 @@ def test_shared_checks_reject_bad_input(bad_files, bad):
         assert (img.shape[:3], mask.dtype) == (mask.shape, bool)
     else:
         check_rejected(bad_files, way, bad)
-
-
-@pytest.mark.parametrize(
-    ("way", "bad"),
-    [
-        ("NiftiMasker, path, parallel", "missing mask"),
-        ("NumPy indexing, path, parallel", "compressed, cut in the last volume"),
-        ("NumPy indexing, in-memory image, parallel", "mask with another affine"),
-    ],
-)
-def test_error_comes_through_worker_processes(bad_files, way, bad):
-    """The error of a worker reaches the caller unchanged."""
-    check_rejected(bad_files, WAYS[way], BAD[bad])

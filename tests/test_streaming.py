@@ -5,6 +5,7 @@ import contextlib
 import gc
 import gzip
 import importlib.util
+import operator
 import os
 import resource
 import shutil
@@ -22,11 +23,10 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nilearn.maskers import NiftiMasker
 
+import made_images
 from beyond_the_masker import streaming
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.pages import load_page
 from beyond_the_masker.streaming import stream_masks
 from made_images import FLIPPED, OBLIQUE, SHAPE, STRAIGHT
 
@@ -81,7 +81,7 @@ def any_bits(shape, dtype, seed=0):
 def write(path, data, affine=STRAIGHT, scaling=(np.nan, np.nan), version=1, offset=0):
     """Write an image in the type and byte order of an array; `offset` is where its data begin."""
     path = Path(path)
-    pack = PACK.get(path.suffix, bytes)
+    pack = PACK.get(path.suffix.lower(), bytes)
     pair = ".img" in path.suffixes
     order = ">" if data.dtype.byteorder == ">" else "<"
     header = HEADERS[version][pair](endianness=order)
@@ -121,16 +121,8 @@ def masks_for(shape, affine=STRAIGHT, n_regions=1):
 def nifti_masker(fmri_path, masks):
     """Return nilearn's arrays in native byte order, without its warnings about types and values."""
     with warnings.catch_warnings():
-        for message, category in (
-            ("Data array used to create a new image contains 64-bit ints", UserWarning),
-            ("Non-finite values detected", UserWarning),  # in a mask
-            ("overflow encountered in (cast|reduce)", RuntimeWarning),  # for its report
-            ("overflow encountered in multiply", RuntimeWarning),  # numbers times the slope
-        ):
-            warnings.filterwarnings("ignore", message, category)
-        series = [
-            NiftiMasker(mask_img=mask, standardize=None).fit_transform(fmri_path) for mask in masks
-        ]
+        warnings.simplefilter("ignore")
+        series = made_images.nifti_masker(fmri_path, masks)
     return [a.astype(a.dtype.newbyteorder("=")) for a in series]
 
 
@@ -166,23 +158,13 @@ def test_every_type_of_numbers(tmp_path, kind):
         assert_like_nifti_masker(fmri_path, masks_for(SHAPE, OBLIQUE))
 
 
-SCALINGS = {
-    "slope": (2, 0),
-    "slope that is not exact": (0.1, 0),
-    "slope and intercept": (0.37, -5.1),
-    "intercept": (1, 10),
-    "negative": (-1.5, 3),
-    "tiny": (1e-30, 0),
-    "least": (1e-45, 0),
-    "large intercept": (0.1, 1e10),
-    "one": (1, 0),
-    "slope of zero": (0, 7),
-    "slope NaN": (np.nan, 3),
-    "slope infinite": (np.inf, 3),
-}
+SCALINGS = [
+    *((2, 0), (0.37, -5.1), (-1.5, 3), (1e-45, 0), (0.1, 1e10)),
+    *((1, 10), (0, 7), (np.nan, 3), (np.inf, 3)),
+]
 
 
-@by_name("scaling", SCALINGS)
+@pytest.mark.parametrize("scaling", SCALINGS)
 def test_scale_factors(tmp_path, scaling):
     """Scale factors are applied in NiftiMasker's precision."""
     for dtype in ("u1", ">i2", "<i8", "<f4", ">f8"):
@@ -197,19 +179,7 @@ def test_scale_factors_beyond_float64(tmp_path):
     assert stream_masks(fmri_path, masks_for(SHAPE))[0].dtype == np.longdouble
 
 
-@pytest.mark.parametrize("name", ["f.nii", "f.nii.gz", "f.nii.bz2", "F.NII", "F.NII.GZ"])
-def test_one_file(tmp_path, name):
-    """Any compression and any place of the data in the file are read."""
-    data, fmri_path = any_bits(SHAPE, ">i2"), tmp_path / name
-    for version, offset, begin in ((1, 0, 352), (1, 4000, 4000), (2, 0, 544), (2, 1024, 1024)):
-        content = write(tmp_path / "plain", data, version=version, offset=offset).read_bytes()
-        fmri_path.write_bytes(PACK.get(fmri_path.suffix.lower(), bytes)(content))
-        assert int(nib.load(fmri_path).dataobj.offset) == begin
-        assert_like_nifti_masker(fmri_path, masks_for(SHAPE))
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("version", "suffix"), [(1, ""), (2, ".gz")])
 def test_pair_of_files(tmp_path, version, suffix):
     """A pair of files is read. (NiftiMasker fails on a pair, so a single file stands in.)"""
     data, masks = any_bits(SHAPE, "<f4"), masks_for(SHAPE)
@@ -234,35 +204,19 @@ def test_header_extensions_and_no_offset(tmp_path):
         assert_like_nifti_masker(tmp_path / name, masks_for(SHAPE))
 
 
-def several_members(content):
-    """Compress in several parts, as bgzip and pigz do."""
-    return b"".join(gzip.compress(content[i : i + 500]) for i in range(0, len(content), 500))
-
-
-@by_name(
+@pytest.mark.parametrize(
     "pack",
-    {
-        "several members": several_members,
-        "zeros at the end": lambda content: gzip.compress(content) + bytes(1000),
-        "more data than volumes": lambda content: gzip.compress(content + bytes(3_000_000)),
-        "not compressed, in gzip": lambda content: gzip.compress(content, 0),
-        "name in the header": lambda content: (
-            b"\x1f\x8b\x08\x08" + bytes(6) + b"name.nii\0" + gzip.compress(content)[10:]
-        ),
-    },
+    [
+        lambda content: gzip.compress(content[:9]) + gzip.compress(content[9:]),  # as bgzip does
+        lambda content: gzip.compress(content) + bytes(1000),
+        lambda content: gzip.compress(content + bytes(3_000_000)),  # more than the volumes
+    ],
 )
 def test_unusual_gzip(tmp_path, pack):
     """Every file that gzip accepts is read."""
     content = write(tmp_path / "fmri.nii", any_bits(SHAPE, "<i4")).read_bytes()
     (tmp_path / "fmri.nii.gz").write_bytes(pack(content))
     assert_like_nifti_masker(tmp_path / "fmri.nii.gz", masks_for(SHAPE))
-
-
-@pytest.mark.parametrize("shape", [(5, 6, 4, 1), (1, 1, 1, 1), (1, 6, 1, 2), (2, 1, 3, 300)])
-def test_unusual_shapes(tmp_path, shape):
-    """One volume, or one voxel, keeps its axis."""
-    fmri_path = write(tmp_path / "fmri.nii.gz", any_bits(shape, "<f4"))
-    assert_like_nifti_masker(fmri_path, masks_for(shape))
 
 
 MASKS = {
@@ -287,45 +241,17 @@ def test_any_mask(tmp_path, convert, way):
     assert_same(stream_masks(str(fmri_path), [mask]), nifti_masker(fmri_path, [mask]))
 
 
-@pytest.mark.parametrize("scaling", [(0.5, 0), (0.5, -1.5), (1e-6, 0), (-2, 6), (0, 5)])
-def test_scaled_mask(tmp_path, scaling):
-    """A mask's values are used, not its stored numbers."""
-    mask = write(tmp_path / "mask.nii", (3 * regions(SHAPE)[0]).astype("u1"), scaling=scaling)
-    fmri_path = write(tmp_path / "fmri.nii", any_bits(SHAPE, "<i2"))
-    assert_same(stream_masks(fmri_path, [mask]), nifti_masker(fmri_path, [mask]))
-
-
-BLOCKS = [{"block_size": n} for n in (1, 2, 7, 23, 33)]
-BLOCKS += [{"memory_mib": n} for n in (0, 1e-9, 0.01, 0.02, 8, 1e6)]
-BLOCKS += [{"block_size": 5, "memory_mib": 1e-9}]
-
-
-@pytest.mark.parametrize("dtype", ["<f4", ">i2"])
-def test_size_of_blocks_changes_nothing(tmp_path, dtype):
-    """Blocks of any size give the same values, also a smaller last one; any sequence of masks."""
-    shape = (5, 6, 4, 23)
-    fmri_path = write(tmp_path / "fmri.nii.gz", any_bits(shape, dtype), scaling=(0.5, 1))
-    masks = masks_for(shape)
-    expected = nifti_masker(fmri_path, masks)
-    for number, options in enumerate(BLOCKS):
-        sequence = (list, tuple, iter)[number % 3](masks)
-        assert_same(stream_masks(fmri_path, sequence, **options), expected)
-
-
 def test_number_of_volumes_in_a_block(tmp_path, monkeypatch):
     """`memory_mib` or `block_size` sets the number of volumes in a block."""
     fmri_path = write(tmp_path / "fmri.nii", any_bits((8, 8, 8, 40), "<f4"))
-    seen, scale = [], streaming.apply_read_scaling
+    seen, to_values = [], streaming.to_values
     monkeypatch.setattr(
-        streaming,
-        "apply_read_scaling",
-        lambda rows, *factors: seen.append(len(rows)) or scale(rows, *factors),
+        streaming, "to_values", lambda rows, *rest: seen.append(len(rows)) or to_values(rows, *rest)
     )
-    mask = masks_for((8, 8, 8))[-1]
-    for options in ({}, {"memory_mib": 4 * 4 * 512 * 10 / MIB}, {"block_size": 7}):
+    mask, ten = masks_for((8, 8, 8))[-1], 4 * 4 * 512 * 10 / MIB
+    for options in ({}, {"memory_mib": ten}, {"block_size": 7}, {"memory_mib": 0}):
         stream_masks(fmri_path, [mask], **options)
-    asked = [0]  # for the type, before the file is read
-    assert seen == [*asked, 40, *asked, *[10] * 4, *asked, *[7] * 5, 5]
+    assert seen == [40, *[10] * 4, *[7] * 5, 5, *[1] * 40]
 
 
 def test_without_isal():
@@ -335,69 +261,48 @@ def test_without_isal():
         assert streaming.gzip.__name__ == "isal.igzip"
 
 
-def test_short_version_of_the_page(tmp_path):
-    """The page's version without checks gives the same values."""
-    short = load_page("plot_stream_masks").stream_without_checks
-    for dtype, name in (("<i2", "a.nii.gz"), (">f8", "b.nii")):
-        data = np.random.default_rng(0).normal(100, 30, SHAPE).astype(dtype)
-        fmri_path = write(tmp_path / name, data, scaling=(0.5, 1))
-        masks = [write(tmp_path / f"{i}.nii", r.astype("u1")) for i, r in enumerate(regions(SHAPE))]
-        pairs = zip(short(fmri_path, masks), nifti_masker(fmri_path, masks), strict=True)
-        assert all(np.array_equal(series, expected) for series, expected in pairs)
-
-
-@st.composite
-def cases(draw):
-    """Draw an image of any type, scaling and shape, masks on its grid, and options."""
-    kind = draw(st.sampled_from(TYPES))
-    return SimpleNamespace(
-        shape=draw(st.tuples(*[st.integers(1, 5)] * 3, st.integers(1, 9))),
-        dtype=draw(st.sampled_from("<>")) + kind,
-        seed=draw(st.integers(0, 2**32)),
-        scaling=draw(
-            st.sampled_from([(np.nan, 0.0), (1.0, 0.0), (2.0, 0.0), (0.0, 3.0)])
-            | st.tuples(st.floats(-1e3, 1e3, width=32), st.floats(-1e3, 1e3, width=32))
-        ),
-        affine=draw(st.sampled_from([STRAIGHT, FLIPPED, OBLIQUE])),
-        version=draw(st.sampled_from([1, 2])),
-        offset=draw(st.sampled_from([0, 0, 560, 5008])),
-        suffix=draw(st.sampled_from([".nii", ".nii.gz", ".nii.bz2", ".img", ".img.gz"])),
-        masks=draw(st.lists(st.integers(0, 3), min_size=1, max_size=2)),
-        options=draw(
-            st.fixed_dictionaries(
-                {}, optional={"block_size": st.integers(1, 12), "memory_mib": st.floats(0, 0.01)}
-            )
-        ),
-        out=draw(st.lists(st.sampled_from(["str", "Path", "array"]), min_size=2, max_size=2)),
-        give_out=draw(st.booleans()),
-        module=draw(st.sampled_from(MODULES)),
+def images():
+    """Draw the arguments of `write`: any type, scaling, shape and place of the data."""
+    scalings = st.sampled_from([(np.nan, 0.0), (1.0, 0.0), (2.0, 0.0), (0.0, 3.0)])
+    arrays = st.builds(
+        any_bits,
+        st.tuples(*[st.integers(1, 5)] * 3, st.integers(1, 9)),
+        st.builds(operator.add, st.sampled_from("<>"), st.sampled_from(TYPES)),
+        st.integers(0, 2**32),
+    )
+    return st.fixed_dictionaries(
+        {
+            "data": arrays,
+            "affine": st.sampled_from([STRAIGHT, FLIPPED, OBLIQUE]),
+            "scaling": scalings | st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2),
+            "version": st.sampled_from([1, 2]),
+            "offset": st.sampled_from([0, 0, 560, 5008]),
+        }
     )
 
 
-@given(cases())
-def test_any_image_gives_the_values_of_nifti_masker(case):
+@given(
+    image=images(),
+    suffix=st.sampled_from([".nii", ".nii.gz", ".NII.GZ", ".nii.bz2", ".img", ".img.gz"]),
+    block_size=st.none() | st.integers(1, 12),
+    kinds=st.lists(st.sampled_from(["file", "array"]), min_size=4, max_size=4) | st.none(),
+    module=st.sampled_from(MODULES),
+)
+def test_any_image_gives_the_values_of_nifti_masker(image, suffix, block_size, kinds, module):
     """Any shape, type, value, scaling, mask, block and output goes with any other."""
-    data = any_bits(case.shape, case.dtype, case.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        options = {"affine": case.affine, "scaling": case.scaling, "version": case.version}
-        fmri_path = write(folder / f"fmri{case.suffix}", data, offset=case.offset, **options)
-        same = fmri_path
-        if ".img" in case.suffix:
-            same = write(folder / "same.nii", data, **options)
-        masks = [masks_for(case.shape, case.affine, 2)[i] for i in case.masks]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fmri_path = write(folder / f"fmri{suffix}", **image)
+        same = write(folder / "same.nii", **image) if ".img" in suffix else fmri_path
+        masks = masks_for(image["data"].shape, image["affine"], 2)
         reference = nifti_masker(same, masks)
-        out = None
-        if case.give_out:
-            makers = {"str": str, "Path": Path}
-            out = [
-                np.empty(a.shape, a.dtype) if kind == "array" else makers[kind](folder / f"{i}.npy")
-                for i, (kind, a) in enumerate(zip(case.out, reference, strict=False))
-            ]
-        series = case.module.stream_masks(fmri_path, masks, out=out, **case.options)
-        assert_same(series, reference)
-        for path in (o for o in out or [] if isinstance(o, str | Path)):
-            assert_same([np.load(path)], [reference[int(Path(path).stem)]])
+        out = kinds and [
+            np.empty(a.shape, a.dtype) if kind == "array" else folder / f"{i}.npy"
+            for i, (kind, a) in enumerate(zip(kinds, reference, strict=True))
+        ]
+        assert_same(module.stream_masks(fmri_path, iter(masks), block_size, out=out), reference)
+        for path in folder.glob("*.npy"):
+            assert_same([np.load(path)], [reference[int(path.stem)]])
         assert not list(folder.glob("*.unfinished"))
 
 
@@ -405,50 +310,25 @@ def test_any_image_gives_the_values_of_nifti_masker(case):
 # ---------------------------------
 
 
-@pytest.fixture(scope="module")
-def small_files(tmp_path_factory):
-    """Return the bytes of a small image, uncompressed and compressed, and a mask."""
-    folder = tmp_path_factory.mktemp("small")
-    # Noise that is compressed a bit, so that there is a part of every kind in the stream.
+def content_of(folder, suffix):
+    """Return the bytes of a small image of noise that is compressed a bit."""
     data = np.random.default_rng(3).normal(100, 9, (5, 6, 4, 5)).astype("<i2")
-    content = {}
-    for suffix in (".nii", ".nii.gz", ".nii.bz2"):
-        content[suffix] = write(folder / f"fmri{suffix}", data).read_bytes()
-    return content, masks_for(data.shape)[0]
+    path = write(folder / f"fmri{suffix}", data)
+    content = path.read_bytes()
+    path.unlink()
+    return content
 
 
-def assert_all_refused(module, folder, suffix, contents, mask):
+def assert_refused(module, folder, suffix, contents):
     """Check that each content raises an error that names the file, and leaves nothing behind."""
-    fmri_path, name = folder / f"fmri{suffix}", folder / "series.npy"
-    n_refused = 0
-    for what, content in contents:
+    fmri_path, mask = folder / f"fmri{suffix}", masks_for(SHAPE)[0]
+    for number, content in enumerate(contents):
         fmri_path.write_bytes(content)
-        out = [name] if n_refused % 2 else None
+        out = [folder / "series.npy"] if number % 2 else None
         with pytest.raises((OSError, ValueError)) as raised:
-            pytest.fail(f"{what}: {module.stream_masks(fmri_path, [mask], out=out)}")
-        assert str(fmri_path) in str(raised.value), what
-        assert [path.name for path in folder.iterdir()] == [fmri_path.name], what
-        n_refused += 1
-    return n_refused
-
-
-def places(first, length, n_places):
-    """Return places all over a file, and those at both its ends."""
-    return sorted(
-        {*np.linspace(first, length - 1, n_places).astype(int)}
-        | {*range(first, first + 30), *range(length - 40, length)}
-    )
-
-
-@pytest.mark.extensive
-@both
-@pytest.mark.parametrize(("suffix", "first"), [(".nii", 352), (".nii.gz", 1), (".nii.bz2", 1)])
-def test_file_that_is_cut_off_anywhere(tmp_path, small_files, module, suffix, first):
-    """A file that is cut off at any place raises an error, and no unfinished result is left."""
-    contents, mask = small_files
-    content = contents[suffix]
-    todo = [(f"cut at {n}", content[:n]) for n in places(first, len(content), 200)]
-    assert assert_all_refused(module, tmp_path, suffix, todo, mask) > 200
+            module.stream_masks(fmri_path, [mask], out=out)
+        assert str(fmri_path) in str(raised.value)
+        assert list(folder.iterdir()) == [fmri_path]
 
 
 def changed(content, place, bits=0xFF):
@@ -460,40 +340,34 @@ def changed(content, place, bits=0xFF):
 
 @pytest.mark.extensive
 @both
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nii.bz2"])
-def test_file_that_is_damaged_anywhere(tmp_path, small_files, module, suffix):
-    """One wrong byte anywhere, in the data or in the checksum, raises an error."""
-    contents, mask = small_files
-    content = contents[suffix]
-    todo = [(f"damaged at {n}", changed(content, n)) for n in places(10, len(content), 200)]
-    assert assert_all_refused(module, tmp_path, suffix, todo, mask) > 200
-
-
-def stored(content):
-    """Return gzip that stores content as it is, from byte 15 on."""
-    return gzip.compress(content, 0, mtime=0)
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        *((suffix, lambda content, n: content[:n]) for suffix in (".nii", ".nii.gz", ".nii.bz2")),
+        *((suffix, changed) for suffix in (".nii.gz", ".nii.bz2")),
+    ],
+)
+def test_file_that_is_damaged_anywhere(tmp_path, module, suffix, damage):
+    """A file that is cut off at any place, or has one wrong byte, raises an error."""
+    content = content_of(tmp_path, suffix)
+    n, first = len(content), 10 if damage is changed or suffix != ".nii" else 352
+    ends = [*range(first, first + 30), *range(n - 40, n)]
+    places = [*np.linspace(first, n - 1, 200).astype(int), *ends]
+    assert_refused(module, tmp_path, suffix, [damage(content, place) for place in places])
 
 
 NOISE = np.random.default_rng(0).bytes(3 * MIB)
-DAMAGE = {  # which the checksum reveals
-    "data": lambda content: changed(stored(content), -500, 1),
-    "checksum": lambda content: changed(stored(content), -8, 1),
-    "length": lambda content: changed(stored(content), -4, 1),
-    "last byte is missing": lambda content: stored(content)[:-1],
-    "after the volumes": lambda content: changed(gzip.compress(content + NOISE, 1), -9, 1),
-    "shape in the header": lambda content: changed(stored(content), 15 + 43, 0x10),
-    "affine in the header": lambda content: changed(stored(content), 15 + 283, 0x10),
-    "affine, a little": lambda content: changed(stored(content), 15 + 290, 0x10),
-}
 
 
 @both
-@by_name("damage", DAMAGE)
-def test_damage_is_found_by_the_checksum(tmp_path, small_files, module, damage):
-    """Damage that still decompresses raises an error, with results in memory and in files."""
-    contents, mask = small_files
-    todo = [("damaged", damage(contents[".nii"]))] * 2
-    assert_all_refused(module, tmp_path, ".nii.gz", todo, mask)
+@pytest.mark.parametrize("place", [-500, -8, -4, 15 + 43, 15 + 283, 15 + 290])
+def test_damage_is_found_by_the_checksum(tmp_path, module, place):
+    """Damage to data, header, checksum or length that still decompresses raises an error."""
+    content = content_of(tmp_path, ".nii")
+    stored = gzip.compress(content, 0, mtime=0)  # as it is, from byte 15 on
+    after_the_volumes = changed(gzip.compress(content + NOISE, 1), -9, 1)
+    contents = [changed(stored, place, 0x10)] * 2 + [after_the_volumes] * 2
+    assert_refused(module, tmp_path, ".nii.gz", contents)
 
 
 # Input that does not fit
@@ -508,15 +382,11 @@ BAD = {  # name: image, mask, exception, parts of its message
     "3D image": ("3d.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4)"]),
     "5D image": ("5d.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 7, 2)"]),
     "no volumes": ("no_volume.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 0)"]),
-    "no voxels": ("no_voxel.nii", "mask.nii", ValueError, [*NO_4D, "(5, 0, 4, 7)"]),
     "complex": ("complex.nii", "mask.nii", ValueError, [*NO_4D, "numbers"]),
-    "colours": ("rgb.nii", "mask.nii", ValueError, [*NO_4D, "numbers"]),
-    "long double": ("long_double.nii", "mask.nii", OSError, ["{fmri}", "1536 not supported"]),
     "not NIfTI": ("image.mgz", "mask.nii", ValueError, NO_4D),
     "no image at all": ("garbage.nii", "mask.nii", OSError, DAMAGED),
     "empty file": ("nothing.nii", "mask.nii", OSError, DAMAGED),
     "folder": ("folder", "mask.nii", OSError, ["{fmri}"]),
-    "huge shape": ("huge.nii", "mask.nii", (OSError, ValueError), ["{fmri}"]),
     "intercept NaN": ("intercept.nii", "mask.nii", OSError, DAMAGED),
     "missing": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri}"]),
     "data missing": ("half.hdr", "mask.nii", FileNotFoundError, ["half.img"]),
@@ -526,12 +396,9 @@ BAD = {  # name: image, mask, exception, parts of its message
     "other affine": ("fmri.nii", "moved.nii", ValueError, [*GRID, str(MOVED), str(STRAIGHT)]),
     "empty mask": ("fmri.nii", "empty.nii", ValueError, ["{mask}", "has 0 voxels"]),
     "mask of NaN": ("fmri.nii", "nan.nii", ValueError, ["{mask}", "has 0 voxels"]),
-    "mask of colours": ("fmri.nii", "colours.nii", (OSError, TypeError), []),
     "mask is cut off": ("fmri.nii", "cut.nii", OSError, BAD_MASK),
-    "compressed mask is cut off": ("fmri.nii", "cut.nii.gz", OSError, BAD_MASK),
     "mask is damaged": ("fmri.nii", "damaged.nii.gz", OSError, BAD_MASK),
     "cut off": ("cut_fmri.nii", "mask.nii", OSError, DAMAGED),
-    "compressed, cut off": ("cut_fmri.nii.gz", "mask.nii", OSError, DAMAGED),
 }
 
 
@@ -540,40 +407,26 @@ def bad_files(tmp_path_factory):
     """Return a folder with a good image, a good mask, and a bad one of every kind."""
     folder = tmp_path_factory.mktemp("bad")
     data, region = any_bits(SHAPE, "<f4"), regions(SHAPE)[0]
-    rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     for name, values in {
         "fmri": data,
         "3d": data[..., 0],
         "5d": np.stack([data, data], -1),
         "complex": np.ones(SHAPE, "<c8"),
-        "rgb": np.ones(SHAPE, rgb),
         "mask": region.astype("u1"),
         "small": region[:, :5].astype("u1"),
         "3d_2": np.stack([region, region], axis=3).astype("u1"),
         "empty": np.zeros(SHAPE[:3], "u1"),
         "nan": np.full(SHAPE[:3], np.nan),
-        "colours": np.ones(SHAPE[:3], rgb),
         "no_volume": np.ones((*SHAPE[:3], 0), "<f4"),
-        "no_voxel": np.ones((5, 0, 4, 7), "<f4"),
     }.items():
         write(folder / f"{name}.nii", values)
     write(folder / "moved.nii", region.astype("u1"), MOVED)
     write(folder / "intercept.nii", data, scaling=(2, np.nan))
     write(folder / "half.img", data).unlink()
-    for name, place, numbers in (
-        ("huge", 40, np.array([4, 32767, 32767, 32767, 5], "<i2")),
-        ("long_double", 70, np.array([1536, 128], "<i2")),
-    ):
-        content = bytearray((folder / "fmri.nii").read_bytes())
-        content[place : place + numbers.nbytes] = numbers.tobytes()
-        (folder / f"{name}.nii").write_bytes(content)
     for source, name in (("mask", "cut"), ("fmri", "cut_fmri")):
-        content = (folder / f"{source}.nii").read_bytes()
-        (folder / f"{name}.nii").write_bytes(content[:-1])
-        (folder / f"{name}.nii.gz").write_bytes(gzip.compress(content)[:-9])
-    content = bytearray(gzip.compress((folder / "mask.nii").read_bytes()))
-    content[len(content) // 2] ^= 0xFF
-    (folder / "damaged.nii.gz").write_bytes(content)
+        (folder / f"{name}.nii").write_bytes((folder / f"{source}.nii").read_bytes()[:-1])
+    packed = gzip.compress((folder / "mask.nii").read_bytes())
+    (folder / "damaged.nii.gz").write_bytes(changed(packed, len(packed) // 2))
     (folder / "nothing.nii").touch()
     (folder / "garbage.nii").write_bytes(np.random.default_rng(0).bytes(5000))
     nib.save(nib.MGHImage(data, STRAIGHT), folder / "image.mgz")
@@ -600,8 +453,7 @@ def test_bad_input_is_refused(tmp_path, bad_files, bad):
     for out in (None, [tmp_path / "0.npy", tmp_path / "1.npy"]):
         with pytest.raises(exception) as raised:
             stream_masks(fmri_path, [bad_files / "mask.nii", mask_path], out=out)
-        if isinstance(exception, type):
-            assert raised.type is exception
+        assert raised.type is exception
         for text in texts:
             assert text.format(fmri=fmri_path, mask=mask_path) in str(raised.value)
         # While the traceback exists: nothing is closed by the garbage collector.
@@ -619,8 +471,8 @@ def test_masks_that_are_no_list(bad_files):
 
 
 @both
-@pytest.mark.parametrize("name", ["fmri.nii", "fmri.nii.gz", "fmri.nii.bz2", "fmri.img"])
-def test_files_are_closed(tmp_path, module, name):
+@pytest.mark.parametrize("name", ["fmri.nii", "fmri.nii.gz"])
+def test_files_are_closed(tmp_path, module, name, capfd):
     """The call itself closes the image, and prints nothing."""
     fmri_path = write(tmp_path / name, any_bits(SHAPE, "<f4"))
     mask_path = write(tmp_path / "mask.nii.gz", regions(SHAPE)[0].astype("u1"))
@@ -636,6 +488,7 @@ def test_files_are_closed(tmp_path, module, name):
         gc.collect()
     assert open_files(tmp_path) == []
     assert caught == []
+    assert capfd.readouterr() == ("", "")
 
 
 # Results in arrays and files
@@ -653,13 +506,12 @@ def good(tmp_path):
     )
 
 
-@pytest.mark.parametrize("block_size", [1, 3, None])
-def test_given_arrays_are_filled(good, block_size):
+def test_given_arrays_are_filled(good):
     """Given arrays come back filled, whatever their order in memory."""
     own = [np.full(a.shape, 99, a.dtype) for a in good.reference]
     own[0] = np.asfortranarray(own[0])
     own[1] = np.full((7, 2), 99, "f4")[:, ::2]  # every other column of an array
-    series = stream_masks(good.fmri_path, good.masks, block_size, out=tuple(own))
+    series = stream_masks(good.fmri_path, good.masks, 3, out=tuple(own))
     assert [id(a) for a in series] == [id(a) for a in own]
     assert_same(own, good.reference)
 
@@ -674,61 +526,33 @@ def test_function_that_makes_arrays(good):
     assert asked == [(i, a.shape, a.dtype) for i, a in enumerate(good.reference)]
 
 
-@pytest.mark.parametrize(
-    ("types", "block_size"),
-    [((str,) * 3, 1), ((Path,) * 3, 3), ((str, Path, None), None), ((None, str, Path), 3)],
-)
-def test_results_in_files(good, monkeypatch, types, block_size):
+def test_results_in_files(good, monkeypatch):
     """Names become files, which come back as maps; arrays among them are filled."""
     monkeypatch.chdir(good.folder)
-    out = [
-        kind(f"{i}.npy") if kind else np.empty(a.shape, a.dtype)
-        for i, (kind, a) in enumerate(zip(types, good.reference, strict=True))
-    ]
-    given = list(out)
-    series = stream_masks(good.fmri_path, good.masks, block_size, out=out)
-    assert all(a is b for a, b in zip(out, given, strict=True))
-    assert isinstance(series, list)
+    out = ["0.npy", Path("1.npy"), np.empty_like(good.reference[2])]
+    series = stream_masks(good.fmri_path, good.masks, 3, out=out)
     assert_same(series, good.reference)
-    named = [i for i in range(3) if types[i]]
-    assert sorted(path.name for path in good.folder.iterdir()) == [f"{i}.npy" for i in named]
-    for i in range(3):
-        if i in named:
-            assert isinstance(series[i], np.memmap)
-            assert Path(series[i].filename) == good.folder / f"{i}.npy"
-            assert not series[i].flags.writeable
-            assert_same([np.load(given[i])], [good.reference[i]])
-        else:
-            assert series[i] is given[i]
+    assert series[2] is out[2]
+    assert sorted(path.name for path in good.folder.iterdir()) == ["0.npy", "1.npy"]
+    for found, name, expected in zip(series[:2], out[:2], good.reference[:2], strict=True):
+        assert Path(found.filename) == good.folder / name
+        assert not found.flags.writeable
+        assert_same([np.load(name)], [expected])
 
 
 WRONG = {
-    "too few": lambda own, name: own[:2],
     "none": lambda own, name: [],
     "too many": lambda own, name: [*own, own[0]],
-    "too many names": lambda own, name: [name(i) for i in range(4)],
     "too few names": lambda own, name: [name(i) for i in range(2)],
     "one row more": lambda own, name: [np.empty((8, own[0].shape[1]), "f4"), *own[1:]],
-    "one row less": lambda own, name: [own[0][:-1], *own[1:]],
-    "one column more": lambda own, name: [*own[:2], np.empty((7, 121), "f4")],
     "transposed": lambda own, name: [own[0], own[1].T, own[2]],
     "float64": lambda own, name: [own[0].astype("f8"), *own[1:]],
     "byte order": lambda own, name: [own[0].astype(own[0].dtype.newbyteorder("S")), *own[1:]],
-    "int": lambda own, name: [*own[:2], own[2].astype("i4")],
-    "other order": lambda own, name: own[::-1],
-    "same name": lambda own, name: [name(0), name(1), name(0)],
-    "same name as str and Path": lambda own, name: [name(0), str(name(0)), name(1)],
-    "same file, other spelling": lambda own, name: [
-        name(0),
-        os.path.join(name(0).parent, ".", name(0).name),
-        name(1),
-    ],
+    "same file, other spelling": lambda own, name: [name(0), f"./{name(0).name}", name(1)],
     "a name and a wrong array": lambda own, name: [name(0), own[0], own[2]],
-    "name without a list": lambda own, name: str(name(0)),
     "as many letters as masks": lambda own, name: "abc",
     "path without a list": lambda own, name: name(0),
     "None": lambda own, name: [None] * 3,
-    "lists": lambda own, name: [[0.0]] * 3,
 }
 
 
@@ -738,64 +562,32 @@ def test_out_that_does_not_fit_is_refused(good, monkeypatch, wrong):
     monkeypatch.chdir(good.folder)
     monkeypatch.setattr(streaming.gzip, "open", lambda *_: pytest.fail("the image was read"))
     own = [np.full(a.shape, 99, a.dtype) for a in good.reference]
-    out = wrong(own, lambda i: good.folder / f"{i}.npy")
     with pytest.raises(ValueError, match="out needs"):
-        stream_masks(good.fmri_path, good.masks, out=out)
+        stream_masks(good.fmri_path, good.masks, out=wrong(own, lambda i: good.folder / f"{i}.npy"))
     assert list(good.folder.iterdir()) == []
     assert all((a == 99).all() for a in own)
 
 
-def broken(files, monkeypatch):
-    """Cut the image off."""
+def cut_off(files, monkeypatch):
     files.fmri_path.write_bytes(files.fmri_path.read_bytes()[:-9])
 
 
-def no_space(files, monkeypatch):
-    """Leave one byte too few on the disk."""
+def one_byte_too_few(files, monkeypatch):
     free = sum(a.nbytes for a in files.reference) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
 
-def progress(at_volume=lambda n_volumes: None, at_end=lambda: None):
-    """Return a stand-in for tqdm that calls functions at each volume, and when it is closed."""
-
-    class Progress:
-        def __init__(self, **options):
-            self.n_volumes = 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            at_end()
-
-        def update(self):
-            self.n_volumes += 1
-            at_volume(self.n_volumes)
-
-    return Progress
-
-
 def ctrl_c(files, monkeypatch):
-    """Interrupt after the third volume."""
+    def interrupt(file, rows, values):
+        raise KeyboardInterrupt
 
-    def interrupt(n_volumes):
-        if n_volumes == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(streaming, "tqdm", progress(interrupt))
-
-
-def another_grid(files, monkeypatch):
-    """Put in a mask that does not fit."""
-    files.masks[2] = masks_for((4, 4, 4))[0]
+    monkeypatch.setattr(streaming.NpyFile, "__setitem__", interrupt)
 
 
 FAILURES = {
-    "image is cut off": (broken, OSError, "fmri.nii.gz is incomplete"),
-    "no space": (no_space, OSError, "not enough space for .*[.]npy: .* MiB"),
+    "image is cut off": (cut_off, OSError, "fmri.nii.gz is incomplete"),
+    "no space": (one_byte_too_few, OSError, "not enough space for .*[.]npy: .* MiB"),
     "Ctrl-C": (ctrl_c, KeyboardInterrupt, None),
-    "mask on another grid": (another_grid, ValueError, "resample_to_img"),
 }
 
 
@@ -813,17 +605,6 @@ def test_failure_leaves_files_as_they_were(good, monkeypatch, prepare, exception
     assert open_files(good.fmri_path.parent) == []
     assert [path.name for path in good.folder.iterdir()] == ["0.npy"]
     assert names[0].read_bytes() == b"an earlier result"
-
-
-def test_success_replaces_a_file_at_once(good, monkeypatch):
-    """An earlier result stays until the new one is complete."""
-    names = [good.folder / f"{i}.npy" for i in range(3)]
-    names[0].write_bytes(b"an earlier result")
-    seen = []
-    monkeypatch.setattr(streaming, "tqdm", progress(lambda _: seen.append(names[0].read_bytes())))
-    stream_masks(good.fmri_path, good.masks, 2, out=names)
-    assert seen == [b"an earlier result"] * len(good.reference[0])
-    assert_same([np.load(name) for name in names], good.reference)
 
 
 def test_calls_at_once_do_not_mix(good):
@@ -847,25 +628,6 @@ def test_more_files_than_may_be_open(good):
         assert not one.flags.writeable
 
 
-def test_only_files_need_space_on_disk(good, monkeypatch):
-    """Files that just fit are written; arrays need no space on disk."""
-    usage = SimpleNamespace(free=sum(a.nbytes for a in good.reference))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    stream_masks(good.fmri_path, good.masks, out=[good.folder / f"{i}.npy" for i in range(3)])
-    out = [np.empty(a.shape, a.dtype) for a in good.reference]
-    out[1], usage.free = good.folder / "1.npy", good.reference[1].nbytes
-    assert_same(stream_masks(good.fmri_path, good.masks, out=out), good.reference)
-    usage.free = 0
-    assert_same(stream_masks(good.fmri_path, good.masks), good.reference)
-
-
-def test_missing_folder_is_named(good):
-    """A folder that does not exist is named."""
-    names = [good.folder / "nowhere" / f"{i}.npy" for i in range(3)]
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        stream_masks(good.fmri_path, good.masks, out=names)
-
-
 # Memory
 # ------
 
@@ -877,7 +639,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix):
 
     def call(fmri_path, masks, out):
         """Keep everything in memory after the last block until it has been measured."""
-        streaming.tqdm = progress(at_end=lambda: time.sleep(0.1))  # in the fresh process
+        streaming.tqdm.close = lambda bar: time.sleep(0.1)  # in the fresh process
         return [a.shape for a in streaming.stream_masks(fmri_path, masks, out=out)]
 
     grid = (40, 40, 30)
@@ -892,16 +654,6 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix):
             above.append(trace.above_mib - (0 if out else 4 * n_values / MIB))
     assert max(above) < 48, above
     assert max(above) - min(above) < 0.1 * max(above) + 5, above
-
-
-# The file and its output
-# -----------------------
-
-
-def test_nothing_is_printed(good, capfd):
-    """A short image draws no progress bar."""
-    stream_masks(good.fmri_path, good.masks, 1, out=[good.folder / f"{i}" for i in range(3)])
-    assert capfd.readouterr() == ("", "")
 
 
 def test_file_works_alone(good):

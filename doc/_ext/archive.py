@@ -1,12 +1,16 @@
-"""Write one archive with everything that the examples need, which the gallery's page offers."""
+"""Write one archive with the sources of package, pages, site and tests, which the site offers."""
 
 import zipfile
 from pathlib import Path
 
 NAME = "beyond_the_masker.zip"
-CONTENT = (
-    *("README.md", "LICENSE", "CITATION.cff", "pyproject.toml"),
-    *("examples/**/*.py", "examples/**/*.txt", "examples/**/*.sbatch", "doc/recorded/**/*.*"),
+CONTENT = (  # no pattern matches what a build makes
+    *("*.md", "LICENSE", "CITATION.cff", "pyproject.toml", "Makefile", "conf.py"),
+    *("requirements*.txt", ".gitignore", ".pre-commit-config.yaml", ".ci/run"),
+    *(".github/workflows/*.yml", "tests/**/*.py", "tests/*.json", "tests/.npmrc"),
+    *("examples/**/*.py", "examples/**/*.rst", "examples/**/*.txt", "examples/**/*.sbatch"),
+    *("doc/*.rst", "doc/*.svg", "doc/_ext/*.py", "doc/_ext/*.html", "doc/_static/*"),
+    *("doc/_templates/*", "doc/_inventories/*.*", "doc/recorded/**/*.*"),
 )
 
 
@@ -16,7 +20,9 @@ def write_archive(app):
     path = Path(app.srcdir, app.config.sphinx_gallery_conf["gallery_dirs"], NAME)
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(file for pattern in CONTENT for file in root.glob(pattern)):
+        for file in sorted({file for pattern in CONTENT for file in root.glob(pattern)}):
+            if "node_modules" in file.parts:
+                continue
             archive.write(file, Path(NAME).stem / file.relative_to(root))
 
 

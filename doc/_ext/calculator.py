@@ -7,18 +7,20 @@ from string import Template
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from beyond_the_masker.comparison import TOLERANCE
+from beyond_the_masker.comparison import count_of, read_grid
 from beyond_the_masker.imports import this_machine
 from beyond_the_masker.model import DTYPES, as_json
 
 FORM = Path(__file__).with_suffix(".html")
+RECORDED = Path(__file__).parent.parent / "recorded"
+PREDICTION = "auto_examples/3_cost/plot_prediction.html"
 SCRIPTS = ("calculator_model.js", "calculator.js")
 MEASURED_HERE = "was measured on the machine that built this page ({versions})"
 TYPICAL = "is typical for a machine with two cores; <code>budget --measure</code> measures yours"
 MACHINE = (
     "The memory of interpreters and imports {origin}. Elsewhere it may differ, by some tens of MiB"
-    " per worker. Measured peaks may lie outside the range by {part:.0%} or {mib} MiB, whichever"
-    " is more."
+    " per worker. On images that were recorded, {count} <a href='{page}'>The page about it</a> lists"
+    " the others."
 )
 
 
@@ -26,8 +28,8 @@ def machine_text(machine):
     """Return how exact the numbers are, as HTML."""
     versions = escape(machine["measured"])
     origin = MEASURED_HERE.format(versions=versions) if versions else TYPICAL
-    part, mib = TOLERANCE
-    return MACHINE.format(origin=origin, part=part, mib=mib)
+    points, _ = read_grid(RECORDED)
+    return MACHINE.format(origin=origin, count=count_of(points), page=PREDICTION)
 
 
 def form():

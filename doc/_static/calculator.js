@@ -326,7 +326,7 @@
     const { image, masks, nJobs, memoryMib, shmMib } = entries;
     const rows = model.budget(image, masks, nJobs, memoryMib, shmMib, model.MODEL.machine);
     const streaming = rows.find(({ prediction }) => prediction.method === STREAMING);
-    setText("answer", answer(rows, nJobs, memoryMib));
+    setText("answer", `${own ? "" : "Example: "}${answer(rows, nJobs, memoryMib)}`);
     setText("summary", summary(entries));
     setText("recommendation", inGib(model.recommend(rows, memoryMib)));
     setText("snippet", call(!streaming.reason));
@@ -336,6 +336,7 @@
     rows.forEach((row, i) => showCard(cards[i], row, memoryMib, end));
   }
 
+  let own = false; // whether an entry is the reader's
   let outside = []; // errors of a file and of the address
 
   /** Evaluate the entries, and show the results or what is wrong, never both. */
@@ -384,6 +385,7 @@
     if (!text.includes("=")) {
       return; // nothing, or a heading of the page
     }
+    own = true;
     const given = new URLSearchParams(text);
     const unknown = [...given.keys()].filter((key) => !["shape", ...IN_ADDRESS].includes(key));
     const problems = unknown.map(
@@ -408,6 +410,7 @@
 
   for (const field of FIELDS) {
     byId(field).addEventListener("input", () => {
+      own = true;
       delete byId(field).dataset.given;
       const ofImage = IMAGE_FIELDS.includes(field); // takes the place of a file
       outside = outside.filter(({ group }) => group === "file" && !ofImage);
@@ -436,6 +439,7 @@
     if (current !== reads) {
       return;
     }
+    own = true;
     outside = problem ? [{ field: "file", group: "file", message: problem }] : [];
     setText("file-status", image ? `Filled in from the header of ${files[0].name}.` : "");
     if (image) {

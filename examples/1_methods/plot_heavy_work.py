@@ -14,25 +14,13 @@ region needs much computation. On this page you will
 # The work
 # --------
 # As an example: how certain is the share of variance that a region's first principal component
-# explains? To find out, the share is computed again and again from volumes that are drawn with
-# replacement.
+# explains? To find out, it is computed repeatedly from volumes that are drawn with replacement.
 
 import numpy as np
 
 
 def bootstrap_first_component(series, n_draws=20):
-    """Draw volumes with replacement, and compute how much the first component explains.
-
-    Parameters
-    ----------
-    series : array of shape (n_timepoints, n_voxels)
-    n_draws : int
-
-    Returns
-    -------
-    array of shape (n_draws,)
-        Between 0 and 1: the largest squared singular value over the sum of all.
-    """
+    """Return the share of variance of a region's first component, for each of several draws."""
     rng = np.random.default_rng(0)
     shares = np.empty(n_draws)
     for i in range(n_draws):
@@ -43,8 +31,7 @@ def bootstrap_first_component(series, n_draws=20):
 
 
 # %%
-# The regions come from one pass over the file, which needs no workers. Here they are cut to a size
-# that takes a moment.
+# The regions come from one pass over the file. Here they are cut to a size that takes a moment.
 
 from beyond_the_masker import stream_masks
 from beyond_the_masker.experiment import prepare_all
@@ -74,8 +61,7 @@ print(f"one after the other: {serial_seconds:.1f} s")
 # ----------
 # A first, short task for each worker shows how long the workers take to start. With
 # ``return_as="generator"`` you receive a region's result as soon as it and those before it are
-# ready. You can use and release it while the workers continue, so the results are never in memory
-# all at once. (``"generator_unordered"`` returns whichever is ready first.)
+# ready, and can release it while the workers continue.
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
 
@@ -96,21 +82,18 @@ parallel_seconds = time.perf_counter() - start
 print(f"{n_workers} workers: {parallel_seconds:.1f} s, and {start_seconds:.1f} s to start them")
 
 # %%
-# What it costs, and what it saves
-# --------------------------------
+# What they save
+# --------------
 
-paid = start_seconds + parallel_seconds < serial_seconds
 print(f"once they have started, {serial_seconds / parallel_seconds:.1f} times as fast")
-print(f"with their start, they {'pay' if paid else 'do not pay'} here")
+ratio = serial_seconds / (start_seconds + parallel_seconds)
+print(f"with their start, {ratio:.1f} times as fast")
 
 # %%
 # What to conclude
 # ----------------
-# Workers pay when the work on all regions takes far longer than their start. Their number cannot
-# speed up the work by more than the number of cores, each needs the memory of one more Python
-# process, and there is no gain if the cores are busy with something else. Each worker receives the
-# time series of its region only, never the image.
-#
+# Workers pay when the work on all regions takes far longer than their start, and cores are free.
+# Each needs the memory of one more Python process, and receives the time series of its region only.
 # If each region's work needs the whole image, share it: in threads, in a mapped file, or in shared
 # memory.
 #

@@ -16,36 +16,20 @@ masks while you look at the results. Then one copy in memory is the least that y
 # ------------
 # The image is read volume by volume into one array. ``np.asanyarray`` on a compressed file would
 # hold the decompressed bytes and the array at the same time. An image whose data are in memory
-# already is used as it is.
+# already is used as it is. ``take(data, mask)`` is ``data[mask]`` in NiftiMasker's form.
 
 import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 
-from beyond_the_masker.checks import as_nifti_masker, open_checked, read_volumes, value_type
-
-
-def take(data, mask):
-    """Return the voxels of a mask out of an array, as NiftiMasker does."""
-    return as_nifti_masker(data[mask])
+from beyond_the_masker.checks import open_checked, read_volumes, take, value_type
 
 
 def numpy_masker_threads(fmri, masks, n_jobs):
     """Extract the voxel time series of several masks from one array, in threads.
 
-    Parameters
-    ----------
-    fmri : path or nibabel image
-        4D image.
-    masks : list of paths or of nibabel images
-        3D masks on the grid of the image: non-zero in the region.
-    n_jobs : int
-        Number of threads.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, as `numpy_masker_single_inmemory` returns it.
+    Image and masks are paths or nibabel images. Return an array of shape (n_timepoints, n_voxels)
+    for each mask, with the values of NiftiMasker.
     """
     fmri_img, mask_arrays = open_checked(fmri, masks)
     data = fmri_img.dataobj
@@ -70,10 +54,9 @@ for series in numpy_masker_threads(first_volumes(fmri_path), mask_paths, n_jobs=
 # %%
 # Do threads wait for each other?
 # -------------------------------
-# Python runs one thread at a time: the one that has the global interpreter lock (GIL). A library
-# in C can release the lock while it works, and NumPy does so when it indexes with a mask. To see
-# that, one thread indexes while this one counts how often it gets a turn. If NumPy kept the lock,
-# that would be once or twice.
+# Python runs one thread at a time: the one that has the global interpreter lock (GIL). NumPy
+# releases the lock when it indexes with a mask. To see that, one thread indexes while this one
+# counts how often it gets a turn. If NumPy kept the lock, that would be once or twice.
 
 import threading
 import time
@@ -88,27 +71,24 @@ while indexing.is_alive():
 print(f"While one thread indexed, the other had {turns} turns.")
 
 # %%
-# Many turns mean that the threads work at the same time. For the regions of an atlas this hardly
-# matters: taking a few hundred voxels out of an array takes milliseconds. Most of the time goes
-# into reading the file, which happens once.
-
-# %%
+# For the regions of an atlas this hardly matters: taking a few hundred voxels out of an array takes
+# milliseconds. Most of the time goes into reading the file, which happens once.
+#
 # What it costs
 # -------------
 
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
 
-traces = measure_methods(numpy_masker_threads)
-plot_traces(traces, image_mib)
+plot_traces(measure_methods(numpy_masker_threads), image_mib)
 
 # %%
 # What to conclude
 # ----------------
 # For taking voxels from an image in memory, threads are the simplest way: one array, one process,
-# no file, and next to no memory beyond the array. Python code of your own keeps the lock, though.
-# To run it in parallel you need processes, and they can share an image, too. If you take voxels
-# only once, the image need not be in memory at all.
+# no file, and next to no memory beyond the array. Python code of your own keeps the lock, though:
+# it needs processes, which can share an image, too. If you take voxels only once, the image need
+# not be in memory at all.
 #
 # Recommended next
 # ----------------

@@ -9,18 +9,17 @@ Every page of this site works on the same data: one large 4D fMRI image, and a s
 2. turn the regions of an :term:`atlas` into masks on the grid of that image, and
 3. compare the image's size on disk with its size in memory.
 
-By default the data are made on your machine: a stand-in with the shape and type of the development
-fMRI data set, and with as many regions as the DiFuMo atlas of 64. Set ``DATA=development_fmri`` to
-download the real data with nilearn, or ``FMRI=`` and ``ATLAS=`` to run every page on your own
-files.
+By default the data are made on your machine: a stand-in for the development fMRI data set and the
+DiFuMo atlas of 64 regions. Set ``DATA=development_fmri`` to download the real data with nilearn, or
+``FMRI=`` and ``ATLAS=`` to run every page on your own files.
 """
 
 # %%
 # The image
 # ---------
-# Subjects are joined along time and written to one compressed file, volume by volume. A prepared
-# file goes into a cache folder under a temporary name, and gets its real name when it is complete.
-# An interrupted run therefore leaves nothing that a later run would mistake for a whole file.
+# Subjects are joined along time and written to one compressed file in a cache folder, volume by
+# volume. The file gets its name when it is complete: an interrupted run leaves nothing that a later
+# one would mistake for a whole file.
 
 import nibabel as nib
 import numpy as np
@@ -34,9 +33,8 @@ fmri_img = nib.load(fmri_path, keep_file_open=True)
 
 # %%
 # Opening the file reads its header only. In memory, the image takes the product of its dimensions
-# times the bytes of one value, and that is before any function makes a copy. (A file with scale
-# factors usually holds integers that become float64, so ask for the type after scaling; reading no
-# volumes is enough for that.)
+# times the bytes of one value, before any function makes a copy. (With scale factors, integers
+# become float64: reading no volumes gives the type after scaling.)
 
 dtype = fmri_img.dataobj[..., :0].dtype
 in_memory_mib = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize / 2**20
@@ -50,8 +48,7 @@ print(f"in memory {in_memory_mib:8.1f} MiB")
 # A probabilistic atlas is a 4D image with one map for each region. A region is where its map is
 # not zero, and regions may overlap. An atlas of labels, or a list of masks, works as well. Each
 # region is resampled to the grid of the image with nearest-neighbour interpolation, which invents
-# no values between a region and its surroundings. A region that is empty there raises an error
-# that names it.
+# no values. A region that is empty there raises an error that names it.
 
 mask_imgs, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
 n_voxels = [np.count_nonzero(mask_img.dataobj) for mask_img in mask_imgs]
@@ -83,9 +80,8 @@ plt.show()
 # %%
 # What to conclude
 # ----------------
-# The masks select a small part of the image. A method that holds the whole image to extract them
-# needs at least the size in memory printed above, and each copy of the image adds as much again.
-# The next pages count these copies.
+# The masks select a small part of the image. A method that holds the whole image needs at least the
+# size in memory printed above, and as much again for each copy. The next pages count these copies.
 #
 # Recommended next
 # ----------------

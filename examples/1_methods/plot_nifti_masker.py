@@ -37,13 +37,6 @@ def nifti_masker_single(fmri, mask):
     array of shape (n_timepoints, n_voxels)
         float32 or float64, as the image; integers become float32. Voxels are in C order of the
         mask. Values that are not finite are replaced by zero.
-
-    Raises
-    ------
-    ValueError
-        A file is missing, the grids differ, or the mask is empty.
-    OSError
-        A file is incomplete or damaged.
     """
     fmri_img, mask_img = load_img(fmri), load_img(mask)
     check_same_grid(fmri_img, mask_img)
@@ -55,26 +48,17 @@ def nifti_masker_single(fmri, mask):
 # %%
 # The first volumes of the image, and its first region:
 
-import matplotlib.pyplot as plt
-
 from beyond_the_masker.data import first_volumes
 from beyond_the_masker.experiment import prepare_all
+from beyond_the_masker.figures import plot_series, plot_traces
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 series = nifti_masker_single(first_volumes(fmri_path, 64), mask_paths[0])
 print(f"{series.shape[0]} volumes, {series.shape[1]} voxels, {series.dtype}")
 
-figure, ax = plt.subplots(figsize=(7, 2.5), layout="constrained")
 centred = series - series.mean(axis=0)
-ax.plot(centred[:, :: 1 + series.shape[1] // 20], color="0.8", lw=0.5)
-ax.plot(centred.mean(axis=1), color="C0", lw=2)
-ax.set(xlabel="volume", ylabel="signal, centred", xlim=(0, len(series)))
-figure.set_label(
-    "The first region: some of its voxels (grey), and the mean of all (blue), centred.\n\n"
-    f"Line chart of time series over {len(series)} volumes. The standard deviation over time is "
-    f"{centred.std():.3g} for the voxels, and {centred.mean(axis=1).std():.3g} for their mean."
-)
-plt.show()
+shown = {"first voxel": centred[:, 0], "last voxel": centred[:, -1], "mean": centred.mean(axis=1)}
+plot_series(shown, "The first region", "signal, centred")
 
 # %%
 # All masks, one after the other
@@ -113,22 +97,20 @@ def nifti_masker_parallel(fmri, masks, n_jobs):
 # their own peak at once. Such a method is measured several times; you see the median and the range.
 
 from beyond_the_masker.experiment import measure_methods
-from beyond_the_masker.figures import plot_traces
 
-traces = measure_methods(nifti_masker_single, nifti_masker_loop, nifti_masker_parallel)
-plot_traces(traces, image_mib)
+methods = nifti_masker_single, nifti_masker_loop, nifti_masker_parallel
+plot_traces(measure_methods(*methods), image_mib)
 
 # %%
 # What to conclude
 # ----------------
-# The loop holds the image and the masker's copy of it in one process, as for a single mask.
-# Compare its time with that of the workers: with few cores and an image that is read fast,
-# starting workers and importing nilearn in each can take longer than the loop.
+# The loop holds the image and the masker's copy of it in one process, as for a single mask. With
+# few cores, starting workers and importing nilearn in each can take longer than the loop.
 #
-# In parallel from a path, each worker reads the file and makes the masker's copy before it extracts
-# the region, so memory grows with the number of workers. With an image in memory the file is read
-# once, but each worker still makes a full copy. That copy serves everything else that the masker
-# can do. Here we only want voxels, and still pay for it.
+# In parallel from a path, each worker reads the file and makes the masker's copy, so memory grows
+# with the number of workers. With an image in memory the file is read once, but each worker still
+# makes a full copy. That copy serves everything else that the masker can do. Here we only want
+# voxels, and still pay for it.
 #
 # Recommended next
 # ----------------

@@ -21,61 +21,38 @@ index the image's array with the mask's. On this page you will
 # * NaN around a region, as SPM writes it, is outside the mask.
 # * NiftiMasker returns float32 or float64, contiguous, without NaN or infinity.
 #
-# :mod:`beyond_the_masker.checks` has these steps, since all methods share them.
+# :mod:`beyond_the_masker.checks` has these steps, since all methods share them. There
+# ``take(data, mask)`` is ``data[mask].T`` in NiftiMasker's form.
 
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import (
-    as_nifti_masker,
-    check_same_grid,
-    damaged_file_named,
-    read_mask,
-)
+from beyond_the_masker.checks import check_same_grid, damaged_file_named, read_mask, take
 
 
 def numpy_masker_single_inmemory(fmri_img, mask_img):
     """Extract the voxel time series of one mask by indexing.
 
-    Parameters
-    ----------
-    fmri_img, mask_img : nibabel.Nifti1Image
-        A 4D image, and a 3D mask on its grid: non-zero in the region. Data that are not in memory
-        yet are read here.
-
-    Returns
-    -------
-    array of shape (n_timepoints, n_voxels)
-        float32 or float64, as the image; integers become float32. Voxels are in C order of the
-        mask. Values that are not finite are replaced by zero, as NiftiMasker does.
-
-    Raises
-    ------
-    ValueError
-        The grids differ, or the mask is empty.
-    OSError
-        A file is incomplete or damaged.
+    Return an array of shape (n_timepoints, n_voxels) with the values of NiftiMasker. Data that are
+    not in memory yet are read here.
     """
     check_same_grid(fmri_img, mask_img)
     mask = read_mask(mask_img)
     with damaged_file_named(fmri_img.get_filename()):
         data = np.asanyarray(fmri_img.dataobj)
-    return as_nifti_masker(data[mask])
+    return take(data, mask)
 
 
 # %%
 # One mask, from a path
 # ---------------------
-# The same function can open the files itself. A file that ends too early raises an error. A
-# changed byte within a compressed file can go unnoticed, here as with NiftiMasker, because nibabel
-# stops reading before gzip's checksum: ``gzip -t`` detects it.
+# The same function can open the files itself. A changed byte within a compressed file can go
+# unnoticed, here as with NiftiMasker, because nibabel stops reading before gzip's checksum:
+# ``gzip -t`` detects it.
 
 
 def numpy_masker_single_path(fmri_path, mask_path):
-    """Extract the voxel time series of one mask by indexing, from files.
-
-    As `numpy_masker_single_inmemory`; raises a FileNotFoundError for a missing file.
-    """
+    """Extract the voxel time series of one mask by indexing, from files."""
     return numpy_masker_single_inmemory(nib.load(fmri_path), nib.load(mask_path))
 
 
@@ -102,7 +79,7 @@ print(f"{series.shape[0]} volumes, {series.shape[1]} voxels; the same as NiftiMa
 
 
 def numpy_masker_loop(fmri_img, mask_imgs):
-    """Extract several masks by indexing, one by one; see `numpy_masker_single_inmemory`."""
+    """Extract several masks by indexing, one after the other."""
     return [numpy_masker_single_inmemory(fmri_img, mask_img) for mask_img in mask_imgs]
 
 
@@ -117,14 +94,14 @@ from joblib import Parallel, delayed
 
 
 def numpy_masker_parallel_path(fmri_path, mask_paths, n_jobs):
-    """Extract several masks in workers that read the file; see `numpy_masker_single_path`."""
+    """Extract several masks in workers that each read the file."""
     return Parallel(n_jobs=n_jobs)(
         delayed(numpy_masker_single_path)(fmri_path, mask_path) for mask_path in mask_paths
     )
 
 
 def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_jobs):
-    """Extract several masks in workers from one image; see `numpy_masker_single_inmemory`."""
+    """Extract several masks in workers from one image."""
     return Parallel(n_jobs=n_jobs)(
         delayed(numpy_masker_single_inmemory)(fmri_img, mask_img) for mask_img in mask_imgs
     )
@@ -139,27 +116,21 @@ def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_jobs):
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
 
-traces = measure_methods(
-    numpy_masker_single_path,
-    numpy_masker_single_inmemory,
-    numpy_masker_loop,
-    numpy_masker_parallel_path,
-    numpy_masker_parallel_inmemory,
-)
-plot_traces(traces, image_mib)
+one_mask = numpy_masker_single_path, numpy_masker_single_inmemory
+all_masks = numpy_masker_loop, numpy_masker_parallel_path, numpy_masker_parallel_inmemory
+plot_traces(measure_methods(*one_mask, *all_masks), image_mib)
 
 # %%
 # What to conclude
 # ----------------
 # From a path, the masker's copy is gone. Yet while a worker reads a compressed file, it holds the
 # image twice: as decompressed bytes, and as the array that they are copied into. So its peak is
-# about as high as with NiftiMasker, except for NiftiMasker's imports, and memory grows with the
-# number of workers. (A file that is neither compressed nor scaled is mapped, and costs little.)
+# about as high as with NiftiMasker, except for the imports, and memory grows with the number of
+# workers. (A file that is neither compressed nor scaled is mapped, and costs little.)
 #
 # From memory, the workers share one copy, in joblib's file, and the calling process has its own.
-# The loop has no second copy, and where reading the file takes most of the time, it is faster than
-# the workers: compare the times above. When work on each region does need workers, one copy is
-# enough for all of them, as the next page shows.
+# The loop has no second copy, and where reading the file takes most of the time, it is faster. When
+# work on each region does need workers, one copy is enough for all, as the next page shows.
 #
 # Recommended next
 # ----------------

@@ -15,9 +15,8 @@ Shared memory: one copy of the image for all
 # What a worker does
 # ------------------
 # A worker gets the name of the block, and the shape and type of the image in it, but not its
-# content. Indexing with a mask copies the region's voxels; nothing else leaves the block. An array
-# over the block must not outlive it: accessing it would crash Python. So it is never bound to a
-# name.
+# content. Indexing with a mask copies the region's voxels. An array over the block must not outlive
+# it: accessing it would crash Python. So it is never bound to a name.
 
 import sys
 from multiprocessing.shared_memory import SharedMemory
@@ -44,14 +43,13 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # ---------------------
 # A NIfTI file stores one volume after the other, so the image is read once, in order. Linux ends a
 # process that writes to shared memory when none is left, so we check the free space first. The
-# block is removed whatever happens afterwards: a region fails, a worker is killed, you press
-# Ctrl-C.
+# block is removed whatever happens: a region fails, a worker is killed, you press Ctrl-C.
 
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from beyond_the_masker.checks import read_volumes, size_in_bytes, value_type
+from beyond_the_masker.checks import open_checked, read_volumes, size_in_bytes, value_type
 
 
 @contextmanager
@@ -87,25 +85,12 @@ def check_shared_memory(size):
 
 from joblib import Parallel, delayed
 
-from beyond_the_masker.checks import open_checked
-
 
 def numpy_masker_shared_parallel(fmri, masks, n_jobs):
     """Extract the voxel time series of several masks from one shared copy of the image.
 
-    Parameters
-    ----------
-    fmri : path or nibabel image
-        4D image.
-    masks : list of paths or of nibabel images
-        3D masks on the grid of the image: non-zero in the region.
-    n_jobs : int
-        Number of workers.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, as NiftiMasker returns it.
+    Image and masks are paths or nibabel images. Return an array of shape (n_timepoints, n_voxels)
+    for each mask, with the values of NiftiMasker.
     """
     fmri_img, mask_arrays = open_checked(fmri, masks)
     with shared_copy(fmri_img) as block:
@@ -133,35 +118,32 @@ plot_traces(traces, image_mib)
 # %%
 # Is it one copy?
 # ---------------
-# The memory meter counts shared memory once, whether or not a process maps it at that moment. So
-# its peak shows how many copies of the image there were. (With a single region joblib starts no
-# worker, and nothing is shared.)
+# The memory meter counts shared memory once, so its peak shows how many copies of the image there
+# were. (With a single region joblib starts no worker, and nothing is shared.)
 
 from beyond_the_masker.meter import Trace, measure
 
 
-def print_copies(title, trace):
+def print_copies(trace):
     """Print how much shared memory a call used, as copies of the image."""
     if not isinstance(trace, Trace) or trace.exception or trace.shm_mib is None:
-        print(f"{title}: not measured")
+        print("not measured")
     else:
-        print(f"{title}: shared memory {trace.shm_mib.max() / image_mib:.2f} times the image,")
-        print(f"{trace.metric} {trace.above_mib:,.0f} MiB above the start, with all workers")
+        print(f"shared memory: {trace.shm_mib.max() / image_mib:.2f} times the image")
+        print(f"{trace.metric}: {trace.above_mib:,.0f} MiB above the start, with all workers")
 
 
-print_copies("the block's name is sent", *traces.values())
+print_copies(*traces.values())
 
 # %%
 # What goes wrong when the array is sent
 # --------------------------------------
-# An array over shared memory looks like any other array. When it is an argument of a task, joblib
-# treats it like every array of more than 1 MB: it writes it to a file, in ``/dev/shm`` if that has
-# 2 GB free. The result is a second full copy in shared memory, and the workers never use the block.
+# When an array over shared memory is an argument of a task, joblib treats it like every array of
+# more than 1 MB: it writes it to a file, in ``/dev/shm`` if that has 2 GB free. The result is a
+# second full copy in shared memory, and the workers never use the block.
 
 
-def take(data, mask):
-    """Return the voxels of a mask out of an array, as NiftiMasker does."""
-    return as_nifti_masker(data[mask])
+from beyond_the_masker.checks import take
 
 
 def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
@@ -176,27 +158,26 @@ def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
 
 
 # %%
-# Both copies must fit into ``/dev/shm``, and the call needs as much memory as an image in memory
-# that is sent to workers:
+# Both copies must fit into ``/dev/shm``:
 
 from beyond_the_masker.budget import available_shm_mib, guard
 
 like = "NumPy indexing, in-memory image, parallel"
 _, reason = guard(like, fmri_path, mask_paths, len(mask_paths))
 if reason or 2 * image_mib > available_shm_mib():
-    print(f"the array is sent: not run. {reason or '/dev/shm cannot hold two copies.'}")
+    print(f"not run: {reason or '/dev/shm cannot hold two copies.'}")
 else:
     sent = measure(shared_array_as_argument, fmri_path, mask_paths, len(mask_paths))
-    print_copies("the array is sent", sent)
+    print_copies(sent)
     ax = sent.plot(image_mib=image_mib, title="The array is sent to the workers")
 
 # %%
 # What to conclude
 # ----------------
 # Shared memory holds the image once, for any number of workers, as long as they get the block's
-# name. The remaining cost is the workers themselves: each is a Python process that imports what it
-# needs. This method takes more care than the others: the space in ``/dev/shm`` is limited (64 MB in
-# a container by default), and you must remove the block.
+# name. The remaining cost is the workers themselves, with their imports. This method takes more
+# care than the others: the space in ``/dev/shm`` is limited (64 MB in a container by default), and
+# you must remove the block.
 #
 # Recommended next
 # ----------------

@@ -3,10 +3,8 @@ Any masker, without the image in memory
 =======================================
 
 Region averages, smoothing, filtering, :term:`confounds`: nilearn's maskers do all of it, with the
-whole image in memory. Readers have long asked for a masker that `works on a machine with 4 GB
-<https://github.com/nilearn/nilearn/issues/715>`_, `takes 500 volumes at a time
-<https://github.com/nilearn/nilearn/issues/1281>`_ or `loads no more than a small mask needs
-<https://github.com/nilearn/nilearn/issues/4811>`_. Cutting the image into chunks by hand is easy,
+whole image in memory. Readers have long asked for a masker that `takes 500 volumes at a time
+<https://github.com/nilearn/nilearn/issues/1281>`_. Cutting the image into chunks by hand is easy,
 but `their confounds can no longer be removed <https://github.com/nilearn/nilearn/issues/1415>`_.
 
 A masker works in two parts. The spatial part (resampling, smoothing, extraction) needs one volume
@@ -110,15 +108,11 @@ else:
 # %%
 # What ``stream_masker`` adds
 # ---------------------------
-# Three things in the spatial part are not as separate as they look. Resampling clips its result to
-# the range of the whole image and may crop it to where the image is not zero: so the file is first
-# read once for the smallest and the largest value of each voxel, and these volumes are added to
-# every block. A mean over a sphere is summed in another order for a single volume: so a block has
-# at least two. And a masker may replace NaN in the array that it gets: so each masker gets a copy.
-#
 # The masker's own code does the spatial part, with the temporal parameters turned off meanwhile.
-# Options that need the whole image before the first block raise an error that names the
-# alternative. The file is read to its end, where gzip stores its checksum.
+# Resampling clips its result to the range of the whole image and may crop it to where the image is
+# not zero: so the file is first read once for the smallest and the largest value of each voxel, and
+# these volumes are added to every block. Options that need the whole image before the first block
+# raise an error that names the alternative.
 
 import pandas as pd
 
@@ -146,14 +140,12 @@ plot_traces(measure_methods(stream_nifti_maskers), image_mib)
 # A block of volumes is enough for the spatial part, and the extracted series are small enough to be
 # cleaned whole. So memory depends on the block and on the result, not on the length of the image.
 # Values are those of ``fit_transform`` bit for bit, with one exception: NiftiMapsMasker rounds
-# differently when it solves for fewer volumes at once. Extracted series then differ by less than
-# 1e-12 of their largest value, or by 1e-5 if image and maps are both float32. If you remove a
-# large mean or a trend, the difference is larger relative to the remaining signal; maps of float64
-# keep it negligible.
+# differently when it solves for fewer volumes at once. If you remove a large mean or a trend, maps
+# of float64 keep the difference negligible.
 #
 # Streaming can take longer than ``fit_transform``: NiftiSpheresMasker and NiftiMapsMasker prepare
-# their regions for every block. On a fine grid that can take seconds each time: give such a masker
-# a ``mask_img``, and blocks as large as your memory allows (``memory_mib``).
+# their regions for every block. On a fine grid, give such a masker a ``mask_img``, and blocks as
+# large as your memory allows (``memory_mib``).
 #
 # Recommended next
 # ----------------

@@ -34,15 +34,15 @@ def stream_without_checks(fmri_path, mask_paths):
     proxy = nib.load(fmri_path).dataobj
     grid, n_volumes = proxy.shape[:3], proxy.shape[3]
     in_file = np.arange(np.prod(grid)).reshape(grid, order="F")
-    masks = [np.asarray(nib.load(path).dataobj) != 0 for path in mask_paths]
-    every_series = [[] for _ in masks]
+    places = [in_file[np.asarray(nib.load(path).dataobj) != 0] for path in mask_paths]
+    every_series = [[] for _ in places]
     with ImageOpener(proxy.file_like) as file:
         file.seek(proxy.offset)
         for _ in range(n_volumes):
             volume = np.frombuffer(file.read(in_file.size * proxy.dtype.itemsize), proxy.dtype)
-            for series, mask in zip(every_series, masks, strict=True):
-                voxels = volume[in_file[mask]]
-                series.append(apply_read_scaling(voxels, proxy.slope, proxy.inter))
+            for series, place in zip(every_series, places, strict=True):
+                voxels = apply_read_scaling(volume[place], proxy.slope, proxy.inter)
+                series.append(voxels)
     return [np.array(series) for series in every_series]
 
 
@@ -82,7 +82,7 @@ plot_series(means, "Region means", "mean of the voxels")
 #
 # It is one file, and it needs nibabel, NumPy and tqdm: save :download:`streaming.py
 # <../../../examples/beyond_the_masker/streaming.py>` next to your script and write
-# ``from streaming import stream_masks``, or install this package.
+# ``from streaming import stream_masks``, or :ref:`install the package <install>`.
 #
 # .. dropdown:: The whole file
 #
@@ -96,10 +96,8 @@ every_series = stream_masks(fmri_path, mask_paths)
 # Results in files
 # ----------------
 # With a mask of the whole brain, the result can be nearly as large as the image. Pass the names of
-# ``.npy`` files as ``out``, and each block is appended to its file: memory no longer grows with the
-# result. A file gets its name when it is complete. The function returns :term:`memory maps
-# <memory map>`: the system reads their parts when you access them, and can drop them when memory
-# runs short.
+# ``.npy`` files as ``out``, and memory no longer grows with the result. The function then returns
+# :term:`memory maps <memory map>`.
 
 import tempfile
 from pathlib import Path
@@ -119,30 +117,24 @@ with tempfile.TemporaryDirectory() as folder:
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
 
-traces = measure_methods(stream_masks)
-plot_traces(traces, image_mib)
+plot_traces(measure_methods(stream_masks), image_mib)
 
 # %%
 # The result is part of the memory above the start:
 
-trace = traces["Streaming, masks, one pass"]
-print(f"the image in memory would be     {image_mib:8.1f} MiB")
-if hasattr(trace, "above_mib"):  # it was run
-    print(f"peak above the start             {trace.above_mib:8.1f} MiB")
-print(f"the result                       {sum(s.nbytes for s in reference) / 2**20:8.1f} MiB")
+print(f"the image in memory would be {image_mib:8.1f} MiB")
+print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8.1f} MiB")
 
 # %%
 # What to conclude
 # ----------------
 # For the voxels of any number of masks, this function is enough on any machine, for an image of any
-# length: memory grows with the result only, and a result too large for memory can go into files.
+# length: memory grows with the result only, and a result too large for memory can go into files. It
+# does not resample a mask, and it does not detect a file that changes while being read.
 #
-# One image needs no workers. For many images, use one task per image: each worker then needs its
-# imports and the memory above. :mod:`beyond_the_masker.study` does that, on one machine or on a
-# cluster, and continues where it was interrupted.
-#
-# The function does not resample a mask to the grid of the image, and it does not detect a file that
-# changes while being read.
+# One image needs no workers. For many images, use one task per image:
+# :mod:`beyond_the_masker.study` does that, on one machine or on a cluster, and continues where it
+# was interrupted.
 #
 # Recommended next
 # ----------------

@@ -62,7 +62,7 @@ plt.show()
 
 plot_growth(times, "How time grows, small sizes", SMALL)
 if memory:
-    plot_memory_growth(memory, "How memory grows, small sizes", SMALL)
+    plot_memory_growth(memory, "How memory grows, small sizes", SMALL, about["metric"])
 plt.show()
 
 # %%
@@ -102,7 +102,7 @@ if exists:
 
 if exists:
     plot_growth(times, "How time grows, full sizes", FULL)
-    plot_memory_growth(memory, "How memory grows, full sizes", FULL)
+    plot_memory_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
     plt.show()
 
 # %%

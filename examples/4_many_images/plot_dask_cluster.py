@@ -171,8 +171,8 @@ folder.cleanup()
 #
 # On your cluster
 # ---------------
-# Install the package, with the same versions, on all machines. Start the scheduler on one machine,
-# here ``node1``, and workers on each, one per core:
+# :ref:`Install the package <install>`, with the same versions, on all machines. Start the scheduler
+# on one machine, here ``node1``, and workers on each, one per core:
 #
 # .. code-block:: console
 #

@@ -10,7 +10,7 @@ per :term:`worker`. On this page you will
 2. measure how much faster two and four workers are, and how much memory they need, and
 3. see what limits them: the cores, the storage, and the threads of numerical libraries.
 
-Install the package to use the function in your own code:
+:ref:`Install the package <install>` to use the function in your own code:
 :func:`beyond_the_masker.study.mask_study`.
 """
 

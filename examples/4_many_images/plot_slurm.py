@@ -17,8 +17,8 @@ This page submits nothing. The tests do both on a Slurm cluster of one node, and
 # --------------------
 # Slurm kills a job that takes more memory than it requested, and a job that requests too much waits
 # longer. So mask your largest image first, on a compute node, and read its row of the table. It is
-# done then: the study skips it. Install the package where the nodes find it, write two lists, with
-# a path on each line, and run:
+# done then: the study skips it. :ref:`Install the package <install>` where the nodes find it, write
+# two lists, with a path on each line, and run:
 #
 # .. code-block:: bash
 #

@@ -3,9 +3,8 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
-COMMANDS = {}
+COMMANDS = {}  # name: function, its arguments, options of its parser
 FROM_ENVIRONMENT = "Options of the build, such as N_REGIONS, are read from the environment."
 
 
@@ -14,11 +13,11 @@ def argument(*names, **how):
     return names, how
 
 
-def command(name, summary, *arguments, **options):
-    """Register a function as a command; its return value is the exit status."""
+def command(*arguments, **options):
+    """Register a function as the command of its name; its return value is the exit status."""
 
     def register(run):
-        COMMANDS[name] = run, summary, arguments, options
+        COMMANDS[run.__name__.removeprefix("run_").replace("_", "-")] = run, arguments, options
         return run
 
     return register
@@ -31,22 +30,16 @@ def make_parser():
         description="Extract time series of regions from large images; predict and measure memory.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (run, summary, arguments, options) in COMMANDS.items():
-        one = commands.add_parser(name, help=summary, description=summary, **options)
+    for name, (run, arguments, options) in COMMANDS.items():
+        one = commands.add_parser(name, help=run.__doc__, description=run.__doc__, **options)
         for names, how in arguments:
             one.add_argument(*names, **how)
-        one.set_defaults(run=run, error=one.error)
+        one.set_defaults(run=run)
     return parser
 
 
 def main(arguments=None):
-    """Run a command; print its error, if there is one, and exit with a status.
-
-    Parameters
-    ----------
-    arguments : list of str, optional
-        By default those of the command line.
-    """
+    """Run a command, by default that of the command line, and exit with its status or error."""
     arguments = make_parser().parse_args(arguments)
     try:
         sys.exit(arguments.run(arguments))
@@ -57,10 +50,8 @@ def main(arguments=None):
 
 
 @command(
-    "budget",
-    "Predict every method's peak memory from the headers of an image and its masks.",
-    argument("image", nargs="?", help="4D NIfTI file; by default the image of the build's options"),
-    argument("masks", nargs="*", help="3D masks on its grid"),
+    argument("image", help="4D NIfTI file; only its header is read"),
+    argument("masks", nargs="+", help="3D masks on its grid"),
     argument("--jobs", type=int, metavar="N", help="workers; one for each mask by default"),
     argument("--memory", metavar="SIZE", help="such as 16G; by default the free memory"),
     argument("--shm", metavar="SIZE", help="space in /dev/shm; by default its free space"),
@@ -68,29 +59,14 @@ def main(arguments=None):
     argument("--measure", action="store_true", help="first measure what imports take here"),
 )
 def run_budget(arguments):
-    """Print what each method would need, and whether it fits."""
+    """Predict every method's peak memory from the headers of an image and its masks."""
     from beyond_the_masker.budget import print_budget
     from beyond_the_masker.imports import calibrate
 
-    if arguments.image and not arguments.masks:
-        arguments.error("the image needs masks")
-    image, masks = arguments.image, arguments.masks
-    if not image:
-        image, masks = image_of_the_options()
     if arguments.measure:
         calibrate()
-    print_budget(image, masks, arguments.jobs, arguments.memory, arguments.shm, arguments.explain)
-
-
-def image_of_the_options():
-    """Prepare the image and the masks that the options of a build choose; return their paths."""
-    from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
-    from beyond_the_masker.options import read_options
-
-    options = read_options()
-    fmri_path = prepare_fmri(options.n_images)
-    _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
-    return fmri_path, mask_paths
+    names = ("image", "masks", "jobs", "memory", "shm", "explain")
+    print_budget(*(getattr(arguments, name) for name in names))
 
 
 def part_of(text):
@@ -99,10 +75,8 @@ def part_of(text):
 
 
 @command(
-    "study",
-    "Extract the voxel time series of several masks from every image of a study.",
-    argument("images", nargs="*", help="4D NIfTI files; @FILE reads their paths from FILE's lines"),
-    argument("--masks", nargs="+", help="3D masks on one grid"),
+    argument("images", nargs="+", help="4D NIfTI files; @FILE reads their paths from FILE's lines"),
+    argument("--masks", nargs="+", required=True, help="3D masks on one grid"),
     argument("--output", metavar="FOLDER", default="series", help="folder of the results"),
     argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
     argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"),
@@ -112,63 +86,37 @@ def part_of(text):
     fromfile_prefix_chars="@",
 )
 def run_study(arguments):
-    """Extract time series of a study and list the images that failed."""
+    """Extract the voxel time series of several masks from every image of a study."""
     from beyond_the_masker.study import mask_study
 
     images = [line for line in arguments.images if line.strip()]
-    masks, output = arguments.masks, arguments.output
-    if bool(images) != bool(masks):
-        arguments.error("images and --masks go together")
-    if not images:
-        images, masks, output = study_of_the_options()
+    how = {name: getattr(arguments, name) for name in ("relative_to", "resample", "part")}
     try:
-        table = mask_study(
-            images,
-            masks,
-            output,
-            arguments.jobs,
-            relative_to=arguments.relative_to,
-            resample=arguments.resample,
-            part=arguments.part,
-        )
+        table = mask_study(images, arguments.masks, arguments.output, arguments.jobs, **how)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Run the same command again to continue.")
     for row in table[table.status == "failed"].itertuples():
         print(f"{row.image}\n    {row.reason}")
     counts = table.status.value_counts()
     print(*(f"{count} {status}" for status, count in counts.items()), sep=", ")
-    print(f"The table is in {output}.")
+    print(f"The table is in {arguments.output}.")
     return int("failed" in counts)
 
 
-def study_of_the_options():
-    """Prepare a small study from the image of the build's options; return where its parts are."""
-    from beyond_the_masker.options import read_options
-    from beyond_the_masker.workers import prepare_study
-
-    return *prepare_study(), Path(read_options().measured) / "series"
-
-
-@command(
-    "options",
-    "Check the options of a build and print them.",
-    epilog=FROM_ENVIRONMENT,
-)
+@command(epilog=FROM_ENVIRONMENT)
 def run_options(arguments):
-    """Check the options; this needs only the standard library."""
-    from beyond_the_masker.options import read_options
+    """Check the options of a build and print them."""
+    from beyond_the_masker.options import read_options  # needs only the standard library
 
     print(read_options())
 
 
 @command(
-    "measure",
-    "Measure every method in fresh processes; results that are complete are kept.",
     argument("--prepare", action="store_true", help="only prepare the data and the reference"),
     epilog=FROM_ENVIRONMENT,
 )
 def run_measure(arguments):
-    """Prepare image, masks and reference, and measure what is missing."""
+    """Measure every method in fresh processes; results that are complete are kept."""
     from nibabel.filebasedimages import ImageFileError
 
     from beyond_the_masker.experiment import complete_summary, prepare_all
@@ -180,31 +128,21 @@ def run_measure(arguments):
 
 
 @command(
-    "experiment",
-    "Run all methods one after the other, for mprof to record.",
-    argument("--n-images", metavar="N", help="subjects in the image"),
-    argument("--n-regions", metavar="N", help="masks, and workers"),
-    argument("--pause", metavar="SECONDS", help="rest before each method"),
     argument("--phases", default="whole_experiment_phases.csv", help="output file"),
     epilog=FROM_ENVIRONMENT,
 )
 def run_experiment(arguments):
-    """Run all methods with these options."""
+    """Run all methods one after the other, for mprof to record."""
     from beyond_the_masker.options import read_options
     from beyond_the_masker.sequence import run_all
 
-    given = {
-        "N_IMAGES": arguments.n_images,
-        "N_REGIONS": arguments.n_regions,
-        "PAUSE": arguments.pause,
-    }
-    options = read_options(os.environ | {name: text for name, text in given.items() if text})
+    options = read_options()
     run_all(options.n_images, options.n_regions, options.pause, arguments.phases)
 
 
-@command("check-model", "Compare the model of memory with repeated measurements.")
+@command()
 def run_check_model(arguments):
-    """Measure a few points; fail if a median is outside its prediction."""
+    """Compare the model of memory with repeated measurements."""
     from beyond_the_masker.model_check import check
 
     if check():
@@ -215,68 +153,48 @@ def run_check_model(arguments):
     return 0
 
 
-@command(
-    "record",
-    "Measure every method for the model's whole grid of images, which takes half an hour.",
-    argument("folder", help="folder of prediction.csv and prediction.json"),
-)
+@command(argument("folder", help="folder of prediction.csv and prediction.json"))
 def run_record(arguments):
-    """Measure the whole grid."""
+    """Measure every method for the model's whole grid of images, which takes half an hour."""
     from beyond_the_masker.model_check import record
 
     record(arguments.folder)
 
 
-FOLDER = argument("folder", nargs="?", help="folder of the results; by default the option MEASURED")
-
-
-def folder_of(arguments):
-    """Return the folder that was given, or that of the options."""
-    from beyond_the_masker.options import read_options
-
-    return arguments.folder or read_options().measured
-
-
 @command(
-    "benchmark",
-    "Time the methods and compare them with decompression alone.",
-    FOLDER,
+    argument("folder", help="folder of the results"),
     argument("--full", action="store_true", help="at full size"),
 )
 def run_benchmark(arguments):
-    """Time the methods with the default data, whatever image the options choose."""
+    """Time the methods with the default data, and compare them with decompression alone."""
     for name in ("FMRI", "ATLAS", "DATA"):
         os.environ.pop(name, None)
     from beyond_the_masker.benchmark import FULL, QUESTIONS, benchmark
 
     if arguments.full:
-        benchmark(folder_of(arguments), FULL, 5, with_memory=QUESTIONS)
+        benchmark(arguments.folder, FULL, 5, with_memory=QUESTIONS)
     else:
-        benchmark(folder_of(arguments))
+        benchmark(arguments.folder)
 
 
 @command(
-    "overhead",
-    "Time empty tasks on each backend.",
-    FOLDER,
+    argument("folder", help="folder of the results"),
     argument("--tasks", type=int, default=1000, metavar="N", help="tasks on each; default 1000"),
     argument("--slurm", action="store_true", help="also on this machine's Slurm cluster"),
 )
 def run_overhead(arguments):
-    """Time empty tasks and print the table."""
+    """Time empty tasks on each backend."""
     from beyond_the_masker.overhead import task_overhead
 
-    table = task_overhead(folder_of(arguments), arguments.tasks, arguments.slurm)
+    table = task_overhead(arguments.folder, arguments.tasks, arguments.slurm)
     print(table.iloc[:, :3].to_string())
 
 
 @command(
-    "script",
-    "Write the nine ways of the chapter as one script.",
-    argument("path", nargs="?", default="script.py", help="file to write; script.py by default"),
+    argument("path", nargs="?", default="script.py", help="file to write; script.py by default")
 )
 def run_script(arguments):
-    """Write the script."""
+    """Write the nine ways of the chapter as one script."""
     from beyond_the_masker.script import write_script
 
     write_script(arguments.path)

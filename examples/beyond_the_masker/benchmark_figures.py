@@ -8,6 +8,7 @@ from beyond_the_masker.figures import (
     WIDTH,
     color_of,
     column_figure,
+    draw_reference,
     draw_spread,
     hide_frame,
     label_above,
@@ -29,18 +30,18 @@ def plot_ratios(times, title):
     found = []
     for i, name in enumerate(ordered):
         low, middle, high = draw_spread(ax, i, ratios[name], color_of(name))
-        label_above(ax, 0.75, i - 0.22, f"{name}: {short(middle)}")
+        label_above(ax, 0.75, i - 0.2, f"{name}: {short(middle)}")
         found.append(f"{name} {short(middle)} ({short(low)} to {short(high)})")
-    ax.axvline(1, color="black", ls="--", lw=1, zorder=1)
+    draw_reference(ax, len(ordered))
     ax.text(1.03, len(ordered) - 0.35, "the limit", va="center")
-    ax.set(xscale="log", xlabel="time, in units of the limit", yticks=[])
+    ax.set(xscale="log", xlabel="time, in units of the limit (logarithmic)", yticks=[])
     ax.set(ylim=(len(ordered), -0.9), xlim=(0.7, None))
     ax.xaxis.set_major_formatter("{x:g}")
     hide_frame(ax, "left")
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}: each method as a dot, the median of several runs; the line goes from the "
-        "smallest to the largest ratio. The dashed line is the limit.\n\n"
+        "smallest to the largest ratio, on a logarithmic axis. The dashed line is the limit.\n\n"
         f"Dot chart of the time of {len(ordered)} methods, as multiples of the limit, median with "
         f"smallest and largest: {'; '.join(found)}."
     )
@@ -75,8 +76,11 @@ def plot_growth(times, title, sizes):
     return figure
 
 
-def plot_memory_growth(memory, title, sizes):
-    """Draw how the peak above the level before the call grows, and the size of the output."""
+def plot_memory_growth(memory, title, sizes, metric):
+    """Draw how the peak above the level before the call grows, and the size of the output.
+
+    The metric is that of the description, such as PSS.
+    """
     figure, lines = _panels(memory, title, sizes)
     ends = []
     for _, ax, name, x, keys in lines:
@@ -84,8 +88,11 @@ def plot_memory_growth(memory, title, sizes):
         ends.append(_draw_line(ax, name, x, above, "MiB"))
         if "Streaming" in name:
             ax.plot(x, output, color="black", lw=1.2, ls=":", label="the output")
-        _finish(ax, "MiB")
-    caption = f"{title}: the peak above the level before the call. Dotted: the size of the output."
+        _finish(ax, f"MiB ({metric})")
+    caption = (
+        f"{title}: the peak of {metric}, summed over all processes, above the level before the "
+        "call. Dotted: the size of the output."
+    )
     _describe(figure, caption, ends)
     return figure
 
@@ -118,10 +125,14 @@ def _draw_line(ax, name, x, y, unit):
 
 
 def _finish(ax, label):
-    """Label a panel, with the legend above the lines."""
+    """Label a panel, with the legend above the lines; blocks on a logarithmic axis."""
     ax.set_ylabel(label)
     ax.set_ylim(0, 1.05 * ax.dataLim.y1)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if ax.get_xlabel().startswith("volumes in a block"):
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     hide_frame(ax)
     legend_above(ax)
 

@@ -14,6 +14,7 @@ from beyond_the_masker.streaming import (
     damaged_file_named,
     find_voxels,
     gzip,
+    open_data,
     open_image,
     result_dtype,
     to_values,
@@ -24,10 +25,7 @@ __all__ = ["make_index", "mask_blocks"]
 
 @dataclass(frozen=True)
 class Volumes:
-    """Where the volumes of an image lie in its file: small enough to be sent with every task.
-
-    `slope` and `inter` are the scale factors; `index` is the file of an index, or None.
-    """
+    """Where the volumes of an image lie in its file: small enough to be sent with every task."""
 
     file: str
     shape: tuple
@@ -55,7 +53,7 @@ class Volumes:
             from indexed_gzip import IndexedGzipFile  # here, because few readers need it
 
             return IndexedGzipFile(self.file, index_file=self.index)
-        return gzip.open(self.file) if self.file.lower().endswith(".gz") else open(self.file, "rb")
+        return open_data(self.file)
 
     def read(self, file, start, stop):
         """Read a block as an array of shape (n_volumes, n_voxels), in the order of the file."""
@@ -79,8 +77,8 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
     masks : list or dict of str, pathlib.Path or nibabel.Nifti1Image
         3D masks on the grid of the image: non-zero in the region.
     n_jobs : int, optional
-        Workers, as for :class:`joblib.Parallel`: by default the number set by
-        `joblib.parallel_config`, which also selects the backend, or one, the calling process.
+        Workers, as for :class:`joblib.Parallel`; by default the calling process does the work.
+        `joblib.parallel_config` selects the backend.
     block_mib : float
         MiB of a block as it is stored. A worker holds one block and the values from it.
     index : str or pathlib.Path, optional
@@ -94,10 +92,9 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, index=None):
     Raises
     ------
     ValueError
-        The image is compressed and has no index, or is not 4D; or a mask is empty or on another
-        grid.
+        The image is not 4D, or compressed without an index; or a mask is empty or on another grid.
     OSError
-        A file is missing, incomplete or damaged; or the index is not that of the image.
+        A file is missing, incomplete or damaged, or the index is not that of the image.
     """
     fmri_img = open_image(fmri_path)
     volumes = Volumes.of(fmri_img, index)
@@ -160,19 +157,9 @@ def length_of(volumes, fmri_path):
 
 
 def make_index(fmri_path, index):
-    """Write an index of a ``.nii.gz``, so that workers can begin anywhere in it.
+    """Write the index of a ``.nii.gz`` to a file, so that workers can begin anywhere in it.
 
-    Parameters
-    ----------
-    fmri_path : str or pathlib.Path
-        An image that ends in ``.gz``.
-    index : str or pathlib.Path
-        The file to write.
-
-    Raises
-    ------
-    OSError
-        The image is missing, incomplete or damaged.
+    An OSError names an image that is missing, incomplete or damaged.
     """
     from indexed_gzip import IndexedGzipFile
 

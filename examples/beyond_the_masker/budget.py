@@ -4,8 +4,8 @@
 
     python -m beyond_the_masker budget image.nii.gz masks/*.nii.gz --jobs 20 --memory 16G
 
-`print_budget` prints the same table, `predict_peak` returns the parts of one method's peak, and
-`guard` decides whether a build runs a method. :mod:`beyond_the_masker.model` computes the numbers.
+`print_budget` prints the same table, and `predict_peak` returns the parts of one method's peak.
+:mod:`beyond_the_masker.model` computes the numbers.
 """
 
 import bisect
@@ -19,15 +19,7 @@ import numpy as np
 from beyond_the_masker.headers import count_all, read_header
 from beyond_the_masker.imports import this_machine
 from beyond_the_masker.meter import MIB, available_mib, reserve_mib
-from beyond_the_masker.model import (
-    METHODS,
-    REASONS,
-    Image,
-    Prediction,
-    check,
-    predict,
-    quantities,
-)
+from beyond_the_masker.model import METHODS, REASONS, Image, Prediction, check, predict, quantities
 from beyond_the_masker.options import parse_memory, read_options
 
 __all__ = ["predict_peak", "print_budget"]
@@ -35,7 +27,7 @@ __all__ = ["predict_peak", "print_budget"]
 STREAMING = "Streaming, masks, one pass"
 
 
-def predict_peak(method, image, masks, n_jobs=1, machine=None):
+def predict_peak(method, image, masks, n_jobs=1):
     """Predict the peak memory of a method, with all its processes.
 
     Parameters
@@ -48,8 +40,6 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
         The masks' voxels, or the files to count them in.
     n_jobs : int
         Workers; methods without workers ignore it.
-    machine : dict, optional
-        As `imports.calibrate` returns it; by default what it measured on this machine.
 
     Returns
     -------
@@ -62,26 +52,18 @@ def predict_peak(method, image, masks, n_jobs=1, machine=None):
         that claims more than the file holds, an unknown method.
     """
     image = image if isinstance(image, Image) else read_header(image)
-    masks = count_all(masks, image.shape[:3])
-    return predict(method, image, masks, n_jobs, machine or this_machine())
+    return predict(method, image, count_all(masks, image.shape[:3]), n_jobs, this_machine())
 
 
-def why_not(prediction, memory_mib=None, shm_mib=None):
-    """Return in a sentence why a method might not fit, or an empty text.
-
-    Memory and space in ``/dev/shm`` are by default the free ones of this moment.
-    """
-    memory_mib = available_mib() if memory_mib is None else memory_mib
-    shm_mib = available_shm_mib() if shm_mib is None else shm_mib
-    if prediction.most_mib > memory_mib:
-        return (
-            f"It may need {prediction.most_mib:,.0f} MiB, and {memory_mib:,.0f} MiB are available."
-        )
+def why_not(prediction, memory_mib, shm_mib):
+    """Return in a sentence why a method might not fit, or an empty text."""
+    most, shm = prediction.most_mib, prediction.shm_mib
+    if most > memory_mib:
+        return f"It may need {most:,.0f} MiB, and {memory_mib:,.0f} MiB are available."
     # With less free space than this, joblib writes to the folder for temporary files.
     joblib_avoids = shm_mib <= 2e9 / MIB and not uses_block(prediction.method)
-    if prediction.shm_mib > shm_mib and not joblib_avoids:
-        free = f"{shm_mib:,.0f} MiB"
-        return f"It needs {prediction.shm_mib:,.0f} MiB in /dev/shm, which has {free} left."
+    if shm > shm_mib and not joblib_avoids:
+        return f"It needs {shm:,.0f} MiB in /dev/shm, which has {shm_mib:,.0f} MiB left."
     return ""
 
 
@@ -93,14 +75,11 @@ def uses_block(method):
 
 def available_shm_mib():
     """Return the free space in ``/dev/shm`` in MiB; infinity if there is no such folder."""
-    return shutil.disk_usage("/dev/shm").free / MIB if Path("/dev/shm").is_dir() else float("inf")
+    return shutil.disk_usage("/dev/shm").free / MIB if Path("/dev/shm").is_dir() else math.inf
 
 
 def most_workers(method, image, masks, memory_mib, shm_mib, machine):
-    """Return the largest number of workers with which a method fits, up to one per mask.
-
-    It is 0 if not even one fits, or if the method has no workers and does not fit.
-    """
+    """Return with how many workers a method fits, up to one per mask; 0 if with none."""
 
     def does_not_fit(n_jobs):
         return bool(why_not(predict(method, image, masks, n_jobs, machine), memory_mib, shm_mib))
@@ -113,18 +92,15 @@ def allowed_mib():
     memory = read_options().memory
     if memory in ("", "unlimited"):
         free = max(available_mib() - reserve_mib(), 0)
-        return float("inf") if memory else free, float("inf")
+        return math.inf if memory else free, math.inf
     return parse_memory(memory), parse_memory(memory)
 
 
 def guard(method, fmri_path, mask_paths, n_jobs):
-    """Return the prediction of `predict_peak`, and why a build must not run the method.
-
-    The reason is empty if it may.
-    """
+    """Return a method's prediction, and why a build must not run it; empty if it may."""
     prediction = predict_peak(method, fmri_path, mask_paths, n_jobs)
     allowed, _ = allowed_mib()
-    shm_mib = available_shm_mib() if allowed < float("inf") else allowed
+    shm_mib = available_shm_mib() if allowed < math.inf else math.inf
     return prediction, why_not(prediction, allowed, shm_mib)
 
 
@@ -156,12 +132,7 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
     Returns
     -------
     list of Row
-        One for each method, in the order of ``METHODS``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As for `predict_peak`; or the memory is not a size.
+        One for each method. Errors are raised as by `predict_peak`.
     """
     image = read_header(fmri_path)
     masks = count_all(mask_paths, image.shape[:3])
@@ -178,9 +149,8 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
     _print_basis(image, masks, memory_mib, shm_mib, machine)
     _print_table(rows)
     print(f"\n{recommend(rows, memory_mib)}")
-    streaming = next(row for row in rows if row.prediction.method == STREAMING)
     print("\nA Slurm job that streams one such image:")
-    print(sbatch_lines(image, streaming.prediction))
+    print(sbatch_lines(image, predict(STREAMING, image, masks, n_jobs, machine)))
     if explain:
         _print_parts(rows)
     return rows
@@ -189,12 +159,12 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
 def _print_basis(image, masks, memory_mib, shm_mib, machine):
     """Print the numbers that a budget is based on."""
     amounts = quantities(image, masks, "parallel")
-    kind = f"{image.dtype}{', scaled' if image.scaled else ''}"
+    array_mib, output_mib = amounts["array"] / MIB, amounts["outputs"] / MIB
+    kind = image.dtype + (", scaled" if image.scaled else "")
     kind += ", compressed" if image.compressed else ""
-    print(f"image {image.shape}, {kind}: {amounts['array'] / MIB:,.0f} MiB in memory")
-    print(f"{len(masks)} masks, {sum(masks):,} voxels: ", end="")
-    print(f"{amounts['outputs'] / MIB:,.0f} MiB of time series")
-    shm = "no limit" if shm_mib == float("inf") else f"{shm_mib:,.0f} MiB"
+    print(f"image {image.shape}, {kind}: {array_mib:,.0f} MiB in memory")
+    print(f"{len(masks)} masks, {sum(masks):,} voxels: {output_mib:,.0f} MiB of time series")
+    shm = f"{shm_mib:,.0f} MiB" if shm_mib < math.inf else "no limit"
     print(f"available {memory_mib:,.0f} MiB; in /dev/shm {shm}")
     origin = "measured here" if machine["measured"] else "typical; --measure does it here"
     print(f"imports: {origin}\n")
@@ -234,14 +204,10 @@ def recommend(rows, memory_mib):
 
 
 def sbatch_lines(image, prediction):
-    """Return what a Slurm job should request to stream one image, as lines of its script.
-
-    One and a half times the predicted memory, three times the time that 100 MB/s would take, and
-    five minutes for a node that starts slowly.
-    """
+    """Return what a Slurm job should request to stream one image, as lines of its script."""
     mib = 50 * math.ceil(1.5 * prediction.most_mib / 50)
-    seconds = math.prod(image.shape) * np.dtype(image.dtype).itemsize / 100e6
-    minutes = 5 + math.ceil(3 * seconds / 60)
+    seconds = math.prod(image.shape) * np.dtype(image.dtype).itemsize / 100e6  # at 100 MB/s
+    minutes = 5 + math.ceil(3 * seconds / 60)  # some nodes start slowly
     return f"#SBATCH --cpus-per-task=1\n#SBATCH --mem={mib}M\n#SBATCH --time={minutes}"
 
 

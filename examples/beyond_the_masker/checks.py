@@ -1,7 +1,6 @@
 """Check and read what every masking function gets, and return what NiftiMasker would.
 
-nibabel is imported where it is needed, so that a worker that only calls `as_nifti_masker` loads
-NumPy alone.
+nibabel is imported where it is needed: a worker that only takes voxels loads NumPy alone.
 """
 
 from contextlib import contextmanager
@@ -51,29 +50,10 @@ def read_mask(mask_img):
 
 
 def open_checked(fmri, masks):
-    """Open an image and read its masks.
+    """Return an image, of which only the header is read, and its masks as arrays of bool.
 
-    Parameters
-    ----------
-    fmri : path or nibabel image
-        4D image. Only its header is read.
-    masks : list of paths or of nibabel images
-        3D masks on the grid of the image: non-zero in the region.
-
-    Returns
-    -------
-    fmri_img : nibabel image
-        Its file stays open, so that reading all volumes decompresses the file once.
-    mask_arrays : list of arrays of bool, shape (x, y, z)
-
-    Raises
-    ------
-    FileNotFoundError
-        A file is missing.
-    ValueError
-        The image is not 4D or has no volume, or a mask is on another grid or empty.
-    OSError
-        A mask is incomplete or damaged.
+    Both are given as paths or as images. The image's file stays open, so that reading all volumes
+    decompresses it once.
     """
     import nibabel as nib
 
@@ -108,18 +88,16 @@ def read_volumes(fmri_img):
         yield volume
 
 
+def take(data, mask):
+    """Return the voxels of a mask out of an array, as NiftiMasker does."""
+    return as_nifti_masker(data[mask])
+
+
 def as_nifti_masker(voxels):
-    """Return values as NiftiMasker returns them.
+    """Return an array (n_voxels, n_timepoints) as NiftiMasker does: (n_timepoints, n_voxels).
 
-    Parameters
-    ----------
-    voxels : array of shape (n_voxels, n_timepoints)
-
-    Returns
-    -------
-    array of shape (n_timepoints, n_voxels)
-        Contiguous, in native byte order: float32 or float64 as given, integers as float32. Values
-        that are not finite are zero.
+    It is contiguous, in native byte order, float32 or float64 as given, integers as float32. Values
+    that are not finite are zero.
     """
     series = voxels.T
     dtype = series.dtype.newbyteorder("=") if series.dtype.kind == "f" else "float32"

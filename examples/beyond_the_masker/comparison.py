@@ -17,12 +17,7 @@ def tolerance(measured_mib):
 
 
 def compare(row, image, masks, n_jobs, machine):
-    """Compare a measured peak with its prediction.
-
-    The row has ``method``, ``before_mib`` and ``peak_mib``. The prediction starts from
-    ``before_mib``, so that only the call is compared. The other arguments are as for
-    `model.predict`.
-    """
+    """Compare a row's ``peak_mib`` with a prediction that starts from its ``before_mib``."""
     caller = f"caller {METHODS[row['method']].caller}"
     machine = machine | {caller: float(row["before_mib"])}
     prediction = predict(row["method"], image, masks, n_jobs, machine)
@@ -37,7 +32,7 @@ def compare(row, image, masks, n_jobs, machine):
 
 
 def compare_summary(summary, image, masks, machine):
-    """Compare the measured rows of `experiment.complete_summary`, as `compare_grid_row` does."""
+    """Compare the measured rows of `experiment.complete_summary`."""
     points = []
     for row in summary:
         if row["status"] == "measured":
@@ -65,8 +60,7 @@ def read_grid(folder):
     """Compare the grid that `model_check.record` has measured; describe also the machine."""
     about = json.loads(Path(folder, "prediction.json").read_text())["prediction"]
     with open(Path(folder, "prediction.csv"), newline="") as file:
-        rows = csv.DictReader(file)
-        return [compare_grid_row(row, about["imports"]) for row in rows], about
+        return [compare_grid_row(row, about["imports"]) for row in csv.DictReader(file)], about
 
 
 def is_outside(point):
@@ -77,17 +71,14 @@ def is_outside(point):
 
 
 def table_of(points):
-    """Return points, as `compare` returns them and with ``image``, as a table in text."""
+    """Return points as a table in text."""
     lines = [f"{'MiB':42}{'image':26}{'workers':>8}{'predicted':>16}{'measured':>10}"]
     for point in points:
-        low, high, measured = (
-            f"{point[key]:,.0f}" for key in ("low_mib", "high_mib", "measured_mib")
-        )
+        low, high = f"{point['low_mib']:,.0f}", f"{point['high_mib']:,.0f}"
         span = low if low == high else f"{low} to {high}"
-        workers = point["n_jobs"] or "-"
         lines.append(
-            f"{point['method']:42}{point['image']:26}{workers:>8}{span:>16}{measured:>10}"
-            f"{'  <- outside' if is_outside(point) else ''}"
+            f"{point['method']:42}{point['image']:26}{point['n_jobs'] or '-':>8}{span:>16}"
+            f"{point['measured_mib']:10,.0f}{'  <- outside' if is_outside(point) else ''}"
         )
     return "\n".join(lines)
 

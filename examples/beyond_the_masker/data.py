@@ -1,8 +1,6 @@
-"""Prepare the image, its atlas and the masks that all pages work on, and keep them in a cache.
+"""Prepare the image, its atlas and the masks that all pages work on, and keep them in a cache."""
 
-Subjects and maps are read and written one by one, so that the size of an image does not matter.
-"""
-
+import functools
 import hashlib
 import inspect
 import shutil
@@ -24,21 +22,7 @@ MASK_NAME = "region_{:02d}.nii.gz"
 
 
 def prepare(name, depends_on, fill):
-    """Return a folder of the cache, and fill it first if it is not there.
-
-    Parameters
-    ----------
-    name : str
-        A readable part of the folder's name.
-    depends_on : list
-        Everything that the folder's content depends on.
-    fill : callable
-        Called with the folder (`pathlib.Path`) to write the files into.
-
-    Returns
-    -------
-    pathlib.Path
-    """
+    """Return the folder of the cache for a name and all that it depends on; fill a missing one."""
     digest = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:12]
     return filled(Path(read_options().cache) / f"{name}-{digest}", fill)
 
@@ -74,41 +58,24 @@ def first_volumes(fmri_path, most_mib=16):
 
 
 def prepare_fmri(n_subjects):
-    """Return the path of the large image, after making it if it is not there.
-
-    Parameters
-    ----------
-    n_subjects : int
-        Subjects to join in time. Not used for an image of your own.
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    ConnectionError
-        A download was needed and failed.
-    """
+    """Return the path of the reader's own image, or of one of some subjects, joined in time."""
     options = read_options()
     if options.fmri:
         return Path(options.fmri)
-
-    def fill(folder):
-        write_fmri(options.data, n_subjects, folder / "fmri.nii.gz")
-
     depends_on = [inspect.getsource(code) for code in (synthetic, write_fmri, write_joined)]
-    return prepare(f"{options.data}-{n_subjects}-images", depends_on, fill) / "fmri.nii.gz"
+    write = functools.partial(write_fmri, options.data, n_subjects)
+    return prepare(f"{options.data}-{n_subjects}-images", depends_on, write) / "fmri.nii.gz"
 
 
-def write_fmri(data, n_subjects, path):
+def write_fmri(data, n_subjects, folder):
     """Make or download some subjects' images, and join them in time in one file."""
     if data == "synthetic":
         imgs = (synthetic_fmri(subject) for subject in range(n_subjects))
-        write_joined(imgs, n_subjects * FMRI_SHAPE[3], path)
+        n_volumes = n_subjects * FMRI_SHAPE[3]
     else:
         imgs = [nib.load(f) for f in download(fetch_development_fmri, n_subjects=n_subjects).func]
-        write_joined(imgs, sum(img.shape[3] for img in imgs), path)
+        n_volumes = sum(img.shape[3] for img in imgs)
+    write_joined(imgs, n_volumes, folder / "fmri.nii.gz")
 
 
 def write_joined(imgs, n_volumes, path, dtype="float32"):
@@ -137,18 +104,7 @@ def download(fetch, **arguments):
 
 
 def get_atlas_path():
-    """Return the path of the atlas, after making or downloading it if it is not there.
-
-    Returns
-    -------
-    pathlib.Path or list of pathlib.Path
-        A 4D probabilistic atlas or a 3D label image, or a list of binary masks.
-
-    Raises
-    ------
-    ConnectionError
-        A download was needed and failed.
-    """
+    """Return the path of a probabilistic atlas or a label image, or the paths of masks."""
     options = read_options()
     if options.atlas:
         paths = [Path(path) for path in options.atlas]
@@ -163,36 +119,20 @@ def difumo_path():
 
 def synthetic_atlas_path():
     """Return the path of the atlas that belongs to the synthetic data."""
+    code = [inspect.getsource(synthetic)]
+    return prepare("synthetic-atlas", code, write_synthetic_atlas) / "maps.nii.gz"
 
-    def fill(folder):
-        synthetic_atlas().to_filename(folder / "maps.nii.gz")
 
-    return prepare("synthetic-atlas", [inspect.getsource(synthetic)], fill) / "maps.nii.gz"
+def write_synthetic_atlas(folder):
+    """Write the atlas that belongs to the synthetic data."""
+    synthetic_atlas().to_filename(folder / "maps.nii.gz")
 
 
 def atlas_to_masks(atlas_path, fmri_path, n_regions):
     """Turn the first regions of an atlas into binary masks on the grid of an image.
 
-    Parameters
-    ----------
-    atlas_path : path, or list of paths
-        A 4D probabilistic atlas, a 3D label image, or a list of 3D masks.
-    fmri_path : str or pathlib.Path
-        The image whose grid the masks get.
-    n_regions : int
-
-    Returns
-    -------
-    mask_imgs : list of nibabel.Nifti1Image
-        3D, uint8, in memory: 1 in the region, 0 elsewhere.
-    mask_paths : list of pathlib.Path
-        Their files.
-
-    Raises
-    ------
-    ValueError
-        The atlas has fewer regions; a region is empty on the image's grid; the image is
-        not 4D.
+    Return the masks (3D, uint8, in memory), and their files. The atlas is a path as from
+    `get_atlas_path`, or a list of paths.
     """
     files = [Path(path) for path in np.atleast_1d(atlas_path)]
     fmri_img = nib.load(fmri_path)
@@ -200,16 +140,12 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
         raise ValueError(f"{fmri_path} has shape {fmri_img.shape}; a 4D image is needed.")
     if n_regions < 1:
         raise ValueError(f"{n_regions} regions were asked for; at least 1 is needed.")
-    stamps = [
-        (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files
-    ]
-    grid = (fmri_img.shape[:3], fmri_img.affine.tolist())
-    code = [inspect.getsource(function) for function in (write_masks, atlas_regions)]
-    folder = prepare(
-        f"{n_regions}-masks",
-        [stamps, grid, code],
-        lambda folder: write_masks(files, fmri_path, n_regions, folder),
-    )
+    depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist()]
+    depends_on += [inspect.getsource(function) for function in (write_masks, atlas_regions)]
+    for file in files:
+        depends_on += [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
+    write = functools.partial(write_masks, files, fmri_path, n_regions)
+    folder = prepare(f"{n_regions}-masks", depends_on, write)
     mask_paths = [folder / MASK_NAME.format(number) for number in range(1, n_regions + 1)]
     return [load_in_memory(path) for path in mask_paths], mask_paths
 

@@ -17,6 +17,7 @@ from beyond_the_masker.files import stem
 from beyond_the_masker.meter import Trace
 
 WIDTH = 4.2  # inches
+REFERENCE = {"colors": "black", "linestyles": "--", "lw": 1, "zorder": 0.5}
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
 FAMILIES = {  # of methods, by a word in their names: colour and marker
     "Streaming": (PURPLE, "o"),
@@ -91,11 +92,17 @@ def draw_spread(ax, y, values, color):
     return low, middle, high
 
 
+def draw_reference(ax, n_rows):
+    """Draw a dashed line at 1 beside the dots of all rows, leaving out their labels."""
+    rows = np.arange(n_rows)
+    ax.vlines(np.ones(n_rows), rows - 0.15, rows + 0.35, **REFERENCE)
+
+
 def plot_series(series, title, unit, borders=()):
     """Draw a dict of time series by name.
 
     With `borders`, dotted lines are at these volumes, and the first lines are thick, so that equal
-    ones stay visible.
+    ones stay visible. The caption consists of the title, the unit and the names.
     """
     figure, ax = column_figure(3.6)
     colors = BLUE, ORANGE, "#707070", PURPLE, GREEN
@@ -112,9 +119,11 @@ def plot_series(series, title, unit, borders=()):
     figure.suptitle(title, fontsize=12)
     ranges = {name: (np.nanmin(values), np.nanmax(values)) for name, values in series.items()}
     lines = [f"{name} from {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items()]
+    n_volumes = max(map(len, series.values()))
     figure.set_label(
-        f"{title}{', dotted lines between chunks' if borders else ''}.\n\nLine chart over "
-        f"{max(map(len, series.values()))} volumes; {unit}: {'; '.join(lines)}."
+        f"{title}: {unit}, at each of {n_volumes:,} volumes, of {', '.join(series)}."
+        f"{' Dotted: borders between chunks.' * bool(borders)}"
+        f"\n\nLine chart over {n_volumes} volumes; {unit}: {'; '.join(lines)}."
     )
     return figure
 
@@ -145,11 +154,12 @@ def plot_traces(traces, image_mib=None):
     figure.suptitle("Memory over time", fontsize=12)
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
     workers = "workers" in known
-    layers = "calling process, its workers and shared memory" if workers else "calling process"
+    layers = "calling process, its workers and shared memory, stacked"
+    layers = layers if workers else "calling process"
     median = " Of several runs, the one with the median peak is drawn." if workers else ""
     figure.set_label(
-        f"Memory over time of {next(iter(traces)) if len(traces) == 1 else 'each method'}: the "
-        f"{layers} stacked, mapped files above.{median}\n\n"
+        f"{next(iter(traces)) if len(traces) == 1 else 'Each method'}: memory over time of the "
+        f"{layers}. The dashed line adds mapped files.{median}\n\n"
         f"Area chart{f', {len(traces)} panels on one scale' if len(traces) > 1 else ''}. "
         f"{' '.join(words)}{image}"
     )
@@ -181,9 +191,11 @@ def plot_peaks(rows):
     top, described = 0, []
     for row in rows:
         name, peak = peak_label(row)
-        top = _draw_bars(ax, row, _label_peak(ax, name, peak, top, WIDTH - 2 * left)) + 0.1
+        below_label = _label_peak(ax, name, peak, top, WIDTH - 2 * left)
+        top = _draw_bars(ax, row, below_label) + 0.1
+        ax.vlines(image_mib, below_label, top, **REFERENCE)
         described.append(f"{name_of(row)}: {peak}")
-    _draw_image_size(ax, image_mib, top)
+    _label_image_size(ax, image_mib, top)
     top += 0.2
     crossed = any(row["status"] == "predicted" for row in rows)
     meaning = ["MiB of memory in use (line: range of the runs)"]
@@ -252,10 +264,10 @@ def _draw_bars(ax, row, top):
     return top + 0.3
 
 
-def _draw_image_size(ax, image_mib, top):
-    """Draw the size of the image as a line, labelled on the side with more space."""
+def _label_image_size(ax, image_mib, top):
+    """Label the line of the image's size, on the side with more space."""
     end = max(1.05 * ax.dataLim.x1, 1)
-    ax.axvline(image_mib, color="black", ls="--", lw=1, zorder=0.5)
+    ax.vlines(image_mib, top, top + 0.2, **REFERENCE)
     side, shift = ("left", 4) if image_mib < end / 2 else ("right", -4)
     place = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "top"}
     ax.annotate(f"the image: {image_mib:,.0f} MiB", (image_mib, top), **place)
@@ -281,7 +293,7 @@ def plot_ways(ratios, above_mib, title):
         for ax, number in ((times, f"{median:.2f}"), (memory, f"{above_mib[name]:,.0f}")):
             label_above(ax, 0, y - 0.2, f"{name}: {number}")
         found.append(f"{name}: {median:.2f}, {above_mib[name]:,.0f} MiB")
-    times.axvline(1, color="black", ls="--", lw=1, zorder=1)
+    draw_reference(times, len(ratios))
     times.set(xlabel=f"time, as a multiple of {first}")
     times.set_xlim(0, 1.05 * max(values.max() for values in ratios.values()))
     memory.set(xlabel="peak above the start, MiB", xlim=(0, None))
@@ -317,25 +329,25 @@ def plot_workers(speed, peaks):
         above.plot([n, n], [ratios[0], ratios[-1]], color=BLUE, lw=4, alpha=0.5)
     above.plot(numbers, middle, "o-", color=BLUE, label="measured: median, and all pairs")
     above.axvline(os.cpu_count(), color=ORANGE, ls="--", label="cores of this machine")
-    above.set(ylabel="times as fast as one", ylim=(0, numbers[-1]))
+    above.set(ylabel="times as fast as one process", ylim=(0, numbers[-1]))
     legend_above(above)
     below.bar(numbers, peaks.values(), width=0.6, color=BLUE)
     for n, mib in peaks.items():
         below.text(n, mib, f"{mib:,.0f}", ha="center", va="bottom")
     below.set(xlabel="workers", ylabel="peak memory in use, MiB")
-    below.set_xticks(numbers, ["1\n(no worker)" if n == 1 else n for n in numbers])
+    below.set_xticks(numbers, ["1\n(this process)" if n == 1 else n for n in numbers])
     below.margins(y=0.15)
     hide_frame(above)
     hide_frame(below)
     described = ", ".join(
-        f"{n} workers {ratio:.2f} times as fast as one and {peaks[n]:,.0f} MiB"
+        f"{n} workers {ratio:.2f} times as fast as one process and {peaks[n]:,.0f} MiB"
         if n > 1
-        else f"no worker {peaks[n]:,.0f} MiB"
+        else f"1 process {peaks[n]:,.0f} MiB"
         for n, ratio in zip(numbers, middle, strict=True)
     )
     figure.set_label(
-        "Speed and memory of a study of eight images, by the number of workers; memory is that of "
-        "all processes.\n\n"
+        "Speed and memory of a study of eight images, by the number of workers; 1 is the calling "
+        "process alone. Memory is the peak of memory in use of all processes.\n\n"
         f"Two charts by the number of workers, on {os.cpu_count()} cores: {described}."
     )
     return figure

@@ -30,14 +30,9 @@ def readable(path, kind):
 
 
 def read_header(fmri_path):
-    """Read the header of a 4D NIfTI image, and return it as an `Image`.
+    """Return the header of a 4D NIfTI image as an `Image`, or raise a ValueError.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        The file is not a 4D NIfTI image of numbers, or holds less than its header claims.
+    The file must be a 4D NIfTI image of numbers, and hold as much as its header claims.
     """
     path = Path(fmri_path)
     with readable(path, "a NIfTI image"):
@@ -77,38 +72,27 @@ def _too_small(path, needed):
             return ""
     # Truncated, or a wrong header; or several parts, or zeros at the end, which are allowed.
     try:
-        size = _unpacked_size(path)
+        with gzip.open(path) as file:
+            size = file.seek(0, os.SEEK_END)
     except (EOFError, OSError, zlib.error):
         return "it is damaged, or cut off"
     return f"it unpacks to {size}" if size < needed else ""
 
 
-def _unpacked_size(path):
-    """Decompress a gzip file and return the size of its content."""
-    size = 0
-    with gzip.open(path) as file:
-        while block := file.read(2**20):
-            size += len(block)
-    return size
-
-
 def count_voxels(mask_path, shape):
-    """Count the voxels of a mask.
-
-    Raise a ValueError if the file is not an image, on another grid than `shape`, or empty.
-    """
+    """Count the voxels of a mask, or raise a ValueError if it is on another grid or empty."""
     with readable(mask_path, "an image"):
         mask_img = nib.load(mask_path)
         grid = getattr(mask_img, "shape", ())  # a surface has none
         if same := grid == tuple(shape):  # otherwise it may be large
             mask = np.asarray(mask_img.dataobj)
+            inside = int(np.count_nonzero(np.isfinite(mask) & (mask != 0)))
     if not same:
         raise ValueError(
             f"{mask_path} is on the grid {grid}; the image is on {tuple(shape)}. To "
             "bring a mask there: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
-    inside = int(np.count_nonzero(np.nan_to_num(mask, posinf=0, neginf=0)))
     if not inside:
         raise ValueError(f"{mask_path} has 0 voxels that are not zero; a mask has some.")
     return inside

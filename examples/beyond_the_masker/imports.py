@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.meter import measure
 from beyond_the_masker.running import start_workers
 
-PACKAGES = ("nilearn", "nibabel", "numpy", "joblib")
 TYPICAL = {  # MiB in use: two cores, Python 3.11, nilearn 0.14.1, 2026-11-25
     "measured": "",
     "caller nibabel": 29.7,
@@ -36,10 +35,7 @@ STAY = 0.25  # seconds after each import: a sample or two
 def import_in_steps():
     """Import what methods import, step by step, in this process and then in two workers.
 
-    Returns
-    -------
-    dict of str to tuple of float
-        For each step, from when to when all processes had imported it, by `time.time`.
+    Return, for each step, from when to when all processes had imported it, by `time.time`.
     """
     steps = {}
     for name in ("nibabel", "nilearn"):
@@ -54,14 +50,12 @@ def import_in_steps():
 
 
 def calibrate():
-    """Measure what interpreters and imports take on this machine, and keep it.
+    """Measure what interpreters and imports take on this machine, keep it, and return it.
 
-    Returns
-    -------
-    dict
-        MiB in use of ``"caller nibabel"`` and ``"caller nilearn"``, a calling process with these
-        imports; ``"helpers"``, what joblib starts in addition to the workers; and one worker with
-        the imports ``"numpy"``, ``"nibabel"`` or ``"nilearn"``. ``"measured"`` names the versions.
+    The keys are those of ``TYPICAL``: ``"caller nibabel"`` and ``"caller nilearn"``, a calling
+    process with these imports; ``"helpers"``, what joblib starts in addition to the workers; and
+    one worker with the imports ``"numpy"``, ``"nibabel"`` or ``"nilearn"``, in MiB in use.
+    ``"measured"`` names the versions.
     """
     trace = measure(import_in_steps)
     steps = trace.result()
@@ -101,10 +95,5 @@ def this_machine():
 
 def versions():
     """Return Python and the packages whose imports take memory, on one line."""
-    found = [f"Python {sys.version.split()[0]}"]
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} missing")
-    return f"{sys.platform}, {', '.join(found)}"
+    packages = (f"{name} {version(name)}" for name in ("nilearn", "nibabel", "numpy", "joblib"))
+    return f"{sys.platform}, Python {sys.version.split()[0]}, {', '.join(packages)}"

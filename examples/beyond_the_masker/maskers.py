@@ -16,40 +16,28 @@ from tqdm import tqdm
 
 from beyond_the_masker.streaming import damaged_file_named, open_data, open_image
 
-__all__ = ["stream_masker", "volume_blocks"]
+__all__ = ["stream_masker"]
 MASKERS = (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker)
 TEMPORAL = ("detrend", "standardize", "standardize_confounds", "low_pass", "high_pass", "t_r")
 NEUTRAL = {  # the values of parameters while blocks pass through the masker
-    **dict.fromkeys(("detrend", "high_variance_confounds"), False),
     **dict.fromkeys(("standardize", "low_pass", "high_pass", "t_r", "runs", "clean_args")),
-    **{"dtype": None, "memory": None, "memory_level": 0, "verbose": 0},
+    **{"detrend": False, "dtype": None, "memory": None, "memory_level": 0, "verbose": 0},
 }
-TREATMENT = {  # how each parameter of the maskers is treated
-    "mask_img": "fit; without it NiftiMasker needs a template strategy",
-    "mask_strategy": "fit; 'background' and 'epi' are refused without mask_img",
-    "mask_args": "fit, with a template strategy",
-    **dict.fromkeys(("labels_img", "labels", "lut", "maps_img", "seeds"), "fit"),
-    **dict.fromkeys(("background_label", "radius", "strategy"), "spatial, in each block"),
-    **dict.fromkeys(("allow_overlap", "smoothing_fwhm"), "spatial, in each block"),
-    **dict.fromkeys(
-        ("keep_masked_labels", "keep_masked_maps"),
-        "spatial, in each block: the same regions remain in every block",
-    ),
-    **dict.fromkeys(
-        ("target_affine", "target_shape", "resampling_target"),
-        "fit, and in each block; if the image is resampled, its range is found first",
-    ),
-    **dict.fromkeys(
-        (*TEMPORAL, "runs", "clean_args"), "temporal, once at the end, by nilearn.signal.clean"
-    ),
+TREATMENTS = {  # of groups of parameters
+    "mask_img mask_strategy mask_args": "fit; without mask_img, only template strategies",
+    "labels_img labels lut maps_img seeds": "fit",
+    "background_label radius strategy allow_overlap smoothing_fwhm": "spatial, in each block",
+    "keep_masked_labels keep_masked_maps": "spatial, in each block: the same regions in each",
+    "target_affine target_shape resampling_target": "fit, and in each block; if the image is "
+    "resampled, its range is found first",
+    " ".join(TEMPORAL) + " runs clean_args": "temporal, once at the end, by nilearn.signal.clean",
     "high_variance_confounds": "refused: it needs the whole image",
     "dtype": "once at the end; NiftiSpheresMasker converts each block, too",
-    "memory": "fit is cached, blocks are not",
-    "memory_level": "as memory",
+    "memory memory_level": "fit is cached, blocks are not",
     "verbose": "fit; a progress bar shows the blocks",
-    "reports": "the report shows the first volume",
-    "cmap": "for the report",
+    "reports cmap": "for the report, which shows the first volume",
 }
+TREATMENT = {name: text for names, text in TREATMENTS.items() for name in names.split()}
 
 
 def treatment_table():
@@ -68,9 +56,8 @@ def stream_masker(
     Parameters
     ----------
     masker : NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker or NiftiSpheresMasker, or a list
-        Several maskers share one pass over the file. Afterwards a masker is fitted as
-        ``fit_transform`` leaves it, with its own parameters (only its report shows the first
-        volume). Meanwhile it must not be used elsewhere.
+        Several maskers share one pass over the file. They are left fitted, as by ``fit_transform``
+        (only their reports show the first volume). Meanwhile do not use them elsewhere.
     fmri_path : str or pathlib.Path
         4D NIfTI file, compressed or not.
     confounds, sample_mask : optional
@@ -88,8 +75,7 @@ def stream_masker(
     Raises
     ------
     ValueError
-        Something cannot be done block by block, or the file is not a 4D NIfTI image; or the
-        masker or `nilearn.signal.clean` refuses a parameter.
+        The file is not a 4D NIfTI image, or a parameter is wrong or needs the whole image.
     OSError
         The file is missing, incomplete or damaged.
 
@@ -97,11 +83,8 @@ def stream_masker(
     -----
     Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently with
     fewer volumes at once: extracted series differ by less than 1e-12 of their largest value, or
-    by 1e-5 if image and maps are both float32.
-
-    If the image is resampled (its grid is not that of the mask or of the regions, or a
-    target_affine is given), the file is read twice. ``dtype="auto"`` gives float32 for an image
-    with scale factors, where ``fit_transform`` of nilearn 0.14 fails.
+    by 1e-5 if image and maps are both float32. If the image is resampled, the file is read twice.
+    ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.
     """
     maskers = list(masker) if isinstance(masker, (list, tuple)) else [masker]
     for each in maskers:
@@ -172,10 +155,7 @@ def open_4d(fmri_path):
 
 
 def volume_blocks(fmri_path, block_size):
-    """Yield arrays of shape (x, y, z, up to block_size) from a 4D NIfTI file, read once, forward.
-
-    Scale factors are applied. A file that is incomplete or damaged raises an OSError.
-    """
+    """Yield arrays of shape (x, y, z, up to block_size) from a 4D NIfTI file, values scaled."""
     with damaged_file_named(fmri_path):
         img = nib.load(fmri_path)
         proxy = img.dataobj

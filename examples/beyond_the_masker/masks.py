@@ -1,8 +1,7 @@
 """Read masks once, and hand them to workers as the positions of their voxels.
 
-A position takes 4 bytes, whatever the grid. The positions are written beside the results, into a
-file with a checksum in its name: workers get only its path, and a mask that changes meanwhile does
-not change the results.
+The positions are written into a file with a checksum in its name. Workers get only its path, and a
+mask that changes meanwhile does not change the results.
 """
 
 import hashlib
@@ -20,20 +19,10 @@ from beyond_the_masker.results import ABOUT, read_about, write_arrays
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks on one grid.
-
-    Attributes
-    ----------
-    names : list of str
-    positions : list of arrays of int32
-        For each mask the positions of its voxels, in C order of the grid.
-    shape : tuple of int
-        The grid.
-    affine : array of shape (4, 4)
-    """
+    """Masks on one grid."""
 
     names: list
-    positions: list
+    positions: list  # for each mask an array of int32, in C order of the grid
     shape: tuple
     affine: np.ndarray
 
@@ -65,26 +54,7 @@ class Masks:
 
 
 def read_masks(masks):
-    """Read masks and check that they fit together.
-
-    Parameters
-    ----------
-    masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
-        3D masks on one grid: non-zero in the region. A file's name, without folder and ending,
-        becomes the name of its mask; a dict gives the names itself.
-
-    Returns
-    -------
-    Masks
-
-    Raises
-    ------
-    ValueError
-        There is no mask, two have one name, a name cannot be used, or one is empty, is not 3D,
-        or is on another grid than the first.
-    OSError
-        A file is missing or damaged.
-    """
+    """Read the masks that `mask_study` gets; check that each has voxels on the first one's grid."""
     masks = named(masks)
     first, positions = None, []
     for name, mask in masks.items():

@@ -13,9 +13,8 @@ This file stands alone. Copy it next to your script and write
 The call runs in a fresh Python process, so nothing from earlier calls counts, and another process
 samples it and all that it starts. The peak is of :term:`memory in use`, which the machine cannot
 take back: the anonymous memory of all processes, swapped parts included, and shared memory once.
-Processes are read one after the other, but in which order, and what they map meanwhile, does not
-change the sum. For comparison with other tools, a trace also has the sums of :term:`RSS`, which
-count shared pages once per process, and of :term:`PSS` and :term:`USS`.
+For comparison with other tools, a trace also has the sums of :term:`RSS`, which count shared pages
+once per process, and of :term:`PSS` and :term:`USS`.
 
 On Linux, the parts come from these files:
 
@@ -79,44 +78,25 @@ KINDS = ("anon", "file", "pss", "rss", "uss")
 
 @dataclass
 class Trace:
-    """Memory of a call and of all its processes over time.
+    """Memory of a call and of all its processes over time; sizes are in MiB."""
 
-    Attributes
-    ----------
-    name : str
-        The function's name.
-    started, seconds : float
-        `time.time` at the start of the call, and its duration.
-    before_mib : float
-        Memory in use after the imports and before the call, in MiB.
-    times : array of shape (n_samples,)
-        Seconds since the call began. The first sample precedes the call.
-    processes : dict of int to dict of str to array of shape (n_samples,)
-        By process id, the arrays ``"anon"`` (anonymous memory), ``"file"`` (mapped files),
-        ``"pss"``, ``"rss"`` and ``"uss"`` in MiB; zero while the process did not exist. The first
-        process made the call.
-    shm_mib : array of shape (n_samples,) or None
-        Shared memory of the call in MiB, counted once; None where the system does not report it.
-    metric : {"memory in use", "USS"}
-        The quantity of `peak_mib`. Without an account of anonymous memory it is USS, which the
-        arrays ``"anon"`` and ``"pss"`` then hold as well.
-    value, exception
-        What the call returned or raised.
-    high_water_mib : float
-        Anonymous memory of the calling process at the peak that the kernel recorded.
-    """
-
-    name: str
-    started: float
-    seconds: float
-    before_mib: float
-    times: np.ndarray
+    name: str  #: The function's name.
+    started: float  #: `time.time` at the start of the call.
+    seconds: float  #: Duration of the call.
+    before_mib: float  #: Memory in use after the imports and before the call.
+    times: np.ndarray  #: Seconds since the call began, (n_samples,); the first precedes it.
+    #: By process id, the arrays ``"anon"`` (anonymous memory), ``"file"`` (mapped files),
+    #: ``"pss"``, ``"rss"`` and ``"uss"``, each of shape (n_samples,); zero while the process did
+    #: not exist. The first process made the call.
     processes: dict
+    #: Shared memory, counted once, (n_samples,); None where the system does not report it.
     shm_mib: np.ndarray | None = None
+    #: The quantity of `peak_mib`: ``"memory in use"``, or ``"USS"`` on a system that does not
+    #: report anonymous memory. The arrays ``"anon"`` and ``"pss"`` then hold USS as well.
     metric: str = "memory in use"
-    value: object = field(default=None, repr=False)
-    exception: BaseException | None = None
-    high_water_mib: float = 0
+    value: object = field(default=None, repr=False)  #: What the call returned.
+    exception: BaseException | None = None  #: What the call raised.
+    high_water_mib: float = 0  #: The caller's largest anonymous memory, recorded by the kernel.
 
     def total(self, metric="in use"):
         """Return the sum of a metric over all processes in MiB, of shape (n_samples,).
@@ -129,27 +109,27 @@ class Trace:
 
     @property
     def peak_mib(self):
-        """The peak of memory in use, in MiB."""
+        """The peak of memory in use."""
         return float(max(self.total().max(), self.high_water_mib))
 
     @property
     def above_mib(self):
-        """The peak minus the memory in use before the call, in MiB."""
+        """The peak minus the memory in use before the call."""
         return self.peak_mib - self.before_mib
 
     @property
     def peak_file_mib(self):
-        """The peak of mapped files, whose pages the kernel may drop, in MiB."""
+        """The peak of mapped files, whose pages the kernel may drop."""
         return float(self.total("file").max())
 
     @property
     def peak_pss_mib(self):
-        """The peak of the sum of PSS over all processes, in MiB."""
+        """The peak of the sum of PSS over all processes."""
         return float(self.total("pss").max())
 
     @property
     def peak_rss_mib(self):
-        """The peak of the sum of RSS over all processes, in MiB."""
+        """The peak of the sum of RSS over all processes."""
         return float(self.total("rss").max())
 
     def result(self):
@@ -166,25 +146,21 @@ class Trace:
         )
         return text if self.exception is None else f"{text}\n    raised {self.exception!r}"
 
-    def save(self, path, metric="in use"):
-        """Write a metric, as for `total`, to a file that ``mprof plot path`` draws.
-
-        With ``"in use"``, child processes have their anonymous memory.
-        """
-        caller = next(iter(self.processes))
-        total, stamps = self.total(metric), self.started + self.times
+    def save(self, path):
+        """Write memory in use, and children's anonymous memory, as ``mprof plot path`` draws it."""
+        total, stamps = self.total(), self.started + self.times
         label = "_".join(self.name.split())  # mprof separates its fields with spaces
         lines = [
-            f"CMDLINE {self.name} ({metric})",
+            f"CMDLINE {self.name} (memory in use)",
             f"FUNC {label} {total[0]:.6f} {self.started:.4f} "
             f"{total[-1]:.6f} {self.started + self.seconds:.4f} 0",
         ]
-        of_child = "anon" if metric == "in use" else metric
+        _, *children = self.processes.items()
         for i, stamp in enumerate(stamps):
             lines.append(f"MEM {total[i]:.6f} {stamp:.4f}")
-            for pid, process in self.processes.items():
-                if pid != caller and process[of_child][i]:
-                    lines.append(f"CHLD {pid} {process[of_child][i]:.6f} {stamp:.4f}")
+            for pid, process in children:
+                if process["anon"][i]:
+                    lines.append(f"CHLD {pid} {process['anon'][i]:.6f} {stamp:.4f}")
         unfinished = Path(f"{path}.unfinished")
         unfinished.write_text("\n".join(lines) + "\n")
         unfinished.replace(path)
@@ -198,12 +174,12 @@ class Trace:
         import matplotlib.pyplot as plt
 
         title = title or self.name
-        new = ax is None
-        if new:
+        if ax is None:
             ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
             ax.figure.set_label(
-                f"Memory over time of {title}: the calling process, its workers and shared memory "
-                f"stacked, mapped files above them.\n\nArea chart. {self.in_words(title)}"
+                f"{title}: memory over time of the calling process, its workers and shared "
+                "memory, stacked. The dashed line adds mapped files.\n\n"
+                f"Area chart. {self.in_words(title)}"
             )
         self._stack_layers(ax)
         self._draw_levels(ax, image_mib)
@@ -243,9 +219,7 @@ class Trace:
     def in_words(self, title=None):
         """Describe a figure of the trace, with its numbers."""
         when = max(self.times[self.total().argmax()], 0)
-        n_children = len(self.processes) - 1
-        children = counted(n_children, "child process")
-        children += ", joblib's helpers included" if n_children else ""
+        children = counted(len(self.processes) - 1, "child process")
         return (
             f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
             f"call to a peak of {self.peak_mib:,.0f} MiB, {in_seconds(when)} into the call of "
@@ -268,7 +242,7 @@ def counted(number, name):
 
 
 def available_mib(root="/"):
-    """Return how much memory the machine and all control groups of this process have free, in MiB.
+    """Return the free memory of the machine, or of this process's control groups if less, in MiB.
 
     Cached files that the kernel can drop count as free. `root` has the folders proc and sys.
     """
@@ -378,13 +352,10 @@ def bytes_in(text):
 
 
 def counts(pid, read):
-    """Return whether the memory that was read of a process belongs to the sum.
-
-    It does not if the process has ended since: the pages that it shared may have been read as
-    another's alone.
-    """
+    """Return whether the memory that was read of a process belongs to the sum."""
     if not HAS_PSS:
         return True
+    # If it has ended since, the pages that it shared may have been read as another's alone.
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -408,18 +379,13 @@ def place_of(pid):
     """Return the range of addresses of a process, or nothing if it has ended."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/smaps_rollup").read_text().partition(" ")[0]
-    return ""
 
 
 # Shared memory
 
 
 class SharedMemory:
-    """Shared memory that processes take from now on, each piece once.
-
-    A piece is a file in a tmpfs, or anything that the kernel treats like one. Its device and inode
-    identify it.
-    """
+    """Pieces of shared memory that processes take from now on: files in a tmpfs and the like."""
 
     def __init__(self):
         self.began = time.time()
@@ -525,16 +491,13 @@ def open_files(pid, devices):
 
 
 def mapped_files(pid, devices):
-    """Yield key, path and status of each file on these devices that a process maps.
-
-    Only an administrator may read the status; for others it is None.
-    """
+    """Yield key, path and status of each file on these devices that a process maps."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
             place, _, _, device, inode, *path = line.split(maxsplit=5)
             if inode != "0" and (key := (device_of(device), int(inode)))[0] in devices:
                 status = None
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # only an administrator may read it
                     status = os.stat(f"/proc/{pid}/map_files/{place}")
                 yield key, path[0] if path else "", status
 
@@ -555,10 +518,7 @@ def held_by(pid, devices):
 
 
 def mapped_bytes(key, pids):
-    """Return the bytes of a piece whose status is hidden: all processes' shares of its pages.
-
-    The shares can add up to more than the piece; the mapped range limits them.
-    """
+    """Return the bytes of a piece whose status is hidden: all processes' shares of its pages."""
     shares = extent = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -573,7 +533,7 @@ def mapped_bytes(key, pids):
                         extent = max(extent, int(offset, 16) + end - begin)
                 elif inside and words[0] == "Pss:":
                     shares += int(words[1]) * 1024
-    return min(shares, extent)
+    return min(shares, extent)  # the shares can add up to more than the piece
 
 
 def segments():
@@ -581,7 +541,7 @@ def segments():
     with contextlib.suppress(OSError):
         header, *lines = Path("/proc/sysvipc/shm").read_text().splitlines()
         for line in lines:
-            one = {k: int(v) for k, v in zip(header.split(), line.split(), strict=True)}
+            one = dict(zip(header.split(), map(int, line.split()), strict=True))
             yield one["shmid"], one["cpid"], one["rss"] + one["swap"]
 
 
@@ -614,10 +574,10 @@ def measure(func, /, *args, **kwargs):
 
 
 def measure_within(memory_mib, func, /, *args, **kwargs):
-    """Measure a call as `measure` does, and stop it if it takes more than `memory_mib`.
+    """Measure a call as `measure` does, and stop it when it takes more than `memory_mib`.
 
-    The limit is in MiB above the level before the call. The trace's exception is a MemoryError if
-    the call was stopped.
+    The limit counts from the level before the call. The exception of a stopped call is a
+    MemoryError.
     """
     name = getattr(func, "__name__", type(func).__name__)
     call = cloudpickle.dumps((func, args, kwargs))
@@ -656,10 +616,7 @@ class Outcome(NamedTuple):
 def _start_process():
     """Start a Python process that waits for a call, with this process's import path."""
     folders = json.dumps([str(folder) for folder in sys.path])
-    boot = (
-        f"import importlib, sys; sys.path[:] = {folders}; "
-        f"importlib.import_module({MODULE!r})._serve()"
-    )
+    boot = f"import sys; sys.path[:] = {folders}; from {MODULE} import _serve; _serve()"
     return subprocess.Popen(
         [sys.executable, "-c", boot],
         stdin=subprocess.PIPE,
@@ -689,21 +646,16 @@ def _wait_for_end(process, over):
 def _watch(tree, over, name):
     """Sample the tree until the call is over; show progress on a terminal."""
     samples = []
-    with tqdm(
-        desc=name,
-        bar_format="{desc}: {elapsed}{postfix}",
-        disable=None,  # without a terminal
-        leave=False,
-        file=sys.__stderr__,
-    ) as progress:
+    style = {"bar_format": "{desc}: {elapsed}{postfix}", "leave": False, "file": sys.__stderr__}
+    with tqdm(desc=name, disable=None, **style) as progress:  # disabled without a terminal
         pause, longest = PAUSES
         while not over.wait(pause):
             start = time.perf_counter()
             sample = tree.sample()
             samples.append(sample)
             pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
-            processes = len(sample.processes)
-            progress.set_postfix_str(f"{sample.in_use_mib:,.0f} MiB in {processes} processes")
+            number = counted(len(sample.processes), "process")
+            progress.set_postfix_str(f"{sample.in_use_mib:,.0f} MiB in {number}")
     return samples
 
 
@@ -724,11 +676,10 @@ def _trace(name, samples, outcome):
     trees = [sample.processes for sample in samples]
     pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
     absent = dict.fromkeys(KINDS, 0)
+    sizes = {pid: [tree.get(pid, absent) for tree in trees] for pid in pids}
     processes = {
-        pid: {
-            kind: np.array([tree.get(pid, absent)[kind] for tree in trees]) / MIB for kind in KINDS
-        }
-        for pid in pids
+        pid: {kind: np.array([one[kind] for one in own]) / MIB for kind in KINDS}
+        for pid, own in sizes.items()
     }
     # From the largest resident set, subtract all pages that may not have been anonymous then.
     largest, other = outcome.high_water
@@ -798,10 +749,7 @@ def _pickled(started, seconds, value, exception, high_water):
 
 
 def _high_water(reset=False):
-    """Return, or reset, the largest RSS that Linux has recorded for this process, in bytes.
-
-    Also return the part of the present RSS that is not anonymous: a library may have been loaded.
-    """
+    """Return this process's largest RSS since the reset, and how much of RSS is not anonymous."""
     with contextlib.suppress(OSError, KeyError):
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -817,20 +765,17 @@ def _high_water(reset=False):
 class Watchdog:
     """Stop a process and its workers before the machine runs out of memory; a context manager.
 
-    A thread checks the free memory every few milliseconds, and whether the process and its workers
-    have taken more than `memory_mib` since the beginning. If so, it kills the workers, which frees
-    most, and interrupts the process, so that it can clean up; if this does not help, it kills the
-    process. Trackers of shared memory are spared: they remove what others leave behind. `reason`
-    is why the process was stopped, or empty.
+    A thread checks the free memory, and whether the processes have taken more than `memory_mib`
+    since the beginning. If so, it kills the workers and interrupts the process, which can clean up;
+    if this does not help, it kills the process. `reason` is why it was stopped, or empty.
     """
 
     def __init__(self, pid, memory_mib=math.inf):
         self.pid, self.memory_mib, self.reason = pid, memory_mib, ""
         self.tree = Tree(pid) if memory_mib < math.inf else None
         self.begin = self.tree.sample().in_use_mib if self.tree else 0
-        self.reserve, free = reserve_mib(), available_mib()
-        if free < self.reserve:  # already: keep half of the rest
-            self.reserve = free / 2
+        reserve, free = reserve_mib(), available_mib()
+        self.reserve = reserve if free >= reserve else free / 2  # already short: half of the rest
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -851,22 +796,19 @@ class Watchdog:
 
     def _problem(self):
         """Return why the process must be stopped, or nothing."""
+        most, reserve = self.memory_mib, self.reserve
         taken = self.tree.sample().in_use_mib - self.begin if self.tree else 0
-        if taken > self.memory_mib:
-            return (
-                f"stopped with {taken:,.0f} MiB above the start: {self.memory_mib:,.0f} MiB are "
-                "allowed."
-            )
-        if (free := available_mib()) < self.reserve:
-            return (
-                f"stopped: the machine had {free:,.0f} MiB left, and {self.reserve:,.0f} MiB are "
-                "kept free."
-            )
+        if taken > most:
+            return f"stopped with {taken:,.0f} MiB above the start: {most:,.0f} MiB are allowed."
+        if (free := available_mib()) < reserve:
+            left = f"the machine had {free:,.0f} MiB left"
+            return f"stopped: {left}, and {reserve:,.0f} MiB are kept free."
         return ""
 
     def _stop(self, process):
         for worker in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                # Trackers of shared memory remove what the others leave behind.
                 if not any("resource_tracker" in word for word in worker.cmdline()):
                     worker.kill()
         process.send_signal(signal.SIGINT)
@@ -878,18 +820,15 @@ class Watchdog:
 
 
 def _end(process, patience):
-    """End the process, by itself, interrupted or killed, and then all that it started."""
+    """Let the process end, interrupt it or kill it, and end all that it started."""
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    try:
-        process.wait(patience)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+    for seconds, number in ((patience, signal.SIGINT), (10, signal.SIGKILL)):
         try:
-            process.wait(10)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            process.send_signal(number)
+    process.wait()
     process.stdout.close()
     _end_session(process.pid)
     remove_joblib_folders(process.pid)

@@ -5,10 +5,6 @@ copying the array. At each of them the calling process, each worker, or all of t
 certain things: so many copies of the image, of a certain type. The peak is the largest sum.
 
 The table ``METHODS`` is the whole model, and the only place that names a method.
-:mod:`beyond_the_masker.methods` takes the functions from it, :mod:`beyond_the_masker.budget`
-compares its predictions with the free memory, :ref:`the calculator <calculator>` evaluates it in
-the browser, and :ref:`sphx_glr_auto_examples_3_cost_plot_prediction.py` compares it with
-measurements.
 
 The model predicts :term:`memory in use`: what the machine cannot take back. It lists mapped files
 on disk separately, since the kernel may drop their pages.
@@ -31,18 +27,17 @@ MIB = 2**20
 class Part(NamedTuple):
     """A multiple of a quantity that someone holds, for a reason, under some conditions.
 
-    The holder ``"block"`` is shared memory, which counts once, mapped or not. A mapped ``"file"``
-    on disk does not count. The conditions are words separated by spaces: ``compressed`` or
-    ``plain`` (a ``.nii.gz`` or a ``.nii`` file), ``scaled`` or ``unscaled`` (whether the header has
-    scale factors), ``twice`` (both a slope and an intercept), ``mapped`` (plain and unscaled) or
+    A ``"block"`` is shared memory, which counts once. A mapped ``"file"`` on disk does not count.
+    The conditions are words: ``compressed`` or ``plain`` (``.nii.gz`` or ``.nii``), ``scaled`` or
+    ``unscaled``, ``twice`` (scaled by a slope and an intercept), ``mapped`` (plain and unscaled) or
     ``read``, and ``workers`` (two or more) or ``alone``.
     """
 
     holder: str  # "caller", "worker", "file" or "block"
     times: float
-    quantity: str  # a key of `quantities`
+    quantity: str  # a key of what `quantities` returns
     reason: str  # a key of REASONS
-    when: str = ""  # conditions
+    when: str = ""  # conditions, separated by spaces
 
 
 class Moment(NamedTuple):
@@ -77,77 +72,38 @@ class Model(NamedTuple):
 NIBABEL = "https://github.com/nipy/nibabel/blob/5.4.2/nibabel"
 NILEARN = "https://github.com/nilearn/nilearn/blob/0.14.1/nilearn"
 JOBLIB = "https://github.com/joblib/joblib/blob/1.6.0/joblib"
+NUMPY = "https://numpy.org/doc/stable/user/basics.indexing.html#boolean-array-indexing"
+PYTHON = "https://docs.python.org/3/library/multiprocessing.shared_memory.html"
 
-REASONS = {
-    "inflate": (
-        "nibabel makes a buffer for all bytes of the file and lets gzip fill it; gzip "
-        "decompresses into bytes of its own first",
-        f"{NIBABEL}/volumeutils.py, array_from_file",
-    ),
-    "image": (
-        "the image's data as an array, scale factors applied",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__",
-    ),
-    "map": (
-        "a file that is neither compressed nor scaled is mapped, not read",
-        f"{NIBABEL}/volumeutils.py, array_from_file",
-    ),
-    "stored": (
-        "the stored values, from which the scaled ones are computed",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy._get_scaled",
-    ),
-    "scale": (
-        "scale factors are float64: a product, and then a sum, each a new array",
-        f"{NIBABEL}/volumeutils.py, apply_read_scaling",
-    ),
-    "masker": (
-        "NiftiMasker copies the 4D data, in floating point and in C order",
-        f"{NILEARN}/masking.py, apply_mask_fmri",
-    ),
-    "finite": (
-        "NiftiMasker checks for values that are not finite: one byte for each value",
-        f"{NILEARN}/_utils/niimg.py, has_non_finite",
-    ),
-    "joblib": (
-        "joblib writes an array of more than 1 MB to a file in /dev/shm, which workers map",
-        f"{JOBLIB}/_memmapping_reducer.py, ArrayMemmapForwardReducer",
-    ),
-    "block": (
-        "the one copy of the image, in a block of shared memory",
-        "https://docs.python.org/3/library/multiprocessing.shared_memory.html",
-    ),
-    "index": (
-        "indexing gives a new array, which is then put into the order of NiftiMasker's",
-        "https://numpy.org/doc/stable/user/basics.indexing.html#boolean-array-indexing",
-    ),
-    "results": (
-        "the time series, which the calling process collects",
-        f"{JOBLIB}/parallel.py, Parallel",
-    ),
-    "masks": (
-        "the masks as arrays: a byte for each voxel of the grid",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__",
-    ),
-    "volume": (
-        "one volume, while the array is filled volume by volume",
-        f"{NIBABEL}/arrayproxy.py, ArrayProxy.__getitem__",
-    ),
-    "stream": (
-        "streaming holds the positions of all voxels in masks, one volume and a block",
-        "stream_masks",
-    ),
-    "blocks": (
-        "a block of volumes, and the copies that the masker makes of it",
-        "stream_masker, memory_mib",
-    ),
-    "clean": (
-        "nilearn.signal.clean makes a copy of the time series",
-        f"{NILEARN}/signal.py, clean",
-    ),
-    "imports": (
-        "the interpreter and what it imports",
-        "calibrate",
-    ),
+TO_ARRAY = f"{NIBABEL}/arrayproxy.py, ArrayProxy.__array__"
+TO_VOLUME = f"{NIBABEL}/arrayproxy.py, ArrayProxy.__getitem__"
+TO_SCALED = f"{NIBABEL}/arrayproxy.py, ArrayProxy._get_scaled"
+FROM_FILE = f"{NIBABEL}/volumeutils.py, array_from_file"
+SCALING = f"{NIBABEL}/volumeutils.py, apply_read_scaling"
+MASKING = f"{NILEARN}/masking.py, apply_mask_fmri"
+CHECK = f"{NILEARN}/_utils/niimg.py, has_non_finite"
+CLEAN = f"{NILEARN}/signal.py, clean"
+MEMMAP = f"{JOBLIB}/_memmapping_reducer.py, ArrayMemmapForwardReducer"
+PARALLEL = f"{JOBLIB}/parallel.py, Parallel"
+
+REASONS = {  # each with its source
+    "inflate": ("the file's bytes twice: as gzip returns them, and in nibabel's buffer", FROM_FILE),
+    "image": ("the image's data as an array, scale factors applied", TO_ARRAY),
+    "map": ("a file that is neither compressed nor scaled is mapped, not read", FROM_FILE),
+    "stored": ("the stored values, from which the scaled ones are computed", TO_SCALED),
+    "scale": ("scale factors are float64: a product, then a sum, each a new array", SCALING),
+    "masker": ("NiftiMasker copies the 4D data, in floating point and in C order", MASKING),
+    "finite": ("NiftiMasker checks for values that are not finite: a byte for each", CHECK),
+    "joblib": ("joblib writes an array to a file in /dev/shm, which workers map", MEMMAP),
+    "block": ("the one copy of the image, in a block of shared memory", PYTHON),
+    "index": ("indexing gives a new array, then put into the order of NiftiMasker's", NUMPY),
+    "results": ("the time series, which the calling process collects", PARALLEL),
+    "masks": ("the masks as arrays: a byte for each voxel of the grid", TO_ARRAY),
+    "volume": ("one volume, while the array is filled volume by volume", TO_VOLUME),
+    "stream": ("the positions of all voxels in masks, one volume and a block", "stream_masks"),
+    "blocks": ("a block of volumes, and the copies that the masker makes of it", "stream_masker"),
+    "clean": ("nilearn.signal.clean makes a copy of the time series", CLEAN),
+    "imports": ("the interpreter and what it imports", "calibrate"),
 }
 
 
@@ -167,10 +123,7 @@ def reading(holder):
 
 def image(holder):
     """Return the image's data as parts: an array, or the mapped file."""
-    return (
-        Part(holder, 1, "array", "image", "read"),
-        Part("file", 1, "array", "map", "mapped"),
-    )
+    return Part(holder, 1, "array", "image", "read"), Part("file", 1, "array", "map", "mapped")
 
 
 ARRAY = Part("caller", 1, "array", "image")
@@ -202,53 +155,38 @@ MASKER_IN_MEMORY = (
     Moment("checking for values that are not finite", (ARRAY, SENT, COPY, FINITE, RESULTS)),
     Moment("taking the voxels", (ARRAY, SENT, COPY, TAKEN, RESULTS)),
 )
-INDEX_FROM_PATH = (
-    *reading("worker"),
-    Moment("indexing", (*image("worker"), INDEX, RESULTS)),
-)
-INDEX_IN_MEMORY = (
-    *INTO_MEMORY,
-    Moment("indexing", (ARRAY, SENT, INDEX, RESULTS)),
-)
+INDEX_FROM_PATH = (*reading("worker"), Moment("indexing", (*image("worker"), INDEX, RESULTS)))
+INDEX_IN_MEMORY = (*INTO_MEMORY, Moment("indexing", (ARRAY, SENT, INDEX, RESULTS)))
 INDEX_MAPPED = Moment("indexing", (MAPPED, INDEX, RESULTS, MASKS, MASKS_SENT))
 
 masker = partial(Model, "plot_nifti_masker", caller="nilearn")
+masker_path = partial(masker, moments=MASKER_FROM_PATH)
+masker_loaded = partial(masker, moments=MASKER_IN_MEMORY, in_memory=True)
 indexing = partial(Model, "plot_numpy_indexing")
+index_path = partial(indexing, moments=INDEX_FROM_PATH)
+index_loaded = partial(indexing, moments=INDEX_IN_MEMORY, in_memory=True)
+mapped_file = partial(Model, "plot_mapped_file", mode="parallel", imports="numpy")
 
 METHODS = {
-    "NiftiMasker, path, single": masker("nifti_masker_single", "single", MASKER_FROM_PATH),
-    "NiftiMasker, in-memory image, single": masker(
-        "nifti_masker_single", "single", MASKER_IN_MEMORY, in_memory=True
+    "NiftiMasker, path, single": masker_path("nifti_masker_single", "single"),
+    "NiftiMasker, in-memory image, single": masker_loaded("nifti_masker_single", "single"),
+    "NiftiMasker, path, loop": masker_path("nifti_masker_loop", "loop"),
+    "NiftiMasker, path, parallel": masker_path(
+        "nifti_masker_parallel", "parallel", imports="nilearn", late=(4, 16)
     ),
-    "NiftiMasker, path, loop": masker("nifti_masker_loop", "loop", MASKER_FROM_PATH),
-    "NiftiMasker, path, parallel": masker(
-        "nifti_masker_parallel", "parallel", MASKER_FROM_PATH, imports="nilearn", late=(4, 16)
+    "NiftiMasker, in-memory image, parallel": masker_loaded(
+        "nifti_masker_parallel", "parallel", imports="nilearn", together=0.85, late=(8, 8)
     ),
-    "NiftiMasker, in-memory image, parallel": masker(
-        "nifti_masker_parallel",
-        "parallel",
-        MASKER_IN_MEMORY,
-        in_memory=True,
-        imports="nilearn",
-        together=0.85,
-        late=(8, 8),
+    "NumPy indexing, path, single": index_path("numpy_masker_single_path", "single"),
+    "NumPy indexing, in-memory image, single": index_loaded(
+        "numpy_masker_single_inmemory", "single"
     ),
-    "NumPy indexing, path, single": indexing("numpy_masker_single_path", "single", INDEX_FROM_PATH),
-    "NumPy indexing, in-memory image, single": indexing(
-        "numpy_masker_single_inmemory", "single", INDEX_IN_MEMORY, in_memory=True
+    "NumPy indexing, in-memory image, loop": index_loaded("numpy_masker_loop", "loop"),
+    "NumPy indexing, path, parallel": index_path(
+        "numpy_masker_parallel_path", "parallel", imports="nibabel", late=(5, 9)
     ),
-    "NumPy indexing, in-memory image, loop": indexing(
-        "numpy_masker_loop", "loop", INDEX_IN_MEMORY, in_memory=True
-    ),
-    "NumPy indexing, path, parallel": indexing(
-        "numpy_masker_parallel_path", "parallel", INDEX_FROM_PATH, imports="nibabel", late=(5, 9)
-    ),
-    "NumPy indexing, in-memory image, parallel": indexing(
-        "numpy_masker_parallel_inmemory",
-        "parallel",
-        INDEX_IN_MEMORY,
-        in_memory=True,
-        imports="nibabel",
+    "NumPy indexing, in-memory image, parallel": index_loaded(
+        "numpy_masker_parallel_inmemory", "parallel", imports="nibabel"
     ),
     "NumPy indexing, shared memory, parallel": Model(
         "plot_shared_memory",
@@ -269,19 +207,13 @@ METHODS = {
             Moment("indexing", (ARRAY, Part("caller", 2, "outputs", "index"), MASKS)),
         ),
     ),
-    "NumPy indexing, joblib map, parallel": Model(
-        "plot_mapped_file",
+    "NumPy indexing, joblib map, parallel": mapped_file(
         "numpy_masker_joblib_map",
-        "parallel",
-        (Moment("writing the file", (VOLUME, MASKS), early=True), INDEX_MAPPED),
-        imports="numpy",
+        moments=(Moment("writing the file", (VOLUME, MASKS), early=True), INDEX_MAPPED),
     ),
-    "NumPy indexing, mapped file, parallel": Model(
-        "plot_mapped_file",
+    "NumPy indexing, mapped file, parallel": mapped_file(
         "numpy_masker_mapped",
-        "parallel",
-        (Moment("writing the file", (VOLUME, MASKS), "read", early=True), INDEX_MAPPED),
-        imports="numpy",
+        moments=(Moment("writing the file", (VOLUME, MASKS), "read", early=True), INDEX_MAPPED),
     ),
     "Streaming, any masker, one pass": Model(
         "beyond_the_masker.maskers",
@@ -341,18 +273,14 @@ def check(image, mask_voxels, n_jobs):
 
 
 def quantities(image, mask_voxels, mode, active=0):
-    """Return the bytes of all quantities that parts consist of, as a dictionary.
-
-    In the mode "single", only the first mask counts. `active` workers have a task; with 0, the
-    calling process does the work itself.
-    """
+    """Return the bytes of each quantity while so many workers, or the caller alone, work."""
     x, y, z, n_volumes = (int(n) for n in image.shape)
     grid = x * y * z
     voxels = grid * n_volumes
     stored_size = np.dtype(image.dtype).itemsize
     array_size = 8 if image.scaled else stored_size
     copy_size = array_size if image.scaled or image.dtype.startswith("float") else 4
-    masks = [int(n) for n in mask_voxels[: 1 if mode == "single" else None]]
+    masks = [int(n) for n in (mask_voxels[:1] if mode == "single" else mask_voxels)]
     positions = sum(masks)
     at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
     block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
@@ -397,23 +325,9 @@ class Prediction(NamedTuple):
 
 
 def predict(method, image, masks, n_jobs, machine):
-    """Predict the peak memory of a method, with all its processes.
+    """Return a `Prediction` as `budget.predict_peak` does, from an `Image` and the masks' voxels.
 
-    Parameters
-    ----------
-    method : str
-        A key of ``METHODS``.
-    image : Image
-    masks : list of int
-        The masks' voxels.
-    n_jobs : int
-        Workers; methods without workers ignore it.
-    machine : dict
-        What interpreters and imports take, as `beyond_the_masker.imports.calibrate` returns it.
-
-    Returns
-    -------
-    Prediction
+    `machine` is the memory of interpreters and imports, as `imports.calibrate` returns it.
     """
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r}; there are: {'; '.join(METHODS)}.")
@@ -423,9 +337,11 @@ def predict(method, image, masks, n_jobs, machine):
     active = min(workers, len(masks))
     amounts = quantities(image, masks, model.mode, active)
     moments = happening(model, image, workers)
+    late = model.late[0 if image.compressed else 1] * 1e6
+    overlap = model.together * max(0, 1 - late / math.prod(image.shape))
 
     def peak(at_peak):
-        """Return the largest sum of parts if so many workers are at their peak."""
+        """Return the largest sum of parts if so many workers are at their peak, and its parts."""
         sums = []
         for moment, parts in moments:
             found = imported(model, machine, 0 if moment.early else workers, active)
@@ -433,7 +349,7 @@ def predict(method, image, masks, n_jobs, machine):
             sums.append((sum(part.mib for part in found), moment.name, found))
         return max(sums, key=lambda one: one[0])
 
-    likely, moment, parts = peak(1 + max(active - 1, 0) * overlap(model, image))
+    likely, moment, parts = peak(1 + max(active - 1, 0) * overlap)
     low, most = peak(1)[0], peak(max(active, 1))[0]
     shm, file = (most_of(holder, moments, amounts) for holder in ("block", "file"))
     return Prediction(method, workers, likely, low, most, shm, file, moment, parts)
@@ -453,12 +369,6 @@ def happening(model, image, workers):
         for moment in model.moments
         if set(moment.when.split()) <= conditions
     ]
-
-
-def overlap(model, image):
-    """Return which part of its own peak each further worker holds at the likely peak."""
-    late = model.late[0 if image.compressed else 1] * 1e6
-    return model.together * max(0, 1 - late / math.prod(image.shape))
 
 
 def imported(model, machine, workers, active):
@@ -492,15 +402,14 @@ def most_of(holder, moments, amounts):
 def as_json(machine):
     """Return the model as JSON, for the calculator; `machine` is as for `predict`."""
 
-    def plain(item):
-        """Turn named tuples into dictionaries."""
+    def plain(item):  # named tuples become dictionaries
         if hasattr(item, "_asdict"):
             return {key: plain(value) for key, value in item._asdict().items()}
         return [plain(one) for one in item] if isinstance(item, tuple) else item
 
     model = {
         "methods": {name: plain(method) for name, method in METHODS.items()},
-        "reasons": {key: list(reason) for key, reason in REASONS.items()},
+        "reasons": REASONS,
         "machine": machine,
         "dtypes": {name: np.dtype(name).itemsize for name in DTYPES},
     }

@@ -11,7 +11,6 @@ import datetime
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 from beyond_the_masker.budget import guard
 from beyond_the_masker.comparison import compare_grid_row, count_of, is_outside, table_of
 from beyond_the_masker.data import atlas_to_masks, synthetic_atlas_path
-from beyond_the_masker.experiment import describe_machine
+from beyond_the_masker.experiment import describe_machine, show_progress
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.headers import count_all, read_header
 from beyond_the_masker.imports import calibrate
@@ -44,20 +43,18 @@ class Point(NamedTuple):
     n_jobs: int
 
 
+FEW_POINTS = (
+    Point(2, "float32", ".nii.gz", 6),
+    Point(2, "int16", ".nii", 2),
+    Point(1, "scaled", ".nii.gz", 6),
+)
+
+
 def full_grid():
     """List all points of the grid, those of the same image next to each other."""
     grid = itertools.product((4, 2, 1), ("float32", "int16"), (".nii.gz", ".nii"), (2, 6))
     scaled = itertools.product((2,), ("scaled",), (".nii.gz", ".nii"), (2, 6))
     return [Point(*values) for values in (*grid, *scaled)]
-
-
-def few_points():
-    """List the points of a check."""
-    return [
-        Point(2, "float32", ".nii.gz", 6),
-        Point(2, "int16", ".nii", 2),
-        Point(1, "scaled", ".nii.gz", 6),
-    ]
 
 
 def write_image(point, folder):
@@ -75,15 +72,11 @@ def write_image(point, folder):
 
 
 def measure_points(points, n_runs=1):
-    """Measure every method at every point; one without workers once for an image.
-
-    Points of the same image are next to each other. Yield a row with the columns ``COLUMNS`` for
-    each method that fits into memory: the median of `n_runs` measurements of one with workers.
-    """
+    """Yield a row for each method at each point; for one without workers, once for an image."""
     for _, group in itertools.groupby(points, lambda point: point[:3]):
         with tempfile.TemporaryDirectory() as folder:
             for number, point in enumerate(group):
-                show(*point)
+                show_progress(point)
                 if number == 0:
                     fmri_path = write_image(point, folder)
                     _, mask_paths = atlas_to_masks(synthetic_atlas_path(), fmri_path, 6)
@@ -93,60 +86,48 @@ def measure_points(points, n_runs=1):
 
 
 def measure_point(point, method, fmri_path, mask_paths, n_runs):
-    """Yield a method's row, or nothing if it does not fit into memory."""
+    """Yield the medians of a method's runs, or nothing if it does not fit into memory."""
     masks = mask_paths[: max(point.n_jobs, 2)] if method.mode == "parallel" else mask_paths
     _, reason = guard(method.title, fmri_path, masks, point.n_jobs)
     if reason:
-        show(f"{method.title}: {reason}")
+        show_progress(f"{method.title}: {reason}")
         return
     call = method.call(fmri_path, masks, point.n_jobs)
     traces = [measure(call) for _ in range(n_runs if method.workers else 1)]
-    stopped = next((t.exception for t in traces if isinstance(t.exception, MemoryError)), None)
-    if stopped:
-        show(f"{method.title}: {stopped}")
-        return
     for trace in traces:
+        if isinstance(trace.exception, MemoryError):
+            show_progress(trace.exception)
+            return
         trace.result()
     image = read_header(fmri_path)
-    row = {"method": method.title, **point._asdict()}
+    row = {"method": method.title, **point._asdict(), "slope": image.slope, "inter": image.inter}
     row["mask_voxels"] = " ".join(str(n) for n in count_all(masks, image.shape[:3]))
     row["shape"] = " ".join(str(n) for n in image.shape)
-    row |= {"slope": image.slope, "inter": image.inter}
     for column in NUMBERS:
         median = statistics.median(getattr(trace, column) for trace in traces)
         row[column] = f"{median:.2f}" if column == "seconds" else f"{median:.1f}"
     yield row
 
 
-def show(*words):
-    """Print progress."""
-    print(*words, file=sys.__stderr__, flush=True)
-
-
 def record(folder):
     """Measure the whole grid, and write prediction.csv and prediction.json into a folder."""
     about = describe_machine() | {"date": datetime.date.today().isoformat()}
     about["imports"] = calibrate()
-    rows = []
-    for row in measure_points(full_grid()):
-        rows.append(row)
-        write_rows(Path(folder, "prediction.csv"), rows)  # each time: a run may be interrupted
-    with moved_into_place(Path(folder, "prediction.json")) as unfinished:
-        unfinished.write_text(json.dumps({"prediction": about}))
-
-
-def write_rows(path, rows):
-    """Write rows as a table with a header."""
-    with moved_into_place(path) as unfinished, open(unfinished, "w", newline="") as file:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder, "prediction.csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        for row in measure_points(full_grid()):
+            writer.writerow(row)
+            file.flush()  # a run may be interrupted
+    with moved_into_place(Path(folder, "prediction.json")) as unfinished:
+        unfinished.write_text(json.dumps({"prediction": about}))
 
 
 def check(n_runs=5):
     """Measure a few points, print them with their predictions, and return those outside."""
     machine = calibrate()
-    points = [compare_grid_row(row, machine) for row in measure_points(few_points(), n_runs)]
+    points = [compare_grid_row(row, machine) for row in measure_points(FEW_POINTS, n_runs)]
     print(table_of(points))
     print(count_of(points))
     return [point for point in points if is_outside(point)]

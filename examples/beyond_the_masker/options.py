@@ -1,6 +1,4 @@
-"""Read the options of a build from environment variables, and check them.
-
-``make`` passes its variables on: ``make html N_REGIONS=4``.
+"""Read and check the options of a build: environment variables, or ``make html N_REGIONS=4``.
 
 ============= ============================== ===================================================
 option        default                        meaning
@@ -19,9 +17,6 @@ PAUSE         0.5                            seconds of rest before each method 
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
 MEASURED      ``measured``                   folder that receives measurements
 ============= ============================== ===================================================
-
-Only the standard library is used, so that a wrong value is rejected before anything is installed,
-downloaded or run.
 """
 
 import glob
@@ -29,7 +24,6 @@ import math
 import os
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,23 +61,9 @@ class Options:
 
 
 def read_options(environ=None):
-    """Read and check the options.
+    """Return the options in a mapping, by default ``os.environ``, with absolute paths.
 
-    Parameters
-    ----------
-    environ : mapping of str to str, optional
-        ``os.environ`` by default. An empty value counts as not given.
-
-    Returns
-    -------
-    Options
-        With absolute paths.
-
-    Raises
-    ------
-    ValueError
-        A value is unknown or impossible. The message has a line for each such option, with its
-        value and what is allowed.
+    A ValueError has a line for each impossible value. An empty value counts as not given.
     """
     environ = os.environ if environ is None else environ
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
@@ -92,7 +72,13 @@ def read_options(environ=None):
     most_images, most_regions = DATA_SETS.get(data, DATA_SETS["synthetic"])
     if fmri or atlas:
         most_regions = math.inf  # known when the reader's atlas is read
-    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(given.get("MEMORY", ""))]
+    memory = given.get("MEMORY", "")
+    wrong = [*wrong_data(data, given, fmri, atlas)]
+    if memory not in ("", "unlimited"):
+        try:
+            parse_memory(memory)
+        except ValueError as error:
+            wrong.append(f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}")
 
     def number(name, default, kind, lowest, highest):
         try:
@@ -107,7 +93,7 @@ def read_options(environ=None):
         data=data,
         fmri=fmri and str(Path(fmri).absolute()),
         atlas=tuple(str(Path(path).absolute()) for path in atlas),
-        memory=given.get("MEMORY", ""),
+        memory=memory,
         pause=number("PAUSE", 0.5, float, 0, 3600),
         cache=str(Path(given.get("MASKER_CACHE", "masker_cache")).absolute()),
         measured=str(Path(given.get("MEASURED", "measured")).absolute()),
@@ -134,15 +120,6 @@ def wrong_data(data, given, fmri, atlas):
             yield f"{name} is {path!r}; there is no such file in {Path.cwd()}."
 
 
-def wrong_memory(memory):
-    """Yield what is wrong with the option MEMORY."""
-    if memory not in ("", "unlimited"):
-        try:
-            parse_memory(memory)
-        except ValueError as error:
-            yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
-
-
 def parse_number(text, kind, lowest, highest):
     """Convert text to a number; raise a ValueError that describes the allowed ones."""
     try:
@@ -157,19 +134,7 @@ def parse_number(text, kind, lowest, highest):
 
 
 def parse_memory(size):
-    """Return a size of memory in MiB.
-
-    Parameters
-    ----------
-    size : str or float
-        A number of MiB, or text with a unit: ``"16G"``, ``"1.5 TiB"``, ``"900M"``. Units are
-        powers of 1024 bytes.
-
-    Raises
-    ------
-    ValueError
-        It is not a size, or not a positive one.
-    """
+    """Return a size of memory in MiB: a number of MiB, or text such as ``"16G"``, ``"1.5 TiB"``."""
     text = f"{size:f}" if isinstance(size, float) else str(size).strip()  # not 1e+20
     found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?", text, re.I | re.A)
     mib = float(found[1]) * 1024.0 ** ("KMGT".index((found[2] or "M").upper()) - 1) if found else 0
@@ -188,10 +153,3 @@ def split_atlas(text):
         words = [text]
     found = ([w] if Path(w).is_file() else sorted(glob.glob(w)) or [w] for w in words)
     return [path for paths in found for path in paths]
-
-
-if __name__ == "__main__":
-    try:
-        print(read_options())
-    except ValueError as error:
-        sys.exit(str(error))

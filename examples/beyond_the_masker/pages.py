@@ -11,30 +11,14 @@ IMPORTS = ast.Import, ast.ImportFrom
 
 
 def page_path(name):
-    """Return the file of a page, such as ``"plot_numpy_indexing"``.
-
-    Raises
-    ------
-    ValueError
-        There is no such page, as in an installation without the pages.
-    """
+    """Return the file of a page, such as ``"plot_numpy_indexing"``; an installation has none."""
     for path in PAGES.glob(f"*/{name}.py"):
         return path
     raise ValueError(f"There is no page {name}.py in the folders of {PAGES}.")
 
 
 def definitions(source):
-    """Return the functions, classes and constants of a module, and the imports that they use.
-
-    Parameters
-    ----------
-    source : str
-
-    Returns
-    -------
-    list of ast.stmt
-        In the module's order.
-    """
+    """Return the functions, classes and constants of a module, and the imports that they use."""
     body = ast.parse(source).body
     kept = [node for node in body if isinstance(node, DEFINITIONS) or is_constant(node)]
     used = {n.id for node in kept for n in ast.walk(node) if isinstance(n, ast.Name)}
@@ -61,19 +45,9 @@ def load_page(name):
 
     The module cannot be imported by its name, so joblib and the memory meter send its functions by
     value: the process that receives one imports only what this function uses.
-
-    Parameters
-    ----------
-    name : str
-        As for `page_path`.
-
-    Returns
-    -------
-    types.ModuleType
     """
     path = page_path(name)
     module = types.ModuleType(name)
-    module.__file__ = str(path)
     tree = ast.Module(definitions(path.read_text()), type_ignores=[])
     exec(compile(tree, path, "exec"), module.__dict__)
     return module

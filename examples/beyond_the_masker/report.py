@@ -255,6 +255,7 @@ def timeline(run):
 
 
 def modules():
-    """Return what documents the modules that have no section on the page of functions."""
+    """Return a list of the modules that have no section on the page of functions."""
     names = {path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - SECTIONS
-    return "".join(f".. automodule:: beyond_the_masker.{name}\n\n" for name in sorted(names))
+    modules = (f"beyond_the_masker.{name}" for name in sorted(names))
+    return "".join(f"``{name}``\n   .. automodule:: {name}\n\n" for name in modules)

@@ -1,7 +1,4 @@
-"""Keep arrays in one ``.npz`` file, together with a record of their origin.
-
-The same arrays make the same file, byte for byte: no date is stored.
-"""
+"""Keep arrays in one ``.npz`` file, with a record of their origin, and without a date."""
 
 import json
 import os
@@ -33,19 +30,7 @@ def read_about(file):
 
 
 def describe(image, masks, options):
-    """Return the record of everything that an image's results depend on.
-
-    Parameters
-    ----------
-    image : pathlib.Path
-    masks : beyond_the_masker.masks.Masks
-    options : dict
-        The options of the study that change results.
-
-    Returns
-    -------
-    dict
-    """
+    """Return the record of everything that an image's results depend on."""
     files = [image]
     if image.name.removesuffix(".gz").endswith((".hdr", ".img")):
         file_map = nib.Nifti1Pair.filespec_to_file_map(image)

@@ -1,7 +1,4 @@
-"""Do the whole work of one method, from the files to the arrays.
-
-Only what every method needs is imported, so that a fresh process holds what its method needs.
-"""
+"""Do the whole work of one method, with only the imports that every method needs."""
 
 import tempfile
 from pathlib import Path
@@ -13,13 +10,7 @@ from beyond_the_masker.checks import damaged_file_named
 
 
 def load_in_memory(path):
-    """Return an image whose data are an array, scale factors applied, not a proxy to the file.
-
-    Raises
-    ------
-    OSError
-        The file is missing, incomplete or damaged.
-    """
+    """Return an image whose data are an array, scale factors applied, not a proxy to the file."""
     with damaged_file_named(path):
         img = nib.load(path)
         data = np.asanyarray(img.dataobj)
@@ -29,32 +20,11 @@ def load_in_memory(path):
 
 
 def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, workers=False):
-    """Do the whole work of one method, from the files to the arrays.
+    """Return the arrays of a method of `model.METHODS`: of the first mask if it is single.
 
-    Parameters
-    ----------
-    function : callable
-        The function of the method.
-    mode : {"single", "loop", "parallel", "one pass"}
-        The function takes one mask if it is single, a list of masks otherwise, and also the
-        number of workers if it is parallel.
-    in_memory : bool
-        Pass images whose data are in memory instead of paths.
-    fmri_path : path
-        4D image.
-    mask_paths : list of paths
-        3D masks on its grid.
-    n_jobs : int, optional
-        Workers of a parallel method; one for each mask by default.
-    workers : bool
-        Start worker processes before the work begins. Otherwise the first ones would finish a
-        small image before the last one exists, and chance would decide how many of them take
-        memory at the same time.
-
-    Returns
-    -------
-    list of arrays of shape (n_timepoints, n_voxels)
-        One for the first mask if the mode is single, else one for each mask.
+    With `workers`, worker processes start before the work begins. Otherwise the first ones would
+    finish a small image before the last one exists, and chance would decide how many of them take
+    memory at the same time.
     """
     n_jobs = n_jobs or len(mask_paths)
     if workers and n_jobs > 1:
@@ -68,20 +38,9 @@ def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, wo
 
 
 def start_workers(n_workers, modules=(), stay=0.0):
-    """Start joblib's workers, which the next call of `joblib.Parallel` uses; wait for all of them.
+    """Start joblib's workers, import modules in each, and let them stay together for some seconds.
 
-    Parameters
-    ----------
-    n_workers : int
-    modules : tuple of str
-        What each of them imports.
-    stay : float
-        Seconds that they stay together afterwards.
-
-    Returns
-    -------
-    start, end : float
-        When all were there, by `time.time`; None if joblib works without processes here.
+    Return when all were there, from and to, by `time.time`; None if joblib works without processes.
     """
     from joblib import Parallel, delayed, effective_n_jobs
 

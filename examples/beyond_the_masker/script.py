@@ -1,7 +1,6 @@
 """Write the nine ways of the chapter as one script, which needs no other file of this project.
 
-The script is put together from the functions of this package and of the pages, so that nothing
-stands twice. `main` below is a part of it.
+It is put together from the functions of this package and of the pages; `main` below is part of it.
 """
 
 import argparse
@@ -13,12 +12,16 @@ from pathlib import Path
 
 from joblib.externals.loky import get_reusable_executor
 
-from beyond_the_masker.data import difumo_path, filled, write_fmri, write_masks
-from beyond_the_masker.methods import all_methods
+from beyond_the_masker.data import (
+    difumo_path,
+    filled,
+    write_fmri,
+    write_masks,
+    write_synthetic_atlas,
+)
 from beyond_the_masker.model import METHODS
 from beyond_the_masker.pages import DEFINITIONS, IMPORTS, definitions, page_path
 from beyond_the_masker.running import run_method
-from beyond_the_masker.synthetic import synthetic_atlas
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
 DEFINES = ("def ", "class ", "@")
@@ -28,6 +31,7 @@ NINE = {
     for name, model in METHODS.items()
     if model.module in PAGES and model.mode in ("single", "parallel")
 }
+WAYS = ()  # filled in the script: name, function, mode, and whether images are in memory
 HEADER = '''\
 """Extract the time series of several regions in nine ways, one after the other.
 
@@ -41,18 +45,13 @@ This file was put together from the pages of "Beyond the masker", which explain 
 '''
 
 
-def ways():
-    """Return each way: its name, function and mode, and whether it gets images in memory."""
-    return [(m.title, m.function, m.mode, m.in_memory) for m in all_methods() if m.title in NINE]
-
-
 def prepare_data(data, n_images):
     """Return the files of image and atlas, which are made or downloaded if they are not there."""
 
     def fill(folder):
-        write_fmri(data, n_images, folder / "fmri.nii.gz")
+        write_fmri(data, n_images, folder)
         if data == "synthetic":
-            synthetic_atlas().to_filename(folder / "maps.nii.gz")
+            write_synthetic_atlas(folder)
 
     folder = filled(Path(f"{data}-{n_images}-images"), fill)
     return folder / "fmri.nii.gz", folder / "maps.nii.gz" if data == "synthetic" else difumo_path()
@@ -64,7 +63,7 @@ def main(n_images, n_regions, data="synthetic", fmri=None, atlas=(), pause=1.0):
         fmri, *atlas = prepare_data(data, n_images)
     with tempfile.TemporaryDirectory() as folder:
         mask_paths = write_masks([Path(path) for path in atlas], fmri, n_regions, Path(folder))
-        for name, function, mode, in_memory in ways():
+        for name, function, mode, in_memory in WAYS:
             time.sleep(pause)
             start = time.perf_counter()
             run_method(function, mode, in_memory, fmri, mask_paths, workers=mode == "parallel")
@@ -88,16 +87,11 @@ def parse_arguments():
 
 
 def write_script(path):
-    """Write the script to a file.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-    """
+    """Write the script to a file."""
     here = Path(__file__).parent
     sources = [page_path(p) if p in PAGES else here / f"{p}.py" for p in PARTS]
     parts = [Part(source.read_text()) for source in sources]
-    parts[-1].code["ways"] = code_of_ways()
+    parts[-1].code["WAYS"] = code_of_ways()
     needed = find_needed(parts, {"main", "parse_arguments"})
     blocks = [merge_imports(parts, needed)]
     for part in parts:
@@ -110,7 +104,7 @@ def write_script(path):
 
 
 class Part:
-    """The source of a module or a page: its imports, and its definitions by name."""
+    """The imports of a module or a page, and the code of its definitions by name."""
 
     def __init__(self, source):
         self.imports, self.code = [], {}
@@ -135,12 +129,12 @@ def short(source, node):
 
 
 def code_of_ways():
-    """Return the function `ways` as the script has it: with the names of the functions."""
-    lines = ["def ways():", f'    """{ways.__doc__}"""', "    return ["]
+    """Return the constant `WAYS` as the script has it, with the functions of the pages."""
+    lines = []
     for name, model in NINE.items():
-        lines.append(f'        ("{name}",')
-        lines.append(f'         {model.function}, "{model.mode}", {model.in_memory}),')
-    return "\n".join([*lines, "    ]"])
+        lines.append(f'    ("{name}",')
+        lines.append(f'     {model.function}, "{model.mode}", {model.in_memory}),')
+    return "\n".join(["WAYS = [", *lines, "]"])
 
 
 def names_in(code):
@@ -160,20 +154,19 @@ def find_needed(parts, names):
 
 def merge_imports(parts, needed):
     """Return the import statements that the needed definitions use: standard library first."""
-    plain, members = set(), {}
+    found = {"": set()}  # for each module the names from it, and the modules themselves
     for part in parts:
         used = {name for key in part.code if key in needed for name in names_in(part.code[key])}
         for node in part.imports:
-            for alias in node.names:
-                if (alias.asname or alias.name).split(".")[0] not in used:
-                    continue
-                text = alias.name + (f" as {alias.asname}" if alias.asname else "")
-                if isinstance(node, ast.Import):
-                    plain.add(text)
-                elif not node.module.startswith("beyond_the_masker"):
-                    members.setdefault(node.module, set()).add(text)
-    lines = [f"import {text}" for text in plain]
-    lines += [f"from {module} import {', '.join(sorted(m))}" for module, m in members.items()]
+            module = getattr(node, "module", "")
+            if not module.startswith("beyond_the_masker"):
+                found.setdefault(module, set()).update(
+                    ast.unparse(alias)
+                    for alias in node.names
+                    if (alias.asname or alias.name).split(".")[0] in used
+                )
+    lines = [f"import {name}" for name in found.pop("")]
+    lines += [f"from {m} import {', '.join(sorted(names))}" for m, names in found.items() if names]
     lines.sort(key=lambda line: (line.startswith("from"), line.lower()))
     standard = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
     return "\n".join([*standard, "", *(line for line in lines if line not in standard)])

@@ -43,10 +43,8 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, as parts of one large array: if you keep only one region, copy it.
-        float32 or float64, as the image; integers become float32. Voxels are in C order of the
-        mask. Values that are not finite are replaced by zero, as NiftiMasker does. Files come
-        back as read-only `numpy.memmap`.
+        The values of NiftiMasker, for each mask. They are parts of one large array: if you keep
+        only one region, copy it. Files come back as read-only `numpy.memmap`.
 
     Raises
     ------
@@ -70,7 +68,10 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
             parts = np.split(to_values(stored, proxy, dtype), ends[:-1], axis=1)
             for series, part in zip(every_series, parts, strict=True):
                 series[start : start + len(part)] = part
-    return [one.load() if isinstance(one, NpyFile) else one for one in every_series]
+    return [
+        np.load(one.path, mmap_mode="r") if isinstance(one, NpyFile) else one
+        for one in every_series
+    ]
 
 
 def open_image(fmri_path):
@@ -235,10 +236,6 @@ class NpyFile:
                 os.replace(self.unfinished, self.path)
         finally:
             self.unfinished.unlink(missing_ok=True)
-
-    def load(self):
-        """Return the array as a map of the file."""
-        return np.load(self.path, mmap_mode="r")
 
 
 @contextmanager

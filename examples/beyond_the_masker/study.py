@@ -1,19 +1,16 @@
 """Mask a study: many images, one per worker, each in one pass.
 
-* **A failed image does not stop the others.** If it is missing, damaged or on another grid, its row
-  of the table has the reason.
-* **A lost worker does not stop the others.** If it ran out of memory, or its node failed, the
-  images that may have killed it are repeated at the end, each alone. (With ``n_jobs=1`` there is
-  no worker. If the process dies, run it again: the suspect image is done last.)
-* **Run it again to continue.** A file has its name only when it is complete. Complete files made
-  from the same image and masks are skipped; all others are made again.
+* **A failed image does not stop the others.** Its row of the table has the reason.
+* **A lost worker does not stop the others.** The images that may have killed it are repeated at the
+  end, each alone. (With ``n_jobs=1`` there is no worker. If the process dies, run it again: the
+  suspect image is done last.)
+* **Run it again to continue.** Complete files made from the same image and masks are skipped.
 * **Results can be traced.** Each file has a record of its image and masks.
 """
 
 import os
 import re
 import socket
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,8 +24,7 @@ from beyond_the_masker.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.results import describe, read_about, write_arrays
 from beyond_the_masker.streaming import stream_masks
 
-__all__ = ["mask_image", "mask_study"]
-
+__all__ = ["mask_study"]
 COLUMNS = ["image", "file", "status", "reason", "volumes", "seconds", "peak_rss_mib"]
 COLUMNS += ["started", "host", "pid"]
 
@@ -48,17 +44,16 @@ def mask_study(
     output_dir : str or pathlib.Path
         Folder of the results: for each image an ``.npz`` file with the image's name.
     n_jobs : int, optional
-        Workers, as for :class:`joblib.Parallel`. By default, `joblib.parallel_config` decides, and
-        without it the calling process does the work. It also chooses the backend.
+        Workers, as for :class:`joblib.Parallel`; by default the calling process does the work.
+        `joblib.parallel_config` selects the backend.
     relative_to : str or pathlib.Path, optional
-        A folder above all images: results get the folders that images have below it. Needed
-        if images in different folders have the same name.
+        A folder above all images: results keep the folders below it. Needed if images in different
+        folders have the same name.
     resample : bool
-        Resample masks on another grid to that of the image, by nearest neighbour. By default,
-        such an image fails.
+        Resample masks to the grid of each image, by nearest neighbour. By default, an image on
+        another grid fails.
     part : tuple of int
-        ``(3, 10)`` does every tenth image, from the third on: the third of ten parts. Parts can
-        run at the same time.
+        ``(3, 10)`` does the third of ten parts: every tenth image. Parts can run at the same time.
 
     Returns
     -------
@@ -66,8 +61,8 @@ def mask_study(
         A row per image, in their order; also written to ``study.tsv`` in the output folder, or
         to ``study_3_of_10.tsv``. Columns: ``image``, ``file``, ``status`` (done, skipped, failed;
         after an interruption also not done), ``reason``, ``volumes``, ``seconds``,
-        ``peak_rss_mib`` (of the worker process during this image, with its imports; NaN on
-        Windows), ``started`` (seconds since 1970), ``host``, ``pid``.
+        ``peak_rss_mib`` (of the worker process during this image; on Linux), ``started``
+        (seconds since 1970), ``host``, ``pid``.
 
     Raises
     ------
@@ -78,14 +73,13 @@ def mask_study(
 
     Notes
     -----
-    `numpy.load` opens a file of results. Each mask's name has an array of shape
-    (n_timepoints, n_voxels), as `stream_masks` returns it. ``about.json`` is the record of their
-    origin, as text for `json.loads`: ``masks`` counts the voxels of the masks as given,
-    ``voxels`` those of the arrays, which differ if a mask was resampled.
+    `numpy.load` opens a file of results: an array of shape (n_timepoints, n_voxels) for each mask's
+    name, as `stream_masks` returns it, and ``about.json``, the record of their origin, for
+    `json.loads`. There ``masks`` counts the voxels of the masks as given, ``voxels`` those of the
+    arrays.
 
     An image is skipped if its path, size and time of change, the masks and `resample` are the same
-    as before. Otherwise it is computed again. Results of another image that still exists are never
-    overwritten: the new image fails.
+    as before. Results of another image that still exists are never overwritten.
     """
     import pandas as pd  # here: workers do not need it
 
@@ -160,9 +154,8 @@ def show_progress(rows, total):
 def run_tasks(tasks, n_jobs, files):
     """Yield the rows of images as they come.
 
-    A backend that breaks does not report which image its worker was processing, but that image has
-    an unfinished file. These images are repeated at the end, each alone, so that one that kills its
-    worker takes no other with it.
+    A broken backend does not report which image killed its worker, but that image has an unfinished
+    file. Such images are repeated at the end, each alone.
     """
     todo, suspects = dict(tasks), []
     while todo:
@@ -181,37 +174,16 @@ def run_tasks(tasks, n_jobs, files):
             for image in found:
                 del todo[image]
     for image in suspects:
-        yield repeat_alone(image, tasks[image], files[image])
-
-
-def repeat_alone(image, task, file):
-    """Run a task in a worker that has no other; return its row."""
-    try:
-        # Two workers: with one, the calling process would run it, and might die.
-        (row,) = Parallel(n_jobs=2)([task])
-        return row
-    except Exception as error:
-        reason = f"{type(error).__name__}: the worker died twice while it did this image."
-        return new_row(image, file, "failed", reason=reason, volumes=0)
+        try:
+            # Two workers: with one, the calling process would run the task, and might die.
+            yield from Parallel(n_jobs=2)([tasks[image]])
+        except Exception as error:
+            reason = f"{type(error).__name__}: the worker died twice while it did this image."
+            yield new_row(image, files[image], "failed", reason=reason, volumes=0)
 
 
 def mask_image(image, file, masks_file, options):
-    """Stream the time series of one image into a file, unless they are there.
-
-    Parameters
-    ----------
-    image, file : pathlib.Path
-        A 4D image, and the ``.npz`` file of its results.
-    masks_file : pathlib.Path
-        As `save_masks` returns it.
-    options : dict
-        ``resample``: whether masks on another grid are resampled to that of the image.
-
-    Returns
-    -------
-    dict
-        A row of the table of `mask_study`, also if an error occurred.
-    """
+    """Stream an image's time series into a file, unless they are there; return its row."""
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     forget_peak()
     status, volumes, reason = "failed", 0, ""
@@ -253,13 +225,7 @@ def forget_peak():
 
 
 def peak_rss_mib():
-    """Return the largest resident set size of this process, in MiB, since `forget_peak`."""
-    try:
+    """Return the largest resident set size of this process since `forget_peak`, in MiB."""
+    with suppress(OSError):
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-    except OSError:
-        try:
-            import resource  # here: Windows has none
-        except ImportError:
-            return float("nan")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 1024)
+    return float("nan")  # another system

@@ -1,20 +1,12 @@
 """Make a stand-in for the development fMRI data set and the DiFuMo atlas, without a network.
 
-The memory that a method needs depends on the size and the type of an image, not on whose brain it
-shows. The images have the grid of the development fMRI data set as nilearn offers it: 50 x 59 x 50
-voxels of 4 mm, 168 volumes for each subject, float32. The probabilistic :term:`atlas` has 64
-overlapping maps, as DiFuMo has, on a finer grid.
+The images have the grid and type of the data set (Richardson et al. 2018,
+https://doi.org/10.1038/s41467-018-03399-2), the probabilistic atlas has 64 overlapping maps, as
+DiFuMo has (Dadi et al. 2020, https://doi.org/10.1016/j.neuroimage.2020.117126).
 
 The brain is the MNI152 template that nilearn ships. Each map is a Gaussian around a centre in the
 brain, with a slow time course of its own. A subject's image is the template, plus the maps times
 their time courses, plus noise: the same for the same subject.
-
-References
-----------
-* Dadi K. et al. (2020). Fine-grain atlases of functional modes for fMRI analysis.
-  NeuroImage 221, 117126. https://doi.org/10.1016/j.neuroimage.2020.117126
-* Richardson H. et al. (2018). Development of the social brain from age three to
-  twelve years. Nature Communications 9, 1027. https://doi.org/10.1038/s41467-018-03399-2
 """
 
 import functools

@@ -104,8 +104,8 @@ def _description(phases, metric):
     peaks = "; ".join(f"{i}, {name_of(p)}: {peak_of(p)}" for i, p in enumerate(phases, start=1))
     return (
         f"Memory of the process and its workers over time ({metric}). Each method is shaded and "
-        "numbered, and listed with its peak. Grey: between the methods. The figures of RSS and of "
-        "PSS show the same run under mprof.\n\n"
+        "numbered, and listed with its peak. Grey: pauses between methods. A peak includes what "
+        "the process kept from earlier methods. The figures of RSS and of PSS show one run.\n\n"
         f"Area chart of the {metric} of all processes together over {phases[-1]['ended'] + 1:,.0f} "
         f"seconds, while {len(phases)} methods run one after the other. Their peaks are: {peaks}."
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gallery_helpers
-import nbformat
 import pytest
 
 import pages
@@ -45,27 +44,25 @@ def archive(site):
 
 
 def test_the_archive_has_all_that_examples_need(prose):
-    """It holds every page, the package, the requirements, the licence and the recordings."""
+    """It holds every page, the package, what `make html` needs, the licence and the recordings."""
     names = set(archive(prose).namelist())
     expected = [*EXAMPLES.values(), *ROOT.glob("examples/beyond_the_masker/*.py")]
     expected += ROOT.glob("examples/requirements*.txt")
-    expected += [ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml")]
+    expected += [ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "Makefile")]
+    expected += [ROOT / name for name in ("conf.py", "requirements.txt", "doc/readme.svg")]
+    expected += [*ROOT.glob("doc/*.rst"), *ROOT.glob("examples/**/*.rst")]
     expected += [ROOT / "doc" / "recorded" / "prediction.csv"]
     expected = {f"beyond_the_masker/{path.relative_to(ROOT).as_posix()}" for path in expected}
     assert expected - names == set()
-    assert not [name for name in names if "__pycache__" in name]
+    made = ("__pycache__", "_build", "_report", "auto_examples", "measured/", "node_modules")
+    assert not [name for name in names if any(part in name for part in made)]
 
 
-def test_pages_offer_script_and_notebook(prose):
-    """The script is the page's source, the notebook has its code, and a note on the package."""
+def test_pages_offer_their_script(prose):
+    """The script is the page's source, and a note has a link to the package."""
     for name, source in EXAMPLES.items():
         (script,) = prose.html.glob(f"_downloads/*/{name}.py")
         assert script.read_bytes() == source.read_bytes()
-        (path,) = prose.html.glob(f"_downloads/*/{name}.ipynb")
-        cells = nbformat.read(path, as_version=4).cells
-        assert "pip install" in cells[0].source
-        code = "\n".join(cell.source for cell in cells[1:] if cell.cell_type == "code")
-        compile(code, name, "exec")
         page = prose.page(f"auto_examples/{source.parent.name}/{name}")
         assert "download it with all examples" in page
 
