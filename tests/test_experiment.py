@@ -309,7 +309,7 @@ def test_method_with_workers_is_measured_three_times(here, three, measured, capf
     assert max(content["mem_usage"]) == pytest.approx(310.16)
     out, err = capfd.readouterr()
     assert (
-        "peak 310 MiB (290 to 600 in 3 runs), 10 MiB before the call; 1.55 s (1.45 s to 3.00 s)"
+        "peak 310 MiB (290 to 600 in 3 runs),\n    10 MiB before the call; 1.55 s (1.45 s to 3.00 s)"
         in out
     )
     for number in (1, 2, 3):
