@@ -5,7 +5,6 @@ They run in the foreground as children of the tests, as the same user, with all 
 
 import os
 import pwd
-import re
 import secrets
 import shutil
 import socket
@@ -18,7 +17,7 @@ import psutil
 
 from leftovers import eventually, processes_with
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "sinfo", "squeue")
 PATH = f"{os.environ['PATH']}:/usr/sbin"  # daemons are in a folder that not every user has
 CPUS, MEMORY_MB = 2, 4000  # of the node, whatever the machine has
 
@@ -26,7 +25,7 @@ CPUS, MEMORY_MB = 2, 4000  # of the node, whatever the machine has
 FAST = "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1"
 
 
-def settings(folder, **others):
+def settings(folder):
     """Return the lines of a slurm.conf for one node, which needs no cgroups and no name service."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     controller, node = free_ports(2)
@@ -58,7 +57,7 @@ def settings(folder, **others):
         "BatchStartTimeout": 100,
         "MaxArraySize": 10_001,
         "MaxJobCount": 20_000,
-    } | others
+    }
     return [f"{name}={value}" for name, value in values.items()] + [
         f"NodeName=localhost NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB}",
         "PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE",
@@ -77,7 +76,7 @@ def free_ports(number):
 class Slurm:
     """The daemons, and commands to them."""
 
-    def __init__(self, folder, **others):
+    def __init__(self, folder):
         self.folder = folder
         self.conf = folder / "slurm.conf"
         self.daemons = {}
@@ -85,7 +84,7 @@ class Slurm:
             (folder / name).mkdir()
         (folder / "munge.key").write_bytes(secrets.token_bytes(1024))
         (folder / "munge.key").chmod(0o600)
-        self.conf.write_text("\n".join([*settings(folder, **others), ""]))
+        self.conf.write_text("\n".join([*settings(folder), ""]))
 
     def environment(self):
         """Return the caller's environment without variables of another Slurm."""
@@ -141,24 +140,6 @@ class Slurm:
             command, env=self.environment(), capture_output=True, text=True, timeout=300, **options
         )
 
-    def submit(self, *arguments, **options):
-        """Submit with sbatch; return the number of the job."""
-        done = self.ask("sbatch", "--parsable", *arguments, **options)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def states(self, job):
-        """Return the state of a job, or of each task of an array."""
-        done = self.ask("scontrol", "show", "job", job)
-        assert done.returncode == 0, done.stderr
-        return re.findall(r"JobState=(\w+)", done.stdout)
-
-    def finished(self, job):
-        """Wait for the end of a job; return its states."""
-        unfinished = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
-        self.until(lambda: not unfinished & set(self.states(job)))
-        return self.states(job)
-
     def queue(self):
         """Return the numbers of the jobs that wait or run."""
         done = self.ask("squeue", "--noheader", "--format=%i")
@@ -173,12 +154,8 @@ class Slurm:
     def stop(self):
         """End the daemons, and processes that jobs left."""
         for daemon in reversed(self.daemons.values()):
-            daemon.terminate()
-            try:
-                daemon.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+            daemon.kill()
+            daemon.wait()
         left = self.processes()
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -192,10 +169,10 @@ class Slurm:
 
 
 @contextmanager
-def one_node_slurm(**others):
-    """Yield a Slurm that takes jobs, and end it; `others` are lines of slurm.conf."""
+def one_node_slurm():
+    """Yield a Slurm that takes jobs, and end it."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        slurm = Slurm(Path(folder), **others)
+        slurm = Slurm(Path(folder))
         with ExitStack() as stack:
             stack.callback(slurm.stop)
             slurm.start()

@@ -2,26 +2,19 @@
 
 import gc
 import gzip
-import pickle
-import tempfile
 import warnings
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from nilearn.maskers import (
     MultiNiftiMasker,
     NiftiLabelsMasker,
     NiftiMapsMasker,
     NiftiMasker,
     NiftiSpheresMasker,
-    SurfaceMasker,
 )
-from nilearn.regions import RegionExtractor
 
 from beyond_the_masker import maskers as module
 from beyond_the_masker.maskers import (
@@ -30,11 +23,9 @@ from beyond_the_masker.maskers import (
     TEMPORAL,
     TREATMENT,
     stream_masker,
-    stream_nifti_maskers,
     treatment_table,
 )
 from beyond_the_masker.meter import measure
-from beyond_the_masker.pages import load_page
 from made_images import make_image
 from test_streaming import NOISE, changed, open_files
 
@@ -121,28 +112,20 @@ SPATIAL = {  # masker, its parameters
     "coarse mask": (NiftiMasker, {"mask_img": COARSE_MASK}),
     "moved mask": (NiftiMasker, {"mask_img": MOVED_MASK}),
     "mask, target grid": (
-        NiftiMasker,
-        {
-            **{"mask_img": MASK, "target_affine": COARSE, "target_shape": (6, 7, 5)},
-            "reports": True,  # without, nilearn 0.14 fails
-        },
+        NiftiMasker,  # without a report, nilearn 0.14 fails
+        {"mask_img": MASK, "target_affine": COARSE, "target_shape": (6, 7, 5), "reports": True},
     ),
     "mask, target 3 x 3": (NiftiMasker, {"mask_img": MASK, "target_affine": np.diag([5.0, 5, 5])}),
-    "mask, target same voxels": (
-        NiftiMasker,
-        {"mask_img": MASK, "target_affine": np.diag([3.0, 3, 4])},
-    ),
     "labels": (NiftiLabelsMasker, {"labels_img": LABELS}),
-    "labels, mask, deviation": (
-        NiftiLabelsMasker,
-        {"labels_img": LABELS, "mask_img": MASK, "strategy": "standard_deviation"},
-    ),
     "coarse labels to data": (NiftiLabelsMasker, {"labels_img": COARSE_LABELS}),
     "data to coarse labels": (
         NiftiLabelsMasker,
         {"labels_img": COARSE_LABELS, "resampling_target": "labels", "mask_img": MASK},
     ),
-    "labels, some masked": (NiftiLabelsMasker, {"labels_img": LEFT_LABELS, "mask_img": HALF}),
+    "labels, some masked": (
+        NiftiLabelsMasker,
+        {"labels_img": LEFT_LABELS, "mask_img": HALF, "strategy": "standard_deviation"},
+    ),
     "maps": (NiftiMapsMasker, {"maps_img": MAPS}),
     "coarse maps to data": (NiftiMapsMasker, {"maps_img": COARSE_MAPS}),
     "data to coarse maps": (
@@ -155,40 +138,29 @@ SPATIAL = {  # masker, its parameters
     ),
     "maps, some masked": (NiftiMapsMasker, {"maps_img": LEFT_MAPS, "mask_img": HALF}),
     "spheres": (NiftiSpheresMasker, SPHERES),
-    "spheres, mask": (NiftiSpheresMasker, {**SPHERES, "mask_img": MASK}),
     "spheres, coarse mask": (NiftiSpheresMasker, {**SPHERES, "mask_img": COARSE_MASK}),
 }
-TEMPORAL_PARTS = {  # parameters, arguments
-    "nothing": ({}, {}),
-    "smooth": ({"smoothing_fwhm": 6}, {}),
-    "detrend": ({"detrend": True}, {}),
-    "filter": ({"low_pass": 0.1, "high_pass": 0.01, "t_r": 2.0}, {}),
-    "confounds": ({}, {"confounds": CONFOUNDS}),
-    "confounds as they are": ({"standardize_confounds": False}, {"confounds": CONFOUNDS}),
-    "sample_mask": ({}, {"sample_mask": KEPT}),
-    "boolean sample_mask": ({}, {"sample_mask": np.isin(np.arange(N), KEPT)}),
-    "z-score": ({"standardize": "zscore_sample"}, {}),
-    "percent": ({"standardize": "psc"}, {}),
-    "all": (
-        {
-            **{"standardize": "zscore_sample", "detrend": True, "low_pass": 0.1},
-            **{"high_pass": 0.01, "t_r": 2.0, "smoothing_fwhm": 4},
-        },
-        {"confounds": CONFOUNDS, "sample_mask": KEPT},
+BAND = {"high_pass": 0.02, "t_r": 2.0}
+TABLE = pd.DataFrame(CONFOUNDS).add_prefix("c")
+TEMPORAL_PARTS = [  # parameters, arguments
+    ({}, {}),
+    ({"smoothing_fwhm": 6}, {}),
+    ({"standardize_confounds": False, **BAND}, {"confounds": TABLE}),
+    ({"low_pass": 0.1, **BAND}, {"sample_mask": np.isin(np.arange(N), KEPT)}),
+    (
+        {"standardize": "zscore_sample", "detrend": True, "smoothing_fwhm": 4},
+        {"confounds": CONFOUNDS, "sample_mask": [KEPT]},
     ),
-    "cosine": (
-        {
-            **{"standardize": "psc", "detrend": True, "clean_args": {"filter": "cosine"}},
-            **{"high_pass": 0.02, "t_r": 2.0},
-        },
+    (
+        {"standardize": "psc", "detrend": True, "clean_args": {"filter": "cosine"}, **BAND},
         {"confounds": [CONFOUNDS, CONFOUNDS[:, :1] ** 2]},
     ),
-    "float32": ({"dtype": "float32", "detrend": True}, {}),
-    "float64": ({"dtype": "float64", "standardize": "zscore_sample"}, {}),
-    "int32 smoothed": ({"dtype": "int32", "smoothing_fwhm": 5, "detrend": True}, {}),
-    "auto": ({"dtype": "auto", "standardize": "zscore_sample"}, {"confounds": CONFOUNDS}),
-    "auto smoothed": ({"dtype": "auto", "smoothing_fwhm": 5, "detrend": True}, {}),
-}
+    ({"dtype": ">f4", "detrend": True}, {}),
+    ({"dtype": "float64", "standardize": "zscore_sample"}, {"sample_mask": KEPT}),
+    ({"dtype": "int32", "smoothing_fwhm": 5, "detrend": True}, {}),
+    ({"dtype": "auto", "standardize": "zscore_sample"}, {"confounds": CONFOUNDS}),
+    ({"dtype": "auto", "smoothing_fwhm": 5, "detrend": True}, {}),
+]
 
 
 def make_masker(spatial, **parameters):
@@ -214,17 +186,6 @@ def assert_same(series, reference, spatial):
 # ---------------------------
 
 
-def combinations(spatial, share):
-    """Yield a third of the temporal parts, each with an image and a block size."""
-    first, images = list(SPATIAL).index(spatial), list(IMAGES)
-    for number, part in enumerate(TEMPORAL_PARTS, first):
-        image = images[number % len(images)]
-        if part.startswith("auto") and image == "int16 scaled":  # nilearn 0.14 fails
-            image = "int16"
-        if number % 3 == share:
-            yield image, (1, 2, 5, 7, 12, N - 1, N, None)[number % 8], TEMPORAL_PARTS[part]
-
-
 @QUIET
 @pytest.mark.parametrize("spatial", SPATIAL)
 @pytest.mark.parametrize(
@@ -232,20 +193,17 @@ def combinations(spatial, share):
 )
 def test_every_masker_returns_what_fit_transform_returns(files, spatial, share):
     """Every masker goes with every temporal part, and with any image and size of blocks."""
-    for image, block_size, (parameters, arguments) in combinations(spatial, share):
+    first, images = list(SPATIAL).index(spatial), list(IMAGES)
+    for number, (parameters, arguments) in enumerate(TEMPORAL_PARTS, first):
+        if number % 3 != share:
+            continue
+        image, block_size = images[number % 10], (1, 2, 5, 7, 12, N - 1, N, None)[number % 8]
+        if parameters.get("dtype") == "auto" and image == "int16 scaled":  # nilearn 0.14 fails
+            image = "int16"
         reference = make_masker(spatial, **parameters).fit_transform(files[image], **arguments)
         masker = make_masker(spatial, **parameters)
         series = stream_masker(masker, files[image], block_size=block_size, **arguments)
         assert_same(series, reference, spatial)
-
-
-@QUIET
-def test_whole_image_as_one_block_is_exact_for_maps(files):
-    """Maps differ by the number of volumes alone."""
-    for spatial in ("maps", "coarse maps to data", "maps, some masked"):
-        reference = make_masker(spatial).fit_transform(files["float32"])
-        series = stream_masker(make_masker(spatial), files["float32"], block_size=N)
-        np.testing.assert_array_equal(series, reference)
 
 
 def test_maps_in_single_precision(files):
@@ -261,66 +219,15 @@ def test_maps_in_single_precision(files):
         np.testing.assert_allclose(series, reference, rtol=0, atol=size)
 
 
-@QUIET
-@given(
-    image=st.sampled_from(list(IMAGES)),
-    spatial=st.sampled_from(list(SPATIAL)),
-    parameters=st.fixed_dictionaries(
-        {},
-        optional={
-            "smoothing_fwhm": st.sampled_from([0.5, 6]),
-            "detrend": st.booleans(),
-            "t_r": st.just(2.0),
-            "standardize": st.sampled_from(["zscore_sample", "psc"]),
-            "standardize_confounds": st.booleans(),
-            "dtype": st.sampled_from(["float32", "float64", ">f4", "int32"]),
-        },
-    ),
-    filters=st.sampled_from([{}, {"high_pass": 0.02}, {"low_pass": 0.1, "high_pass": 0.01}]),
-    confounds=st.sampled_from(
-        [None, CONFOUNDS, [CONFOUNDS], pd.DataFrame(CONFOUNDS).add_prefix("c")]
-    ),
-    sample_mask=st.sampled_from([None, KEPT, [KEPT]]),
-    block_size=st.integers(1, N + 2),
-)
-def test_any_combination_gives_what_fit_transform_gives(
-    image, spatial, parameters, filters, confounds, sample_mask, block_size
-):
-    """Any options go together as in fit_transform."""
-    parameters = parameters | (filters and {**filters, "t_r": 2.0})
-    arguments = {"confounds": confounds, "sample_mask": sample_mask}
-    with tempfile.TemporaryDirectory() as folder:
-        path = save(Path(folder) / IMAGES[image][0], *IMAGES[image][1:])
-        reference = make_masker(spatial, **parameters).fit_transform(path, **arguments)
-        masker = make_masker(spatial, **parameters)
-        series = stream_masker(masker, path, block_size=block_size, **arguments)
-    assert_same(series, reference, spatial)
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        "whole-brain-template",
-        *(pytest.param(f"{kind}-template", marks=pytest.mark.extensive) for kind in ("gm", "wm")),
-    ],
-)
-def test_template_strategies_need_no_mask(tmp_path, strategy):
+@pytest.mark.parametrize("kind", ["whole-brain", pytest.param("gm", marks=pytest.mark.extensive)])
+def test_template_strategies_need_no_mask(tmp_path, kind):
     """A mask that depends on the grid alone is computed as in fit_transform."""
     affine = nib.affines.from_matvec(np.eye(3) * 10, [-90, -125, -70])
     path = save(tmp_path / "mni.nii.gz", RANDOM.random((19, 22, 18, 5)), affine=affine)
-    options = {"mask_strategy": strategy, "standardize": None, "mask_args": {"opening": 0}}
+    options = {"mask_strategy": f"{kind}-template", "standardize": None}
+    options["mask_args"] = {"opening": 0}
     reference = NiftiMasker(**options).fit_transform(path)
     np.testing.assert_array_equal(stream_masker(NiftiMasker(**options), path), reference)
-
-
-def test_confounds_from_files(files, tmp_path):
-    """Confounds may be files, given as str or within a list."""
-    path = tmp_path / "confounds.csv"
-    pd.DataFrame(CONFOUNDS, columns=["a", "b"]).to_csv(path, index=False)
-    for confounds in (str(path), [str(path), CONFOUNDS[:, :1] ** 2]):
-        reference = make_masker("mask").fit_transform(files["float32"], confounds=confounds)
-        series = stream_masker(make_masker("mask"), files["float32"], confounds)
-        assert_same(series, reference, "mask")
 
 
 def test_runs(files):
@@ -332,22 +239,20 @@ def test_runs(files):
     assert masker.runs is runs
 
 
-def test_cached_masker(files, tmp_path):
+@QUIET
+@pytest.mark.parametrize("level", [0, 3])
+def test_cached_masker(files, tmp_path, level):
     """A masker with a cache gives the same values and keeps its cache."""
     path, cache = files["float32"], str(tmp_path / "cache")
     for spatial in ("coarse mask", "coarse labels to data", "coarse maps to data"):
-        for level in (0, 1, 2, 3):
-            masker = make_masker(spatial, memory=cache, memory_level=level)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                reference = make_masker(spatial).fit_transform(path)
-                series = stream_masker(masker, path, block_size=5)
-            assert_same(series, reference, spatial)
-            assert masker.memory == cache
-            assert masker.memory_.location is not None
+        masker = make_masker(spatial, memory=cache, memory_level=level)
+        series = stream_masker(masker, path, block_size=5)
+        assert_same(series, make_masker(spatial).fit_transform(path), spatial)
+        assert masker.memory == cache
+        assert masker.memory_.location is not None
 
 
-@pytest.mark.parametrize("spatial", ["mask", "labels", "labels, some masked", "maps", "spheres"])
+@pytest.mark.parametrize("spatial", ["mask", "labels, some masked", "maps"])
 @QUIET
 def test_output_as_data_frame(files, spatial):
     """A data frame has the columns of fit_transform."""
@@ -361,22 +266,20 @@ def test_output_as_data_frame(files, spatial):
 def test_image_of_one_volume_in_4d(tmp_path):
     """An image of one volume is extracted alone."""
     path = save(tmp_path / "one.nii.gz", DATA[..., :1])
-    for spatial in ("mask", "labels", "maps", "spheres", "spheres, mask"):
+    for spatial in ("mask", "labels", "maps", "spheres", "spheres, coarse mask"):
         reference = make_masker(spatial).fit_transform(path)
         np.testing.assert_array_equal(stream_masker(make_masker(spatial), path), reference)
 
 
 @QUIET
 def test_other_nifti_files(tmp_path):
-    """NIfTI-2, pairs of files and upper-case names are read."""
+    """NIfTI-2 and pairs of files are read."""
     img = nib.Nifti1Image(DATA.astype("f4"), AFFINE)
     nib.Nifti2Image.from_image(img).to_filename(tmp_path / "two.nii.gz")
     nib.Nifti1Pair.from_image(img).to_filename(tmp_path / "pair.img.gz")
-    img.to_filename(tmp_path / "upper.NII.GZ")
-    img.to_filename(tmp_path / "bz.nii.bz2")
     for spatial in ("mask", "data to coarse labels"):
         reference = make_masker(spatial).fit_transform(img)  # nilearn 0.14 fails with pairs
-        for name in ("two.nii.gz", "pair.hdr.gz", "pair.img.gz", "upper.NII.GZ", "bz.nii.bz2"):
+        for name in ("two.nii.gz", "pair.hdr.gz", "pair.img.gz"):
             series = stream_masker(make_masker(spatial), str(tmp_path / name), block_size=5)
             assert_same(series, reference, spatial)
 
@@ -398,26 +301,12 @@ def test_several_maskers_share_a_pass(files, image, monkeypatch):
     for spatial, series in zip(SPATIAL, result, strict=True):
         reference = make_masker(spatial, detrend=True).fit_transform(files[image])
         assert_same(series, reference, spatial)
-    plain = [make_masker(spatial) for spatial in ("labels", "mask", "spheres")]
-    stream_masker(plain, files[image])
-    assert len(reads) == 3
     twice = make_masker("mask", detrend=True)
-    a, b = stream_masker((twice, twice), files[image], block_size=5)
-    np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(a, result[0])
+    for series in stream_masker((twice, twice), files[image], block_size=5):
+        np.testing.assert_array_equal(series, result[0])
+    assert len(reads) == 3
     assert twice.detrend
     assert stream_masker([], files[image]) == []
-
-
-def test_stream_nifti_maskers(files, tmp_path):
-    """The function that is measured gives NiftiMasker's values."""
-    paths = [tmp_path / "0.nii.gz", tmp_path / "1.nii.gz"]
-    MASK.to_filename(paths[0])
-    HALF.to_filename(paths[1])
-    result = stream_nifti_maskers(files["int16 scaled"], paths)
-    for path, series in zip(paths, result, strict=True):
-        masker = NiftiMasker(mask_img=path, standardize=None)
-        assert_same(series, masker.fit_transform(files["int16 scaled"]), "mask")
 
 
 @QUIET
@@ -441,47 +330,14 @@ def test_masker_is_left_as_by_fit_transform(files, spatial):
         a, b = own.inverse_transform(series), usual.inverse_transform(series)
         np.testing.assert_array_equal(a.dataobj, b.dataobj)
         np.testing.assert_array_equal(a.affine, b.affine)
-    if hasattr(usual, "region_atlas_"):
-        np.testing.assert_array_equal(own.region_atlas_.dataobj, usual.region_atlas_.dataobj)
     found, reference = own.transform(files["float32"]), usual.transform(files["float32"])
     np.testing.assert_array_equal(found, reference)
-    assert pickle.loads(pickle.dumps(own)).get_params().keys() == before.keys()
-
-
-def test_masker_is_restored_after_an_error(tmp_path):
-    """After an error the masker has its own parameters."""
-    path = save(tmp_path / "cut.nii", DATA)
-    path.write_bytes(path.read_bytes()[:-50_000])
-    masker = make_masker("mask", detrend=True, standardize="psc", dtype="float64")
-    before = masker.get_params()
-    with pytest.raises(OSError, match="incomplete"):
-        stream_masker(masker, path, block_size=5)
-    assert masker.get_params() == before
-    assert masker.clean_args_ == {}
-
-
-def test_report_shows_the_first_volume(files):
-    """A report can be made."""
-    masker = make_masker("mask", reports=True)
-    stream_masker(masker, files["float32"])
-    assert "NiftiMasker" in str(masker.generate_report())
+    if spatial == "mask":
+        assert "NiftiMasker" in str(own.generate_report())
 
 
 # Warnings
 # --------
-
-
-@pytest.mark.parametrize("standardize", [True, False])
-def test_boolean_standardize_warns_as_nilearn_does(files, standardize):
-    """nilearn's warning comes once."""
-    with pytest.warns(FutureWarning, match="boolean values for 'standardize'") as caught:
-        series = stream_masker(
-            NiftiMasker(MASK, standardize=standardize), files["float32"], block_size=4
-        )
-    assert len(caught) == 1
-    with pytest.warns(FutureWarning, match="boolean"):
-        reference = NiftiMasker(MASK, standardize=standardize).fit_transform(files["float32"])
-    np.testing.assert_array_equal(series, reference)
 
 
 @pytest.mark.parametrize(
@@ -499,22 +355,16 @@ def test_boolean_standardize_warns_as_nilearn_does(files, standardize):
 def test_warnings_of_blocks_come_once(files, spatial, image, text):
     """A warning comes once, not for each block."""
 
-    def warnings_of(call):
+    def warnings_of(function, *arguments, **options):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            call()
+            function(*arguments, **options)
         return [str(warning.message) for warning in caught]
 
-    ours = warnings_of(lambda: stream_masker(make_masker(spatial), files[image], block_size=3))
-    nilearns = warnings_of(lambda: make_masker(spatial).fit_transform(files[image]))
+    ours = warnings_of(stream_masker, make_masker(spatial), files[image], block_size=3)
+    nilearns = warnings_of(make_masker(spatial).fit_transform, files[image])
     assert sum(text in message for message in ours) == 1
     assert set(ours) == set(nilearns)
-
-
-def test_nothing_else_warns(files):
-    """A streamed masker does not warn where nilearn does not; here warnings are errors."""
-    for spatial in ("mask", "labels", "maps", "spheres", "spheres, mask"):
-        stream_masker(make_masker(spatial, reports=True), files["float32"], block_size=4)
 
 
 # Refusals
@@ -528,17 +378,14 @@ class Own(NiftiMasker):
 BAD_MASKERS = {
     "subclass": (Own(MASK), "Own cannot be streamed"),
     "MultiNiftiMasker": (MultiNiftiMasker(), "MultiNiftiMasker cannot be streamed"),
-    "SurfaceMasker": (SurfaceMasker(), "SurfaceMasker cannot be streamed"),
-    "RegionExtractor": (RegionExtractor(MAPS), "RegionExtractor cannot be streamed"),
     "class": (NiftiMasker, "cannot be streamed"),
     "None": (None, "NoneType cannot be streamed"),
-    "path": ("mask.nii.gz", "str cannot be streamed"),
     "background": (NiftiMasker(), "compute_background_mask"),
     "epi": (NiftiMasker(mask_strategy="epi"), "compute_epi_mask"),
     **{
         f"high variance, {kind.__name__}": (
             kind(high_variance_confounds=True),
-            "nilearn.image.high_variance_confounds",
+            "nilearn.image.high",
         )
         for kind in MASKERS
     },
@@ -546,19 +393,11 @@ BAD_MASKERS = {
 
 
 @pytest.mark.parametrize(("masker", "text"), BAD_MASKERS.values(), ids=BAD_MASKERS.keys())
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [make_masker("mask"), x]])
-def test_masker_that_needs_the_whole_image_is_refused(files, masker, text, wrap):
+def test_masker_that_needs_the_whole_image_is_refused(files, masker, text):
     """A masker that needs the whole image is refused, with the alternative."""
-    with pytest.raises(ValueError, match=text):
-        stream_masker(wrap(masker), files["float32"])
-
-
-@pytest.mark.parametrize("shape", [(9, 10, 8), (9, 10, 8, 0), (9, 10, 8, 2, 2)])
-def test_image_that_is_not_4d_is_refused(tmp_path, shape):
-    """An image with another number of dimensions is refused."""
-    path = save(tmp_path / "image.nii", np.ones(shape))
-    with pytest.raises(ValueError, match="not a 4D NIfTI image"):
-        stream_masker(make_masker("mask"), path)
+    for given in (masker, [make_masker("mask"), masker]):
+        with pytest.raises(ValueError, match=text):
+            stream_masker(given, files["float32"])
 
 
 def test_other_formats_and_types_are_refused(tmp_path, files):
@@ -573,11 +412,11 @@ def test_other_formats_and_types_are_refused(tmp_path, files):
         stream_masker(make_masker("mask"), tmp_path / "none.nii")
 
 
-@pytest.mark.parametrize("options", [{"block_size": 0}, {"block_size": -1}, {"block_size": 2.5}])
-def test_bad_block_size_is_refused(files, options):
+def test_bad_block_size_is_refused(files):
     """A block has one volume at least, and a whole number of them."""
-    with pytest.raises(ValueError, match="not a positive integer"):
-        stream_masker(make_masker("mask"), files["float32"], **options)
+    for block_size in (0, 2.5):
+        with pytest.raises(ValueError, match="not a positive integer"):
+            stream_masker(make_masker("mask"), files["float32"], block_size=block_size)
     with pytest.raises(ValueError, match="not a positive number"):
         stream_masker(make_masker("mask"), files["float32"], memory_mib=0)
 
@@ -603,57 +442,42 @@ def test_mistakes_show_before_the_file_is_read(files, monkeypatch):
 # -------------
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return the bytes of an image, plain and compressed."""
-    folder = tmp_path_factory.mktemp("whole")
-    return {s: save(folder / f"a{s}", DATA).read_bytes() for s in (".nii", ".nii.gz")}
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_file_that_is_cut_off(whole, tmp_path, suffix):
-    """A file that ends too early raises an error that names it."""
-    content = whole[suffix]
-    path = tmp_path / f"image{suffix}"
-    cuts = [0, 1, 5, 17, 100, 347, 348, 351, 352, len(content) - 1, len(content) - 8]
-    for n_bytes in (*cuts, *np.linspace(400, len(content) - 9, 30).astype(int)):
-        path.write_bytes(content[:n_bytes])
-        with pytest.raises(OSError, match="incomplete or damaged") as raised:
-            stream_masker(make_masker("mask"), path, block_size=4)
-        assert str(path) in str(raised.value)
-        assert "copy it again" in str(raised.value)
-        assert type(raised.value) is OSError
-
-
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-def test_compressed_file_with_a_changed_byte(whole, tmp_path):
-    """One wrong byte raises an error: the file is read to gzip's checksum, where nibabel stops."""
-    content, path = whole[".nii.gz"], tmp_path / "image.nii.gz"
-    damaged = [
-        changed(content, n, 0x10) for n in np.linspace(2000, len(content) - 1, 20, dtype=int)
-    ]
-    damaged.append(changed(gzip.compress(whole[".nii"] + NOISE, 1), -9, 1))  # after the volumes
-    for each in damaged:
-        path.write_bytes(each)
-        with pytest.raises(OSError, match="incomplete or damaged"):
-            stream_masker(make_masker("mask"), path, block_size=4)
+def test_damaged_file_is_named(tmp_path):
+    """A file that is cut off, or has one wrong byte that gzip's checksum reveals, is named."""
+    plain = save(tmp_path / "whole.nii", DATA).read_bytes()
+    packed = gzip.compress(plain, 1)
+    places = np.linspace(2000, len(packed) - 1, 20, dtype=int)
+    contents = {
+        "cut.nii": [plain[:n] for n in (0, 100, 351, 352, 9000, len(plain) - 1)],
+        "cut.nii.gz": [packed[:n] for n in (0, 17, 348, *places)],
+        "changed.nii.gz": [changed(packed, n, 0x10) for n in places],
+        "after_the_volumes.nii.gz": [changed(gzip.compress(plain + NOISE, 1), -9, 1)],
+    }
+    for name, damaged in contents.items():
+        for content in damaged:
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(OSError, match=rf"{name} is incomplete or damaged.*copy it again"):
+                stream_masker(make_masker("mask"), tmp_path / name, block_size=4)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_file_is_closed(whole, tmp_path, suffix, monkeypatch):
-    """The file is closed after success, a damaged file, and an error of the masker."""
-    path, masker = tmp_path / f"image{suffix}", make_masker("mask")
-    path.write_bytes(whole[suffix])
+def test_file_is_closed(tmp_path, suffix, monkeypatch):
+    """The file is closed and the masker restored after success, a damaged file, and an error."""
+    path, masker = save(tmp_path / f"image{suffix}", DATA), make_masker("mask", detrend=True)
+    content, before = path.read_bytes(), masker.get_params()
     stream_masker(masker, path, block_size=4)
     assert open_files(tmp_path) == []
-    path.write_bytes(whole[suffix][:-9000])
+    path.write_bytes(content[:-9000])
     with pytest.raises(OSError, match="damaged") as damaged:
         stream_masker(masker, path, block_size=4)
-    path.write_bytes(whole[suffix])
+    path.write_bytes(content)
     monkeypatch.setattr(masker, "transform", lambda img: 1 / 0)
     with pytest.raises(ZeroDivisionError) as raised:
         stream_masker(masker, path, block_size=4)
     assert open_files(tmp_path) == []  # while the tracebacks exist
+    assert masker.get_params() == before
+    assert masker.clean_args_ == {}
     del damaged, raised
     gc.collect()  # a file that is closed only now would warn, and warnings are errors
 
@@ -693,15 +517,11 @@ def test_block_size_follows_memory_mib(files, monkeypatch):
     for memory_mib in (volume_mib / 9, volume_mib * 1.01, volume_mib * 7.01, 1000):
         stream_masker(make_masker("mask"), files["float32"], memory_mib=memory_mib)
     assert sizes == [1, 1, 7, N]
-    fine = region(
-        np.arange(5760).reshape(18, 20, 16) > 9, "u1", AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
-    )
+    half = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    fine = region(np.arange(5760).reshape(18, 20, 16) > 9, "u1", half)
+    masker = NiftiMasker(fine, standardize=None, reports=False)
     with pytest.warns(UserWarning, match="resampled"):
-        stream_masker(
-            NiftiMasker(fine, standardize=None, reports=False),
-            files["float32"],
-            memory_mib=volume_mib * 8 * 5.01,
-        )
+        stream_masker(masker, files["float32"], memory_mib=volume_mib * 8 * 5.01)
     assert sizes[4:] == [2, 2]  # three of five are kept for the range of the image
 
 
@@ -720,20 +540,6 @@ def test_every_parameter_is_in_the_table():
         has = [kind.__name__ for kind in MASKERS if name in parameters[kind]]
         assert maskers == ", ".join(has)
         assert treatment
-
-
-def test_chunks_are_wrong_and_streaming_is_not(files):
-    """Chunks that are cleaned one by one are wrong; blocks and streaming are not."""
-    masker = make_masker("mask", detrend=True, standardize="zscore_sample")
-    whole = masker.fit_transform(files["float32"], confounds=CONFOUNDS)
-    page = load_page("plot_stream_masker")
-    chunks = page.clean_each_chunk(masker, files["float32"], CONFOUNDS, 3)
-    cleaning = {"detrend": True, "standardize": "zscore_sample"}
-    blocks = page.clean_once(make_masker("mask"), files["float32"], CONFOUNDS, 3, **cleaning)
-    streamed = stream_masker(masker, files["float32"], CONFOUNDS, block_size=3)
-    np.testing.assert_array_equal(blocks, whole)
-    assert np.abs(chunks - whole).max() > 0.1
-    np.testing.assert_array_equal(streamed, whole)
 
 
 def test_spheres_without_a_mask_refuse_infinite_values(tmp_path):

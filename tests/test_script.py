@@ -66,8 +66,7 @@ def test_it_runs_under_mprof(own):
     mprof = ("-m", "mprof", "run", "--include-children", "--multiprocess", "script.py")
     assert names_of_ways(run_alone(folder, *mprof, *arguments)) == list(NINE)
     (recorded,) = folder.glob("mprofile_*.dat")
-    lines = recorded.read_text().splitlines()
-    assert {"MEM", "CHLD"} <= {line.split()[0] for line in lines}
+    assert {"MEM", "CHLD"} <= {line.split()[0] for line in recorded.read_text().splitlines()}
 
 
 @pytest.mark.extensive

@@ -13,7 +13,7 @@ import pytest
 
 from beyond_the_masker.overhead import time_array
 from beyond_the_masker.pages import load_page
-from slurm import MEMORY_MB, PATH, PROGRAMS, one_node_slurm
+from slurm import PATH, PROGRAMS, one_node_slurm
 from small_study import EXAMPLES, Study
 
 page = load_page("plot_slurm")
@@ -110,40 +110,9 @@ def test_one_worker_is_rejected(tmp_path):
         page.mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
 
 
-def test_memory_is_limited(slurm, tmp_path):
-    """A job cannot request more memory than the node has, and two jobs share it."""
-    done = slurm.ask("sbatch", f"--mem={MEMORY_MB + 1}M", "--wrap", "true", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "Memory specification can not be satisfied" in done.stderr
-    request = f"--mem={MEMORY_MB * 2 // 3}"
-    job = [request, "--wrap", "date +%s%N; sleep 0.2"]
-    jobs = [slurm.submit(*job, cwd=tmp_path) for _ in range(2)]
-    assert [slurm.finished(job) for job in jobs] == [["COMPLETED"]] * 2
-    first, second = sorted(int((tmp_path / f"slurm-{job}.out").read_text()) for job in jobs)
-    assert second - first >= 0.2e9
-
-
 def test_empty_tasks_are_timed(slurm):
     """The overhead of a job array is the time of its own tasks."""
     start = time.monotonic()
     seconds = time_array(5, largest=3)
     assert 0 < seconds <= time.monotonic() - start
     assert slurm.queue() == []
-
-
-def fail_beside_a_job(slurm, folder):
-    """Raise an error while a job is running."""
-    job = slurm.submit("--wrap", "sleep 1000 & sleep 1000", cwd=folder)
-    slurm.until(lambda: slurm.states(job) == ["RUNNING"])
-    slurm.until(slurm.processes)  # Slurm reports the job a moment before it starts
-    raise RuntimeError(job)
-
-
-@pytest.mark.extensive
-def test_nothing_is_left(slurm_programs, tmp_path):
-    """A test that fails leaves no daemon, job or file of Slurm behind."""
-    with pytest.raises(RuntimeError), one_node_slurm() as slurm:
-        fail_beside_a_job(slurm, tmp_path)
-    assert all(daemon.returncode is not None for daemon in slurm.daemons.values())
-    assert slurm.processes() == []
-    assert not slurm.folder.exists()

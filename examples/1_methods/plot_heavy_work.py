@@ -1,6 +1,6 @@
 """
-Heavy work on each region: when workers pay
-===========================================
+Heavy work on each region: when workers are worth it
+====================================================
 
 Taking voxels out of an image is quick; starting a worker takes longer. This changes when each
 region needs much computation. On this page you will
@@ -54,7 +54,7 @@ start = time.perf_counter()
 with threadpool_limits(1):
     serial = [bootstrap_first_component(series) for series in regions]
 serial_seconds = time.perf_counter() - start
-print(f"one after the other: {serial_seconds:.1f} s")
+print(f"one after the other: {serial_seconds:.2f} s")
 
 # %%
 # In workers
@@ -79,20 +79,20 @@ with parallel_config("loky", n_jobs=n_workers, inner_max_num_threads=1):
         seconds = time.perf_counter() - start
         print(f"region {number}: {low:.1%} to {high:.1%} of the variance, after {seconds:.1f} s")
 parallel_seconds = time.perf_counter() - start
-print(f"{n_workers} workers: {parallel_seconds:.1f} s, and {start_seconds:.1f} s to start them")
+print(f"{n_workers} workers: {parallel_seconds:.2f} s, and {start_seconds:.2f} s to start them")
 
 # %%
 # What they save
 # --------------
 
-print(f"once they have started, {serial_seconds / parallel_seconds:.1f} times as fast")
+print(f"once they have started, {serial_seconds / parallel_seconds:.2f} times as fast")
 ratio = serial_seconds / (start_seconds + parallel_seconds)
-print(f"with their start, {ratio:.1f} times as fast")
+print(f"with their start, {ratio:.2f} times as fast")
 
 # %%
 # What to conclude
 # ----------------
-# Workers pay when the work on all regions takes far longer than their start, and cores are free.
+# Workers are worth it when they save more time than they take to start, and cores are free.
 # Each needs the memory of one more Python process, and receives the time series of its region only.
 # If each region's work needs the whole image, share it: in threads, in a mapped file, or in shared
 # memory.

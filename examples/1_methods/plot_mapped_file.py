@@ -39,10 +39,13 @@ def numpy_masker_joblib_map(fmri, masks, n_jobs):
 
 
 # %%
-# The ``with`` block removes the folder, also when a region fails or you press Ctrl-C. TMPDIR sets
-# where the folder is created. On some systems ``/tmp`` is a tmpfs: then the file is memory, which
-# the kernel cannot take back, so choose a folder on a disk. We check its free space first, before
-# you wait for minutes.
+# The ``with`` block removes the folder, also when a region fails or you press Ctrl-C. We check the
+# free space first, before you wait for minutes.
+#
+# .. warning::
+#
+#     On some systems ``/tmp`` is a tmpfs: a file there is in memory, which the kernel cannot take
+#     back. Set TMPDIR to a folder on a disk, where the copy is then written.
 
 
 def write_values(fmri_img, path):
@@ -96,7 +99,9 @@ def can_be_mapped(data):
 # What it costs
 # -------------
 # The pages of a mapped file on a disk are not part of memory in use. They belong to the kernel's
-# cache, and are recorded separately.
+# cache, and are recorded separately. What is left are the workers and joblib's helpers, each with
+# an interpreter and imports, and the results. Their sum can be close to the size of the image, but
+# it does not grow with the image.
 
 from beyond_the_masker.experiment import measure_methods, prepare_all
 from beyond_the_masker.figures import plot_traces
@@ -106,10 +111,11 @@ plot_traces(measure_methods(numpy_masker_joblib_map, numpy_masker_mapped), image
 
 # %%
 # If the image is compressed, the second function made a copy, too. The same call on an uncompressed
-# file has nothing to write:
+# file, measured alike, has nothing to write:
 
 from beyond_the_masker.data import write_joined
 from beyond_the_masker.meter import measure
+from beyond_the_masker.running import run_method
 
 fmri_img = nib.load(fmri_path, keep_file_open=True)
 with tempfile.TemporaryDirectory() as folder:
@@ -118,8 +124,12 @@ with tempfile.TemporaryDirectory() as folder:
     else:
         plain_path = Path(folder) / "fmri.nii"
         write_joined([fmri_img], fmri_img.shape[3], plain_path, value_type(fmri_img))
-        trace = measure(numpy_masker_mapped, plain_path, mask_paths, len(mask_paths))
-        print(trace.exception or f"peak {trace.peak_mib:,.0f} MiB, {trace.seconds:.2f} s")
+        how = numpy_masker_mapped, "parallel", False  # from paths
+        trace = measure(run_method, *how, plain_path, mask_paths, workers=True)
+        print(
+            trace.exception
+            or f"uncompressed: peak {trace.peak_mib:,.0f} MiB, {trace.seconds:.2f} s"
+        )
 
 # %%
 # What to conclude
@@ -131,6 +141,6 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_heavy_work.py`: when worker processes pay.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_heavy_work.py`: when worker processes are worth it.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: one pass over the compressed
 #   file, without a copy.

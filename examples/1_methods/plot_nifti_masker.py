@@ -53,12 +53,12 @@ from beyond_the_masker.experiment import prepare_all
 from beyond_the_masker.figures import plot_series, plot_traces
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
-series = nifti_masker_single(first_volumes(fmri_path, 64), mask_paths[0])
+series = nifti_masker_single(first_volumes(fmri_path, most_mib=64), mask_paths[0])
 print(f"{series.shape[0]} volumes, {series.shape[1]} voxels, {series.dtype}")
 
 centred = series - series.mean(axis=0)
 shown = {"first voxel": centred[:, 0], "last voxel": centred[:, -1], "mean": centred.mean(axis=1)}
-plot_series(shown, "The first region", "signal, centred")
+plot_series(shown, "The first region, centred", "signal (arbitrary units)")
 
 # %%
 # All masks, one after the other

@@ -14,7 +14,7 @@ index the image's array with the mask's. On this page you will
 # One mask, image in memory
 # -------------------------
 # The idea fits one line: ``data[mask].T``. To return what NiftiMasker returns, the line needs
-# company:
+# three additions:
 #
 # * NumPy silently accepts a mask from another space, as long as its shape fits. So shapes and
 #   affines are compared before the data are read.
@@ -74,8 +74,8 @@ print(f"{series.shape[0]} volumes, {series.shape[1]} voxels; the same as NiftiMa
 # %%
 # All masks, one after the other
 # ------------------------------
-# An image that has been read once can be indexed with any number of masks. Without workers there
-# is one copy of it. (Give it an image in memory: a lazy one would be read for each mask.)
+# An image that has been read once can be indexed with any number of masks. After reading, there is
+# one copy of it. (Give it an image in memory: a proxy image would be read for each mask.)
 
 
 def numpy_masker_loop(fmri_img, mask_imgs):
@@ -123,13 +123,14 @@ plot_traces(measure_methods(*one_mask, *all_masks), image_mib)
 # %%
 # What to conclude
 # ----------------
-# From a path, the masker's copy is gone. Yet while a worker reads a compressed file, it holds the
-# image twice: as decompressed bytes, and as the array that they are copied into. So its peak is
-# about as high as with NiftiMasker, except for the imports, and memory grows with the number of
-# workers. (A file that is neither compressed nor scaled is mapped, and costs little.)
+# The masker's copy is gone. Yet while a compressed file is read, the image is in memory twice, with
+# workers and without: as decompressed bytes, and as the array that they are copied into. So the
+# peak of a process is about as high as with NiftiMasker, except for the imports, and with paths it
+# grows with the number of workers. (A file that is neither compressed nor scaled is mapped, and
+# costs little.)
 #
 # From memory, the workers share one copy, in joblib's file, and the calling process has its own.
-# The loop has no second copy, and where reading the file takes most of the time, it is faster. When
+# The loop has no second copy after reading, and where reading the file takes most of the time, it is faster. When
 # work on each region does need workers, one copy is enough for all, as the next page shows.
 #
 # Recommended next

@@ -105,8 +105,9 @@ def numpy_masker_shared_parallel(fmri, masks, n_jobs):
 # %%
 # What it costs
 # -------------
-# The calling process fills the block before the workers begin. After that, each worker adds only
-# its interpreter, its imports and the voxels of its region.
+# A worker adds only its interpreter, its imports and the voxels of its region. In a measurement the
+# workers start first, and wait while the calling process fills the block: so their memory rises
+# before that of the block.
 
 from beyond_the_masker.experiment import measure_methods, prepare_all
 from beyond_the_masker.figures import plot_traces
@@ -121,7 +122,7 @@ plot_traces(traces, image_mib)
 # The memory meter counts shared memory once, so its peak shows how many copies of the image there
 # were. (With a single region joblib starts no worker, and nothing is shared.)
 
-from beyond_the_masker.meter import Trace, measure
+from beyond_the_masker.meter import Trace
 
 
 def print_copies(trace):
@@ -158,9 +159,11 @@ def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
 
 
 # %%
-# Both copies must fit into ``/dev/shm``:
+# Both copies must fit into ``/dev/shm``. In this call the workers start when the block is full, as in
+# a script of your own:
 
 from beyond_the_masker.budget import available_shm_mib, guard
+from beyond_the_masker.meter import measure
 
 like = "NumPy indexing, in-memory image, parallel"
 _, reason = guard(like, fmri_path, mask_paths, len(mask_paths))

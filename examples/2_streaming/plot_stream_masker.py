@@ -3,7 +3,7 @@ Any masker, without the image in memory
 =======================================
 
 Region averages, smoothing, filtering, :term:`confounds`: nilearn's maskers do all of it, with the
-whole image in memory. Readers have long asked for a masker that `takes 500 volumes at a time
+whole image in memory. Users have long asked for a masker that `takes 500 volumes at a time
 <https://github.com/nilearn/nilearn/issues/1281>`_. Cutting the image into chunks by hand is easy,
 but `their confounds can no longer be removed <https://github.com/nilearn/nilearn/issues/1415>`_.
 
@@ -12,7 +12,7 @@ at a time. The temporal part (detrending, filtering, confounds, standardising) n
 series, which is small. On this page you will
 
 1. compare chunks that are cleaned one by one with blocks that are cleaned together,
-2. use :func:`~beyond_the_masker.maskers.stream_masker`, which does the second for any masker, and
+2. use :func:`~beyond_the_masker.maskers.stream_masker`, which does the latter, and
 3. look up how it treats each parameter.
 """
 
@@ -103,7 +103,7 @@ else:
     shown = {"whole": whole, "streamed": streamed, "chunks": results["chunks, each cleaned"]}
     first = {name: series[:, 0] for name, series in shown.items()}
     borders = [volumes[0] for volumes in np.array_split(np.arange(n_timepoints), 4)[1:]]
-    plot_series(first, "The average of one region, cleaned", "SD", borders)
+    plot_series(first, "The average of one region, cleaned", "signal (SD)", borders)
 
 # %%
 # What ``stream_masker`` adds
@@ -126,7 +126,7 @@ treatment_table()
 # %%
 # What it costs
 # -------------
-# With maskers that only extract, to do the same work as the other methods:
+# Measured with NiftiMaskers that only extract, so that the work is that of the other methods:
 
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces

@@ -62,7 +62,7 @@ for number, (series, expected) in enumerate(zip(every_series, reference, strict=
 # The mean over each region's voxels, for the first regions:
 
 means = {f"region {i}": series.mean(axis=1) for i, series in enumerate(every_series[:4], 1)}
-plot_series(means, "Region means", "mean of the voxels")
+plot_series(means, "Region means", "mean (arbitrary units)")
 
 # %%
 # The function for real data
@@ -76,7 +76,7 @@ plot_series(means, "Region means", "mean of the voxels")
 #   instead of returning wrong numbers (``read_voxels``);
 # * decompresses with isal if it is installed, which is much faster than Python's own gzip
 #   (``open_data``);
-# * collects the voxels of several volumes before it scales and stores them, which is faster;
+# * collects the voxels of a few volumes before it scales and stores them, which is a little faster;
 # * returns NiftiMasker's types, and zeros where values are not finite (``to_values``);
 # * writes into arrays or files of yours (``prepare_results``).
 #
@@ -120,7 +120,7 @@ from beyond_the_masker.figures import plot_traces
 plot_traces(measure_methods(stream_masks), image_mib)
 
 # %%
-# The result is part of the memory above the start:
+# The result is part of the peak:
 
 print(f"the image in memory would be {image_mib:8.1f} MiB")
 print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8.1f} MiB")

@@ -222,7 +222,7 @@ def in_a_line(row):
     several = int(row["n_runs"]) > 1
     before, peak = (f"{float(row[key]):,.0f} MiB" for key in ("before_mib", "peak_mib"))
     peaks = f" ({span('peak_mib', '{:,.0f}'.format)} in {row['n_runs']} runs)" if several else ""
-    line = f"peak {peak}{peaks}, {before} before the call; "
+    line = f"peak {peak}{peaks},\n    {before} before the call; "
     if row["status"] == "stopped":
         return line + row["reason"]
     seconds = f" ({span('seconds', in_seconds)})" if several else ""
