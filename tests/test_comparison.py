@@ -49,10 +49,10 @@ def test_points_outside_their_range_are_marked():
     values = (160, 80, 150), (190, 80, 150), (2000, 2301, 2301)
     points = [point | dict(zip(keys, numbers, strict=True)) for numbers in values]
     _, *lines = table_of(points).splitlines()
-    assert [line.split()[3:] for line in lines] == [
-        ["80", "to", "150", "160"],
-        ["80", "to", "150", "190", "<-", "outside"],
-        ["2,301", "2,000", "<-", "outside"],
+    assert [line.split() for line in lines] == [
+        ["80", "to", "150", "160", "2", "A;", "int16.nii"],
+        ["80", "to", "150", "190", "2", "A;", "int16.nii", "<-", "outside"],
+        ["2,301", "2,000", "2", "A;", "int16.nii", "<-", "outside"],
     ]
     assert count_of(points).startswith("1 of 3 measured peaks")
 

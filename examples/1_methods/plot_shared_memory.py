@@ -159,8 +159,8 @@ def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
 
 
 # %%
-# Both copies must fit into ``/dev/shm``. In this call the workers start when the block is full, as in
-# a script of your own:
+# Both copies must fit into ``/dev/shm``. In this call the workers start when the block is full, as
+# in a script of your own:
 
 from beyond_the_masker.budget import available_shm_mib, guard
 from beyond_the_masker.meter import measure

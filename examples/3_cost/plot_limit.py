@@ -8,16 +8,11 @@ How fast can voxels be extracted from an image's file? Not faster than the file 
 1. compare the time of the methods, and of nilearn's other functions, with that limit,
 2. see how time and memory grow with the length of the image, the number of masks and the size of
    a :term:`block`, and
-3. see the same at full size, for all methods and several numbers of workers, as recorded on one
-   machine.
+3. see the same at full size, with several numbers of workers, as recorded on one machine.
 
-:mod:`beyond_the_masker.benchmark` explains the measurement. Each method is a dot: the median of
-several runs, each divided by the limit that was timed right before it; the line goes from the
-smallest to the largest ratio.
-
-These ratios are not those of the front page. Here imports are done and workers are started
-before the clock starts, and the sizes are different. The front page times a single call in a fresh
-process, including the start of its workers.
+:mod:`beyond_the_masker.benchmark` explains the measurement. These times are not those of the front
+page and of the other pages: there a call is timed in a fresh process. Here imports are done and
+workers are started before the clock starts, and the sizes are different.
 """
 
 # %%
@@ -48,6 +43,8 @@ for method, reason in about["not_run"].items():
     print(f"{method}: not run. {reason}")
 
 # %%
+# Each method is a dot: the median of several runs, each divided by the limit that was timed right
+# before it.
 
 import matplotlib.pyplot as plt
 
@@ -58,7 +55,7 @@ plt.show()
 
 # %%
 # How time and memory grow. Memory is the peak above the level before the call; it contains the
-# output. Rows of the table that appear here too were timed a second time.
+# output. Rows of the table that appear here too were measured a second time, so the numbers differ.
 
 plot_growth(times, "How time grows, small sizes", SMALL)
 if memory:
@@ -70,11 +67,12 @@ plt.show()
 #
 # Full size
 # ---------
-# ``make benchmark`` measures all methods with four subjects in one image, and streaming with up
-# to twenty, and writes the results into ``doc/recorded``. That takes too long for a build: the
+# ``make benchmark`` in the repository measures the methods with four subjects in one image, and
+# streaming with up to twenty, and writes the results into ``doc/recorded``. That takes too long for a build: the
 # following was recorded earlier.
 
 from beyond_the_masker.benchmark import FULL
+from beyond_the_masker.model import METHODS
 
 recorded = measured.parent / "recorded"
 exists = (recorded / "benchmark.json").exists()
@@ -83,11 +81,13 @@ if exists:
     print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
     print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
     print(*(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "isal")), end="; ")
-    print(f"each timed {about['n_repeats']} times. Memory: {about['metric']}.\n")
+    print(f"each timed {about['n_repeats']} times. Memory: sum of {about['metric']}.\n")
     full = f"{about['shape'][3]} volumes, {FULL['regions']} masks"
     print(f"{full}:\n")
     times, memory = read_benchmark(recorded)
     print_ratios(times, memory)
+    missing = set(METHODS) - {name for _, name, _ in times}
+    print(*(f"Not recorded: {name}" for name in sorted(missing)), sep="\n")
 else:
     print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
 
@@ -98,7 +98,8 @@ if exists:
     plt.show()
 
 # %%
-# Rows of the table that appear here too, such as six workers, were timed a second time.
+# Rows of the table that appear here too, such as six workers, were measured a second time. With
+# workers, memory differs more than time: chance decides how many are at their own peak together.
 
 if exists:
     plot_growth(times, "How time grows, full sizes", FULL)
@@ -112,7 +113,7 @@ if exists:
 #
 # What to conclude
 # ----------------
-# Streaming compares with the limit, and grows, as follows:
+# Streaming against the limit, and its growth:
 
 from beyond_the_masker.benchmark import print_conclusions
 
@@ -120,8 +121,9 @@ print(f"Recorded on {about['date']}:" if exists else "This build:")
 print_conclusions(times, memory)
 
 # %%
-# Every method must decompress the file, but it can do so once instead of once for each worker. A
-# large block needs more memory, and is not faster: a volume's voxels are extracted while the volume
+# Every method must decompress the file, but it can do so once instead of once for each worker.
+# Threads share the work on one array, but only one of them reads the file. A larger block needs more
+# memory, and beyond a few volumes saves little time: a volume's voxels are extracted while the volume
 # is in the processor's cache, whatever the size of a block.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.

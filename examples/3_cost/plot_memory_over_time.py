@@ -22,8 +22,8 @@ of the curve belongs to which method. On this page you will
 #
 # With ``--include-children``, mprof adds up the memory of all processes, and with
 # ``--multiprocess`` it also records each worker. By default it reads RSS, in which a page that
-# several workers share counts several times. With ``--backend psutil_pss`` it counts once. We need
-# one run for both: while mprof samples RSS, ``memory_usage``, the function that mprof itself calls,
+# several workers share counts several times. With ``--backend psutil_pss`` it counts once. One
+# run gives both: while mprof samples RSS, ``memory_usage``, the function that mprof itself calls,
 # samples PSS of the same processes. Systems without PSS provide the unique set size (:term:`USS`)
 # instead.
 

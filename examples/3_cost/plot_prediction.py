@@ -20,7 +20,8 @@ each peak consists of, and compare the predictions with measurements. For your o
 # ----------
 # ``predict_peak`` reads the header and counts the voxels of the masks. The prediction is a range,
 # because chance decides how many workers are at their own peak at the same moment: the lower
-# end is for one of them, the upper end for all.
+# end is for one of them, the upper end for all. The likely peak is between them, so the parts of two
+# workers can be less than twice those of one.
 
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.experiment import complete_summary, prepare_all
@@ -29,7 +30,7 @@ from beyond_the_masker.model import REASONS
 fmri_path, mask_paths, *_ = prepare_all()
 prediction = predict_peak("NiftiMasker, path, parallel", fmri_path, mask_paths, n_jobs=2)
 print(f"{prediction.low_mib:,.0f} to {prediction.most_mib:,.0f} MiB with two workers")
-print(f"The likely peak is {prediction.peak_mib:,.0f} MiB, while {prediction.moment}:")
+print(f"{prediction.peak_mib:,.0f} MiB are likely, reached while {prediction.moment}:")
 for part in prediction.parts:
     print(f"{part.mib:10,.0f} MiB  {part.holder}: {REASONS[part.reason][0]}")
 
@@ -37,8 +38,8 @@ for part in prediction.parts:
 # All methods
 # -----------
 # ``print_budget`` compares every method with the free memory. All numbers are :term:`memory in
-# use`. A build runs a method only if its upper end fits; otherwise it shows the prediction. The
-# option ``--explain`` of the command prints also the parts, and the reason for each.
+# use`. A build runs a method only if its upper end fits; otherwise it shows the prediction. With
+# ``--explain`` the command also prints the parts, and the reason for each.
 
 from beyond_the_masker.budget import print_budget
 
@@ -46,7 +47,7 @@ budget_rows = print_budget(fmri_path, mask_paths)
 
 # %%
 # Each bar below is a likely peak, made of its parts; the thin line is the range. The dot is the
-# measured peak of this build, the median of several runs.
+# measured peak of this build; with workers, the median of several runs.
 
 import matplotlib.pyplot as plt
 
@@ -64,8 +65,9 @@ plt.show()
 # %%
 # This build's measurements
 # -------------------------
-# Now predicted against measured peaks. Each prediction starts here from the measured memory before
-# the call, so it can differ from the budget by a few MiB.
+# Now predicted against measured peaks. The budget above starts from what an interpreter with the
+# imports usually takes; here each prediction starts from the memory measured before the call. So the
+# same method can differ by a few MiB between the two tables.
 
 from beyond_the_masker.comparison import compare_summary, count_of, is_outside, table_of
 from beyond_the_masker.headers import count_all, read_header
@@ -77,18 +79,21 @@ plot_points({"this image": points}, "This build")
 plt.show()
 print(table_of(points))
 print(count_of(points))
+ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
+print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 
 # %%
-# A peak outside its range can mean two things. Either the machine was so busy, or so short of
+# With workers the ranges are wide, so the ratio is the stricter test. A peak outside its range can mean two things. Either the machine was so busy, or so short of
 # memory, that the method did not run as usual: then the next build finds it inside. Or a
 # library now makes a copy that the model does not know, or no longer makes one. ``make
-# check-model`` decides: it measures several times, and fails if a median is outside.
+# check-model`` in the repository decides: it measures several times, and fails if a median is
+# outside.
 
 # %%
 # The whole grid
 # --------------
 # ``make record`` measured one, two and four subjects in one image, float32 and int16, compressed
-# and not, with two and six workers. The model is that of this build; the memory of imports is that
+# and not, and also integers with scale factors, with two and six workers. The model is that of this build; the memory of imports is that
 # of the machine that measured.
 
 from pathlib import Path
@@ -111,7 +116,10 @@ else:
     print("There is no recorded grid in doc/recorded: run 'make record'.")
 
 # %%
-# The likely peak, compared with the measured one: the median over the grid, and the range.
+# The likely peak, compared with the measured one: the median over the grid, and the range. A method
+# whose median is far from 0 % is predicted too low (-) or too high (+). A single point that is far
+# away was measured while the machine was busy, or had a copy that the model does not know: its run
+# was not repeated, so the recording does not tell which.
 
 print(distances(grid))
 
@@ -123,7 +131,7 @@ print(distances(grid))
 # ----------------
 # A method's memory follows from the copies that it makes, and these can be counted. With workers
 # that copy the image, a single measurement can be far from the likely peak, in either direction.
-# If nothing else on the machine may suffer, rely on the upper end of the range.
+# If other programs on the machine must not be disturbed, plan for the upper end of the range.
 #
 # Recommended next
 # ----------------

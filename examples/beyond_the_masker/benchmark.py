@@ -320,16 +320,18 @@ def _rows(folder, name):
 
 
 def print_ratios(times, memory):
-    """Print what `read_benchmark` returns: seconds, times the limit, and memory if measured."""
+    """Print what `read_benchmark` returns: seconds, their ratio to the limit, and memory if any."""
     measured = any(key in memory for key in times if key[0] == "methods")
-    print(f"{'':41}seconds   times the limit (spread)" + "   MiB above the start" * measured)
+    print("MiB: peak above the start\n" * measured, end="")
+    print(f"seconds  ratio {'(spread)':16}" + "    MiB" * measured)
     for key, pairs in times.items():
         if key[0] == "methods":
             ratios = pairs[:, 0] / pairs[:, 1]
             low, middle, high = map(short, np.quantile(ratios, [0, 0.5, 1]))
             seconds = short(np.median(pairs[:, 0]))
-            line = f"{key[1]:41}{seconds:>7}   {middle:>6} {f'({low} to {high})':20}"
-            print(line + (f"{memory[key][0]:10,.0f}" if key in memory else ""))
+            line = f"{seconds:>7} {middle:>6} {f'({low} to {high})':16}"
+            mib = f"{memory[key][0]:7,.0f}" if key in memory else " " * 7 * measured
+            print(f"{line}{mib}  {key[1]}")
 
 
 def print_conclusions(times, memory):
@@ -339,8 +341,10 @@ def print_conclusions(times, memory):
             print(f"{n} masks: {short(np.median(pairs[:, 0] / pairs[:, 1]))} times the limit")
     (few, fast), *_, (many, slow) = _medians(times, "length")
     print(f"{many / few:.0f} times as many volumes: {slow / fast:.1f} times the time")
-    seconds = [median for _, median in _medians(times, "block size")]
-    print(f"block sizes: {min(seconds):.3f} to {max(seconds):.3f} s")
+    blocks = _medians(times, "block size")
+    print("blocks of", ", ".join(f"{n}: {seconds:.3f} s" for n, seconds in blocks[:3]))
+    if seconds := [seconds for _, seconds in blocks[3:]]:
+        print(f"larger blocks: {min(seconds):.3f} to {max(seconds):.3f} s")
     for n, (above, output) in _growth(memory, "length", "Streaming, masks"):
         print(f"{n} volumes: {above - output:.1f} MiB beyond the output")
 

@@ -72,7 +72,7 @@ def is_outside(point):
 
 def table_of(points):
     """Return points as a table in text."""
-    lines = [f"{'MiB':42}{'image':26}{'workers':>8}{'predicted':>16}{'measured':>10}"]
+    lines = [f"MiB: {'predicted':>11}{'measured':>10}{'workers':>9}  method; image"]
     for point in points:
         low, high = f"{point['low_mib']:,.0f}", f"{point['high_mib']:,.0f}"
         span = low if low == high else f"{low} to {high}"
@@ -97,8 +97,12 @@ def distances(points):
     lines = []
     for method in dict.fromkeys(point["method"] for point in points):
         ratios = [p["predicted_mib"] / p["measured_mib"] for p in points if p["method"] == method]
-        low, middle, high = np.quantile(ratios, [0, 0.5, 1]) - 1
-        lines.append(
-            f"{method:42}{middle:+6.0%}  ({low:+.0%} to {high:+.0%}, {len(ratios)} points)"
-        )
+        low, middle, high = map(_percent, np.quantile(ratios, [0, 0.5, 1]) - 1)
+        lines.append(f"{middle:>5} {f'({low} to {high})':16}{len(ratios):>3} points  {method}")
     return "\n".join(lines)
+
+
+def _percent(share):
+    """Write a share in whole percent, with its sign unless it rounds to zero."""
+    number = round(100 * share)
+    return f"{number:+d}%" if number else "0%"
