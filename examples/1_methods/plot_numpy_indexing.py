@@ -131,8 +131,8 @@ plot_traces(measure_methods(*one_mask, *all_masks), image_mib)
 #
 # From memory, the workers share one copy, in joblib's file, and the calling process has its own.
 # The loop has no second copy after reading, and where reading the file takes most of the time, it
-# is faster. When work on each region does need workers, one copy is enough for all, as the next page
-# shows.
+# is faster. When work on each region does need workers, one copy is enough for all, as the next
+# page shows.
 #
 # Recommended next
 # ----------------

@@ -68,8 +68,8 @@ plt.show()
 # Full size
 # ---------
 # ``make benchmark`` in the repository measures the methods with four subjects in one image, and
-# streaming with up to twenty, and writes the results into ``doc/recorded``. That takes too long for a build: the
-# following was recorded earlier.
+# streaming with up to twenty, and writes the results into ``doc/recorded``. That takes too long for
+# a build: the following was recorded earlier.
 
 from beyond_the_masker.benchmark import FULL
 from beyond_the_masker.model import METHODS
@@ -122,9 +122,9 @@ print_conclusions(times, memory)
 
 # %%
 # Every method must decompress the file, but it can do so once instead of once for each worker.
-# Threads share the work on one array, but only one of them reads the file. A larger block needs more
-# memory, and beyond a few volumes saves little time: a volume's voxels are extracted while the volume
-# is in the processor's cache, whatever the size of a block.
+# Threads share the work on one array, but only one of them reads the file. A larger block needs
+# more memory, and beyond a few volumes saves little time: a volume's voxels are extracted while the
+# volume is in the processor's cache, whatever the size of a block.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
 #

@@ -20,8 +20,8 @@ each peak consists of, and compare the predictions with measurements. For your o
 # ----------
 # ``predict_peak`` reads the header and counts the voxels of the masks. The prediction is a range,
 # because chance decides how many workers are at their own peak at the same moment: the lower
-# end is for one of them, the upper end for all. The likely peak is between them, so the parts of two
-# workers can be less than twice those of one.
+# end is for one of them, the upper end for all. The likely peak is between them, so the parts of
+# two workers can be less than twice those of one.
 
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.experiment import complete_summary, prepare_all
@@ -66,8 +66,8 @@ plt.show()
 # This build's measurements
 # -------------------------
 # Now predicted against measured peaks. The budget above starts from what an interpreter with the
-# imports usually takes; here each prediction starts from the memory measured before the call. So the
-# same method can differ by a few MiB between the two tables.
+# imports usually takes; here each prediction starts from the memory measured before the call. So
+# the same method can differ by a few MiB between the two tables.
 
 from beyond_the_masker.comparison import compare_summary, count_of, is_outside, table_of
 from beyond_the_masker.headers import count_all, read_header
@@ -83,18 +83,18 @@ ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
 print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 
 # %%
-# With workers the ranges are wide, so the ratio is the stricter test. A peak outside its range can mean two things. Either the machine was so busy, or so short of
-# memory, that the method did not run as usual: then the next build finds it inside. Or a
-# library now makes a copy that the model does not know, or no longer makes one. ``make
-# check-model`` in the repository decides: it measures several times, and fails if a median is
-# outside.
+# With workers the ranges are wide, so the ratio is the stricter test. A peak outside its range can
+# mean two things. Either the machine was so busy, or so short of memory, that the method did not
+# run as usual: then the next build finds it inside. Or a library now makes a copy that the model
+# does not know, or no longer makes one. ``make check-model`` in the repository decides: it measures
+# several times, and fails if a median is outside.
 
 # %%
 # The whole grid
 # --------------
 # ``make record`` measured one, two and four subjects in one image, float32 and int16, compressed
-# and not, and also integers with scale factors, with two and six workers. The model is that of this build; the memory of imports is that
-# of the machine that measured.
+# and not, and also integers with scale factors, with two and six workers. The model is that of this
+# build; the memory of imports is that of the machine that measured.
 
 from pathlib import Path
 

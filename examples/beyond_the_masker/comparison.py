@@ -77,8 +77,8 @@ def table_of(points):
         low, high = f"{point['low_mib']:,.0f}", f"{point['high_mib']:,.0f}"
         span = low if low == high else f"{low} to {high}"
         lines.append(
-            f"{point['method']:42}{point['image']:26}{point['n_jobs'] or '-':>8}{span:>16}"
-            f"{point['measured_mib']:10,.0f}{'  <- outside' if is_outside(point) else ''}"
+            f"{span:>16}{point['measured_mib']:10,.0f}{point['n_jobs'] or '-':>9}  "
+            f"{point['method']}; {point['image']}{'  <- outside' if is_outside(point) else ''}"
         )
     return "\n".join(lines)
 
