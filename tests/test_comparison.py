@@ -1,10 +1,10 @@
 """Measured peaks are compared with the ranges of their predictions, and the grid is complete."""
 
 import itertools
-import json
 
 import pytest
 
+from beyond_the_masker import model_check
 from beyond_the_masker.comparison import (
     compare,
     count_of,
@@ -15,7 +15,7 @@ from beyond_the_masker.comparison import (
 )
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.model import METHODS, Image, predict
-from beyond_the_masker.model_check import COLUMNS, full_grid, write_rows
+from beyond_the_masker.model_check import COLUMNS, full_grid
 
 
 def test_tolerance():
@@ -66,7 +66,7 @@ def test_grid_has_every_combination():
     assert len(set(images)) == len(images)
 
 
-def test_grid_is_read_and_predicted(tmp_path):
+def test_grid_is_recorded_and_predicted(tmp_path, monkeypatch):
     """A recorded peak is compared with the prediction for its own image and machine."""
     usual, streaming = "NiftiMasker, path, parallel", "Streaming, masks, one pass"
     rows, shape = [], (64, 64, 36, 336)
@@ -78,11 +78,11 @@ def test_grid_is_read_and_predicted(tmp_path):
         values = (method, 2, kind, ending, n_jobs, "900 800", "64 64 36 336")
         values += (kind == "scaled", kind == "scaled", 150.0, 400.0 + n_jobs, 450.0, 500.0, 1.5)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    write_rows(tmp_path / "prediction.csv", rows)
-    about = {"date": "2026-11-22", "imports": TYPICAL}
-    (tmp_path / "prediction.json").write_text(json.dumps({"prediction": about}))
-    found, machine = read_grid(tmp_path)
-    assert machine == about
+    monkeypatch.setattr(model_check, "measure_points", lambda points: rows)
+    monkeypatch.setattr(model_check, "calibrate", lambda: TYPICAL)
+    model_check.record(tmp_path)
+    found, about = read_grid(tmp_path)
+    assert about["imports"] == TYPICAL
     assert [point["n_jobs"] for point in found] == [6, 2, 0]
     assert [point["measured_mib"] for point in found] == [406, 402, 401]
     assert found[0]["image"] == "float32.nii.gz, 2 in one"
