@@ -81,7 +81,8 @@ def test_requests_of_the_page():
     """Requests leave room for memory and time, and Slurm reads them in MiB and minutes."""
     row = SimpleNamespace(peak_rss_mib=200, seconds=30)
     assert page.to_request(row, 10) == (300, 20)
-    commands = page.submit_commands(row, 40, 4).replace("\\\n", "").splitlines()
+    lines = page.submit_commands(row, 40, 4).replace("\\\n", "").splitlines()
+    commands = [" ".join(line.split()) for line in lines]
     assert commands[0] == "sbatch --array=1-4 --mem=300M --time=20 mask_study.sbatch"
     assert " --mem=300M --time=65 " in commands[1]
 

@@ -18,9 +18,9 @@ Here all processes run on one machine. On a cluster you start them with the same
 # ------------------------------
 # A worker masks one image at a time. It needs the results of that image and a block of volumes,
 # both predicted from the header (:mod:`beyond_the_masker.budget`), and its imports, for which we
-# allow 128 MiB. Dask gives no image to a worker whose resident set (:term:`RSS`) is above 80 % of
-# its limit, so we divide by 0.8. With a lower limit, the workers would wait forever, without an
-# error.
+# allow 128 MiB (measured below). Dask gives no image to a worker whose resident set (:term:`RSS`)
+# is above 80 % of its limit, so we divide by 0.8. With a lower limit, the workers would wait
+# forever, without an error.
 
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.workers import prepare_study

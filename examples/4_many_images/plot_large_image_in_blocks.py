@@ -11,7 +11,7 @@ page you will
    which returns the arrays of
    :ref:`one pass <sphx_glr_auto_examples_2_streaming_plot_stream_masks.py>`,
 2. see why a ``.nii.gz`` cannot be divided without an index, and
-3. measure when workers pay.
+3. measure what workers bring, and estimate when an index is worth it.
 """
 
 # %%
@@ -61,7 +61,8 @@ tasks = [(0, n_volumes // 2), (n_volumes // 2, n_volumes)]
 rows = Parallel(n_jobs=2)(delayed(extract_block)(plain, positions, *task) for task in tasks)
 series = np.concatenate(rows)
 print(f"equal to one pass: {np.array_equal(series, one_pass[0])}")
-plot_series({"region 1": series.mean(axis=1)}, "Half from each worker", "mean of the voxels")
+means = {"region 1": series.mean(axis=1)}
+plot_series(means, "A region, half from each worker", "mean (arbitrary units)")
 
 # %%
 # The whole function
@@ -96,7 +97,7 @@ print(f"{size_mib:,.1f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file
 # saves the state of the decompressor every few MiB. With this index in a file
 # (:func:`~beyond_the_masker.blocks.make_index`), every worker can begin at its own block:
 # ``mask_blocks(fmri_path, mask_paths, n_jobs=2, index=index)``. A reader with an index never
-# reaches the checksum at the end of the file, so ``make_index`` compares it. An index older than
+# reaches the checksum at the end of the file, so ``make_index`` checks it. An index older than
 # the image is refused, since it may belong to another image.
 #
 # .. warning::
@@ -122,17 +123,19 @@ above_mib = {name: way["above_mib"] for name, way in ways.items()}
 plot_ways(ratios, above_mib, f"An image of {size_mib:,.0f} MiB, {len(blocks)} blocks")
 
 # %%
-# The same as a table, with whether the arrays are those of one pass, bit for bit:
+# The same as a table, with whether the arrays are those of one pass, bit for bit. The ratio is the
+# median of pairs of runs, and not the quotient of the seconds; without an index no arrays are made.
 
-print(f"{'':37}seconds  ratio    MiB  identical")
+print("seconds  ratio   MiB  identical  way")
 for name, way in ways.items():
-    identical = "" if way["identical"] is None else way["identical"]
-    print(f"{name:37}{np.median(way['seconds']):7.3f} {np.median(way['ratio']):6.2f} ", end="")
-    print(f"{way['above_mib']:6,.0f}  {identical!s:>9}")
+    identical = "-" if way["identical"] is None else way["identical"]
+    print(f"{np.median(way['seconds']):7.3f} {np.median(way['ratio']):6.2f} ", end="")
+    print(f"{way['above_mib']:5,.0f}  {identical!s:9}  {name}")
 
 # %%
-# The index pays when the passes have saved more time than it took to make. If the time of blocks is
-# inversely proportional to the number of workers, each with a core of its own:
+# The index is worth it when the passes have saved more time than it took to make. An estimate: if
+# the time of blocks is inversely proportional to the number of workers, each with a core of its
+# own:
 
 if index:
     pair, ratio = np.median(ways[INDEX]["seconds"]), np.median(ways[INDEX]["ratio"])
@@ -140,8 +143,8 @@ if index:
     n_passes = math.ceil(index["make"] / (alone - pair / n_workers))
     print(f"the index took {index['make']:.3f} s to make and {index['mib']:,.1f} MiB on disk")
     print(f"decompressing once took {index['decompress']:.3f} s and {size_mib:,.1f} MiB on disk")
-    print(f"blocks with an index are faster than one pass from {n_workers} workers on;")
-    print(f"with {2 * n_workers}, the index pays from pass {n_passes} on")
+    print(f"{n_workers} or more workers with an index are faster than one pass")
+    print(f"with {2 * n_workers} workers, {n_passes} passes save the time to make the index")
 else:
     print("Nothing with an index is measured: indexed_gzip is not installed. For this page alone:")
     print(f"python -m pip install --no-deps --target {SEPARATE} indexed_gzip")
@@ -158,11 +161,12 @@ print(f"1 process took {alone:.3f} s, 2 workers {np.median(many['seconds']):.3f}
 print(f"{many['first']:.3f} s the first time, when they were started")
 
 # %%
-# Blocks in workers are for another case: an image so large that its time matters, on storage that
-# serves many nodes faster than one. A ``.nii.gz`` is for one pass: without an index, more workers
-# repeat more decompression and cannot finish sooner. An index pays if you read single volumes, or
-# the same file many times with more workers than the number above; but then the disk usually has
-# space for the ``.nii``, which needs no index. A study of many images is divided into images.
+# Blocks in workers are for another case: an image so large that its time matters, on storage whose
+# bandwidth one node cannot use up. A ``.nii.gz`` is for one pass: without an index, more workers
+# repeat more decompression and cannot finish sooner. An index is worth it if you read single
+# volumes, or the same file many times with at least the number of workers above; but then the disk
+# usually has space for the ``.nii``, which needs no index. A study of many images is divided into
+# images.
 #
 # Recommended next
 # ----------------

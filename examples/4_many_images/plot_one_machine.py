@@ -32,7 +32,9 @@ table = mask_study(images, masks, folder.name, n_jobs=2)
 # %%
 # The table has a row per image; it is also written to ``study.tsv`` in the folder of results.
 # ``peak_rss_mib`` is the worker's largest resident set (:term:`RSS`), which includes the code of
-# libraries. On a terminal, a progress bar counts the images and the failures.
+# libraries, so it is larger where a process imports more, as on the pages on Dask and Slurm. An
+# image usually takes less time in a running worker than in a process that has just started. On a
+# terminal, a progress bar counts the images and the failures.
 
 print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to_string())
 
@@ -52,7 +54,7 @@ for name, series in every_series.items():
     print(name, series.shape, series.dtype)
 
 means = {name: series.mean(axis=1) for name, series in list(every_series.items())[:3]}
-plot_series(means, "Time series of the first image", "mean over the region's voxels")
+plot_series(means, "Time series of the first image", "mean (arbitrary units)")
 plt.show()
 
 # %%
@@ -83,14 +85,14 @@ plot_workers(speed, peaks)
 plt.show()
 
 # %%
-# "One worker" is the calling process, which masks the images itself. Workers on one core take
-# turns, so with more workers than cores a difference is mostly chance. The speed is also lower if
-# the cores have other work, or are the two threads of one physical core.
+# "1" is the calling process, which masks the images itself. Workers on one core take turns, so with
+# more workers than cores a difference is mostly chance. The speed is also lower if the cores have
+# other work, or are the two threads of one physical core.
 
 print(f"This machine has {os.cpu_count()} cores.")
 for n, ratios in speed.items():
-    print(f"{n} workers: {statistics.median(ratios):.2f} times as fast as one")
-print(f"Each further worker adds {(peaks[4] - peaks[2]) / 2:.0f} MiB, ", end="")
+    print(f"{n} workers: {statistics.median(ratios):.2f} times as fast as one process")
+print(f"A worker has {worker['worker_mib']:.0f} MiB in use at its peak, ", end="")
 print(f"{worker['imports_mib']:.0f} of them imports.")
 
 # %%
@@ -127,7 +129,8 @@ for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
 #
 # .. code-block:: bash
 #
-#     beyond-the-masker study image*.nii.gz --masks masks/*.nii.gz --output series --jobs 2
+#     python -m beyond_the_masker study image*.nii.gz --masks masks/*.nii.gz \
+#         --output series --jobs 2
 #
 # If it was interrupted, or if images failed, run the same command again: it only does what is
 # missing.

@@ -16,17 +16,18 @@ This page submits nothing. The tests do both on a Slurm cluster of one node, and
 # Mask one image first
 # --------------------
 # Slurm kills a job that takes more memory than it requested, and a job that requests too much waits
-# longer. So mask your largest image first, on a compute node, and read its row of the table. It is
-# done then: the study skips it. :ref:`Install the package <install>` where the nodes find it, write
-# two lists, with a path on each line, and run:
+# longer. So mask your largest image first, on a compute node, and read its row of the table. This
+# image is then finished, and the study skips it. :ref:`Install the package <install>` where the
+# nodes find it, write two lists, with a path on each line, and run:
 #
 # .. code-block:: bash
 #
-#     ls -d "$PWD"/images/*.nii* > images.txt
+#     ls -d "$PWD"/images/*.nii* > images.txt  # or "$PWD"/sub-*/func/*_bold.nii.gz
 #     ls -d "$PWD"/masks/*.nii* > masks.txt
 #     srun python -m beyond_the_masker study LARGEST_IMAGE --masks @masks.txt --output series
 #
-# Here is the same, without ``srun``, for the image of this build:
+# If images in different folders have the same name, add ``--relative-to`` with a folder above them
+# to this and all later commands. Here is the same, without ``srun``, for the image of this build:
 
 import subprocess
 import sys
@@ -46,8 +47,10 @@ with tempfile.TemporaryDirectory() as folder:
 print(f"{row.peak_rss_mib:.0f} MiB, {row.seconds:.2f} s")
 
 # %%
-# ``peak_rss_mib`` is the largest resident set (:term:`RSS`), which most clusters count. Before you
-# have a node, :mod:`beyond_the_masker.budget` predicts the memory from the image's header.
+# ``peak_rss_mib`` is the largest resident set (:term:`RSS`), which is what most clusters count. If
+# you cannot run it yet, :mod:`beyond_the_masker.budget` predicts memory from the image's header,
+# but for a script that calls ``stream_masks``: this command also imports what writes the table, and
+# RSS includes the code of libraries. So allow 60 MiB more.
 #
 # We request one and a half times this memory, and three times this time plus five minutes, for a
 # node that starts slowly.
@@ -78,13 +81,17 @@ print(f"a job with {math.ceil(len(images) / n_tasks)} images: {mib} MiB, {minute
 #
 # A task that ran out of memory or time, or whose node failed, writes no table and no incomplete
 # results. So we submit a second job, which waits for the array: the same command without
-# ``--part``. It skips finished images, does the missing ones, last those that had been begun, and
-# writes one table. If an image failed, its exit status is 1. In the folder of the lists, run:
+# ``--part``. It skips finished images, masks the missing ones (those already begun come last), and
+# writes one table. The command exits with status 1 if any image failed. In the folder of the lists,
+# run:
 
 SUBMIT = """\
-sbatch --array=1-{n_tasks} --mem={mib}M --time={minutes} mask_study.sbatch
-sbatch --dependency=singleton --job-name=mask-study --mem={mib}M --time={minutes_for_all} --wrap \\
-    "OMP_NUM_THREADS=1 python -m beyond_the_masker study @images.txt --masks @masks.txt"
+sbatch --array=1-{n_tasks} --mem={mib}M --time={minutes} \\
+    mask_study.sbatch
+sbatch --dependency=singleton --job-name=mask-study \\
+    --mem={mib}M --time={minutes_for_all} --wrap \\
+    "OMP_NUM_THREADS=1 python -m beyond_the_masker study \\
+    @images.txt --masks @masks.txt --output series"
 """
 
 

@@ -5,7 +5,7 @@ Ten thousand images: hours, and what limits them
 How long does a study of ten thousand images take, on one node, on ten and on a hundred? More nodes
 help until something else is the limit. On this page you will
 
-1. compute the hours from measurements of this build, with a function of three lines,
+1. compute the hours from measurements of this build, with a short function,
 2. see when the storage is the limit, and not the processors, and
 3. compare that with the time that the backend takes to hand out ten thousand tasks.
 
@@ -56,13 +56,14 @@ from beyond_the_masker.workers import measure_workers, prepare_study
 worker = measure_workers(*prepare_study())
 print(f"a worker reads      {worker['mib_s']:8,.0f} MiB/s of compressed file")
 print(f"its results are     {100 * worker['result_share']:8,.1f} % of that")
-print(f"with imports it has {worker['worker_mib']:8,.0f} MiB of memory in use")
+print(f"at its peak it has  {worker['worker_mib']:8,.0f} MiB in use")
 
 # %%
 # The cost of handing out a task was measured with empty tasks (:mod:`beyond_the_masker.overhead`).
 # A measurement with ten thousand tasks, and with Slurm, was recorded earlier. That Slurm has one
-# node, and was set to start a task as soon as another ends. With usual settings it schedules only
-# every half minute or so: make the tasks of a job array longer than that.
+# node, and was set to start a task as soon as another ends. With default settings a task takes
+# about a second, and on a busy cluster the queue may be looked at only every half minute: make the
+# tasks of a job array longer than that.
 
 import subprocess
 import sys
@@ -91,8 +92,8 @@ for name, rows in tables.items():
 # The plan
 # --------
 # The cluster is an example, not a measurement: nodes of 32 cores, each with a network of 10 Gbit/s,
-# and a shared file system that delivers 5 GB/s to all of them together. Images have 1 GB. The
-# backend is a running Dask cluster, as measured by this build.
+# and a shared file system that delivers 5 GB/s to all of them together. Each image is 1 GB,
+# compressed. The backend is a running Dask cluster, as measured by this build.
 
 import matplotlib.pyplot as plt
 
@@ -116,13 +117,14 @@ plot_plan(hours)
 plt.show()
 
 # %%
-# When the storage is the limit, more nodes bring nothing. It supplies so many workers:
+# When the storage is the limit, more nodes bring nothing. It can keep this many workers busy:
 
 node_workers, all_workers = (CLUSTER[name] / worker["mib_s"] for name in list(CLUSTER)[1:])
 print(f"one node's network: {node_workers:.1f}, the storage: {all_workers:.1f} workers")
 
 # %%
-# Memory is no limit here. Workers of one node need, and the results of 1 GB images add to it:
+# Memory is rarely a limit. The workers of one node need this much, and the results of 1 GB images
+# come on top:
 
 workers_gib = CLUSTER["cores"] * worker["worker_mib"] / 1024
 results_gib = CLUSTER["cores"] * rates["result_mib"] / 1024
@@ -136,7 +138,8 @@ print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib
 # more cores than the storage can supply, and small jobs start sooner in a queue.
 #
 # Handing out a task takes far less time than an image. It would matter if tasks were much shorter,
-# such as one for each mask and image. In a job array, give each task many images.
+# such as one for each mask and image. In a job array, give each task so many images that it
+# takes minutes.
 #
 # The plan leaves out other users of nodes and storage, workers of a node that slow each other down
 # because they share its memory's bandwidth, images of different sizes, and tasks that must be
