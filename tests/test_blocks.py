@@ -321,7 +321,7 @@ def test_both_files_have_the_same_volumes(tmp_path):
         for most_mib, length in ((512, 20), (6.5 * 8**3 * 8 / MIB, 6), (0, 1)):
             packed, plain = prepare_both(fmri_path, most_mib)
             assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
-            assert packed.is_symlink() == (name.endswith(".gz") and length == 20)
+            assert packed.is_symlink() == (name.endswith(".gz") or length < 20)
             values = np.asarray(nib.load(fmri_path).dataobj)[..., :length]
             np.testing.assert_allclose(np.asarray(nib.load(plain).dataobj), values, atol=1)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +20,7 @@ from good_figures import is_a_good_figure, nothing_overlaps
 def test_words_for_a_peak():
     """A peak is measured, predicted, or reached before the method was stopped."""
     assert peak_text("measured", 1234.5, 2000) == "1,234 MiB"
-    assert peak_text("predicted", 5, 1999.6) == "not run; predicted 2,000 MiB"
+    assert peak_text("predicted", 5, 1999.6) == "predicted 2,000 MiB"
     assert peak_text("stopped", 1234, 2000) == "stopped at 1,234 MiB"
 
 
@@ -70,19 +69,18 @@ def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     """The chart names each method for all masks, its peak and its range, and the image."""
     rows = rows_of(status, image_mib)
     figure = plot_peaks(rows)
-    texts = figure.axes[0].texts
+    *texts, image = figure.axes[0].texts
     shown = [row for row in rows if row["mode"] != "single"]
-    assert len(texts) == len(shown) + 1
-    for text, row in zip(texts[:-1], shown, strict=True):
-        words = peak_text(row["status"], 123456, 123456)
-        words += " (113,456–134,567)" if int(row["n_runs"]) > 1 else ""
-        name, peak = re.split(r":\s", text.get_text(), maxsplit=1)
+    for text, row in zip(texts, shown, strict=True):
+        name, peak = text.get_text().split(": ")
         loop = ", loop" if row["mode"] == "loop" else ""
-        assert (name, peak) == (row["method"].replace(" image", "") + loop, words)
+        assert name == row["method"].replace(" image", "") + loop
+        assert peak == peak_text(row["status"], 123456, 123456)
+    assert image.get_text().strip() == f"the image: {image_mib:,} MiB"
     label = figure.axes[0].xaxis.label
     assert ("predicted" in label.get_text()) == ("predicted" in {row["status"] for row in shown})
     is_a_good_figure(figure, "123,456 MiB", "NiftiMasker, path", f"{image_mib:,} MiB as a line")
-    nothing_overlaps(texts)
+    nothing_overlaps([*texts, image])
 
 
 def test_chart_of_peaks_shows_the_numbers():
@@ -105,7 +103,7 @@ def test_chart_of_points():
         | {key: 400.0 + 7 * i + k for k, key in enumerate((*KEYS, *RANGE))}
         for i in range(6)
     ]
-    figure = plot_points({"this image": points[:2], "points of the grid": points[2:]}, "This build")
+    figure = plot_points(points, "This build")
     is_a_good_figure(figure, "6 points", "400 to 435 MiB")
     ax = figure.axes[0]
     drawn = [at for line in ax.lines for at in line.get_xydata().tolist()]
@@ -115,7 +113,7 @@ def test_chart_of_points():
         assert [point[key] for key in KEYS] in drawn
         assert [[point["measured_mib"], point[key]] for key in RANGE] in ranges
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert {"this image", "points of the grid", "range of the prediction"} <= set(legend)
+    assert {"NiftiMasker", "Streaming", "range of the prediction"} <= set(legend)
     for axis in (ax.xaxis, ax.yaxis):
         assert axis.get_scale() == "log"
         assert sum(bool(tick.label1.get_text()) for tick in axis.get_major_ticks()) >= 2

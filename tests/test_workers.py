@@ -48,8 +48,7 @@ def test_large_image_is_cut(own_image):
     volume_mib = np.prod(nib.load(own_image).shape[:3]) * 2 / MIB
     images, _ = prepare_study(n_images=3, most_mib=1.5 * volume_mib)
     assert len(images) == 3
-    (cut,) = {image.resolve() for image in images}
-    assert cut.parent == images[0].parent.resolve()
+    assert len({image.resolve() for image in images}) == 1
     assert nib.load(images[2]).shape == (*nib.load(own_image).shape[:3], 1)
     first = nib.load(own_image).get_fdata()[..., :1]
     np.testing.assert_array_equal(nib.load(images[2]).get_fdata(), first)
@@ -70,32 +69,20 @@ def test_speed_is_of_complete_studies(own_image, tmp_path):
 def test_storage_rate_reads_the_whole_file(tmp_path, monkeypatch):
     """The readers together read the whole file once."""
     (tmp_path / "file").write_bytes(bytes(3 * 2**20 + 1))
-    seen = []
-    monkeypatch.setattr(workers, "read_part", lambda path, *part: seen.append(part))
-    assert storage_rate(tmp_path / "file", 3) > 0
-    assert sorted(seen) == [(n * (2**20 + 1), 2**20 + 1) for n in range(3)]
+    monkeypatch.setattr(workers.time, "perf_counter", iter((0, 1)).__next__)
+    assert storage_rate(tmp_path / "file", 3) == 3 + 2**-20
 
 
 @pytest.mark.chance
-@pytest.mark.parametrize("n_begun", [1, 2])
-def test_one_worker_is_killed_and_the_other_goes_on(tmp_path, n_begun):
-    """The first worker is killed, and the second one goes on."""
-    for name in [f"sub-{n}.npz" for n in range(3 - n_begun)]:
-        (tmp_path / name).touch()
-    for name in [f"sub-1{n}.npz.0123.unfinished" for n in range(n_begun)]:
-        (tmp_path / name).touch()
-    two = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) for _ in range(2)]
-    try:
-        lost = workers.lose_a_worker([worker.pid for worker in two], tmp_path, 1)
-        assert lost["pid"] == two[0].pid
-        assert set(lost["begun"]) == {f"sub-1{number}" for number in range(n_begun)}
-        assert two[0].wait(timeout=60) == -signal.SIGKILL
-        two[1].communicate(b"\n", timeout=60)
-        assert two[1].returncode == 0
-    finally:
-        for worker in two:
-            worker.kill()
-            worker.communicate()
+def test_a_worker_is_killed_in_the_middle_of_an_image(tmp_path):
+    """The worker is killed when enough images are done and another one is begun."""
+    (tmp_path / "sub-0.npz").touch()
+    (tmp_path / "sub-1.npz.0123.unfinished").touch()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as worker:
+        lost = workers.lose_a_worker(worker.pid, tmp_path, 1)
+        assert worker.wait(timeout=60) == -signal.SIGKILL
+    assert lost["pid"] == worker.pid
+    assert set(lost["begun"]) == {"sub-1"}
 
 
 def test_figure_of_a_lost_worker():

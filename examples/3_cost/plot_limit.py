@@ -3,25 +3,21 @@ How close to the limit
 ======================
 
 How fast can voxels be extracted from an image's file? Not faster than the file can be
-:term:`decompressed <decompression>`. On this page you will
+:term:`decompressed <decompression>`. On this page you will compare the time of the methods, and of
+nilearn's other functions, with that limit, and see how time and memory grow with the length of the
+image, the number of masks and the size of a :term:`block`: first at the size of this build, then
+at full size, as recorded on one machine.
 
-1. compare the time of the methods, and of nilearn's other functions, with that limit,
-2. see how time and memory grow with the length of the image, the number of masks and the size of
-   a :term:`block`, and
-3. see the same at full size, with several numbers of workers, as recorded on one machine.
-
-:mod:`beyond_the_masker.benchmark` explains the measurement. These times are not those of the front
-page and of the other pages: there a call is timed in a fresh process. Here imports are done and
-workers are started before the clock starts, and the sizes are different.
+These times are not those of the other pages: there a call is timed in a fresh process. Here imports
+are done and workers are started before the clock starts.
 """
 
 # %%
 # This build
 # ----------
-# The sizes are small here, so that a build does not take long, and the image is always the default
-# one. Fixed costs, such as opening 64 masks, weigh more than with a large image. Most methods with
-# workers are left out: at this size they mostly wait for tasks. For the lines labelled
-# "uncompressed" the limit is reading the file.
+# The sizes are small, so that a build does not take long, and the image is always the default one.
+# Most methods with workers are left out: at this size they mostly wait for tasks. For the lines
+# labelled "uncompressed" the limit is reading the file.
 
 import json
 import subprocess
@@ -39,8 +35,6 @@ about = json.loads((measured / "benchmark.json").read_text())["benchmark"]
 small = f"{SMALL['volumes']} volumes, {SMALL['regions']} masks"
 print(f"{small}, each timed {about['n_repeats']} times:\n")
 print_ratios(times, memory)
-for method, reason in about["not_run"].items():
-    print(f"{method}: not run. {reason}")
 
 # %%
 # Each method is a dot: the median of several runs, each divided by the limit that was timed right
@@ -68,8 +62,9 @@ plt.show()
 # Full size
 # ---------
 # ``make benchmark`` in the repository measures the methods with four subjects in one image, and
-# streaming with up to twenty, and writes the results into ``doc/recorded``. That takes too long for
-# a build: the following was recorded earlier.
+# streaming with up to twenty, and writes the results into ``doc/recorded``. Rows of the table that
+# appear in the figures of growth too, such as six workers, were measured a second time. With
+# workers, memory differs more than time: chance decides how many are at their own peak together.
 
 from beyond_the_masker.benchmark import FULL
 from beyond_the_masker.model import METHODS
@@ -88,23 +83,12 @@ if exists:
     print_ratios(times, memory)
     missing = set(METHODS) - {name for _, name, _ in times}
     print(*(f"Not recorded: {name}" for name in sorted(missing)), sep="\n")
-else:
-    print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
-
-# %%
-
-if exists:
     plot_ratios(times, f"Time and the limit, {full}")
-    plt.show()
-
-# %%
-# Rows of the table that appear here too, such as six workers, were measured a second time. With
-# workers, memory differs more than time: chance decides how many are at their own peak together.
-
-if exists:
     plot_growth(times, "How time grows, full sizes", FULL)
     plot_memory_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
     plt.show()
+else:
+    print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
 
 # %%
 # To download: :download:`benchmark.csv </recorded/benchmark.csv>`,

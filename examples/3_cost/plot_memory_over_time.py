@@ -3,29 +3,23 @@ Memory over time, with every method labelled
 ============================================
 
 ``mprof`` records the memory of a process and its workers over time. It does not record which part
-of the curve belongs to which method. On this page you will
-
-1. run all methods in sequence under ``mprof``, and sample the same run with two metrics, the
-   resident set size (:term:`RSS`) and the proportional set size (:term:`PSS`),
-2. draw memory over time from mprof's files, with each method shaded, numbered and listed with its
-   :term:`peak`, and
-3. compare the peaks of all methods, each measured in a process of its own.
+of the curve belongs to which method. On this page you will run all methods in sequence, draw memory
+over time with each method labelled, and compare the :term:`peaks <peak>` of all methods.
 """
 
 # %%
 # Run all methods under mprof
 # ---------------------------
 # ``python -m beyond_the_masker experiment`` runs the methods one after the other, with a pause
-# before each. It writes a table of when each method began and ended, on the clock of mprof's file:
-# with this table a program can label the curve. A method that might not fit into memory does not
-# run.
+# before each, and writes a table of when each method began and ended, on the clock of mprof's file.
+# A method that might not fit into memory does not run.
 #
 # With ``--include-children``, mprof adds up the memory of all processes, and with
-# ``--multiprocess`` it also records each worker. By default it reads RSS, in which a page that
-# several workers share counts several times. With ``--backend psutil_pss`` it counts once. One
-# run gives both: while mprof samples RSS, ``memory_usage``, the function that mprof itself calls,
-# samples PSS of the same processes. Systems without PSS provide the unique set size (:term:`USS`)
-# instead.
+# ``--multiprocess`` it also records each worker. By default it reads the resident set size
+# (:term:`RSS`), in which a page that several workers share counts several times. In the
+# proportional set size (:term:`PSS`) it counts once. One run gives both: while mprof samples RSS,
+# ``memory_usage``, the function that mprof itself calls, samples PSS of the same processes.
+# Systems without PSS provide the unique set size (:term:`USS`) instead.
 
 from pathlib import Path
 
@@ -40,40 +34,26 @@ finished = run_under_mprof(measured)
 # %%
 # Label the curve
 # ---------------
-# mprof's own reader returns the time and the memory of each sample. The peak of a method is the
-# largest sample between its beginning and its end. A method that did not run has a hatched place
-# in the figure, and its label shows the model's prediction.
-#
-# The default metric first, as in ``mprof plot``. On a narrow screen the list is below the curve:
+# The peak of a method is the largest sample between its beginning and its end. A method that did
+# not run has a hatched place in the figure, and its label shows the model's prediction. First the
+# default metric, as in ``mprof plot``, then PSS of the same run, which counts a shared page once:
 
 from beyond_the_masker.figures import save
-from beyond_the_masker.mprof_run import METRIC, read_run
+from beyond_the_masker.mprof_run import read_run
 from beyond_the_masker.timeline import plot_phases
 
-
-def draw(run, metric, name):
-    """Draw a run in both layouts, and save the figures for the chapter."""
-    save(plot_phases(*run[:3], metric), measured / f"memory_over_time_{name}_wide.svg")
-    save(plot_phases(*run[:3], metric, tall=True), measured / f"memory_over_time_{name}_tall.svg")
-
-
 runs = read_run(measured) if finished else {}
-if finished:
-    draw(runs["RSS"], "RSS", "rss")
-
-# %%
-# The proportional set size of the same run counts a shared page once:
-
-if finished:
-    draw(runs[METRIC], METRIC, "pss")
+for metric, run in reversed(runs.items()):  # for a wide screen, and for a narrow one
+    name = measured / f"memory_over_time_{'rss' if metric == 'RSS' else 'pss'}"
+    save(plot_phases(*run[:3], metric), f"{name}_wide.svg")
+    save(plot_phases(*run[:3], metric, tall=True), f"{name}_tall.svg")
 
 # %%
 # Explore the figure
 # ------------------
-# In a browser the curve can also show the method and its processes at each moment. mprof records
-# each child process as RSS, with any backend, so their sum can exceed the curve of PSS. A child
-# that outlives a method is not a worker, but a resource tracker, which removes what other processes
-# leave behind.
+# In a browser, point at the curve to see the method and its processes at each moment. The areas are
+# RSS, because mprof records each child process as RSS, with any backend. A child that outlives a
+# method is not a worker, but a resource tracker, which removes what other processes leave behind.
 
 from beyond_the_masker.timeline import timeline_html
 

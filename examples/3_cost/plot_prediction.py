@@ -75,7 +75,7 @@ from beyond_the_masker.imports import this_machine
 
 image = read_header(fmri_path)
 points = compare_summary(summary, image, count_all(mask_paths, image.shape[:3]), this_machine())
-plot_points({"this image": points}, "This build")
+plot_points(points, "This build")
 plt.show()
 print(table_of(points))
 print(count_of(points))
@@ -83,13 +83,11 @@ ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
 print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 
 # %%
-# With workers the ranges are wide, so the ratio is the stricter test. A peak outside its range can
-# mean two things. Either the machine was so busy, or so short of memory, that the method did not
-# run as usual: then the next build finds it inside. Or a library now makes a copy that the model
-# does not know, or no longer makes one. ``make check-model`` in the repository decides: it measures
-# several times, and fails if a median is outside.
-
-# %%
+# With workers the ranges are wide, so the ratio is the stricter test. A peak is outside its range
+# if the machine was so busy that the method did not run as usual, or if a library now makes another
+# number of copies. ``make check-model`` in the repository decides: it measures several times, and
+# fails if a median is outside.
+#
 # The whole grid
 # --------------
 # ``make record`` measured one, two and four subjects in one image, float32 and int16, compressed
@@ -110,7 +108,7 @@ if grid:
     outside = [point for point in grid if is_outside(point)]
     print(table_of(outside) if outside else "No measured peak is outside.")
     print(count_of(grid))
-    plot_points({f"recorded {about['date']}": grid}, "The whole grid")
+    plot_points(grid, "The whole grid")
     plt.show()
 else:
     print("There is no recorded grid in doc/recorded: run 'make record'.")

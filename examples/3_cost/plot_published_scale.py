@@ -3,11 +3,9 @@ At the scale of the published figure
 ====================================
 
 The figure that made this experiment known has ten subjects in one image, twenty regions and
-twenty workers, and shows a peak of about 110 GB. On this page you will
-
-1. compare these published numbers with measurements of the methods of this site, on a machine of
-   known size, and with the model's predictions, also for the methods that do not fit there, and
-2. see what :term:`streaming` needs for the same result.
+twenty workers, and shows a peak of about 110 GB. On this page you will compare these published
+numbers with measurements on a machine of known size, with the model's predictions, also for the
+methods that do not fit there, and with what :term:`streaming` needs for the same result.
 """
 
 # %%
@@ -33,25 +31,20 @@ twenty workers, and shows a peak of about 110 GB. On this page you will
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 from beyond_the_masker.options import read_options
+from beyond_the_masker.prediction_figures import plot_scale
 from beyond_the_masker.published import read_scale, table_of
 
 recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
 table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
 if table:
     print(table_of(table, about))
-else:
-    print("Nothing was recorded in doc/recorded: run 'make record'.")
-
-# %%
-
-import matplotlib.pyplot as plt
-
-from beyond_the_masker.prediction_figures import plot_scale
-
-if table:
     plot_scale(table)
     plt.show()
+else:
+    print("Nothing was recorded in doc/recorded: run 'make record'.")
 
 # %%
 # To download: :download:`summary.csv </recorded/published_scale/summary.csv>`,

@@ -4,13 +4,10 @@ Many images on a Dask cluster
 
 When one machine takes too long, use several: a `Dask
 <https://docs.dask.org/en/stable/deploying.html>`_ scheduler hands the images to its workers,
-wherever they run. Your call does not change. On this page you will
-
-1. start a scheduler and workers, with the memory that they need,
-2. mask a study on them, and check that the files are those of one process, and
-3. kill a worker in the middle of an image, and see another worker repeat that image.
-
-Here all processes run on one machine. On a cluster you start them with the same commands.
+wherever they run. Your call does not change. On this page you will start a scheduler and workers,
+with the memory that they need, mask a study on them, kill a worker in the middle of an image, and
+see another worker repeat that image. Here all processes run on one machine. On a cluster you start
+them with the same commands.
 """
 
 # %%
@@ -39,11 +36,10 @@ print(f"limit of a worker             {limit_mib:4.0f} MiB")
 # of Dask's defaults, with environment variables:
 #
 # * **The scheduler never gives up a task.** By default it does so after four workers have died
-#   that held the task, even if it was only waiting behind the one that killed them. With joblib 1.6
-#   the call would then never end. ``mask_study`` counts instead, because it knows which image was
-#   begun.
-# * **Workers keep freed memory for the next volume.** By default they return it at once, and
-#   each volume needs new memory from the system, which can take as long as decompressing it.
+#   that held the task, even if it was only waiting, and with joblib 1.6 the call would then never
+#   end. ``mask_study`` counts instead, because it knows which image was begun.
+# * **Workers keep freed memory for the next volume**, instead of returning it at once: to get it
+#   back from the system can take as long as decompressing the volume.
 
 import os
 import subprocess
@@ -55,7 +51,7 @@ from pathlib import Path
 from distributed import Client
 
 folder = tempfile.TemporaryDirectory()
-scheduler_file = f"{folder.name}/scheduler.json"
+scheduler_file, log = Path(folder.name, "scheduler.json"), Path(folder.name, "log.txt")
 environ = os.environ | {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000000",
     "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": "{'MALLOC_TRIM_THRESHOLD_': None}",
@@ -67,8 +63,8 @@ environ = os.environ | {
 def start_dask(*arguments):
     """Run ``dask`` with some arguments in the background."""
     command = [sys.executable, "-m", "dask", *arguments, f"--scheduler-file={scheduler_file}"]
-    with open(f"{folder.name}/log.txt", "a") as log:
-        return subprocess.Popen(command, env=environ, stderr=log)
+    with open(log, "a") as file:
+        return subprocess.Popen(command, env=environ, stderr=file)
 
 
 local = ["--host=127.0.0.1", "--dashboard-address=127.0.0.1:0"]
@@ -76,11 +72,11 @@ limits = ["--nworkers=2", "--nthreads=1", f"--memory-limit={limit_mib:.0f}MiB"]
 scheduler = start_dask("scheduler", *local, "--port=0", "--idle-timeout=600")
 workers = start_dask("worker", *local, *limits, "--death-timeout=60")
 deadline = time.monotonic() + 120
-while not os.path.exists(scheduler_file):  # the client itself would wait forever
+while not scheduler_file.exists():  # the client itself would wait forever
     if scheduler.poll() is not None or time.monotonic() > deadline:
-        raise RuntimeError(f"Dask did not start: {Path(folder.name, 'log.txt').read_text()}")
+        raise RuntimeError(f"Dask did not start: {log.read_text()}")
     time.sleep(0.1)
-client = Client(scheduler_file=scheduler_file)
+client = Client(scheduler_file=str(scheduler_file))
 client.wait_for_workers(2, timeout=300)
 print(f"The dashboard is at {client.dashboard_link}")
 
@@ -110,8 +106,8 @@ same, *_ = filecmp.cmpfiles(alone, together, names, shallow=False)
 print(f"{len(same)} of {len(names)} files are the same, byte for byte")
 
 # %%
-# Each row of the table has the worker that masked the image, and its largest resident set
-# meanwhile, which Dask compares with the limit. The largest of each worker:
+# Each row of the table has the worker that masked the image, and its largest resident set, which
+# Dask compares with the limit:
 
 print(f"imports        {max(imports_mib.values()):4.0f} MiB")
 for pid, rows in table.groupby("pid"):
@@ -120,23 +116,21 @@ print(f"limit          {limit_mib:4.0f} MiB")
 
 # %%
 # Neither images nor results travel over the network. A task consists of three paths: the image, its
-# results, and the masks, which ``mask_study`` wrote to the folder of results as the positions of
-# their voxels. A row of the table comes back.
+# results, and the masks. A row of the table comes back.
 #
 # A worker is lost
 # ----------------
 # Nodes fail, and jobs reach their time limit. Here we mask the study once more, and kill a worker
-# without a warning, as the system would do it. ``lose_a_worker`` waits until a quarter of the
-# images is done and the worker is in the middle of another one.
+# in the middle of an image, when a quarter of the images is done.
 
 from concurrent.futures import ThreadPoolExecutor
 
 from beyond_the_masker.workers import lose_a_worker
 
 series = Path(folder.name, "series")
-pids = list(client.run(os.getpid).values())
+pid = min(client.run(os.getpid).values())
 with ThreadPoolExecutor(1) as pool, parallel_config(backend="dask"):
-    future = pool.submit(lose_a_worker, pids, series, len(images) // 4)
+    future = pool.submit(lose_a_worker, pid, series, len(images) // 4)
     table = mask_study(images, masks, series)
 lost = future.result()
 same, *_ = filecmp.cmpfiles(alone, series, names, shallow=False)
@@ -147,8 +141,7 @@ print(table.status.value_counts().to_dict())
 # %%
 # Each bar is an image, with its number. Another worker repeats the image that the lost worker had
 # begun. The nanny, a process that supervises workers, starts a new one, which takes part if images
-# are left. (An image is ``skipped`` if the worker died after its file was complete, but before it
-# returned the row.)
+# are left.
 
 import matplotlib.pyplot as plt
 
@@ -156,9 +149,6 @@ from beyond_the_masker.figures import plot_work
 
 plot_work(table, lost)
 plt.show()
-
-# %%
-
 client.shutdown()
 for process in (scheduler, workers):
     process.wait()
@@ -166,8 +156,8 @@ folder.cleanup()
 
 # %%
 # An image that takes more memory than the limit also kills its worker. If a second worker dies of
-# it, ``mask_study`` does not try it again: its row has the reason, and all other images are done.
-# Run the study again with workers that have more memory, and it masks only this image.
+# it, the image's row has the reason, and all other images are done. Run the study again with
+# workers that have more memory, and it masks only this image.
 #
 # On your cluster
 # ---------------
@@ -179,8 +169,6 @@ folder.cleanup()
 #     $ export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=1000000
 #     $ dask scheduler --port 8786
 #
-# .. code-block:: console
-#
 #     $ export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON="{'MALLOC_TRIM_THRESHOLD_': None}"
 #     $ dask worker tcp://node1:8786 --nworkers 16 --nthreads 1 --memory-limit LIMIT
 #
@@ -188,14 +176,12 @@ folder.cleanup()
 #
 # * **Images and results** must be on storage that all machines share, under the same paths. Give
 #   each worker a ``--local-directory`` of its own machine for temporary files.
-# * **Wait for two workers at least**, with ``client.wait_for_workers(2)``. joblib counts them when
-#   it begins; if there is only one, the calling process does all the work. Workers that come later
-#   get their share.
+# * **Wait for two workers at least**, with ``client.wait_for_workers(2)``: if there is only one
+#   when joblib begins, the calling process does all the work. Later workers get their share.
 # * **If nothing happens**, check that all can import the package: ``client.run(peak_rss_mib)`` and
 #   ``client.run_on_scheduler(peak_rss_mib)`` raise the error that joblib does not report.
-# * **The dashboard** needs the package bokeh. From elsewhere, reach it through a tunnel, such as
-#   ``ssh -L 8787:localhost:8787 node1``. Everybody who can reach the scheduler can run code on it,
-#   so let it listen only where you trust all users.
+# * **Everybody who can reach the scheduler can run code on it**, so let it listen only where you
+#   trust all users. Reach the dashboard through a tunnel: ``ssh -L 8787:localhost:8787 node1``.
 #
 # What to conclude
 # ----------------

@@ -68,9 +68,7 @@ plot_series(means, "A region, half from each worker", "mean (arbitrary units)")
 # The whole function
 # ------------------
 # :func:`~beyond_the_masker.blocks.mask_blocks` takes any number of masks, with joblib's processes
-# or a cluster. The calling process reads the header once, and puts each block's rows in their
-# place, in whatever order they arrive. Before the first task it checks that the file has all
-# volumes of its header.
+# or a cluster. Before the first task it checks that the file has all volumes of its header.
 
 from beyond_the_masker.blocks import Volumes, mask_blocks
 
@@ -83,7 +81,7 @@ print(f"bit for bit the arrays of one pass: {same(found, one_pass)}")
 # A gzip stream has one beginning: the meaning of a byte depends on those before it. To read a block
 # from the middle, a worker must decompress and discard everything before it. So for *n* blocks of
 # the same size, the workers together decompress (*n* + 1) / 2 times the file, and the last block
-# takes as long as one pass. ``mask_blocks`` refuses to do so. To see it, we count the bytes:
+# takes as long as one pass. ``mask_blocks`` refuses to do so. We count the bytes:
 
 from beyond_the_masker.block_costs import blocks_without_index
 
@@ -102,11 +100,9 @@ print(f"{size_mib:,.1f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file
 #
 # .. warning::
 #
-#     Installing indexed_gzip changes nibabel. As soon as it can be imported, nibabel uses it for
-#     every ``.nii.gz``, and so does everything built on nibabel: times, memory, and the messages
-#     about a damaged file change. FSLeyes installs it, so you may have it without knowing.
-#
-# The build of this site keeps it in a separate folder, so that no other page uses it.
+#     Installing indexed_gzip changes nibabel, which then uses it for every ``.nii.gz``: times,
+#     memory, and the messages about a damaged file change. FSLeyes installs it, so you may have it
+#     already. The build of this site keeps it in a separate folder.
 #
 # What it costs
 # -------------

@@ -4,14 +4,11 @@ Many images on one machine
 
 One image needs no worker: its file is decompressed from beginning to end, which cannot be
 parallelised. A study has hundreds of images, and they can be decompressed at the same time, one
-per :term:`worker`. On this page you will
+per :term:`worker`. On this page you will mask a study with one call,
+:func:`beyond_the_masker.study.mask_study`, measure how much faster several workers are and how much
+memory they need, and see what limits them.
 
-1. mask a study with one call, and look at its table and a time series,
-2. measure how much faster two and four workers are, and how much memory they need, and
-3. see what limits them: the cores, the storage, and the threads of numerical libraries.
-
-:ref:`Install the package <install>` to use the function in your own code:
-:func:`beyond_the_masker.study.mask_study`.
+:ref:`Install the package <install>` to use the function in your own code.
 """
 
 # %%
@@ -39,8 +36,8 @@ table = mask_study(images, masks, folder.name, n_jobs=2)
 print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to_string())
 
 # %%
-# Each image has a file of results. It appears when it is complete, so your next step can start
-# while the study is running. It has an array for each mask, with the voxels in NiftiMasker's order:
+# Each image has a file of results, which appears when it is complete. It has an array for each
+# mask, with the voxels in NiftiMasker's order:
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -58,8 +55,8 @@ plot_series(means, "Time series of the first image", "mean (arbitrary units)")
 plt.show()
 
 # %%
-# The last entry, ``about.json``, records the image, its size and time of change, the masks and
-# their checksum. Because of this record, the same call only does what is missing, here nothing:
+# The last entry records the image and the masks, so that the same call only does what is missing,
+# here nothing:
 
 print(mask_study(images, masks, folder.name, n_jobs=2).status.value_counts().to_dict())
 folder.cleanup()
@@ -99,8 +96,7 @@ print(f"{worker['imports_mib']:.0f} of them imports.")
 # What limits the workers
 # -----------------------
 # **The storage.** How much of a compressed file does a worker read in a second, and how much does
-# the storage deliver to one, two and four readers, if the file is not in the system's cache? A
-# worker that is faster than the storage waits for it.
+# the storage deliver to one, two and four readers, if the file is not in the system's cache?
 
 from beyond_the_masker.workers import storage_rate
 
@@ -110,12 +106,12 @@ for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
     print(f"the storage delivers   {rate:7,.0f} MiB/s to {n} reader{'s' * (n > 1)}")
 
 # %%
-# **Threads inside the workers.** Extracting voxels needs no linear algebra, but cleaning or
-# decomposing them does. NumPy's library for it (BLAS) starts as many threads as there are cores, in
-# each worker, and all these threads wait for each other. joblib `gives its workers their share
+# **Threads inside the workers.** NumPy's library for linear algebra (BLAS), which cleaning and
+# decompositions use, starts as many threads as there are cores, in each worker, and all these
+# threads wait for each other. joblib `gives its workers their share
 # <https://joblib.readthedocs.io/en/stable/parallel.html#avoiding-over-subscription-of-cpu-resources>`_
-# of the cores, and Dask gives them one thread. In other scripts, such as a job array's, set the
-# variables before Python starts:
+# of the cores, and Dask gives them one thread. In a job array, set the variables before Python
+# starts:
 #
 # .. code-block:: bash
 #

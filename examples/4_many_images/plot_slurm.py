@@ -2,14 +2,11 @@
 Many images on Slurm
 ====================
 
-Most clusters have a queue that hands out the machines, usually Slurm. There are two ways to submit
-a study, and both write the same files as one machine does. On this page you will
-
-1. mask one image to find out how much memory and time to request,
-2. submit a job array: one script, which each of its tasks runs for a part of the images, and
-3. let Dask request the workers, with one call from Python.
-
-This page submits nothing. The tests do both on a Slurm cluster of one node, and compare the arrays.
+Most clusters have a queue that hands out the machines, usually Slurm. On this page you will mask
+one image to find out how much memory and time to request, and then submit a study in either of two
+ways: as a job array, one script that each task runs for a part of the images, or from Python, with
+workers that Dask requests. Both write the same files as one machine does. This page submits
+nothing; the tests do both on a Slurm cluster of one node, and compare the arrays.
 """
 
 # %%
@@ -113,9 +110,7 @@ print(submit_commands(row, len(images), n_tasks))
 # <sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py>` explains how a study runs on it, and
 # the two settings that we change. On Slurm, three things are different:
 #
-# * **Jobs may wait for hours**, but joblib waits only ten seconds for the first worker, and with a
-#   single worker the calling process does all the work. So we wait for two workers. Those that come
-#   later get their share.
+# * **Jobs may wait for hours**, so we wait for two workers. Those that come later get their share.
 # * **A job has two processes**: the worker, and the nanny that supervises it. Both import Dask, for
 #   which we allow 128 MiB each.
 # * **dask-jobqueue changes Ctrl-C** when it is imported: it would end Python silently, and with
@@ -153,18 +148,10 @@ def worker_options(mib, minutes):
 
 
 def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, options=None, **study):
-    """Mask a study on workers that are jobs of Slurm.
+    """Mask a study on workers that are jobs of Slurm; return the table of `mask_study`.
 
-    Parameters
-    ----------
-    images, masks, output_dir, **study
-        As for `mask_study`, whose table is returned.
-    n_jobs : int
-        Jobs, each a worker with one core: at least two.
-    mib, minutes : int
-        As `to_request` returns them.
-    options : dict, optional
-        For ``dask_jobqueue.SLURMCluster``: ``queue``, ``account``, ``interface`` and others.
+    Each of the `n_jobs` jobs is a worker with one core, which requests what `to_request` returns.
+    The `options` are those of ``SLURMCluster``: ``queue``, ``account``, ``interface`` and others.
     """
     import dask.config
     from distributed import Client
@@ -184,9 +171,8 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
 # %%
 # One such job is submitted for each worker:
 
-SLURMJob = import_jobqueue().slurm.SLURMJob
 options = worker_options(mib, minutes) | {"python": "python"}
-job = SLURMJob("tcp://scheduler:8786", "mask-study", **options)
+job = import_jobqueue().slurm.SLURMJob("tcp://scheduler:8786", "mask-study", **options)
 print(job.job_script())
 
 # %%

@@ -133,9 +133,9 @@ print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib
 # %%
 # What to conclude
 # ----------------
-# Count bytes before cores. Read each image once, for all masks, and not once for each mask: think
-# of all masks first, or use one mask of all regions that anybody may want. A job should not request
-# more cores than the storage can supply, and small jobs start sooner in a queue.
+# Count bytes before cores. Read each image once, for all masks, and not once for each mask. A job
+# should not request more cores than the storage can supply, and small jobs start sooner in a queue.
+# Handing out a task takes far less time than an image; in a job array, give each task many images.
 #
 # Handing out a task takes far less time than an image. It would matter if tasks were much shorter,
 # such as one for each mask and image. In a job array, give each task so many images that it

@@ -1,12 +1,9 @@
 """Time every method right after decompressing the file alone, and measure how time and memory grow.
 
 No method can be faster than this limit: :term:`decompressing <decompression>` the file and
-discarding the content, or reading it if it is not compressed. Each method is timed right after the
-limit, and the benchmark compares ratios: what slows a machine down usually slows both.
-
-Each method first runs once without being timed. So imports are done, workers are started and the
-file is in the page cache. The times of :mod:`beyond_the_masker.experiment` include the start of
-workers: compare ratios only with ratios.
+discarding the content, or reading it if it is not compressed. The benchmark compares ratios: what
+slows a machine down usually slows both. Each method first runs once without being timed, so imports
+are done, workers are started and the file is in the page cache.
 """
 
 import csv
@@ -16,20 +13,20 @@ import gzip
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from joblib.externals.loky import get_reusable_executor
 from nilearn.maskers import NiftiLabelsMasker
 from nilearn.masking import apply_mask
 
 from beyond_the_masker import streaming
-from beyond_the_masker.budget import guard
-from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
+from beyond_the_masker.block_costs import prepare_both
+from beyond_the_masker.data import atlas_to_masks, cut_to, get_atlas_path, prepare, prepare_fmri
 from beyond_the_masker.experiment import describe_machine, show_progress
 from beyond_the_masker.figures import short
 from beyond_the_masker.files import moved_into_place
@@ -38,8 +35,9 @@ from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS
 from beyond_the_masker.synthetic import FMRI_SHAPE
 
-COLUMNS = ("question", "what", "x", "repeat", "seconds", "limit_seconds")
-MEMORY_COLUMNS = ("question", "what", "x", "above_mib", "output_mib")
+KEY = ["question", "what", "x"]
+COLUMNS = (*KEY, "repeat", "seconds", "limit_seconds")
+MEMORY_COLUMNS = (*KEY, "above_mib", "output_mib")
 WITH_WORKERS = [title for title, model in METHODS.items() if model.imports]
 SMALL = {  # sizes for `questions`
     "volumes": 42,
@@ -70,16 +68,11 @@ class Timing(NamedTuple):
     x: int
     call: Callable
     path: Path
-    masks: list = ()  # of a method that may not fit into memory
 
     @property
     def key(self):
         """Question, name and x, by which results are listed."""
         return self.question, self.name, self.x
-
-    def reason(self):
-        """Return why the call might not fit into memory, or an empty string."""
-        return guard(self.name, self.path, self.masks, len(self.masks))[1] if self.masks else ""
 
 
 def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks")):
@@ -88,15 +81,17 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
     Each call and the limit are timed `n_repeats` times. Memory is measured for the questions
     `with_memory`.
     """
-    asked = questions(sizes)
-    reasons = {one.name: one.reason() for one in asked}
-    not_run = {name: reason for name, reason in reasons.items() if reason}
-    todo = [one for one in asked if one.name not in not_run]
+    todo = questions(sizes)
     times = time_pairs(todo, n_repeats)
     memory = measure_memory([one for one in todo if one.question in with_memory])
     write_table(Path(folder, "benchmark.csv"), COLUMNS, times)
     write_table(Path(folder, "benchmark_memory.csv"), MEMORY_COLUMNS, memory)
-    about = describe(sizes) | {"n_repeats": n_repeats, "not_run": not_run}
+    about = {
+        "shape": nib.load(cut_image(sizes["volumes"])).shape,
+        "date": datetime.date.today().isoformat(),
+        "n_repeats": n_repeats,
+        **describe_machine(),
+    }
     with moved_into_place(Path(folder, "benchmark.json")) as unfinished:
         unfinished.write_text(json.dumps({"benchmark": about}, indent=1))
 
@@ -120,10 +115,9 @@ def questions(sizes):
         if not method.workers or method.title in sizes["parallel"]
     ]
     return [
-        *(Timing("methods", m.title, n, m.call(path, some), path, some) for m in methods),
+        *(Timing("methods", m.title, n, m.call(path, some), path) for m in methods),
         *other_ways(path, every, some),
-        *growth_of_streaming(path, every, some, sizes),
-        *growth_with_workers(path, some, sizes["workers"]),
+        *growth(path, every, some, sizes),
     ]
 
 
@@ -144,22 +138,20 @@ def other_ways(path, every, some):
     return [timing("methods", *call) for call in calls]
 
 
-def growth_of_streaming(path, every, some, sizes):
-    """Return measurements of streaming with more volumes, more masks and larger blocks."""
+def growth(path, every, some, sizes):
+    """Return measurements with more volumes, masks, volumes in a block, and workers or threads."""
     name, stream = "Streaming, masks", streaming.stream_masks
+    with_workers = "NumPy indexing, path", "NumPy indexing, threads"
+    functions = {way: function_of(f"{way}, parallel") for way in with_workers}
     return [
         *(timing("length", name, n, stream, cut_image(n), some) for n in sizes["lengths"]),
         *(timing("masks", name, n, stream, path, every[:n]) for n in sizes["masks"]),
         *(timing("block size", name, n, stream, path, every, n) for n in sizes["blocks"]),
-    ]
-
-
-def growth_with_workers(path, some, numbers):
-    """Return measurements of NumPy indexing with more workers, or threads."""
-    return [
-        timing("workers", name, n, function_of(f"{name}, parallel"), path, some, n)
-        for n in numbers
-        for name in ("NumPy indexing, path", "NumPy indexing, threads")
+        *(
+            timing("workers", way, n, function, path, some, n)
+            for n in sizes["workers"]
+            for way, function in functions.items()
+        ),
     ]
 
 
@@ -195,25 +187,12 @@ def stream_without_isal(fmri_path, mask_paths):
 
 def cut_image(n_volumes):
     """Prepare the first volumes of the default data; return the file's path."""
-    path = prepare_fmri(math.ceil(n_volumes / FMRI_SHAPE[3]))
-
-    def fill(folder):
-        nib.load(path).slicer[..., :n_volumes].to_filename(folder / "fmri.nii.gz")
-
-    if n_volumes % FMRI_SHAPE[3] == 0:
-        return path
-    return prepare(f"{n_volumes}-volumes", [str(path), n_volumes], fill) / "fmri.nii.gz"
+    return cut_to(prepare_fmri(math.ceil(n_volumes / FMRI_SHAPE[3])), n_volumes)
 
 
 def uncompressed(path):
     """Prepare the same image in an uncompressed file; return its path."""
-
-    def fill(folder):
-        img = nib.load(path)
-        data = np.asanyarray(img.dataobj)
-        img.__class__(data, img.affine, img.header).to_filename(folder / "fmri.nii")
-
-    return prepare("uncompressed", [str(path), path.stat().st_mtime_ns], fill) / "fmri.nii"
+    return prepare_both(path, most_mib=math.inf)[1]
 
 
 def labels_image(mask_paths):
@@ -278,19 +257,6 @@ def write_table(path, columns, rows):
         csv.writer(file).writerows([columns, *rows])
 
 
-def describe(sizes):
-    """Return the description of the image of the comparison, the day and the machine."""
-    path = cut_image(sizes["volumes"])
-    img = nib.load(path)
-    return {
-        "shape": img.shape,
-        "dtype": str(img.get_data_dtype()),
-        "on_disk_mib": path.stat().st_size / MIB,
-        "in_memory_mib": np.prod(img.shape) * img.get_data_dtype().itemsize / MIB,
-        "date": datetime.date.today().isoformat(),
-    } | describe_machine()
-
-
 def read_benchmark(folder):
     """Read the tables that `benchmark` has written into a folder.
 
@@ -302,21 +268,10 @@ def read_benchmark(folder):
     memory : dict
         For each question, name and x: peak above the level before the call, and output, in MiB.
     """
-    times = defaultdict(list)
-    for key, row in _rows(folder, "benchmark.csv"):
-        times[key].append((float(row["seconds"]), float(row["limit_seconds"])))
-    memory = {
-        key: (float(row["above_mib"]), float(row["output_mib"]))
-        for key, row in _rows(folder, "benchmark_memory.csv")
-    }
-    return {key: np.array(pairs) for key, pairs in times.items()}, memory
-
-
-def _rows(folder, name):
-    """Yield the rows of a table with their keys."""
-    with open(Path(folder, name), newline="") as file:
-        for row in csv.DictReader(file):
-            yield (row["question"], row["what"], int(row["x"])), row
+    times = pd.read_csv(Path(folder, "benchmark.csv")).groupby(KEY, sort=False)
+    memory = pd.read_csv(Path(folder, "benchmark_memory.csv")).itertuples(index=False, name=None)
+    pairs = {key: rows[["seconds", "limit_seconds"]].to_numpy() for key, rows in times}
+    return pairs, {row[:3]: row[3:] for row in memory}
 
 
 def print_ratios(times, memory):
@@ -326,8 +281,7 @@ def print_ratios(times, memory):
     print(f"seconds  ratio {'(spread)':16}" + "    MiB" * measured)
     for key, pairs in times.items():
         if key[0] == "methods":
-            ratios = pairs[:, 0] / pairs[:, 1]
-            low, middle, high = map(short, np.quantile(ratios, [0, 0.5, 1]))
+            low, middle, high = map(short, np.quantile(pairs[:, 0] / pairs[:, 1], [0, 0.5, 1]))
             seconds = short(np.median(pairs[:, 0]))
             line = f"{seconds:>7} {middle:>6} {f'({low} to {high})':16}"
             mib = f"{memory[key][0]:7,.0f}" if key in memory else " " * 7 * measured
@@ -339,21 +293,17 @@ def print_conclusions(times, memory):
     for name in ("Streaming, masks, one pass", "Streaming, 64 masks"):
         for n, pairs in _growth(times, "methods", name):
             print(f"{n} masks: {short(np.median(pairs[:, 0] / pairs[:, 1]))} times the limit")
-    (few, fast), *_, (many, slow) = _medians(times, "length")
-    print(f"{many / few:.0f} times as many volumes: {slow / fast:.1f} times the time")
-    blocks = _medians(times, "block size")
+    (few, fast), *_, (many, slow) = _growth(times, "length")
+    ratio = np.median(slow[:, 0]) / np.median(fast[:, 0])
+    print(f"{many / few:.0f} times as many volumes: {ratio:.1f} times the time")
+    blocks = [(n, np.median(pairs[:, 0])) for n, pairs in _growth(times, "block size")]
     print("blocks of", ", ".join(f"{n}: {seconds:.3f} s" for n, seconds in blocks[:3]))
     if seconds := [seconds for _, seconds in blocks[3:]]:
         print(f"larger blocks: {min(seconds):.3f} to {max(seconds):.3f} s")
-    for n, (above, output) in _growth(memory, "length", "Streaming, masks"):
+    for n, (above, output) in _growth(memory, "length"):
         print(f"{n} volumes: {above - output:.1f} MiB beyond the output")
 
 
-def _growth(found, question, name):
+def _growth(found, question, name="Streaming, masks"):
     """Return x and the result of each measurement of a question, in the order of x."""
     return sorted((key[2], found[key]) for key in found if key[:2] == (question, name))
-
-
-def _medians(times, question):
-    """Return x and the median time of streaming for a question."""
-    return [(x, np.median(p[:, 0])) for x, p in _growth(times, question, "Streaming, masks")]

@@ -10,21 +10,17 @@ from beyond_the_masker.figures import (
     column_figure,
     draw_reference,
     draw_spread,
+    family_of,
     hide_frame,
     label_above,
     legend_above,
-    marker_of,
     short,
 )
 
 
 def plot_ratios(times, title):
     """Draw the time of each method as a multiple of the limit, with the spread."""
-    ratios = {
-        name: pairs[:, 0] / pairs[:, 1]
-        for (question, name, _), pairs in times.items()
-        if question == "methods"
-    }
+    ratios = {key[1]: p[:, 0] / p[:, 1] for key, p in times.items() if key[0] == "methods"}
     ordered = sorted(ratios, key=lambda name: -np.median(ratios[name]))
     figure, ax = column_figure(1.2 + 0.45 * len(ordered))
     found = []
@@ -118,8 +114,8 @@ def _panels(measured, title, sizes):
 
 def _draw_line(ax, name, x, y, unit):
     """Draw one line in the colour of its method, dashed for threads; describe its ends."""
-    style = "--" if "threads" in name else "-"
-    ax.plot(x, y, style, marker=marker_of(name), ms=5, color=color_of(name), label=name)
+    style, (color, marker) = "--" if "threads" in name else "-", family_of(name)
+    ax.plot(x, y, style, marker=marker, ms=5, color=color, label=name)
     ends = f"{short(y[0])} to {short(y[-1])} {unit}"
     return f"{name}, {ax.get_xlabel()} from {x[0]} to {x[-1]}: {ends}"
 
@@ -139,5 +135,4 @@ def _finish(ax, label):
 
 def _describe(figure, caption, ends):
     """Set the caption of a figure of growth, and the numbers at the ends of each line."""
-    panels = f"{len(figure.axes)} panel{'s' if len(figure.axes) > 1 else ''}"
-    figure.set_label(f"{caption}\n\nLine chart in {panels}. {'; '.join(ends)}.")
+    figure.set_label(f"{caption}\n\nLine chart, panels: {len(figure.axes)}. {'; '.join(ends)}.")

@@ -22,21 +22,19 @@ SEPARATE = Path(sys.prefix) / "apart"  # where indexed_gzip is installed, for th
 
 def prepare_both(fmri_path, most_mib=512):
     """Return an image as a ``.nii.gz`` and decompressed, cut to some MiB in memory."""
-    from beyond_the_masker.data import n_volumes_within, prepare  # measured processes need neither
+    from beyond_the_masker.data import cut_to, n_volumes_within, prepare  # not in measured ones
 
-    img = nib.load(fmri_path)
-    length = n_volumes_within(img, most_mib)
+    image = cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)).absolute()
 
     def fill(folder):
-        if fmri_path.name.endswith(".nii.gz") and length == img.shape[3]:
-            (folder / "fmri.nii.gz").symlink_to(fmri_path.absolute())
+        if image.name.endswith(".nii.gz"):
+            (folder / "fmri.nii.gz").symlink_to(image)
         else:
-            nib.save(img.slicer[..., :length], folder / "fmri.nii.gz")
+            nib.load(image).to_filename(folder / "fmri.nii.gz")
         decompress(folder / "fmri.nii.gz", folder / "fmri.nii")
 
-    stat = fmri_path.stat()
-    stamp = [str(fmri_path.absolute()), stat.st_size, stat.st_mtime_ns, length]
-    folder = prepare("in-blocks", stamp, fill)
+    stat = image.stat()
+    folder = prepare("in-blocks", [str(image), stat.st_size, stat.st_mtime_ns], fill)
     return folder / "fmri.nii.gz", folder / "fmri.nii"
 
 
@@ -79,13 +77,8 @@ def indexed_gzip_importable():
 def measure_ways(packed, plain, mask_paths):
     """Measure one pass and blocks, compressed and not, and with an index if possible.
 
-    Returns
-    -------
-    ways : dict of str to dict
-        As from `measure_calls`.
-    index : dict
-        Seconds to ``make`` the index and to ``decompress`` the file, and its size in ``mib``;
-        empty if indexed_gzip is not installed.
+    Return a dict by way, as from `measure_calls`, and what `measure_index` returns; the latter is
+    empty if indexed_gzip is not installed.
     """
     one_pass = {"one pass, .nii.gz": partial(stream_masks, packed, mask_paths)}
     others = {
@@ -107,12 +100,9 @@ def measure_ways(packed, plain, mask_paths):
 def measure_calls(calls):
     """Measure some calls in fresh processes, and compare them with the first.
 
-    Returns
-    -------
-    dict of str to dict
-        For each call its ``seconds`` in two runs, after a ``first`` that also starts workers;
-        their ``ratio`` to those of the first call; the peak ``above_mib`` the start; and whether
-        arrays are ``identical`` to those of the first call, or None if it returns none.
+    Return a dict for each call: ``seconds`` in two runs, after a ``first`` that also starts
+    workers; their ``ratio`` to those of the first call; the peak ``above_mib`` the start; whether
+    arrays are ``identical`` to those of the first call, None if it returns none.
     """
     seconds = measure(time_in_turns, calls).result()
     traces = {name: measure(call) for name, call in calls.items()}
@@ -131,7 +121,7 @@ def measure_calls(calls):
 
 
 def measure_index(packed, folder):
-    """Make an index, and decompress the file; return the seconds of both, and path and size."""
+    """Return the seconds to ``make`` an index and ``decompress`` the file, its path and size."""
     path = folder / "fmri.gzidx"
     calls = {
         "make": partial(make_index, packed, path),
@@ -143,18 +133,10 @@ def measure_index(packed, folder):
 
 
 def time_in_turns(calls, n_repeats=2):
-    """Time some calls, one after the other, repeatedly.
+    """Time a dict of calls, one after the other, in a first round and in `n_repeats` rounds.
 
-    Parameters
-    ----------
-    calls : dict of str to callable
-    n_repeats : int
-        Rounds after a first one, in which imports are done and workers are started.
-
-    Returns
-    -------
-    dict of str to array of shape (1 + n_repeats,)
-        Seconds.
+    In the first round, imports are done and workers are started. Return the seconds of each call,
+    an array of shape (1 + n_repeats,).
     """
     seconds = {name: [] for name in calls}
     for _ in range(1 + n_repeats):

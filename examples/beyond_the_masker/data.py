@@ -57,6 +57,20 @@ def first_volumes(fmri_path, most_mib=16):
     return img.slicer[..., : n_volumes_within(img, most_mib)]
 
 
+def cut_to(fmri_path, n_volumes):
+    """Return the path of an image of the first volumes, or of the image if it has no more."""
+    img = nib.load(fmri_path)
+    if n_volumes >= img.shape[3]:
+        return fmri_path
+
+    def fill(folder):
+        img.slicer[..., :n_volumes].to_filename(folder / "fmri.nii.gz")
+
+    stat = fmri_path.stat()
+    stamp = [str(fmri_path), stat.st_size, stat.st_mtime_ns, n_volumes]
+    return prepare(f"{n_volumes}-volumes", stamp, fill) / "fmri.nii.gz"
+
+
 def prepare_fmri(n_subjects):
     """Return the path of the reader's own image, or of one of some subjects, joined in time."""
     options = read_options()

@@ -53,8 +53,7 @@ def prepare_all():
 
     Returns
     -------
-    fmri_path : pathlib.Path
-    mask_paths : list of pathlib.Path
+    fmri_path, mask_paths : pathlib.Path, list of pathlib.Path
     reference : list of arrays of shape (n_timepoints, n_voxels)
         NiftiMasker's array for each mask.
     image_mib : float
@@ -110,22 +109,18 @@ def show_progress(text):
 def measure_methods(*functions):
     """Measure every method that uses one of some functions, and keep its row and its trace.
 
-    Returns
-    -------
-    dict of str to meter.Trace or NotRun
-        By the method's title, in the order of METHODS: the run with the median peak, or why the
-        method did not run.
+    Return a dict by the method's title, in the order of METHODS: the trace of the run with the
+    median peak, or `NotRun`.
     """
     fmri_path, mask_paths, reference, image_mib = prepare_all()
     names = {function.__name__ for function in functions}
     methods, outcomes = all_methods(), {}
     for number, method in enumerate(methods, start=1):
-        if method.function.__name__ not in names:
-            continue
-        progress = f"[{number} of {len(methods)}] {method.title}"
-        outcome, row = measure_method(method, fmri_path, mask_paths, reference, progress)
-        keep_row({"image_mib": f"{image_mib:.3f}"} | row)
-        outcomes[method.title] = outcome
+        if method.function.__name__ in names:
+            progress = f"[{number} of {len(methods)}] {method.title}"
+            outcome, row = measure_method(method, fmri_path, mask_paths, reference, progress)
+            keep_row({"image_mib": f"{image_mib:.3f}"} | row)
+            outcomes[method.title] = outcome
     return outcomes
 
 
@@ -156,12 +151,7 @@ def measure_method(method, fmri_path, mask_paths, reference, progress):
 def repeat(call, n_runs, progress):
     """Measure a call several times, each time in a fresh process.
 
-    Returns
-    -------
-    outcome : meter.Trace
-        The run with the median peak, or a run that was stopped.
-    runs : list of meter.Trace
-        All runs, or the one that was stopped.
+    Return the run with the median peak, and a list of all runs; or a run that was stopped, alone.
     """
     runs = []
     for number in range(1, n_runs + 1):
@@ -189,20 +179,20 @@ def measured_row(outcome, runs, reference):
     """
     reason = why_stopped(outcome)
     row = {"n_runs": len(runs), "status": "stopped" if reason else "measured", "reason": reason}
-    for key in ("before_mib", "peak_mib", "peak_file_mib", "peak_pss_mib", "peak_rss_mib"):
+    for key in ("before_mib", "peak_file_mib", "peak_pss_mib", "peak_rss_mib"):
         row[key] = f"{getattr(outcome, key):.3f}"
-    peaks = [run.peak_mib for run in runs]
-    row |= {"peak_mib_min": f"{min(peaks):.3f}", "peak_mib_max": f"{max(peaks):.3f}"}
+    row |= median_and_range("peak_mib", [run.peak_mib for run in runs], 3)
     if reason:
         return row | dict.fromkeys(("seconds", "seconds_min", "seconds_max", "identical"), "")
-    seconds = [run.seconds for run in runs]
     same = all(identical(run.result(), reference) for run in runs)
-    return row | {
-        "seconds": f"{statistics.median(seconds):.4f}",
-        "seconds_min": f"{min(seconds):.4f}",
-        "seconds_max": f"{max(seconds):.4f}",
-        "identical": str(same).lower(),
-    }
+    row |= median_and_range("seconds", [run.seconds for run in runs], 4)
+    return row | {"identical": str(same).lower()}
+
+
+def median_and_range(column, values, digits):
+    """Return three columns: the median, the smallest and the largest of some values."""
+    numbers = {"": statistics.median(values), "_min": min(values), "_max": max(values)}
+    return {f"{column}{end}": f"{number:.{digits}f}" for end, number in numbers.items()}
 
 
 def identical(series, reference):
@@ -225,11 +215,8 @@ def in_a_line(row):
     line = f"peak {peak}{peaks},\n    {before} before the call; "
     if row["status"] == "stopped":
         return line + row["reason"]
-    seconds = f" ({span('seconds', in_seconds)})" if several else ""
-    return (
-        f"{line}{in_seconds(float(row['seconds']))}{seconds}\n"
-        f"    identical to NiftiMasker: {row['identical']}"
-    )
+    line += in_seconds(float(row["seconds"])) + f" ({span('seconds', in_seconds)})" * several
+    return f"{line}\n    identical to NiftiMasker: {row['identical']}"
 
 
 class NotRun(NamedTuple):
@@ -240,8 +227,7 @@ class NotRun(NamedTuple):
 
     def row(self):
         """Return the columns of ``summary.csv`` that a measurement would fill."""
-        row = dict.fromkeys(COLUMNS[COLUMNS.index("n_runs") :], "")
-        return row | {
+        return dict.fromkeys(COLUMNS[COLUMNS.index("n_runs") :], "") | {
             "n_runs": 0,
             "before_mib": f"{self.prediction.parts[0].mib:.3f}",
             "peak_mib": f"{self.prediction.peak_mib:.3f}",
@@ -252,11 +238,9 @@ class NotRun(NamedTuple):
         }
 
     def __str__(self):
-        method, low, high = (getattr(self.prediction, k) for k in ("method", "low_mib", "most_mib"))
-        between = f" ({low:,.0f} to {high:,.0f})" if low < high else ""
         return (
-            f"{method}\n    not run: {self.reason}\n"
-            f"    predicted peak {self.prediction.peak_mib:,.0f} MiB{between}"
+            f"{self.prediction.method}\n    not run: {self.reason}\n"
+            f"    predicted peak {self.prediction.peak_mib:,.0f} MiB"
         )
 
 
@@ -297,11 +281,10 @@ def keep_row(row):
 def describe_image(options, fmri_path, mask_imgs):
     """Return the description of the image and the masks for ``experiment.json``."""
     fmri_img = nib.load(fmri_path)
-    path = options.fmri or os.path.relpath(fmri_path, options.cache)
     return {
         "name": fmri_path.name,
         "source": "own" if options.fmri else options.data,
-        "path": path,
+        "path": options.fmri or os.path.relpath(fmri_path, options.cache),
         "changed": fmri_path.stat().st_mtime,
         "shape": list(fmri_img.shape),
         "dtype": str(value_type(fmri_img)),
@@ -336,21 +319,15 @@ def start_folder(folder, image):
 
 def describe_machine():
     """Return what measurements depend on: the machine, and the versions of packages."""
+    known = hasattr(psutil.Process, "cpu_affinity")  # not on macOS
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": usable_cores(),
+        "cores": len(psutil.Process().cpu_affinity()) if known else os.cpu_count(),
         "memory_gib": psutil.virtual_memory().total / 2**30,
         "metric": "memory in use" if HAS_PSS else "USS",
         "python": platform.python_version(),
         **{package: version_of(package) for package in PACKAGES},
     }
-
-
-def usable_cores():
-    """Return the number of cores that this process may use, or of all where that is unknown."""
-    if hasattr(psutil.Process, "cpu_affinity"):  # not on macOS
-        return len(psutil.Process().cpu_affinity())
-    return os.cpu_count()
 
 
 def version_of(package):

@@ -19,22 +19,23 @@ from beyond_the_masker.meter import Trace
 WIDTH = 4.2  # inches
 REFERENCE = {"colors": "black", "linestyles": "--", "lw": 1, "zorder": 0.5}
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
-FAMILIES = {  # of methods, by a word in their names: colour and marker
+FAMILIES = {  # of methods, by a word in their names: colour, safe for colour-blind readers, marker
     "Streaming": (PURPLE, "o"),
     "shared memory": (GREEN, "D"),
     "NiftiMasker": (ORANGE, "s"),
     "NumPy indexing": (BLUE, "^"),
+    "": ("#707070", "X"),  # any other method
 }
 
 
+def family_of(method):
+    """Return the colour and the marker of a method."""
+    return next(look for word, look in FAMILIES.items() if word in method)
+
+
 def color_of(method):
-    """Return the colour of a family of methods, safe for colour-blind readers."""
-    return next((color for word, (color, _) in FAMILIES.items() if word in method), "#707070")
-
-
-def marker_of(method):
-    """Return the marker of a family of methods, for those who do not see its colour."""
-    return next((marker for word, (_, marker) in FAMILIES.items() if word in method), "X")
+    """Return the colour of a method."""
+    return family_of(method)[0]
 
 
 def name_of(phase):
@@ -46,7 +47,7 @@ def peak_text(status, measured_mib, predicted_mib):
     """Return a peak as text: measured, predicted, or reached before the method was stopped."""
     return {
         "measured": f"{measured_mib:,.0f} MiB",
-        "predicted": f"not run; predicted {predicted_mib:,.0f} MiB",
+        "predicted": f"predicted {predicted_mib:,.0f} MiB",
         "stopped": f"stopped at {measured_mib:,.0f} MiB",
     }[status]
 
@@ -92,10 +93,10 @@ def draw_spread(ax, y, values, color):
     return low, middle, high
 
 
-def draw_reference(ax, n_rows):
-    """Draw a dashed line at 1 beside the dots of all rows, leaving out their labels."""
+def draw_reference(ax, n_rows, x=1):
+    """Draw a dashed line beside the dots or bars of all rows, leaving out their labels."""
     rows = np.arange(n_rows)
-    ax.vlines(np.ones(n_rows), rows - 0.15, rows + 0.35, **REFERENCE)
+    ax.vlines(np.full(n_rows, x), rows - 0.15, rows + 0.35, **REFERENCE)
 
 
 def plot_series(series, title, unit, borders=()):
@@ -105,11 +106,9 @@ def plot_series(series, title, unit, borders=()):
     ones stay visible. The caption consists of the title, the unit and the names.
     """
     figure, ax = column_figure(3.6)
-    colors = BLUE, ORANGE, "#707070", PURPLE, GREEN
-    for number, (name, values) in enumerate(series.items()):
-        ax.plot(
-            values, color=colors[number % 5], label=name, lw=5 / (number + 1) if borders else 1.5
-        )
+    ax.set_prop_cycle(color=[BLUE, ORANGE, "#707070", PURPLE, GREEN])
+    for number, (name, values) in enumerate(series.items(), start=1):
+        ax.plot(values, label=name, lw=5 / number if borders else 1.5)
     for volume in borders:
         ax.axvline(volume, color="#707070", lw=1, ls=":")
     ax.set(xlabel="volume", ylabel=unit)
@@ -129,13 +128,9 @@ def plot_series(series, title, unit, borders=()):
 
 
 def plot_traces(traces, image_mib=None):
-    """Draw traces, or predictions in place of them, one below the other on one scale of memory.
+    """Draw a dict of traces, or of `NotRun` in place of them, one below the other on one scale.
 
-    Parameters
-    ----------
-    traces : dict of str to meter.Trace or experiment.NotRun
-    image_mib : float, optional
-        Size of the image in memory, drawn as a line.
+    The size of the image in memory is a line.
     """
     size = WIDTH, 2 + 2.5 * len(traces)
     figure, axes = plt.subplots(len(traces), 1, figsize=size, squeeze=False, layout="constrained")
@@ -154,14 +149,12 @@ def plot_traces(traces, image_mib=None):
     figure.suptitle("Memory over time", fontsize=12)
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
     workers = "workers" in known
-    layers = "calling process, its workers and shared memory, stacked"
-    layers = layers if workers else "calling process"
-    median = " Of several runs, the one with the median peak is drawn." if workers else ""
+    layers = "calling process" + ", its workers and shared memory, stacked" * workers
+    median = " Of several runs, the one with the median peak is drawn." * workers
     figure.set_label(
         f"{next(iter(traces)) if len(traces) == 1 else 'Each method'}: memory over time of the "
         f"{layers}. The dashed line adds mapped files.{median}\n\n"
-        f"Area chart{f', {len(traces)} panels on one scale' if len(traces) > 1 else ''}. "
-        f"{' '.join(words)}{image}"
+        f"Area chart, panels on one scale: {len(traces)}. {' '.join(words)}{image}"
     )
     plt.show()
     return figure
@@ -185,32 +178,31 @@ def plot_peaks(rows):
     """Draw rows of ``summary.csv``: peaks for all masks, ranges, and the size of the image."""
     rows = [row for row in rows if row["mode"] != "single"]
     image_mib = float(rows[0]["image_mib"])
-    left, right = 0.12, 0.32  # all lengths are in inches, and the vertical axis goes downwards
-    figure = plt.figure(figsize=(WIDTH, 9))
-    ax = figure.add_axes((left / WIDTH, 0, 1 - (left + right) / WIDTH, 1))
-    top, described = 0, []
-    for row in rows:
-        name, peak = peak_label(row)
-        below_label = _label_peak(ax, name, peak, top, WIDTH - 2 * left)
-        top = _draw_bars(ax, row, below_label) + 0.1
-        ax.vlines(image_mib, below_label, top, **REFERENCE)
-        described.append(f"{name_of(row)}: {peak}")
-    _label_image_size(ax, image_mib, top)
-    top += 0.2
+    figure, ax = column_figure(1.5 + 0.55 * len(rows))
+    described = []
+    for y, row in enumerate(rows):
+        peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
+        name = name_of(row).removesuffix(", parallel").removesuffix(", one pass")
+        _draw_bars(ax, row, y)
+        label_above(ax, 0, y - 0.14, f"{name}: {peak}")
+        ends = [f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max")]
+        runs = f" ({ends[0]} to {ends[1]})" if int(row["n_runs"]) > 1 else ""
+        described.append(f"{name_of(row)}: {peak}{runs}")
+    draw_reference(ax, len(rows), image_mib)
+    left = image_mib <= ax.dataLim.x1 / 2
+    words = f" the image: {image_mib:,.0f} MiB "
+    ax.text(image_mib, len(rows) - 0.4, words, va="center", ha="left" if left else "right")
     crossed = any(row["status"] == "predicted" for row in rows)
     meaning = ["MiB of memory in use (line: range of the runs)"]
     meaning += ["thin and hatched: file pages, droppable"]
     meaning += ["crossed: predicted, not run"] * crossed
-    below = 0.5 + 0.17 * len(meaning)
-    height = 0.4 + top + below
-    figure.set_figheight(height)
-    ax.set_position((left / WIDTH, below / height, 1 - (left + right) / WIDTH, top / height))
-    ax.set(xlabel="\n".join(meaning), yticks=[], ylim=(top, 0))
+    ax.set(xlabel="\n".join(meaning), yticks=[], ylim=(len(rows) - 0.1, -0.7))
+    ax.set_xlim(0, max(1.05 * ax.dataLim.x1, 1))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     hide_frame(ax, "left")
     title = f"Peak memory for {rows[0]['n_masks']} masks"
-    figure.suptitle(title, fontsize=12, y=1 - 0.1 / height, va="top")
+    figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}, each method in a process of its own: memory in use as solid bars. The faint "
         "part was there before the call: the interpreter and its imports. A method with workers "
@@ -225,65 +217,25 @@ def plot_peaks(rows):
     return figure
 
 
-def peak_label(row):
-    """Return the name of a method, and its peak with the range of several runs."""
-    name = name_of(row).removesuffix(", parallel").removesuffix(", one pass")
-    peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
-    if int(row["n_runs"]) > 1:
-        low, high = (float(row[f"peak_mib_{end}"]) for end in ("min", "max"))
-        peak += f" ({low:,.0f}–{high:,.0f})"
-    return name, peak
-
-
-def _label_peak(ax, name, peak, top, width):
-    """Write name and peak on one line, or on two if they are wider; return where they end."""
-    label = ax.text(0, top, f"{name}: {peak}", va="top")
-    label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
-    dpi = ax.figure.dpi
-    if label.get_window_extent().width > width * dpi:
-        label.set_text(f"{name}:\n{peak}")
-    return top + label.get_window_extent().height / dpi + 0.03
-
-
-def _draw_bars(ax, row, top):
-    """Draw the bars of a method below `top`; return where they end."""
-    color, thick = color_of(row["method"]), {"height": 0.18, "align": "edge"}
+def _draw_bars(ax, row, y):
+    """Draw the bars of a method."""
+    color = color_of(row["method"])
     empty = {"color": "white", "edgecolor": color, "lw": 1}
     peak_mib, file_mib = float(row["peak_mib"]), float(row["peak_file_mib"] or 0)
     if row["status"] == "predicted":
-        ax.barh(top, peak_mib, hatch="xxxx", ls=":", **thick, **empty)
-        return top + 0.18
-    ax.barh(top, peak_mib, color=color, **thick)
-    ax.barh(top, float(row["before_mib"]), color="white", alpha=0.6, **thick)
+        ax.barh(y, peak_mib, height=0.28, hatch="xxxx", ls=":", **empty)
+        return
+    ax.barh(y, peak_mib, height=0.28, color=color)
+    ax.barh(y, float(row["before_mib"]), height=0.28, color="white", alpha=0.6)
     if int(row["n_runs"]) > 1:
         ends = [float(row[f"peak_mib_{end}"]) for end in ("min", "max")]
-        ax.plot(ends, [top + 0.09] * 2, color="black", lw=1.2, marker="|", ms=8)
-    if file_mib < float(row["image_mib"]) / 4:
-        return top + 0.18
-    ax.barh(top + 0.21, file_mib, height=0.09, align="edge", hatch="//////", **empty)
-    return top + 0.3
-
-
-def _label_image_size(ax, image_mib, top):
-    """Label the line of the image's size, on the side with more space."""
-    end = max(1.05 * ax.dataLim.x1, 1)
-    ax.vlines(image_mib, top, top + 0.2, **REFERENCE)
-    side, shift = ("left", 4) if image_mib < end / 2 else ("right", -4)
-    place = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "top"}
-    ax.annotate(f"the image: {image_mib:,.0f} MiB", (image_mib, top), **place)
-    ax.set_xlim(0, end)
+        ax.plot(ends, [y, y], color="black", lw=1.2, marker="|", ms=8)
+    if file_mib >= float(row["image_mib"]) / 4:
+        ax.barh(y + 0.23, file_mib, height=0.13, hatch="//////", **empty)
 
 
 def plot_ways(ratios, above_mib, title):
-    """Draw time and memory of several ways, one below the other.
-
-    Parameters
-    ----------
-    ratios : dict of str to array of shape (n_repeats,)
-        Times as multiples of that of the first way.
-    above_mib : dict of str to float
-    title : str
-    """
+    """Draw time, as multiples of that of the first way, and memory of several ways."""
     size = WIDTH, 1.8 + 0.9 * len(ratios)
     figure, (times, memory) = plt.subplots(2, 1, figsize=size, layout="constrained")
     first, found = next(iter(ratios)), []
@@ -311,17 +263,9 @@ def plot_ways(ratios, above_mib, title):
 
 
 def plot_workers(speed, peaks):
-    """Draw speed and memory by the number of workers.
-
-    Parameters
-    ----------
-    speed : dict of int to list of float
-        For each number of workers, how many times as fast as one, in each pair.
-    peaks : dict of int to float
-        Peak memory in use of all processes, in MiB.
-    """
-    figure = plt.figure(figsize=(WIDTH, 5.2), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    """Draw by the number of workers how many times as fast as one they are, and peaks in MiB."""
+    size = WIDTH, 5.2
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=size, layout="constrained")
     numbers = list(peaks)
     middle = [1.0, *(statistics.median(ratios) for ratios in speed.values())]
     above.plot(numbers, numbers, ":", color="black", label="as many times as workers")
@@ -340,9 +284,7 @@ def plot_workers(speed, peaks):
     hide_frame(above)
     hide_frame(below)
     described = ", ".join(
-        f"{n} workers {ratio:.2f} times as fast as one process and {peaks[n]:,.0f} MiB"
-        if n > 1
-        else f"1 process {peaks[n]:,.0f} MiB"
+        f"{n} {ratio:.2f} times as fast as one process, {peaks[n]:,.0f} MiB"
         for n, ratio in zip(numbers, middle, strict=True)
     )
     figure.set_label(
@@ -371,8 +313,7 @@ def plot_plan(hours):
     hide_frame(ax)
     legend_above(ax, ncols=2)
     described = "; ".join(
-        f"{n} {'node' if n == 1 else 'nodes'}: processors {row.processors:.3g} h, storage "
-        f"{row.storage:.3g} h, backend {row.backend:.3g} h"
+        f"nodes {n}: {', '.join(f'{name} {row[name]:.3g} h' for name in looks)}"
         for n, row in hours.iterrows()
     )
     figure.set_label(
@@ -382,69 +323,48 @@ def plot_plan(hours):
     return figure
 
 
-KINDS_OF_WORK = {  # label and style
-    "done": ("done", {"fc": BLUE, "ec": "white"}),
-    "lost": ("begun, and lost", {"fc": "white", "ec": ORANGE, "hatch": "xxxx"}),
-    "repeated": ("done again", {"fc": ORANGE, "ec": "white", "hatch": "//"}),
+KINDS_OF_WORK = {
+    "done": {"fc": BLUE, "ec": "white"},
+    "begun, and lost": {"fc": "white", "ec": ORANGE, "hatch": "xxxx"},
+    "done again": {"fc": ORANGE, "ec": "white", "hatch": "//"},
 }
 
 
 def plot_work(table, lost):
-    """Draw which worker did which image, and when.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `mask_study` returns it.
-    lost : dict
-        The killed worker: ``pid``, ``time``, and ``begun``, when it began unfinished images.
-    """
-    pids = list(dict.fromkeys([lost["pid"], *table.sort_values("started").pid]))
+    """Draw which worker did which image, and when, from `mask_study` and `lose_a_worker`."""
+    table = table.assign(number=range(1, len(table) + 1)).sort_values("started")
+    pids = dict.fromkeys([lost["pid"], *table.pid])
+    lanes = {pid: lane for lane, pid in enumerate(pids, start=1)}
     zero, end = table.started.min(), (table.started + table.seconds).max()
-    bars = _bars_of_work(table, lost, pids)
-    figure, ax = column_figure(1.7 + 0.6 * len(pids))
-    for kind, lane, number, started, seconds in bars:
-        ax.barh(lane, seconds, left=started - zero, height=0.5, **KINDS_OF_WORK[kind][1])
+    figure, ax = column_figure(1.7 + 0.6 * len(lanes))
+    ax.plot(lost["time"] - zero, 1, "x", color=ORANGE, ms=10, mew=3, zorder=3)
+
+    def draw(kind, pid, number, started, seconds):
+        ax.barh(lanes[pid], seconds, left=started - zero, height=0.5, **KINDS_OF_WORK[kind])
         if seconds > 0.065 * (end - zero):  # there is space for two digits
             middle = started - zero + seconds / 2
-            ax.text(middle, lane - 0.27, number, ha="center", va="bottom")
-    ax.plot(lost["time"] - zero, 1, "x", color=ORANGE, ms=10, mew=3, clip_on=False)
-    ax.set(xlabel="seconds", ylim=(len(pids) + 0.5, 0.4), xlim=(0, end - zero))
-    lanes = range(1, len(pids) + 1)
-    ax.set_yticks(lanes, [f"worker {lane}" for lane in lanes])
+            ax.text(middle, lanes[pid] - 0.27, number, ha="center", va="bottom")
+
+    done = {pid: [] for pid in lanes}
+    for row in table.itertuples():
+        begun = lost["begun"].get(stem(row.image))
+        repeated = begun is not None and row.started > lost["time"]
+        if repeated:
+            draw("begun, and lost", lost["pid"], row.number, begun, lost["time"] - begun)
+        draw("done again" if repeated else "done", row.pid, row.number, row.started, row.seconds)
+        done[row.pid].append(f"{row.number}{' for the second time' * repeated}")
+    ax.set(xlabel="seconds", xlim=(0, end - zero), ylim=(len(lanes) + 0.5, 0.4))
+    ax.set_yticks([*lanes.values()], [f"worker {lane}" for lane in lanes.values()])
     ax.tick_params(axis="y", length=0)
     hide_frame(ax, "left")
-    patches = [Patch(label=name, **style) for name, style in KINDS_OF_WORK.values()]
+    patches = [Patch(label=kind, **style) for kind, style in KINDS_OF_WORK.items()]
     figure.legend(handles=patches, loc="outside lower left", frameon=False, ncols=2)
     figure.suptitle("A worker is lost (×)", fontsize=12)
+    each = [f"worker {lanes[pid]} did {', '.join(own) or 'none'}" for pid, own in done.items()]
     figure.set_label(
         "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if "
         "there is one, replaced it.\n\n"
-        f"Bar chart over {end - zero:.1f} seconds, with {len(pids)} workers and {len(table)} "
-        f"images. Worker 1 was killed after {lost['time'] - zero:.1f} seconds. "
-        f"{'; '.join(_work_in_words(bars, lane) for lane in lanes)}."
+        f"Bar chart over {end - zero:.1f} seconds, with {len(lanes)} workers and {len(table)} "
+        f"images. Worker 1 was killed after {lost['time'] - zero:.1f} seconds. {'; '.join(each)}."
     )
     return figure
-
-
-def _bars_of_work(table, lost, pids):
-    """List kind, lane, number of the image, start and seconds of each bar, lost ones first."""
-    number = {stem(image): n for n, image in enumerate(table.image, start=1)}
-    bars = []
-    for row in table.sort_values("started").itertuples():
-        name, lane = stem(row.image), pids.index(row.pid) + 1
-        repeated = name in lost["begun"] and row.started > lost["time"]
-        kind = "repeated" if repeated else "done"
-        bars.append((kind, lane, number[name], row.started, row.seconds))
-        if repeated:
-            begin = lost["begun"][name]
-            bars.append(("lost", 1, number[name], begin, lost["time"] - begin))
-    return sorted(bars, key=lambda bar: list(KINDS_OF_WORK).index(bar[0]))
-
-
-def _work_in_words(bars, lane):
-    """Return which images a worker did, in their order in time."""
-    own = sorted((bar for bar in bars if bar[1] == lane and bar[0] != "lost"), key=lambda b: b[3])
-    repeated = " for the second time"
-    done = [f"{number}{repeated * (kind == 'repeated')}" for kind, _, number, *_ in own]
-    return f"worker {lane} did {', '.join(done) or 'none'}"

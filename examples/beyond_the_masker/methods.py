@@ -29,9 +29,7 @@ class Method(NamedTuple):
     def call(self, fmri_path, mask_paths, n_jobs=None):
         """Return the work from the files to the arrays, as a function without arguments.
 
-        A process that gets it imports what the method needs, not this module. It returns a list of
-        arrays: one for the first mask if the mode is single, else one for each mask. `n_jobs` is
-        one for each mask by default.
+        A process that gets it imports what the method needs, not this module. See `run_method`.
         """
         how = self.function, self.mode, self.in_memory
         call = functools.partial(run_method, *how, fmri_path, mask_paths, n_jobs, self.workers)
@@ -40,13 +38,7 @@ class Method(NamedTuple):
 
 
 def find_method(title, model):
-    """Return the method of an entry of `model.METHODS`, by its title: a name, a comma and the mode.
-
-    Raises
-    ------
-    ValueError
-        The title does not end with the mode, or there is no such mode, page, module or function.
-    """
+    """Return the method of an entry of `model.METHODS`; ValueError if the entry has a mistake."""
     entry = f"METHODS of model.py has {title!r}"
     if model.mode not in MODES:
         raise ValueError(f"{entry} with the mode {model.mode!r}; use one of {', '.join(MODES)}.")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import mprof
@@ -31,16 +32,7 @@ def run_under_mprof(folder):
 
     The folder receives ``mprof_rss.dat``, ``mprof_pss.dat``, ``phases.csv``, which lists when each
     method began and ended, and ``mprof.json`` with the pause. Drawings of earlier runs are removed.
-
-    Returns
-    -------
-    bool
-        Whether the run came to its end; False if the system killed it.
-
-    Raises
-    ------
-    RuntimeError
-        The run ended with an error.
+    Return whether the run came to its end: not if the system killed it. RuntimeError if it failed.
     """
     folder = Path(folder)
     rss_path, pss_path, phases_path = (folder / n for n in (RSS_FILE, PSS_FILE, PHASES_FILE))
@@ -87,13 +79,7 @@ def child_of(process):
 
 
 def read_run(folder):
-    """Read what `run_under_mprof` wrote.
-
-    Returns
-    -------
-    dict of str to tuple
-        By metric, ``"PSS"`` (or ``"USS"``) and ``"RSS"``: times, mib, phases and children.
-    """
+    """Read what `run_under_mprof` wrote: a dict of times, mib, phases and children by metric."""
     runs = {}
     for metric, name in ((METRIC, PSS_FILE), ("RSS", RSS_FILE)):
         path = Path(folder, name)
@@ -131,27 +117,23 @@ def read_phases(phases_path, mprof_path):
 
 
 def read_children(phases, times, mprof_path):
-    """Return a dict for each child process: ``name``, and ``rss_mib`` at each of some times.
+    """Return a dict of RSS in MiB at each of some times, by the name of the child process.
 
-    It is zero while the process does not exist. A child that outlives a method is not a worker, but
-    a resource tracker.
+    A child that outlives a method is not a worker, but a resource tracker.
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
     start = profile["timestamp"][-1] - times[-1]
-    children, n_workers, n_trackers = [], [0] * len(phases), 0
+    children, n_workers = defaultdict(lambda: np.zeros(len(times))), Counter()
     for samples in profile["children"].values():
         rss_mib, stamps = np.array(samples).T
         at = stamps - start
         during = [i for i, p in enumerate(phases) if at[0] <= p["ended"] and at[-1] >= p["began"]]
+        name = "resource trackers"
         if len(during) == 1:
             n_workers[during[0]] += 1
             name = f"worker {n_workers[during[0]]}"
-        else:
-            n_trackers += 1
-            name = "resource tracker" + (f" {n_trackers}" if n_trackers > 1 else "")
-        children.append({"name": name, "rss_mib": np.zeros(len(times))})
-        children[-1]["rss_mib"][nearest(times, at)] = rss_mib
-    return children
+        children[name][nearest(times, at)] += rss_mib
+    return dict(children)
 
 
 def nearest(times, at):

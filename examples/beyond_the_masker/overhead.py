@@ -27,21 +27,9 @@ BACKENDS = {
 
 
 def task_overhead(folder, n_tasks, slurm=False):
-    """Time empty tasks on every backend and write ``task_overhead.csv``.
+    """Time empty tasks on every backend; return a table and write it to ``task_overhead.csv``.
 
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-    n_tasks : int
-        Tasks on each backend.
-    slurm : bool
-        Also submit them to the Slurm cluster of this machine.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per backend: ``backend``, ``n_tasks``, ``seconds_per_task``, ``date``, and the
-        columns of `describe_machine`.
+    With `slurm`, submit them also to the Slurm cluster of this machine.
     """
     about = {"date": datetime.date.today().isoformat()} | describe_machine()
     seconds = {name: time_tasks(name, n_tasks) for name in BACKENDS}
@@ -85,10 +73,7 @@ def run_tasks(n_tasks, name):
 
 
 def time_array(n_tasks, largest=1000):
-    """Return the seconds of empty tasks in Slurm's job arrays, each of at most `largest` tasks.
-
-    Each task runs ``true``. By default, Slurm accepts a thousand tasks in an array.
-    """
+    """Return the seconds of empty tasks in Slurm's job arrays, each of at most `largest` tasks."""
     command = ["sbatch", "--wait", "--wrap=true", "--output=/dev/null", "--mem=16M"]
     sizes = [min(largest, n_tasks - first) for first in range(0, n_tasks, largest)]
     start = time.perf_counter()
@@ -96,7 +81,6 @@ def time_array(n_tasks, largest=1000):
         subprocess.Popen([*command, f"--array=1-{size}"], stdout=subprocess.DEVNULL)
         for size in sizes
     ]
-    with tqdm(arrays, desc="Slurm", unit="array") as progress:
-        if any([array.wait() for array in progress]):
-            raise RuntimeError("A task of the job arrays failed.")
+    if any([array.wait() for array in tqdm(arrays, desc="Slurm", unit="array")]):
+        raise RuntimeError("A task of the job arrays failed.")
     return time.perf_counter() - start

@@ -12,11 +12,10 @@ from beyond_the_masker.figures import (
     FAMILIES,
     GREEN,
     ORANGE,
-    color_of,
     column_figure,
+    family_of,
     hide_frame,
     label_above,
-    marker_of,
 )
 from beyond_the_masker.published import KINDS, in_gib
 
@@ -79,20 +78,21 @@ KEYS = "measured_mib", "predicted_mib"
 RANGE = "low_mib", "high_mib"
 
 
-def plot_points(series, title):
-    """Draw points of `compare`, by the name of their series, with the tolerance as a band."""
+def plot_points(points, title):
+    """Draw points of `compare`, each family in its colour, with the tolerance as a band."""
     figure, ax = column_figure(6.2)
-    points = [point for points in series.values() for point in points]
     every = [point[key] for point in points for key in (*KEYS, *RANGE)]
     low, high = min(every) / 1.15, max(every) * 1.15
     line = np.geomspace(low, high, 200)
     width = np.array([tolerance(mib) for mib in line])
-    ax.fill_between(line, line - width, line + width, color="0.85", lw=0)
+    ax.fill_between(line, line - width, line + width, color="0.85", lw=0, label="tolerance")
     ax.plot(line, line, color="0.5", lw=1)
-    faces = dict(zip(series, ("white", None) if len(series) > 1 else (None,), strict=True))
-    for name, own in series.items():
-        _draw_points(ax, own, faces[name])
-    _label_points(ax, faces if len(series) > 1 else {})
+    for family, (color, marker) in FAMILIES.items():
+        own = [point for point in points if family_of(point["method"]) == (color, marker)]
+        x, y, least, most = ([point[key] for point in own] for key in (*KEYS, *RANGE))
+        ax.vlines(x, least, most, color=color, lw=1, alpha=0.6)
+        ax.plot(x, y, marker, ls="", color=color, ms=5, label=family if own else "")
+    ax.plot([], [], color="0.4", lw=1, marker="|", ls="", ms=14, label="range of the prediction")
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis, name in ((ax.xaxis, "measured"), (ax.yaxis, "predicted")):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5)))
@@ -113,26 +113,6 @@ def plot_points(series, title):
         f"{np.median(ratios):.2f} times in the median."
     )
     return figure
-
-
-def _draw_points(ax, points, face):
-    """Draw points and the ranges of their predictions, each family in its colour."""
-    for color in dict.fromkeys(color_of(point["method"]) for point in points):
-        own = [point for point in points if color_of(point["method"]) == color]
-        x, y, least, most = ([point[key] for point in own] for key in (*KEYS, *RANGE))
-        ax.vlines(x, least, most, color=color, lw=1, alpha=0.6)
-        marker = marker_of(own[0]["method"])
-        ax.plot(x, y, marker, ls="", color=color, ms=5, mfc=face or color)
-
-
-def _label_points(ax, faces):
-    """Add families, series, range and tolerance to the legend."""
-    for family, (color, marker) in FAMILIES.items():
-        ax.plot([], [], marker, color=color, label=family)
-    for name, face in faces.items():
-        ax.plot([], [], "o", color="0.2", mfc=face or "0.2", label=name)
-    ax.plot([], [], color="0.4", lw=1, marker="|", ls="", ms=14, label="range of the prediction")
-    ax.fill_between([], [], color="0.85", lw=0, label="tolerance")
 
 
 STYLES = {  # of the kinds of peaks

@@ -25,13 +25,9 @@ KINDS = {  # key of a number, and its name
 def read_scale(folder):
     """Read the recorded peaks from a folder, and predict the same.
 
-    Returns
-    -------
-    list of dict
-        For each method of all masks: ``method``, and in GiB the keys of ``KINDS``, None if
-        unknown. ``missing`` is the reason why there is no measurement.
-    dict
-        The image, the machine and the date.
+    Return a dict for each method of all masks, and a description of the recording. The dict has
+    the ``method``, and in GiB the keys of ``KINDS``, None if unknown; ``missing`` is the reason why
+    there is no measurement.
     """
     about = json.loads(Path(folder, "experiment.json").read_text())
     image = Image(tuple(about["image"]["shape"]), about["image"]["stored_dtype"])
@@ -42,8 +38,10 @@ def read_scale(folder):
     for method, model in METHODS.items():
         if model.mode != "single":
             peak_mib = predict(method, image, masks, len(masks), machine).peak_mib
+            gb = PUBLISHED_GB.get(method)
             numbers = {"method": method, "predicted_gib": peak_mib / 1024}
-            table.append(numbers | _recorded(recorded.get(method)) | _published(method))
+            numbers |= {"published_gib": gb and gb * 1e9 / GIB}
+            table.append(numbers | _recorded(recorded.get(method)))
     return table, about
 
 
@@ -56,12 +54,6 @@ def _recorded(row):
         "measured_rss_gib": float(rss) / 1024 if rss else None,
         "missing": "not run" if row and not run else "not recorded",
     }
-
-
-def _published(method):
-    """Return the published number of a method, which may be None."""
-    gb = PUBLISHED_GB.get(method)
-    return {"published_gib": gb and gb * 1e9 / GIB}
 
 
 def in_gib(row, key):

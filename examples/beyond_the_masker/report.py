@@ -81,17 +81,7 @@ class Run(NamedTuple):
 
 
 def read_run(folder):
-    """Read the measurements in a folder; what is missing is empty.
-
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-        The folder ``MEASURED``.
-
-    Returns
-    -------
-    Run
-    """
+    """Read the measurements in the folder ``MEASURED``; what is missing is empty."""
     folder, rows, facts = Path(folder), {}, {}
     if (folder / "summary.csv").exists():
         with open(folder / "summary.csv", newline="") as file:
@@ -107,12 +97,7 @@ def read_run(folder):
 def write_report(measured, folder):
     """Write all that the prose includes; a file that would not change is left alone.
 
-    Parameters
-    ----------
-    measured : str or pathlib.Path
-        The folder with the measurements, below the documentation's sources.
-    folder : str or pathlib.Path
-        The folder to write into, directly below these sources.
+    The folder `measured` is below the documentation's sources, and `folder` directly below them.
     """
     run, folder = read_run(measured), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,17 +220,16 @@ def table(run, columns, classes):
 
 def reasons(run):
     """Return a list of the methods that were predicted or stopped, with the reason."""
-    lines = [f"* {t}: {escaped(row['reason'])}\n" for t, row in run.rows.items() if row["reason"]]
-    return "".join(lines)
+    found = {title: row["reason"] for title, row in run.rows.items() if row["reason"]}
+    return "".join(f"* {title}: {escaped(reason)}\n" for title, reason in found.items())
 
 
 def figure(run, place, layouts):
     """Return the figure, in a wide and a narrow layout where it has both."""
     if not all((run.folder / name).exists() for name in layouts):
         return f"{PLACEHOLDER}\n"
-    lines = [f".. picture:: {place}/{layouts[0]}"]
-    lines += [f"   :tall: {place}/{name}" for name in layouts[1:]]
-    return "\n".join(lines) + "\n"
+    options = [f"   :tall: {place}/{name}\n" for name in layouts[1:]]
+    return "".join([f".. picture:: {place}/{layouts[0]}\n", *options])
 
 
 def timeline(run):

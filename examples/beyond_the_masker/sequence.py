@@ -21,16 +21,9 @@ PHASE_COLUMNS = ("method", "mode", "began", "ended", "status", "predicted_mib", 
 
 
 def run_all(n_images, n_regions, pause=1, phases_path="whole_experiment_phases.csv"):
-    """Run all methods, and write a table of when each began and ended.
+    """Run all methods, with a pause before each, and write a table of when each began and ended.
 
-    Parameters
-    ----------
-    n_images, n_regions : int
-        Subjects in the image; masks, and workers of the parallel methods.
-    pause : float
-        Seconds to rest before each method.
-    phases_path : str or pathlib.Path
-        The table. Its times are those of `time.time`, as in mprof's file.
+    Its times are those of `time.time`, as in mprof's file.
     """
     fmri_path = prepare_fmri(n_images)
     _, mask_paths = atlas_to_masks(get_atlas_path(), fmri_path, n_regions)
@@ -63,13 +56,7 @@ def run_phase(method, fmri_path, mask_paths, pause):
 def run_guarded(method, fmri_path, mask_paths):
     """Run a method if it fits, and stop it when the machine is about to run out of memory.
 
-    Returns
-    -------
-    status : {"measured", "predicted", "stopped"}
-    reason : str
-        Why the method did not run, or was stopped.
-    predicted_mib : float
-        The likely peak of memory in use, as the model predicts it.
+    Return ``measured``, ``predicted`` or ``stopped``, the reason, and the predicted peak in MiB.
     """
     prediction, reason = guard(method.title, fmri_path, mask_paths, len(mask_paths))
     if reason:

@@ -1,5 +1,6 @@
 """Make a study of the build's image, and measure the workers that mask it."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,11 +9,13 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import psutil
 from joblib import Parallel, delayed
 
 from beyond_the_masker.data import (
     atlas_to_masks,
+    cut_to,
     get_atlas_path,
     n_volumes_within,
     prepare,
@@ -25,36 +28,21 @@ from beyond_the_masker.study import mask_study
 
 
 def prepare_study(n_images=8, most_mib=512):
-    """Make a study whose images are links to the build's image.
+    """Make a study of links to the build's image; return the paths of its images and masks.
 
-    Parameters
-    ----------
-    n_images : int
-    most_mib : float
-        Of an image that is larger in memory, only the first volumes are used, up to this size.
-
-    Returns
-    -------
-    images, masks : list of pathlib.Path
+    Of an image that is larger than `most_mib` in memory, only the first volumes are used.
     """
     options = read_options()
-    fmri_path = prepare_fmri(options.n_images).absolute()
+    fmri_path = prepare_fmri(options.n_images)
     _, masks = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
-    img = nib.load(fmri_path)
-    length = n_volumes_within(img, most_mib)
+    image = cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)).absolute()
+    ending = image.name.removeprefix(stem(image))
 
     def fill(folder):
-        image = fmri_path
-        if length < img.shape[3]:
-            img.slicer[..., :length].to_filename(folder / "first_volumes.nii.gz")
-            image = Path("first_volumes.nii.gz")
-        ending = image.name.removeprefix(stem(image))
-        for number in range(n_images):
-            (folder / f"sub-{number + 1:02d}_bold{ending}").symlink_to(image)
+        for number in range(1, n_images + 1):
+            (folder / f"sub-{number:02d}_bold{ending}").symlink_to(image)
 
-    stat = fmri_path.stat()
-    stamp = [str(fmri_path), stat.st_size, stat.st_mtime_ns, n_images, length]
-    return sorted(prepare("study", stamp, fill).glob("sub-*")), masks
+    return sorted(prepare("study", [str(image), n_images], fill).iterdir()), masks
 
 
 def time_study(images, masks, n_jobs):
@@ -89,13 +77,10 @@ def memory_of(images, masks, n_jobs):
 def measure_workers(images, masks):
     """Measure the speed and memory of workers; a later call reads the numbers from a file.
 
-    Returns
-    -------
-    dict
-        ``mib_s``: compressed file read in a second. ``result_share``: size of the results,
-        relative to the image's file. Memory in use, in MiB: ``peaks_mib`` (pairs of a number of
-        workers and the peak of all processes; with 1, the calling process has no worker),
-        ``worker_mib`` (one worker), ``imports_mib`` (one worker that finds no image).
+    Return a dict: ``mib_s``, compressed file read in a second; ``result_share``, size of the
+    results, relative to the image's file; and memory in use: ``peaks_mib``, pairs of a number of
+    workers and the peak of all processes (1: without workers), ``worker_mib``, one worker, and
+    ``imports_mib``, one worker that finds no image.
     """
     file, stat = Path(read_options().measured) / "workers.json", images[0].stat()
     paths = [str(path.resolve()) for path in (images[0], *masks)]
@@ -127,58 +112,28 @@ def storage_rate(path, n_readers):
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
-    Parallel(n_readers, backend="threading")(
-        delayed(read_part)(path, number * size, size) for number in range(n_readers)
+    parts = Parallel(n_readers, backend="threading")(
+        delayed(np.fromfile)(path, "uint8", size, offset=number * size)
+        for number in range(n_readers)
     )
-    return path.stat().st_size / MIB / (time.perf_counter() - start)
+    return sum(part.nbytes for part in parts) / MIB / (time.perf_counter() - start)
 
 
-def read_part(path, start, size):
-    """Read a part of a file and discard it."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while size > 0 and (n_bytes := len(file.read(min(size, MIB)))):
-            size -= n_bytes
+def lose_a_worker(pid, folder, n_done, patience=120):
+    """Kill a worker in the middle of an image, when `n_done` images are done.
 
-
-def lose_a_worker(pids, folder, n_done, patience=120):
-    """Kill the first of several processes in the middle of an image.
-
-    Wait until some images are done and each worker is in the middle of another one; if images are
-    too short for that, until twice as many are done. The workers are paused for each check, so that
-    its result is still true when one is killed.
-
-    Parameters
-    ----------
-    pids : list of int
-        The workers' processes.
-    folder : pathlib.Path
-        Folder of their results.
-    n_done : int
-        Images to wait for.
-    patience : float
-        Seconds after which a worker is killed in any case.
+    Images may be too short to see one begun; after `patience` seconds it is killed in any case.
 
     Returns
     -------
     dict
         ``pid`` and ``time``; ``begun``: the time when each image without a result was begun.
     """
-    workers, deadline = [psutil.Process(pid) for pid in pids], time.time() + patience
-    while True:
-        for worker in workers:
-            worker.suspend()
-        unfinished = folder.glob("sub-*.npz.*.unfinished")
-        begun = {path.name.split(".npz.")[0]: path.stat().st_mtime for path in unfinished}
-        n_begun = sum(start < time.time() - 0.05 for start in begun.values())
-        n_results = len(list(folder.glob("sub-*.npz")))
-        enough = n_results >= n_done and n_begun == len(workers)
-        if enough or n_results >= 2 * n_done or time.time() > deadline:
-            break
-        for worker in workers:
-            worker.resume()
-        time.sleep(0.01)
-    workers[0].kill()
-    for worker in workers[1:]:
-        worker.resume()
-    return {"pid": pids[0], "time": time.time(), "begun": begun}
+    deadline, begun = time.time() + patience, {}
+    while time.time() < deadline and (not begun or len(list(folder.glob("sub-*.npz"))) < n_done):
+        time.sleep(0.005)
+        unfinished = list(folder.glob("sub-*.npz.*.unfinished"))
+        with contextlib.suppress(FileNotFoundError):  # it is complete
+            begun = {path.name.split(".npz.")[0]: path.stat().st_mtime for path in unfinished}
+    psutil.Process(pid).kill()
+    return {"pid": pid, "time": time.time(), "begun": begun}
