@@ -151,13 +151,14 @@ OTHER = """
 import os, pathlib, shutil, sys, tempfile, time
 from multiprocessing.shared_memory import SharedMemory
 
+while not pathlib.Path("begun").exists():
+    time.sleep(0.01)
 one = b"1" * 2**20
 folder = pathlib.Path(f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_test_x")
 block = SharedMemory(create=True, size=20 * len(one))
 try:
     folder.mkdir()
     with tempfile.TemporaryFile(dir="/dev/shm") as file:
-        print("ready", flush=True)
         for i in range(20):
             block.buf[i * len(one) : (i + 1) * len(one)] = one
             file.write(one)
@@ -172,13 +173,20 @@ finally:
 """
 
 
+def begin_and_wait(folder):
+    """Let the other program begin, and wait until it has taken all."""
+    (folder / "begun").touch()
+    taken = eventually((folder / "full").exists)
+    time.sleep(HOLD)
+    return taken
+
+
 @needs_linux
 def test_shared_memory_of_other_programs(tmp_path):
     """Blocks, open files and joblib's files of another program do not count."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", OTHER], cwd=tmp_path, **pipes) as other:
-        other.stdout.readline()
-        trace = measure(eventually, (tmp_path / "full").exists)
+    command = [sys.executable, "-c", OTHER]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as other:
+        trace = measure(begin_and_wait, tmp_path)
         other.stdin.close()
     assert trace.result(), "the other program did not take anything"
     assert trace.shm_mib.max() < 15
