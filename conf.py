@@ -49,8 +49,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
-    "sphinx_sitemap",
-    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "_ext", "_report", "sg_execution_times.rst"]
 nitpicky = True
@@ -122,11 +120,14 @@ sphinx_gallery_conf = {
 
 # -- HTML -------------------------------------------------------------------------------
 
-# Where the site is published, and its repository. Pages link each other without it; the
-# previews of links, the sitemap and the page for what is not found need the address.
-html_baseurl = os.environ.get("SITE_URL", "http://localhost:8000").rstrip("/") + "/"
+# Where the site is published, and its repository. Pages link each other without it; only with the
+# address are there previews of links and a sitemap.
+html_baseurl = os.environ.get("SITE_URL", "").rstrip("/")
+if html_baseurl:
+    html_baseurl += "/"
+    extensions += ["sphinx_sitemap", "sphinxext.opengraph"]
 repository = os.environ.get("REPOSITORY_URL", "")
-notfound_urls_prefix = urlsplit(html_baseurl).path
+notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
 ways = {"index": "front page", "search": "search", "auto_examples/index": "examples"}
 notfound_context = {
     "title": "This page does not exist",

@@ -51,6 +51,7 @@ class Site:
             "MASKER_CACHE": str(folder / "cache"),
             "MEASURED": str(self.measured),
             "PYTHONPATH": str(folder / "examples"),
+            "SITE_URL": "http://localhost:8000",
         }
 
     def start(self, *arguments):

@@ -76,7 +76,7 @@ def test_table(files, capsys):
     for row, method in zip(rows, METHODS, strict=True):
         assert row.prediction.method == method
         assert row.most_workers == 4
-        assert re.search(rf"^{method} .*  yes$", out, re.MULTILINE)
+        assert re.search(rf"^ .*  {method}: fits$", out, re.MULTILINE)
         assert f"\n{method}, while {row.prediction.moment}:" in out
     assert "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker." in out
     for words in ("numpy_masker_threads", "4 masks", "apply_mask_fmri"):
@@ -98,9 +98,9 @@ def test_table_honours_memory_and_shared_memory(large, capsys):
     usual, shared = "NiftiMasker, path, parallel", "NumPy indexing, shared memory, parallel"
     assert rows[usual].most_workers == 2
     assert "4,096 MiB are available" in rows[usual].reason
-    assert re.search(rf"^{usual} .*  with 2 at most$", out, re.MULTILINE)
+    assert re.search(rf"^ .*  {usual}: fits with 2$", out, re.MULTILINE)
     assert "/dev/shm" in rows[shared].reason
-    assert re.search(rf"^{shared} .*  no$", out, re.MULTILINE)
+    assert re.search(rf"^ .*  {shared}: does not fit$", out, re.MULTILINE)
     assert "available 4,096 MiB; in /dev/shm 1,024 MiB" in out
 
 

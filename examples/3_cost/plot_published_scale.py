@@ -2,8 +2,8 @@
 At the scale of the published figure
 ====================================
 
-The figure that made this experiment known has ten subjects in one image, twenty regions and
-twenty workers, and shows a peak of about 110 GB. On this page you will compare these published
+A figure in a draft chapter for nilearn's user guide has ten subjects in one image, twenty regions
+and twenty workers, and shows a peak of about 110 GB. On this page you will compare these published
 numbers with measurements on a machine of known size, with the model's predictions, also for the
 methods that do not fit there, and with what :term:`streaming` needs for the same result.
 """
@@ -11,23 +11,23 @@ methods that do not fit there, and with what :term:`streaming` needs for the sam
 # %%
 # What was published
 # ------------------
-# The numbers are read from a figure: memory over time of a script in a draft chapter for
-# nilearn's user guide, of 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_,
-# the source of nilearn's example, also has one of ten images and twenty regions.) They
-# are approximate, and they are sums of :term:`RSS`. The script uses the methods of this site, with
-# three important differences: the calling process holds the image in memory all the time, also
-# while workers read it from a path; the workers of one method are alive while the next one runs;
-# and the array over shared memory is passed to joblib, which copies it. A figure does not show how
-# much of a peak each of these explains. It is labelled in GB (110 GB are 102 GiB); from here on,
-# all numbers are in GiB.
+# The numbers are read from that figure, memory over time of a script, of 2025. (`#5113
+# <https://github.com/nilearn/nilearn/pull/5113>`_, the source of nilearn's example, also has one of
+# ten images and twenty regions.) They are approximate, and they are sums of :term:`RSS`. The script
+# uses the methods of this site, with three important differences: the calling process holds the
+# image in memory all the time, also while workers read it from a path; the workers of one method
+# are alive while the next one runs; and the array over shared memory is passed to joblib, which
+# copies it. A figure does not show how much of a peak each of these explains. It is labelled in GB
+# (110 GB are 102 GiB); from here on, all peaks are in GiB.
 
 # %%
 # Predicted and measured
 # ----------------------
-# ``make record`` runs the experiment at this scale. A method that might not fit into the machine's
-# memory does not run. Memory in use is predicted and measured. The sum of RSS, which can be
+# ``make record`` in the repository runs the experiment at this scale. A method that might not fit
+# into the machine's memory does not run. Memory in use is predicted. The sum of RSS, which can be
 # compared with the published numbers, is only measured. It counts memory that processes share once
-# for each of them.
+# for each of them, and it includes what the process had imported before the call, so do not compare
+# it with the prediction.
 
 from pathlib import Path
 
@@ -41,6 +41,8 @@ recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
 table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
 if table:
     print(table_of(table, about))
+    if all(row["measured_gib"] is None for row in table):
+        print("An earlier memory meter recorded this, without memory in use.")
     plot_scale(table)
     plt.show()
 else:

@@ -149,7 +149,7 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
     _print_basis(image, masks, memory_mib, shm_mib, machine)
     _print_table(rows)
     print(f"\n{recommend(rows, memory_mib)}")
-    print("\nA Slurm job that streams one such image:")
+    print("\nA Slurm job whose script streams one such image; time in minutes:")
     print(sbatch_lines(image, predict(STREAMING, image, masks, n_jobs, machine)))
     if explain:
         _print_parts(rows)
@@ -172,13 +172,15 @@ def _print_basis(image, masks, memory_mib, shm_mib, machine):
 
 def _print_table(rows):
     """Print a line for each method."""
-    print(f"{'MiB':42}{'workers':>8}{'likely':>10}{'at most':>10}{'mapped':>10}  fits")
+    print("MiB: likely  at most   mapped  workers  method")
     for prediction, reason, most in rows:
         parallel = METHODS[prediction.method].imports
-        fits = "yes" if not reason else f"with {most} at most" if parallel and most else "no"
+        fits = (
+            "fits" if not reason else f"fits with {most}" if parallel and most else "does not fit"
+        )
         print(
-            f"{prediction.method:42}{prediction.n_jobs or '-':>8}{prediction.peak_mib:10,.0f}"
-            f"{prediction.most_mib:10,.0f}{prediction.file_mib:10,.0f}  {fits}"
+            f"{prediction.peak_mib:11,.0f}{prediction.most_mib:9,.0f}{prediction.file_mib:9,.0f}"
+            f"{prediction.n_jobs or '-':>9}  {prediction.method}: {fits}"
         )
     if any(row.prediction.file_mib for row in rows):
         print("Mapped: up to this much of a file may be in memory as well. The kernel can drop it.")

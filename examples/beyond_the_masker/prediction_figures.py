@@ -17,7 +17,7 @@ from beyond_the_masker.figures import (
     hide_frame,
     label_above,
 )
-from beyond_the_masker.published import KINDS, in_gib
+from beyond_the_masker.published import in_gib, kinds_of
 
 HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
     "imports": ("#707070", "", "interpreters and imports"),
@@ -126,10 +126,10 @@ STYLES = {  # of the kinds of peaks
 def plot_scale(table):
     """Draw the table of `read_scale`: published, predicted and measured peaks of each method."""
     figure, ax = column_figure(2 + 1.1 * len(table))
-    described = []
+    kinds, described = kinds_of(table), []
     for i, row in enumerate(table):
-        texts = {name: in_gib(row, key) for key, name in KINDS.items()}
-        for k, (key, name) in enumerate(KINDS.items()):
+        texts = {name: in_gib(row, key) for key, name in kinds.items()}
+        for k, (key, name) in enumerate(kinds.items()):
             y = i + (k - 1) * 0.18
             if row[key] is not None:
                 ax.barh(y, row[key], height=0.14, lw=0.7, **STYLES[key])
@@ -137,18 +137,18 @@ def plot_scale(table):
             ax.text(row[key] or 0, y, f" {texts[name]}", va="center", color=color)
         ax.text(0, i - 0.29, row["method"], va="bottom", weight="bold")
         described.append(f"{row['method']}: {', '.join(map(' '.join, texts.items()))}")
-    right = max(row[key] or 0 for row in table for key in KINDS)
+    right = max(row[key] or 0 for row in table for key in kinds)
     ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.45, -0.55), xlim=(0, right * 1.2))
     hide_frame(ax, "left")
     patches = [
         Patch(label=name if "RSS" in name else f"{name} (memory in use)", lw=0.7, **STYLES[key])
-        for key, name in KINDS.items()
+        for key, name in kinds.items()
     ]
     figure.legend(handles=patches, loc="outside lower left", frameon=False)
     figure.suptitle("Ten subjects, twenty regions", fontsize=12)
     figure.set_label(
         "Ten subjects, twenty regions: published, predicted and measured peaks of each method for "
-        "all masks, in GiB.\n\n"
+        "all masks, in GiB. The first two are sums of RSS, the others memory in use.\n\n"
         f"Bar chart of {len(table)} methods, in GiB. {'; '.join(described)}."
     )
     return figure

@@ -56,24 +56,30 @@ def _recorded(row):
     }
 
 
+def kinds_of(table):
+    """Return the keys and names of the numbers that at least one row of `read_scale` has."""
+    return {key: name for key, name in KINDS.items() if any(row[key] for row in table)}
+
+
 def in_gib(row, key):
     """Return a number of a row of `read_scale` as text, or why there is none."""
     if row[key] is None:
         return "not published" if key == "published_gib" else row["missing"]
-    return f"{row[key]:.3g}"
+    return f"{row[key]:#.3g}".rstrip(".")
 
 
 def table_of(table, about):
     """Return the rows of `read_scale` as a printed table, after a description of the recording."""
-    image, machine = about["image"], about["machine"]
+    image, machine, kinds = about["image"], about["machine"], kinds_of(table)
     lines = [
         f"Image {' x '.join(map(str, image['shape']))}, {image['dtype']}, "
         f"{image['in_memory_mib']:,.0f} MiB; {image['n_masks']} masks.",
         f"Recorded on {about['date']}: {machine['system']}, {machine['cores']} cores, "
         f"{machine['memory_gib']:.0f} GiB.\n",
-        f"{'':40}{'sum of RSS':>28}{'memory in use':>28}",
-        f"{'GiB':40} " + " ".join(f"{name.split()[0]:>13}" for name in KINDS.values()),
+        "GiB: sum of RSS, from 'predicted' on memory in use",
+        " ".join(f"{name.removesuffix(' (RSS)'):>9}" for name in kinds.values()),
     ]
     for row in table:
-        lines.append(f"{row['method']:40} " + " ".join(f"{in_gib(row, key):>13}" for key in KINDS))
-    return "\n".join(lines)
+        texts = ["-" if row[key] is None else in_gib(row, key) for key in kinds]
+        lines.append(" ".join(f"{text:>9}" for text in texts) + f"  {row['method']}")
+    return "\n".join([*lines, "-: not published, or not run, or not recorded."])

@@ -50,7 +50,7 @@ EVERY_COLUMN = {
     **TABLE,
     "before_mib": "Before the call (MiB)",
     "identical": "Identical",
-    "n_jobs": "Workers",
+    "n_jobs": "Workers or threads",
     "peak_file_mib": "File pages (MiB)",
     "peak_pss_mib": "Sum of PSS (MiB)",
     "peak_rss_mib": "Sum of RSS (MiB)",

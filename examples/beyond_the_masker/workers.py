@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 import psutil
 from joblib import Parallel, delayed
 
@@ -113,10 +112,19 @@ def storage_rate(path, n_readers):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
     parts = Parallel(n_readers, backend="threading")(
-        delayed(np.fromfile)(path, "uint8", size, offset=number * size)
-        for number in range(n_readers)
+        delayed(read_part)(path, number * size, size) for number in range(n_readers)
     )
-    return sum(part.nbytes for part in parts) / MIB / (time.perf_counter() - start)
+    return sum(parts) / MIB / (time.perf_counter() - start)
+
+
+def read_part(path, start, size):
+    """Read a part of a file and discard it; return how many bytes it has."""
+    n_bytes = 0
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while n_read := len(file.read(min(size - n_bytes, MIB))):
+            n_bytes += n_read
+    return n_bytes
 
 
 def lose_a_worker(pid, folder, n_done, patience=120):
