@@ -169,7 +169,7 @@ def test_measured_method_is_written_down(measured, capsys):
         "n_runs": "1",
         **{k: f"{getattr(trace, k):.3f}" for k in ("before_mib", "peak_mib", "peak_pss_mib")},
         **dict.fromkeys(("peak_mib_min", "peak_mib_max"), f"{trace.peak_mib:.3f}"),
-        **dict.fromkeys(("seconds", "seconds_min", "seconds_max"), f"{trace.seconds:.4f}"),
+        **dict.fromkeys(("seconds", "seconds_min", "seconds_max"), f"{trace.seconds:.6f}"),
         "identical": "true",
         "status": "measured",
         "reason": "",
@@ -303,7 +303,7 @@ def test_method_with_workers_is_measured_three_times(here, three, measured, capf
     (row,) = read_summary()
     assert (row["n_runs"], row["n_jobs"], row["identical"]) == ("3", "2", "true")
     assert ends(row) == ["290.000", "310.160", "600.000"]
-    assert ends(row, "seconds") == ["1.4500", "1.5508", "3.0000"]
+    assert ends(row, "seconds") == ["1.450000", "1.550800", "3.000000"]
     assert (row["peak_pss_mib"], row["peak_file_mib"]) == ("310.160", "155.080")
     content = mprof.read_mprofile_file(measured / "traces" / "numpy-indexing-path-parallel.dat")
     assert max(content["mem_usage"]) == pytest.approx(310.16)

@@ -39,8 +39,8 @@ fmri_img = nib.load(fmri_path, keep_file_open=True)
 dtype = fmri_img.dataobj[..., :0].dtype
 in_memory_mib = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize / 2**20
 print(f"{fmri_path.name}: {fmri_img.shape}, {dtype}")
-print(f"on disk   {fmri_path.stat().st_size / 2**20:8.1f} MiB")
-print(f"in memory {in_memory_mib:8.1f} MiB")
+print(f"on disk   {fmri_path.stat().st_size / 2**20:8,.0f} MiB")
+print(f"in memory {in_memory_mib:8,.0f} MiB")
 
 # %%
 # The masks

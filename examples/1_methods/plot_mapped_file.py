@@ -99,9 +99,9 @@ def can_be_mapped(data):
 # What it costs
 # -------------
 # The pages of a mapped file on a disk are not part of memory in use. They belong to the kernel's
-# cache, and are recorded separately. What is left are the workers and joblib's helpers, each with
-# an interpreter and imports, and the results. Their sum can be close to the size of the image, but
-# it does not grow with the image.
+# cache, and are recorded separately, with those of libraries. What is left are the workers and
+# joblib's helpers, each with an interpreter and imports, and the results. Their sum can be close to
+# the size of the image, but it does not grow with the image.
 
 from beyond_the_masker.experiment import measure_methods, prepare_all
 from beyond_the_masker.figures import plot_traces

@@ -75,7 +75,18 @@ masker = NiftiLabelsMasker(labels_img, reports=False, **cleaning)
 # Any masker, streamed
 # --------------------
 # ``stream_masker`` gets a masker as you would configure it for ``fit_transform``, and the same
-# arguments. A list of maskers shares one pass over the file.
+# arguments. A list of maskers shares one pass over the file. With an image of fMRIPrep, whose
+# confounds are beside it, and a label atlas:
+#
+# .. code-block:: python
+#
+#     from nilearn.interfaces.fmriprep import load_confounds
+#
+#     confounds, sample_mask = load_confounds(fmri_path)
+#     masker = NiftiLabelsMasker("atlas.nii.gz", standardize="zscore_sample")
+#     series = stream_masker(masker, fmri_path, confounds, sample_mask)
+#
+# For the image of this build:
 
 streamed = stream_masker(masker, fmri_path, confounds=confounds)
 print(f"{streamed.shape[0]} volumes, {streamed.shape[1]} regions")

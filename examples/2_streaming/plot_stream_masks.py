@@ -122,8 +122,8 @@ plot_traces(measure_methods(stream_masks), image_mib)
 # %%
 # The result is part of the peak:
 
-print(f"the image in memory would be {image_mib:8.1f} MiB")
-print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8.1f} MiB")
+print(f"the image in memory would be {image_mib:8,.0f} MiB")
+print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8,.0f} MiB")
 
 # %%
 # What to conclude

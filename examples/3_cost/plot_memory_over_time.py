@@ -70,7 +70,7 @@ if finished:
 # call. The faint part is the interpreter and its imports, before the call. The dashed line is the
 # size of the image, from 0: a method that holds the whole image needs at least that much on top of
 # the faint part. A method with workers is measured three times, and the line goes from the smallest
-# peak to the largest: how many workers are at their own peak at the same moment is chance.
+# peak to the largest.
 
 from beyond_the_masker.figures import plot_peaks
 

@@ -37,9 +37,10 @@ for part in prediction.parts:
 # %%
 # All methods
 # -----------
-# ``print_budget`` compares every method with the free memory. All numbers are :term:`memory in
-# use`. A build runs a method only if its upper end fits; otherwise it shows the prediction. With
-# ``--explain`` the command also prints the parts, and the reason for each.
+# ``print_budget`` compares every method with the free memory, and with the space in ``/dev/shm``,
+# whose files take from the same memory. All numbers are :term:`memory in use`. A build runs a
+# method only if its upper end fits; otherwise it shows the prediction. With ``--explain`` the
+# command also prints the parts, and the reason for each.
 
 from beyond_the_masker.budget import print_budget
 

@@ -87,8 +87,8 @@ from beyond_the_masker.block_costs import blocks_without_index
 
 blocks, size_mib = Volumes.of(nib.load(plain)).blocks(block_mib=32), plain.stat().st_size / 2**20
 n_bytes = blocks_without_index(packed, n_jobs=2)
-print(f"{len(blocks)} blocks: {n_bytes / 2**20:,.1f} MiB are decompressed for ", end="")
-print(f"{size_mib:,.1f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file")
+print(f"{len(blocks)} blocks: {n_bytes / 2**20:,.0f} MiB are decompressed for ", end="")
+print(f"{size_mib:,.0f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file")
 
 # %%
 # `indexed_gzip <https://github.com/pauldmccarthy/indexed_gzip>`_ reads a ``.nii.gz`` once, and
@@ -138,7 +138,7 @@ if index:
     alone, n_workers = pair / ratio, math.floor(2 * ratio) + 1
     n_passes = math.ceil(index["make"] / (alone - pair / n_workers))
     print(f"the index took {index['make']:.3f} s to make and {index['mib']:,.1f} MiB on disk")
-    print(f"decompressing once took {index['decompress']:.3f} s and {size_mib:,.1f} MiB on disk")
+    print(f"decompressing once took {index['decompress']:.3f} s and {size_mib:,.0f} MiB on disk")
     print(f"{n_workers} or more workers with an index are faster than one pass")
     print(f"with {2 * n_workers} workers, {n_passes} passes save the time to make the index")
 else:

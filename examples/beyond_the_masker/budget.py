@@ -175,9 +175,8 @@ def _print_table(rows):
     print("MiB: likely  at most   mapped  workers  method")
     for prediction, reason, most in rows:
         parallel = METHODS[prediction.method].imports
-        fits = (
-            "fits" if not reason else f"fits with {most}" if parallel and most else "does not fit"
-        )
+        fewer = f"fits with {most}" if parallel and most else "does not fit"
+        fits = fewer if reason else "fits"
         print(
             f"{prediction.peak_mib:11,.0f}{prediction.most_mib:9,.0f}{prediction.file_mib:9,.0f}"
             f"{prediction.n_jobs or '-':>9}  {prediction.method}: {fits}"

@@ -48,7 +48,7 @@ def filled(folder, fill):
 def n_volumes_within(img, most_mib):
     """Return how many volumes of an image fit into some MiB of memory, at least one."""
     volume_mib = np.prod(img.shape[:3]) * value_type(img).itemsize / 2**20
-    return int(np.clip(most_mib // volume_mib, 1, img.shape[3]))
+    return int(np.clip(most_mib / volume_mib, 1, img.shape[3]))
 
 
 def first_volumes(fmri_path, most_mib=16):

@@ -185,7 +185,7 @@ def measured_row(outcome, runs, reference):
     if reason:
         return row | dict.fromkeys(("seconds", "seconds_min", "seconds_max", "identical"), "")
     same = all(identical(run.result(), reference) for run in runs)
-    row |= median_and_range("seconds", [run.seconds for run in runs], 4)
+    row |= median_and_range("seconds", [run.seconds for run in runs], 6)
     return row | {"identical": str(same).lower()}
 
 
