@@ -78,6 +78,14 @@ def test_written_results_can_be_read(tmp_path, monkeypatch, image):
     assert about["cores"] >= 1
 
 
+def test_a_method_that_might_not_fit_is_left_out(image, monkeypatch, capsys):
+    """A method is run if the model allows it; otherwise the reason is printed."""
+    assert benchmark.fits("Streaming, masks, one pass", *image)
+    monkeypatch.setenv("MEMORY", "20M")
+    assert not benchmark.fits("NiftiMasker, path, loop", *image)
+    assert "NiftiMasker, path, loop is left out. It may need" in capsys.readouterr().out
+
+
 def test_the_limit_reads_the_whole_file(image):
     """The file is read to its end: an error that only its last byte reveals is raised."""
     path, _ = image

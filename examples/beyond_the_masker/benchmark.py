@@ -26,6 +26,7 @@ from nilearn.masking import apply_mask
 
 from beyond_the_masker import streaming
 from beyond_the_masker.block_costs import prepare_both
+from beyond_the_masker.budget import guard
 from beyond_the_masker.data import atlas_to_masks, cut_to, get_atlas_path, prepare, prepare_fmri
 from beyond_the_masker.experiment import describe_machine, show_progress
 from beyond_the_masker.figures import short
@@ -113,12 +114,21 @@ def questions(sizes):
         method._replace(workers=False)  # the first call has started them
         for method in all_methods()
         if not method.workers or method.title in sizes["parallel"]
+        if fits(method.title, path, some)
     ]
     return [
         *(Timing("methods", m.title, n, m.call(path, some), path) for m in methods),
         *other_ways(path, every, some),
         *growth(path, every, some, sizes),
     ]
+
+
+def fits(title, path, mask_paths):
+    """Return whether a method may be run; print why it is left out otherwise."""
+    _, reason = guard(title, path, mask_paths, len(mask_paths))
+    if reason:
+        print(f"{title} is left out. {reason}")
+    return not reason
 
 
 def other_ways(path, every, some):
