@@ -73,9 +73,11 @@ recorded = measured.parent / "recorded"
 exists = (recorded / "benchmark.json").exists()
 if exists:
     about = json.loads((recorded / "benchmark.json").read_text())["benchmark"]
-    print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
+    print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores,")
     print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
-    print(*(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "isal")), end="; ")
+    print(
+        *(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "isal")), sep=", ", end=";\n"
+    )
     print(f"each timed {about['n_repeats']} times. Memory: sum of {about['metric']}.\n")
     full = f"{about['shape'][3]} volumes, {FULL['regions']} masks"
     print(f"{full}:\n")

@@ -103,8 +103,8 @@ from beyond_the_masker.options import read_options
 recorded = Path(read_options().measured).parent / "recorded"
 grid, about = read_grid(recorded) if (recorded / "prediction.csv").exists() else ([], {})
 if grid:
-    print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores, ", end="")
-    print(f"{about['memory_gib']:.0f} GiB, Python {about['python']}, ", end="")
+    print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores,")
+    print(f"{about['memory_gib']:.0f} GiB, Python {about['python']},")
     print(", ".join(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "numpy", "joblib")))
     outside = [point for point in grid if is_outside(point)]
     print(table_of(outside) if outside else "No measured peak is outside.")
