@@ -136,6 +136,7 @@ def test_every_way_is_among_the_questions(monkeypatch, tmp_path, sizes):
     monkeypatch.setattr(benchmark, "labels_image", lambda paths: tmp_path / "labels.nii.gz")
     monkeypatch.setattr(benchmark, "get_atlas_path", lambda: None)
     monkeypatch.setattr(benchmark, "atlas_to_masks", lambda *args: (None, masks))
+    monkeypatch.setattr(benchmark, "fits", lambda *args: True)
     todo = benchmark.questions(sizes)
     names = [one.name for one in todo if one.question == "methods"]
     left_out = set(benchmark.WITH_WORKERS) - set(sizes["parallel"])
