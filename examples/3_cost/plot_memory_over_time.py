@@ -67,10 +67,10 @@ if finished:
 # -----------------
 # The peaks in this chart come from the memory meter, which gives each method a process of its own.
 # It samples the :term:`memory in use`: the memory that the machine cannot take back during the
-# call. The faint part is the interpreter and its imports, before the call. The dashed line is the
-# size of the image, from 0: a method that holds the whole image needs at least that much on top of
-# the faint part. A method with workers is measured three times, and the line goes from the smallest
-# peak to the largest.
+# call. The faint part is the calling process's interpreter and its imports, before the call. The
+# dashed line is the size of the image, from 0: a method that holds the whole image needs at least
+# that much on top of the faint part. A method with workers is measured three times, and the line
+# goes from the smallest peak to the largest.
 
 from beyond_the_masker.figures import plot_peaks
 

@@ -205,7 +205,8 @@ def plot_peaks(rows):
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}, each method in a process of its own: memory in use as solid bars. The faint "
-        "part was there before the call: the interpreter and its imports. A method with workers "
+        "part was there before the call: the calling process's interpreter and imports; those of "
+        "workers are in the solid part. A method with workers "
         "is measured several times: the bar is the median, and the line goes from the smallest "
         "to the largest peak. Thin hatched bars: file pages, which the kernel may drop, where "
         "they exceed a quarter of the image. The dashed line is the size of the image. A loop "
