@@ -166,7 +166,8 @@ def test_scripts_are_not_needed(open_page, address, folder):
         else:
             expected = with_scripts.locator("article").inner_text().splitlines()
             shown = page.locator("article").inner_text().splitlines()
-            shown += with_scripts.locator("article button").all_inner_texts()
+            buttons = "article button, article .timeline summary"
+            shown += with_scripts.locator(buttons).all_inner_texts()
             assert [line for line in expected if line not in shown] == [], name
         for image in page.locator("article img:visible").all():
             assert image.bounding_box()["height"] > 10, name
