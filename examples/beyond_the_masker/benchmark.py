@@ -27,7 +27,13 @@ from nilearn.masking import apply_mask
 from beyond_the_masker import streaming
 from beyond_the_masker.block_costs import prepare_both
 from beyond_the_masker.budget import guard
-from beyond_the_masker.data import atlas_to_masks, cut_to, get_atlas_path, prepare, prepare_fmri
+from beyond_the_masker.data import (
+    atlas_to_masks,
+    cut_to,
+    get_atlas_path,
+    labels_image,
+    prepare_fmri,
+)
 from beyond_the_masker.experiment import describe_machine, show_progress
 from beyond_the_masker.figures import short
 from beyond_the_masker.files import moved_into_place
@@ -203,19 +209,6 @@ def cut_image(n_volumes):
 def uncompressed(path):
     """Prepare the same image in an uncompressed file; return its path."""
     return prepare_both(path, most_mib=math.inf)[1]
-
-
-def labels_image(mask_paths):
-    """Prepare one image of labels for the regions of several masks; return its path."""
-
-    def fill(folder):
-        imgs = [nib.load(path) for path in mask_paths]
-        labels = np.zeros(imgs[0].shape, "uint8")
-        for number, img in enumerate(imgs, start=1):
-            labels[np.asarray(img.dataobj) != 0] = number
-        nib.Nifti1Image(labels, imgs[0].affine).to_filename(folder / "labels.nii.gz")
-
-    return prepare("labels", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
 
 
 def time_pairs(todo, n_repeats):

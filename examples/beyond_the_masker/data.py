@@ -13,7 +13,7 @@ from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
 from nilearn.image import resample_to_img
 
 from beyond_the_masker import synthetic
-from beyond_the_masker.checks import damaged_file_named, read_volumes, value_type
+from beyond_the_masker.checks import damaged_file_named, read_mask, read_volumes, value_type
 from beyond_the_masker.options import read_options
 from beyond_the_masker.running import load_in_memory
 from beyond_the_masker.synthetic import FMRI_SHAPE, synthetic_atlas, synthetic_fmri
@@ -213,6 +213,22 @@ def atlas_regions(files, n_regions):
     affines = [img.affine for img in imgs] if len(imgs) > 1 else [imgs[0].affine] * len(names)
     for name, affine, volume in zip(names[:n_regions], affines, volumes, strict=False):
         yield name, nib.Nifti1Image((np.nan_to_num(volume) != 0).astype("uint8"), affine)
+
+
+def labels_image(mask_paths):
+    """Prepare one image with the number of each voxel's mask, 1 for the first; return its path.
+
+    Where masks overlap, the last one counts.
+    """
+
+    def fill(folder):
+        imgs = [nib.load(path) for path in mask_paths]
+        labels = np.zeros(imgs[0].shape[:3], "int32")
+        for number, img in enumerate(imgs, start=1):
+            labels[read_mask(img)] = number
+        nib.Nifti1Image(labels, imgs[0].affine).to_filename(folder / "labels.nii.gz")
+
+    return prepare("label-image", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
 
 
 def read_volume(img):
