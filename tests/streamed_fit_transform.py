@@ -1,0 +1,58 @@
+"""A pytest plugin that puts `stream_masker` in place of `fit_transform` for every 4D image.
+
+Other images, and what is refused because it needs the whole image, go to `fit_transform` itself.
+For each call, streamed or refused, the name of the test is written into the file RECORD.
+"""
+
+import functools
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import nibabel as nib
+import pytest
+
+from beyond_the_masker.maskers import MASKERS, stream_masker
+
+sys.modules["polars"] = ModuleType("polars")  # nilearn's checks import it; here it is not used
+importlib.import_module("nilearn._utils.estimator_checks")
+del sys.modules["polars"]  # pandas and scikit-learn would take it for the real one
+record = {"streamed": [], "refused": []}
+
+
+def streamed(fit_transform, test, path):
+    """Return a method that saves 4D images to a file and streams it."""
+
+    @functools.wraps(fit_transform)
+    def method(masker, X, y=None, confounds=None, sample_mask=None):
+        if isinstance(X, nib.Nifti1Image) and X.ndim == 4 and type(masker) in MASKERS:
+            data, header = X.dataobj[...], X.header.copy()
+            header.set_data_dtype(data.dtype)  # nothing is rounded
+            type(X)(data, X.affine, header).to_filename(path)
+            record["streamed"].append(test)
+            try:
+                return stream_masker(masker, path, confounds, sample_mask)
+            except ValueError as error:
+                if "the whole image" not in str(error):
+                    raise
+                record["refused"].append(record["streamed"].pop())
+        return fit_transform(masker, X, y, confounds=confounds, sample_mask=sample_mask)
+
+    return method
+
+
+@pytest.fixture(autouse=True)
+def _streamed(request, monkeypatch, tmp_path_factory):
+    """Stream the 4D images of a test."""
+    path = tmp_path_factory.mktemp("streamed") / "fmri.nii"
+    for kind in MASKERS:
+        method = streamed(kind.fit_transform, request.node.nodeid, path)
+        monkeypatch.setattr(kind, "fit_transform", method)
+
+
+def pytest_sessionfinish():
+    """Write the record."""
+    Path(os.environ["RECORD"]).write_text(json.dumps(record))
