@@ -18,6 +18,7 @@ os.environ.setdefault("MASKER_CACHE", str(ROOT / "masker_cache"))
 os.environ.setdefault("MEASURED", str(ROOT / "doc" / "measured"))
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import beyond_the_masker
 from beyond_the_masker.options import read_options
 from beyond_the_masker.report import write_report
 
@@ -68,8 +69,9 @@ def write_report_of_the_run(app):
 
 
 def setup(app):
-    """Write the report after sphinx-gallery, and before Sphinx reads the pages."""
+    """Write the report after sphinx-gallery, and before Sphinx reads the pages; name functions."""
     app.connect("builder-inited", write_report_of_the_run, priority=900)
+    app.connect("env-updated", name_as_imported)
 
 
 # -- Links to other projects --------------------------------------------------------------
@@ -89,6 +91,15 @@ intersphinx_mapping = {
 # -- Functions ----------------------------------------------------------------------------
 add_module_names = False
 numpydoc_show_class_members = False
+
+
+def name_as_imported(app, env):
+    """Let names in code lead to functions that pages import from the package itself."""
+    documented = env.domains["py"].objects
+    for name, home in beyond_the_masker.HOMES.items():
+        entry = documented[f"beyond_the_masker.{home}.{name}"]
+        documented[f"beyond_the_masker.{name}"] = entry._replace(aliased=True)
+
 
 # -- Gallery ----------------------------------------------------------------------------
 
