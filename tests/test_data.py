@@ -1,5 +1,6 @@
 """The prepared data: the image and masks that pages describe, made once, whole or not at all."""
 
+import gzip
 import inspect
 import os
 import shlex
@@ -116,6 +117,8 @@ def test_images_are_joined_as_nilearn_joins_them(tmp_path, dtype):
     np.testing.assert_array_equal(joined.affine, expected.affine)
     assert joined.get_data_dtype().newbyteorder("=") == np.float32
     assert joined.header.get_zooms() == expected.header.get_zooms()
+    with gzip.open(tmp_path / "joined.nii.gz") as file:
+        assert nib.Nifti1Header.from_fileobj(file).get_slope_inter() == (1, 0)
 
 
 @pytest.mark.parametrize(("most_mib", "n_volumes"), [(0.1, 1), (1, 2), (1000, 5)])

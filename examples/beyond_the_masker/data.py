@@ -100,6 +100,7 @@ def write_joined(imgs, n_volumes, path, dtype="float32"):
                 shape = (*img.shape[:3], n_volumes)
                 empty = np.broadcast_to(np.zeros((), dtype), shape)
                 header = nib.Nifti1Image(empty, img.affine, img.header, dtype=dtype).header
+                header.set_slope_inter(1, 0)  # as NaN, Workbench returns NaN
                 header.write_to(file)
             for volume in read_volumes(img):
                 file.write(np.asarray(volume, header.get_data_dtype()).tobytes("F"))
