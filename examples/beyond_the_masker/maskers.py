@@ -8,13 +8,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from joblib import Memory
-from nibabel.arrayproxy import ArrayProxy
+from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import load_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 from nilearn.signal import clean
-from tqdm import tqdm
+from sklearn import get_config
 
-from beyond_the_masker.streaming import damaged_file_named, open_data, open_image
+from beyond_the_masker.regions import find_regions
+from beyond_the_masker.streaming import open_image, read_volumes, read_voxels, scale
 
 __all__ = ["stream_masker"]
 MASKERS = (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker)
@@ -49,7 +50,7 @@ def treatment_table():
 
 
 def stream_masker(
-    masker, fmri_path, confounds=None, sample_mask=None, *, block_size=None, memory_mib=64
+    masker, fmri_path, confounds=None, sample_mask=None, *, block_size=None, memory_mib=None
 ):
     """Return what ``masker.fit_transform(fmri_path, ...)`` returns, with one block in memory.
 
@@ -64,8 +65,9 @@ def stream_masker(
         As for ``fit_transform``, and the same for all maskers.
     block_size : int, optional
         Volumes in memory at a time; by default chosen from `memory_mib`.
-    memory_mib : float
-        Approximate size of a block with its copies, in MiB; at least one volume.
+    memory_mib : float, optional
+        Approximate size of a block with its copies, in MiB; at least one volume. By default 8, or
+        64 if a masker smooths or resamples.
 
     Returns
     -------
@@ -81,36 +83,57 @@ def stream_masker(
 
     Notes
     -----
-    Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently with
-    fewer volumes at once: extracted series differ by less than 1e-12 of their largest value, or
-    by 1e-5 if image and maps are both float32. If the image is resampled, the file is read twice.
+    Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently: its
+    least squares are factorised once. Extracted series differ by less than 1e-12 of their largest
+    value, or by 1e-5 if image and maps are both float32. If the image is resampled, the file is
+    read twice.
     ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.
     """
     maskers = list(masker) if isinstance(masker, (list, tuple)) else [masker]
     for each in maskers:
         refuse(each)
     check_positive(block_size, memory_mib)
-    img, first = open_4d(fmri_path)
+    img = open_4d(fmri_path)
+    if not maskers:
+        return []
+    with closing(read_volumes(img, fmri_path)) as volumes:
+        first = next(volumes)[np.newaxis]
     parts = [StreamedMasker(each, img, first) for each in maskers]
     if confounds is not None:
         confounds = list(confounds) if isinstance(confounds, list) else [confounds]
     cleaning = {"confounds": confounds, "sample_mask": sample_mask}
     for part in parts:
         part.check_cleaning(img.shape[3], cleaning)
-    block_size = block_size or size_of_block(memory_mib, img, parts)
-    resampled = any(part.resampled for part in parts)
-    envelope = envelope_of(fmri_path, block_size) if resampled else None
     with ExitStack() as stack:
-        blocks = stack.enter_context(closing(volume_blocks(fmri_path, block_size)))
         for part in parts:
             stack.enter_context(part.spatial_only())
-        start = 0
-        for block in blocks:
-            for part in parts:
-                part.extract(block, start, envelope)
-            start += block.shape[3]
+            part.try_short_way(first)
+        extract(parts, img, fmri_path, block_size, memory_mib)
     results = [part.result(cleaning) for part in parts]
     return results if isinstance(masker, (list, tuple)) else results[0]
+
+
+def extract(parts, img, fmri_path, block_size, memory_mib):
+    """Extract the series of all parts; read the file once, or twice if the image is resampled."""
+    every_voxel = np.arange(np.prod(img.shape[:3]))
+    whole = every_voxel if any(part.regions is None for part in parts) else every_voxel[:0]
+    positions = [whole, *(part.regions.positions for part in parts if part.regions)]
+    ends = np.cumsum([len(one) for one in positions])
+    positions = np.concatenate(positions)
+    n_rows = block_size or size_of_block(memory_mib, img, parts, len(positions))
+    envelope = None
+    if any(part.resampled for part in parts):
+        with closing(read_voxels(img, fmri_path, every_voxel, n_rows)) as blocks:
+            envelope = envelope_of(as_volumes(stored, img) for _, stored in blocks)
+    with closing(read_voxels(img, fmri_path, positions, n_rows)) as blocks:
+        for start, stored in blocks:
+            whole, *columns = np.split(stored, ends[:-1], axis=1)
+            for part in parts:
+                if part.regions:
+                    series = part.reduce(columns.pop(0))
+                else:
+                    series = part.transform_block(as_volumes(whole, img), envelope)
+                part.keep(series, start)
 
 
 def refuse(masker):
@@ -143,48 +166,40 @@ def check_positive(block_size, memory_mib):
 
 
 def open_4d(fmri_path):
-    """Return a 4D NIfTI image, its data not read, and its first volume; refuse anything else."""
+    """Return a 4D NIfTI image, its data not read; refuse anything else."""
     if not isinstance(fmri_path, (str, Path)):
         raise ValueError(
             f"The path of a 4D NIfTI file is needed, not {type(fmri_path).__name__}: an image "
             "in memory needs no streaming. Call fit_transform."
         )
-    img = open_image(fmri_path)
-    with damaged_file_named(fmri_path):
-        return img, np.asanyarray(img.dataobj[..., :1])
+    return open_image(fmri_path)
 
 
-def volume_blocks(fmri_path, block_size):
-    """Yield arrays of shape (x, y, z, up to block_size) from a 4D NIfTI file, values scaled."""
-    with damaged_file_named(fmri_path):
-        img = nib.load(fmri_path)
-        proxy = img.dataobj
-        spec = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
-        with open_data(img.file_map["image"].filename) as file:
-            volumes = ArrayProxy(file, spec, mmap=False)
-            for start in tqdm(range(0, img.shape[3], block_size), unit="block", delay=2):
-                yield np.asanyarray(volumes[..., start : start + block_size])
-            while file.read(2**20):  # gzip stores its checksum at the end
-                pass
+def as_volumes(stored, img):
+    """Return values of shape (x, y, z, volumes) from stored ones, (volumes, voxels)."""
+    proxy = img.dataobj
+    stored = stored.T.reshape((*img.shape[:3], len(stored)), order="F")
+    return apply_read_scaling(stored, proxy.slope, proxy.inter)
 
 
-def size_of_block(memory_mib, img, parts):
+def size_of_block(memory_mib, img, parts, n_positions):
     """Return the number of volumes that fit into some MiB, on the largest grid."""
-    grids = [img, *(grid for part in parts for grid in part.grids)]
-    n_voxels = max(np.prod(grid.shape[:3]) for grid in grids)
-    envelope = 3 * any(part.resampled for part in parts)
-    n_volumes = int(memory_mib * 2**20 // (n_voxels * 8 * 6)) - envelope
-    return min(max(n_volumes, 1), img.shape[3])
+    long = [part for part in parts if part.regions is None]
+    n_bytes = 4 * 8 * n_positions
+    grids = [img, *(grid for part in long for grid in part.grids)] if long else []
+    n_bytes = max([n_bytes, *(np.prod(grid.shape[:3]) * 8 * 6 for grid in grids)])
+    n_volumes = int((memory_mib or (64 if long else 8)) * 2**20 // n_bytes)
+    envelope = 3 * any(part.resampled for part in long)
+    return min(max(n_volumes - envelope, 1), img.shape[3])
 
 
-def envelope_of(fmri_path, block_size):
+def envelope_of(blocks):
     """Return volumes with the smallest and the largest value of each voxel, and NaN if any."""
     functions, reduced = (np.fmin, np.fmax, np.minimum), None
-    with closing(volume_blocks(fmri_path, block_size)) as blocks:
-        for block in blocks:
-            parts = [f.reduce(block, axis=3) for f in functions]
-            both = zip(functions, reduced or parts, parts, strict=True)
-            reduced = [f(one, other) for f, one, other in both]
+    for block in blocks:
+        parts = [f.reduce(block, axis=3) for f in functions]
+        both = zip(functions, reduced or parts, parts, strict=True)
+        reduced = [f(one, other) for f, one, other in both]
     return np.stack(reduced if np.isnan(reduced[2]).any() else reduced[:2], axis=3)
 
 
@@ -202,13 +217,19 @@ class StreamedMasker:
     def __init__(self, masker, img, first):
         self.masker, self.img, self.parameters = masker, img, masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
-        self.is_integer = first.dtype.kind == "i"
+        self.is_integer = as_volumes(first[:0], img).dtype.kind == "i"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Generation of a mask.*")  # as fit_transform
-            masker.fit(image_like(img, first.copy()))
+            masker.fit(image_like(img, as_volumes(first.copy(), img)))
         self.fitted = masker.clean_args_, masker.memory_
+        self.regions = None if self.is_spatial else find_regions(masker, img)
         self.series = self.columns = None
         self.warned = set()
+
+    @property
+    def is_spatial(self):
+        """Whether volumes are resampled or smoothed before voxels are extracted."""
+        return self.resampled or self.parameters["smoothing_fwhm"] is not None
 
     @property
     def grids(self):
@@ -224,7 +245,10 @@ class StreamedMasker:
         if self.parameters.get("target_affine") is not None:
             return True
         shape, affine = self.img.shape[:3], self.img.affine
-        return any(g.shape[:3] != shape or (g.affine != affine).any() for g in self.grids)
+        is_same = np.array_equal  # nilearn resamples to the grid of these regions in any case
+        if self.parameters.get("resampling_target", "data") == "data":
+            is_same = np.allclose
+        return not all(g.shape[:3] == shape and is_same(g.affine, affine) for g in self.grids)
 
     @contextmanager
     def spatial_only(self):
@@ -240,20 +264,47 @@ class StreamedMasker:
             self.masker.set_params(**self.parameters)
             self.masker.clean_args_, self.masker.memory_ = self.fitted
 
-    def extract(self, block, start, envelope):
-        """Extract the series of a block whose first volume has the number `start`."""
-        n_volumes, n_timepoints = block.shape[3], self.img.shape[3]
-        part = self.transform(self.block_image(block, envelope))
-        if isinstance(part, pd.DataFrame):
-            self.columns, part = part.columns, part.to_numpy()
-        elif not isinstance(part, np.ndarray):
-            raise ValueError(
-                f"{type(part).__module__} is not supported: use "
-                "set_output(transform='default') or 'pandas'."
-            )
+    def try_short_way(self, first):
+        """Leave the short way unless it gives what nilearn makes of the first volume.
+
+        Spheres are not compared: on a fine grid, nilearn needs seconds and much memory for them.
+        """
+        makes_frames = hasattr(self.masker, "_sklearn_output_config")
+        makes_frames |= get_config()["transform_output"] != "default"
+        if self.regions is None or (self.is_spheres and not makes_frames):
+            return
+        volume = self.block_image(as_volumes(first, self.img), None)
+        expected = self.transform(volume)[:1]
+        found = self.reduce(first[:, self.regions.positions])
+        is_exact = type(self.masker) in (NiftiMasker, NiftiLabelsMasker)
+        largest = np.abs(expected).max(initial=0)
+        if not np.allclose(found, expected, rtol=0, atol=0 if is_exact else 1e-4 * largest):
+            self.regions = None
+
+    def reduce(self, stored):
+        """Return the series of a block, from the stored numbers of the masker's voxels."""
+        values = scale(stored, self.img.dataobj, self.regions.dtype)
+        finite = np.isfinite(values)
+        if not finite.all():
+            is_silent = type(self.masker) is NiftiMasker  # as nilearn is
+            is_silent |= self.is_spheres and self.masker.mask_img is not None
+            self.refuse_infinite(values)
+            if not is_silent:
+                name = self.img.get_filename()
+                self.warn(f"{name} has values that are not finite: they become zero.", UserWarning)
+            values = np.where(finite, values, 0)
+        return self.regions.reduce(values)
+
+    def transform_block(self, block, envelope):
+        """Return the series of a block of whole volumes."""
+        return self.transform(self.block_image(block, envelope))[: block.shape[3]]
+
+    def keep(self, series, start):
+        """Keep the series of a block whose first volume has the number `start`."""
         if self.series is None:
-            self.series = np.empty((n_timepoints, part.shape[1]), part.dtype)
-        self.series[start : start + n_volumes] = part[:n_volumes]
+            n_timepoints = self.img.shape[3]
+            self.series = np.empty((n_timepoints, series.shape[1]), series.dtype)
+        self.series[start : start + len(series)] = series
 
     def block_image(self, block, envelope):
         """Return a copy of a block as an image, with volumes that make it like the whole image.
@@ -282,20 +333,37 @@ class StreamedMasker:
             )
 
     def transform(self, block_img):
-        """Return the masker's series of a block; pass on each warning once."""
+        """Return the masker's series of a block as an array; pass on each warning once."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             part = self.masker.transform(block_img)
         for warning in caught:
-            if (text := str(warning.message)) not in self.warned:
-                self.warned.add(text)
-                warnings.warn(text, warning.category, stacklevel=4)
+            text = str(warning.message)
+            if not (self.regions and "Non-finite" in text):  # `reduce` looks at the regions alone
+                self.warn(text, warning.category)
+        if isinstance(part, pd.DataFrame):
+            self.columns, part = part.columns, part.to_numpy()
+        elif not isinstance(part, np.ndarray):
+            raise ValueError(
+                f"{type(part).__module__} is not supported: use "
+                "set_output(transform='default') or 'pandas'."
+            )
         return part
+
+    def warn(self, text, category):
+        """Issue a warning, but each only once."""
+        if text not in self.warned:
+            self.warned.add(text)
+            warnings.warn(text, category, stacklevel=5)
 
     def clean(self, series, cleaning):
         """Do the temporal part."""
         parameters = self.parameters
         options = {name: parameters[name] for name in TEMPORAL} | {"runs": parameters.get("runs")}
+        steps = ("detrend", "standardize", "low_pass", "high_pass", "runs")
+        given = [*cleaning.values(), *(options[name] for name in steps), parameters["clean_args"]]
+        if series.dtype.kind == "f" and all(each is None or each is False for each in given):
+            return series  # there is nothing to do, and `clean` would copy it
         return clean(series, **cleaning, **options, **(parameters["clean_args"] or {}))
 
     def check_cleaning(self, n_timepoints, cleaning):

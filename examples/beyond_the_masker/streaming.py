@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
@@ -119,27 +120,49 @@ def read_mask(mask, fmri_img, fmri_path):
 
 def read_voxels(fmri_img, fmri_path, positions, n_rows):
     """Yield the first volume of each block, and the stored numbers at some positions."""
-    proxy, (*grid, n_volumes) = fmri_img.dataobj, fmri_img.shape
-    block, n_voxels = np.empty((n_rows, len(positions)), proxy.dtype), math.prod(grid)
-    in_worker = parent_process() is not None
-    with (
-        tqdm(total=n_volumes, unit="volume", delay=2, disable=in_worker) as progress,
-        open_data(fmri_img.file_map["image"].filename) as file,
-    ):
-        with damaged_file_named(fmri_path):
-            file.seek(proxy.offset)
+    n_voxels, n_volumes = math.prod(fmri_img.shape[:3]), fmri_img.shape[3]
+    block, in_worker = np.empty((n_rows, len(positions)), fmri_img.dataobj.dtype), is_worker()
+    with ExitStack() as stack:
+        progress = tqdm(total=n_volumes, unit="volume", delay=2, disable=in_worker)
+        stack.enter_context(progress)
+        volumes = stack.enter_context(closing(read_volumes(fmri_img, fmri_path)))
+        # With few voxels, extraction takes too little time for a thread to gain any.
+        if len(positions) > n_voxels / 8 and not in_worker and os.cpu_count() > 1:
+            volumes = stack.enter_context(closing(read_ahead(volumes)))
         for start in range(0, n_volumes, n_rows):
             rows = block[: n_volumes - start]
             for row in rows:
-                with damaged_file_named(fmri_path):
-                    content = file.read(n_voxels * proxy.dtype.itemsize)
-                    volume = np.frombuffer(content, proxy.dtype, n_voxels)
-                volume.take(positions, out=row, mode="clip")
+                next(volumes).take(positions, out=row, mode="clip")
                 progress.update()
             yield start, rows
-        with damaged_file_named(fmri_path):
-            while file.read(2**20):  # gzip stores its checksum at the end
-                pass
+        next(volumes, None)  # to the end of the file
+
+
+def is_worker():
+    """Return whether this process is another one's worker: then other cores have work, too."""
+    return parent_process() is not None
+
+
+def read_volumes(fmri_img, fmri_path):
+    """Yield the stored numbers of each volume, in the order of the file."""
+    proxy, n_voxels = fmri_img.dataobj, math.prod(fmri_img.shape[:3])
+    file_name = fmri_img.file_map["image"].filename
+    with damaged_file_named(fmri_path), open_data(file_name) as file:
+        file.seek(proxy.offset)
+        for _ in range(fmri_img.shape[3]):
+            content = file.read(n_voxels * proxy.dtype.itemsize)
+            yield np.frombuffer(content, proxy.dtype, n_voxels)
+        while file.read(2**20):  # gzip stores its checksum at the end
+            pass
+
+
+def read_ahead(items):
+    """Yield items, and make the next one in a thread meanwhile: isal frees Python's lock."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
 
 
 def open_data(path):
@@ -155,10 +178,15 @@ def result_dtype(proxy):
 
 def to_values(stored, proxy, dtype):
     """Apply the scale factors, and replace values that are not finite by zero."""
-    values = apply_read_scaling(stored, proxy.slope, proxy.inter).astype(dtype, copy=False)
+    values = scale(stored, proxy, dtype)
     if not np.isfinite(values).all():
         np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
     return values
+
+
+def scale(stored, proxy, dtype):
+    """Apply the scale factors."""
+    return apply_read_scaling(stored, proxy.slope, proxy.inter).astype(dtype, copy=False)
 
 
 @contextmanager

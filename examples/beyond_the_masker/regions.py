@@ -1,0 +1,171 @@
+"""Find the voxels that a fitted masker needs, and reduce their values to its series.
+
+This is the short way of `stream_masker`, for an image on its own grid and without smoothing. The
+sums are nilearn's, in nilearn's order.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from nibabel.volumeutils import apply_read_scaling
+from nilearn.image import get_data, resample_img
+from nilearn.image.resampling import coord_transform
+from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
+from nilearn.masking import load_mask_img
+from scipy import linalg, ndimage, sparse
+from sklearn.neighbors import NearestNeighbors
+
+from beyond_the_masker.streaming import result_dtype
+
+
+class Regions(NamedTuple):
+    """The voxels of a masker, and what it makes of them."""
+
+    positions: np.ndarray  # of the voxels in a volume of the file, in C order of the grid
+    dtype: np.dtype  # of the values that `reduce` needs
+    reduce: Callable  # values of shape (n_volumes, n_voxels) to series
+
+
+def find_regions(masker, img):
+    """Return the `Regions` of a fitted masker; None if nilearn has to decide, or to complain."""
+    data_dtype = apply_read_scaling(
+        np.empty(0, img.dataobj.dtype), img.dataobj.slope, img.dataobj.inter
+    ).dtype
+    find = {
+        NiftiMasker: find_mask,
+        NiftiLabelsMasker: find_labels,
+        NiftiMapsMasker: find_maps,
+        NiftiSpheresMasker: find_spheres,
+    }[type(masker)]
+    return find(masker, img, data_dtype)
+
+
+def find_mask(masker, img, data_dtype):
+    """Return the voxels of a mask; its series are their values."""
+    inside = finite(masker.mask_img_) != 0
+    return Regions(in_file(inside), result_dtype(img.dataobj), np.asarray)
+
+
+def find_labels(masker, img, data_dtype):
+    """Return the voxels of all labels, those of a label together, for the masker's `strategy`."""
+    labels_data = finite(masker.labels_img_)
+    names = np.unique(labels_data)
+    if masker.mask_img_ is not None:
+        labels_data = np.where(finite(masker.mask_img_) != 0, labels_data, masker.background_label)
+    inside = labels_data != masker.background_label
+    present = np.unique(labels_data[inside])
+    names = names[names != masker.background_label] if masker.keep_masked_labels else present
+    codes = np.searchsorted(names, labels_data[inside])
+    order = np.argsort(codes, kind="stable")
+    reduce_volume = reduce_by(masker.strategy, codes[order], len(names))
+    dtype = np.float32 if data_dtype == np.float32 else np.float64  # of nilearn's result
+    positions = in_file(inside)[order]
+    return Regions(positions, data_dtype, lambda v: np.array([*map(reduce_volume, v)], dtype))
+
+
+def reduce_by(strategy, codes, n):
+    """Return a function of the voxels of a volume, for the strategy of NiftiLabelsMasker.
+
+    The product with a sparse matrix adds the voxels of a region one after the other, as
+    `numpy.bincount` does for `scipy.ndimage.mean`, in half of the time.
+    """
+    counts = np.bincount(codes, minlength=n)
+    if strategy not in ("mean", "sum"):
+        function = getattr(ndimage, strategy)
+        return lambda voxels: np.where(counts, function(voxels, codes, np.arange(n)), 0)
+    ends = np.concatenate([[0], counts.cumsum()])
+    add = sparse.csr_array((np.ones(len(codes)), np.arange(len(codes)), ends), (n, len(codes)))
+    divisor = np.maximum(counts, 1) if strategy == "mean" else 1
+    return lambda voxels: add @ voxels.astype(float) / divisor
+
+
+def find_maps(masker, img, data_dtype):
+    """Return the voxels where a map is not zero, for the least squares of all maps."""
+    maps = finite(masker.maps_img_)
+    if masker.mask_img_ is not None:
+        maps = maps * (finite(masker.mask_img_) != 0)[..., None]
+    inside = maps.any(axis=3)
+    maps = maps[inside]
+    if masker.mask_img_ is not None and not masker.keep_masked_maps:
+        maps = maps[:, maps.any(axis=0)]
+    dtype = np.float32 if maps.dtype == data_dtype == np.float32 else np.float64
+    # nilearn calls scipy.linalg.lstsq, which drops singular values that are as small as this
+    inverse = linalg.pinv(maps.astype(float), atol=0, rtol=np.finfo(dtype).eps).T
+    return Regions(in_file(inside), data_dtype, lambda values: (values @ inverse).astype(dtype))
+
+
+def find_spheres(masker, img, data_dtype):
+    """Return the voxels of all spheres, each to be averaged; None if nilearn would refuse them."""
+    if masker.dtype == "auto":
+        data_dtype = np.dtype("int32" if data_dtype.kind == "i" else "float32")
+    elif masker.dtype is not None:
+        data_dtype = np.dtype(masker.dtype)
+    dtype = data_dtype
+    if masker.mask_img is not None and data_dtype.kind != "f":
+        dtype = np.dtype("float32")
+    spheres = sphere_voxels(masker, img)
+    found, counts = np.unique(np.concatenate(spheres), return_counts=True)
+    if min(map(len, spheres)) == 0 or (counts.max() > 1 and not masker.allow_overlap):
+        return None
+    inside = np.zeros(img.shape[:3], bool)
+    inside.flat[found] = True
+    columns = [np.searchsorted(found, sphere) for sphere in spheres]
+
+    def reduce(values):
+        if len(values) == 1 < img.shape[3]:  # NumPy adds in another order for a single volume
+            values = np.repeat(values, 2, axis=0)
+        values = np.asfortranarray(values)
+        return np.stack([values[:, each].mean(axis=1) for each in columns], 1).astype(data_dtype)
+
+    return Regions(in_file(inside), dtype, lambda values: reduce(values)[: len(values)])
+
+
+def sphere_voxels(masker, img):
+    """Return for each sphere the sorted numbers, in C order of the grid, of its voxels."""
+    shape, affine = img.shape[:3], img.affine
+    seeds = np.asarray(masker.seeds_, float)
+    centres = np.transpose(coord_transform(*seeds.T, np.linalg.inv(affine)))
+    reach = max(masker.radius or 0, 2) * np.abs(np.linalg.inv(affine[:3, :3])).sum(axis=1) + 1
+    near = np.zeros(shape, bool)
+    for centre in centres:
+        low, high = (np.maximum(centre + side * reach + 1, 0).astype(int) for side in (-1, 1))
+        near[tuple(map(slice, low, high + 1))] = True
+    if masker.mask_img is not None:
+        near &= on_grid(masker.mask_img, img)
+    voxels, grid = np.flatnonzero(near), np.transpose(np.nonzero(near))
+    if not len(voxels):
+        return [[] for _ in seeds]
+    places = np.transpose(coord_transform(*grid.T, affine))
+    tree = NearestNeighbors(radius=masker.radius, algorithm="kd_tree").fit(places)
+    graph = tree.radius_neighbors_graph(seeds)
+    nearest, whole = np.round(centres).astype(int), places.astype(int)
+    spheres = []
+    for number, seed in enumerate(seeds):
+        own = graph[number].indices
+        at_seed = np.flatnonzero((grid == nearest[number]).all(axis=1))
+        as_integers = np.flatnonzero((whole == seed.astype(int)).all(axis=1))[:1]
+        spheres.append(voxels[np.unique(np.concatenate([own, at_seed, as_integers]))])
+    return spheres
+
+
+def on_grid(mask_img, img):
+    """Return a mask as booleans on the grid of an image."""
+    mask_img = resample_img(
+        mask_img,
+        target_affine=img.affine,
+        target_shape=img.shape[:3],
+        interpolation="nearest",
+    )
+    return load_mask_img(mask_img)[0]
+
+
+def in_file(inside):
+    """Return where voxels lie in a volume of a file, whose order is that of Fortran."""
+    return np.arange(inside.size).reshape(inside.shape, order="F")[inside]
+
+
+def finite(img):
+    """Return the values of an image; those that are not finite are zero."""
+    data = get_data(img)
+    return data if np.isfinite(data).all() else np.where(np.isfinite(data), data, 0)
