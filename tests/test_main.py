@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,15 @@ def test_errors_have_no_traceback(arguments, status, message, monkeypatch, capsy
     assert (1 if isinstance(code, str) else code) == status
     assert message in text
     assert out == ""
+
+
+@pytest.mark.parametrize("name", [name for name, (_, pages, *_) in COMMANDS.items() if pages])
+def test_without_pages(name, tmp_path, monkeypatch):
+    """An installation, which has no pages, says at once what is missing and how to get it."""
+    monkeypatch.setattr("beyond_the_masker.pages.PAGES", tmp_path)
+    folder = ["results"] if name in ("record", "benchmark") else []
+    assert "pip install -e ." in status_of(name, *folder)
+    assert not Path("results").exists()
 
 
 def test_budget(files, capsys):

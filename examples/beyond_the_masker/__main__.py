@@ -4,7 +4,9 @@ import argparse
 import os
 import sys
 
-COMMANDS = {}  # name: function, its arguments, options of its parser
+from beyond_the_masker.pages import check_pages
+
+COMMANDS = {}  # name: function, whether it needs the pages, its arguments, options of its parser
 FROM_ENVIRONMENT = "Options of the build, such as N_REGIONS, are read from the environment."
 
 
@@ -13,11 +15,12 @@ def argument(*names, **how):
     return names, how
 
 
-def command(*arguments, **options):
+def command(*arguments, pages=False, **options):
     """Register a function as the command of its name; its return value is the exit status."""
 
     def register(run):
-        COMMANDS[run.__name__.removeprefix("run_").replace("_", "-")] = run, arguments, options
+        name = run.__name__.removeprefix("run_").replace("_", "-")
+        COMMANDS[name] = run, pages, arguments, options
         return run
 
     return register
@@ -30,11 +33,11 @@ def make_parser():
         description="Extract time series of regions from large images; predict and measure memory.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (run, arguments, options) in COMMANDS.items():
+    for name, (run, pages, arguments, options) in COMMANDS.items():
         one = commands.add_parser(name, help=run.__doc__, description=run.__doc__, **options)
         for names, how in arguments:
             one.add_argument(*names, **how)
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, pages=pages)
     return parser
 
 
@@ -42,6 +45,8 @@ def main(arguments=None):
     """Run a command, by default that of the command line, and exit with its status or error."""
     arguments = make_parser().parse_args(arguments)
     try:
+        if arguments.pages:
+            check_pages()
         sys.exit(arguments.run(arguments))
     except (ValueError, OSError, EOFError) as error:
         sys.exit(str(error))
@@ -113,6 +118,7 @@ def run_options(arguments):
 
 @command(
     argument("--prepare", action="store_true", help="only prepare the data and the reference"),
+    pages=True,
     epilog=FROM_ENVIRONMENT,
 )
 def run_measure(arguments):
@@ -129,6 +135,7 @@ def run_measure(arguments):
 
 @command(
     argument("--phases", default="whole_experiment_phases.csv", help="output file"),
+    pages=True,
     epilog=FROM_ENVIRONMENT,
 )
 def run_experiment(arguments):
@@ -140,7 +147,7 @@ def run_experiment(arguments):
     run_all(options.n_images, options.n_regions, options.pause, arguments.phases)
 
 
-@command()
+@command(pages=True)
 def run_check_model(arguments):
     """Compare the model of memory with repeated measurements."""
     from beyond_the_masker.model_check import check
@@ -153,7 +160,7 @@ def run_check_model(arguments):
     return 0
 
 
-@command(argument("folder", help="folder of prediction.csv and prediction.json"))
+@command(argument("folder", help="folder of prediction.csv and prediction.json"), pages=True)
 def run_record(arguments):
     """Measure every method for the model's whole grid of images, which takes half an hour."""
     from beyond_the_masker.model_check import record
@@ -164,6 +171,7 @@ def run_record(arguments):
 @command(
     argument("folder", help="folder of the results"),
     argument("--full", action="store_true", help="at full size"),
+    pages=True,
 )
 def run_benchmark(arguments):
     """Time the methods with the default data, and compare them with decompression alone."""
@@ -191,7 +199,8 @@ def run_overhead(arguments):
 
 
 @command(
-    argument("path", nargs="?", default="script.py", help="file to write; script.py by default")
+    argument("path", nargs="?", default="script.py", help="file to write; script.py by default"),
+    pages=True,
 )
 def run_script(arguments):
     """Write the nine ways of the chapter as one script."""

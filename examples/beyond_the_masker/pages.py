@@ -10,10 +10,20 @@ DEFINITIONS = ast.FunctionDef, ast.ClassDef
 IMPORTS = ast.Import, ast.ImportFrom
 
 
+def check_pages():
+    """Raise a FileNotFoundError if this is an installation, which has no pages."""
+    if not (PAGES / "GALLERY_HEADER.rst").exists():
+        raise FileNotFoundError(
+            "This needs the pages of the project, which pip does not install. Download or clone "
+            "the whole project, run 'pip install -e .' in its folder, and try again."
+        )
+
+
 def page_path(name):
-    """Return the file of a page, such as ``"plot_numpy_indexing"``; an installation has none."""
+    """Return the file of a page, such as ``"plot_numpy_indexing"``."""
     for path in PAGES.glob(f"*/{name}.py"):
         return path
+    check_pages()
     raise ValueError(f"There is no page {name}.py in the folders of {PAGES}.")
 
 
