@@ -51,6 +51,15 @@ def test_it_imports_what_the_chapter_names(tmp_path):
     assert {name.split(".")[0] for name in modules} - sys.stdlib_module_names == NEEDED
 
 
+def test_its_messages_name_its_own_arguments(own):
+    """A message names an argument of the script, not an option of the build."""
+    folder, arguments = own
+    command = (sys.executable, "script.py", *arguments, "--n-regions", "3")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert "set --n-regions to 2 or less" in done.stderr
+    assert '"--data synthetic, which' in (folder / "script.py").read_text()
+
+
 def test_it_runs_by_itself(own):
     """In a folder without this project, the nine ways run without a warning."""
     folder, arguments = own

@@ -31,6 +31,7 @@ NINE = {
     for name, model in METHODS.items()
     if model.module in PAGES and model.mode in ("single", "parallel")
 }
+ARGUMENTS = {"N_REGIONS": "--n-regions", "DATA=": "--data "}  # in messages
 WAYS = ()  # filled in the script: name, function, mode, and whether images are in memory
 HEADER = '''\
 """Extract the time series of several regions in nine ways, one after the other.
@@ -100,6 +101,8 @@ def write_script(path):
         blocks.extend(code for code in kept if code.startswith(DEFINES))
     blocks.append('if __name__ == "__main__":\n    main(**parse_arguments())')
     text = HEADER.format(name=Path(path).name) + "\n" + "\n\n\n".join(filter(None, blocks)) + "\n"
+    for option, argument in ARGUMENTS.items():
+        text = text.replace(option, argument)
     Path(path).write_text(text)
 
 
