@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -72,9 +73,9 @@ def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     *texts, image = figure.axes[0].texts
     shown = [row for row in rows if row["mode"] != "single"]
     for text, row in zip(texts, shown, strict=True):
-        name, peak = text.get_text().split(": ")
-        loop = ", loop" if row["mode"] == "loop" else ""
-        assert name == row["method"].replace(" image", "") + loop
+        name, peak = re.split(r":\s", text.get_text())
+        mode = "" if row["mode"] == "one pass" else f", {row['mode']}"
+        assert name == row["method"].replace(" image", "") + mode
         assert peak == peak_text(row["status"], 123456, 123456)
     assert image.get_text().strip() == f"the image: {image_mib:,} MiB"
     label = figure.axes[0].xaxis.label

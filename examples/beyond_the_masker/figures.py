@@ -178,13 +178,14 @@ def plot_peaks(rows):
     """Draw rows of ``summary.csv``: peaks for all masks, ranges, and the size of the image."""
     rows = [row for row in rows if row["mode"] != "single"]
     image_mib = float(rows[0]["image_mib"])
-    figure, ax = column_figure(1.5 + 0.55 * len(rows))
+    figure, ax = column_figure(1.5 + 0.6 * len(rows))
     described = []
     for y, row in enumerate(rows):
         peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
-        name = name_of(row).removesuffix(", parallel").removesuffix(", one pass")
+        name = name_of(row).removesuffix(", one pass")
         _draw_bars(ax, row, y)
-        label_above(ax, 0, y - 0.14, f"{name}: {peak}")
+        gap = " " if row["status"] == "measured" else "\n"
+        label_above(ax, 0, y - 0.14, f"{name}:{gap}{peak}")
         ends = [f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max")]
         runs = f" ({ends[0]} to {ends[1]})" if int(row["n_runs"]) > 1 else ""
         described.append(f"{name_of(row)}: {peak}{runs}")
