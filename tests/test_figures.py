@@ -74,8 +74,7 @@ def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     shown = [row for row in rows if row["mode"] != "single"]
     for text, row in zip(texts, shown, strict=True):
         name, peak = re.split(r":\s", text.get_text())
-        mode = "" if row["mode"] == "one pass" else f", {row['mode']}"
-        assert name == row["method"].replace(" image", "") + mode
+        assert name == f"{row['method'].replace(' image', '')}, {row['mode']}"
         assert peak == peak_text(row["status"], 123456, 123456)
     assert image.get_text().strip() == f"the image: {image_mib:,} MiB"
     label = figure.axes[0].xaxis.label

@@ -179,24 +179,17 @@ def plot_peaks(rows):
     rows = [row for row in rows if row["mode"] != "single"]
     image_mib = float(rows[0]["image_mib"])
     figure, ax = column_figure(1.5 + 0.6 * len(rows))
-    described = []
     for y, row in enumerate(rows):
-        peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
-        name = name_of(row).removesuffix(", one pass")
         _draw_bars(ax, row, y)
         gap = " " if row["status"] == "measured" else "\n"
-        label_above(ax, 0, y - 0.14, f"{name}:{gap}{peak}")
-        ends = [f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max")]
-        runs = f" ({ends[0]} to {ends[1]})" if int(row["n_runs"]) > 1 else ""
-        described.append(f"{name_of(row)}: {peak}{runs}")
+        label_above(ax, 0, y - 0.14, f"{name_of(row)}:{gap}{_peak_of(row)}")
     draw_reference(ax, len(rows), image_mib)
     left = image_mib <= ax.dataLim.x1 / 2
     words = f" the image: {image_mib:,.0f} MiB "
     ax.text(image_mib, len(rows) - 0.4, words, va="center", ha="left" if left else "right")
-    crossed = any(row["status"] == "predicted" for row in rows)
     meaning = ["MiB of memory in use (line: range of the runs)"]
     meaning += ["thin and hatched: file pages, droppable"]
-    meaning += ["crossed: predicted, not run"] * crossed
+    meaning += ["crossed: predicted, not run"] * _any_predicted(rows)
     ax.set(xlabel="\n".join(meaning), yticks=[], ylim=(len(rows) - 0.1, -0.7))
     ax.set_xlim(0, max(1.05 * ax.dataLim.x1, 1))
     ax.xaxis.set_major_formatter("{x:,.0f}")
@@ -204,19 +197,38 @@ def plot_peaks(rows):
     hide_frame(ax, "left")
     title = f"Peak memory for {rows[0]['n_masks']} masks"
     figure.suptitle(title, fontsize=12)
-    figure.set_label(
-        f"{title}, each method in a process of its own: memory in use as solid bars. The faint "
+    figure.set_label(f"{title}, {_peaks_in_words(rows)}")
+    return figure
+
+
+def _any_predicted(rows):
+    """Return whether the peak of any method is predicted."""
+    return any(row["status"] == "predicted" for row in rows)
+
+
+def _peak_of(row, with_range=False):
+    """Return the peak of a method as text, with the range of its runs or without it."""
+    peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
+    if not with_range or int(row["n_runs"]) <= 1:
+        return peak
+    return f"{peak} ({float(row['peak_mib_min']):,.0f} to {float(row['peak_mib_max']):,.0f})"
+
+
+def _peaks_in_words(rows):
+    """Return the caption of the chart of peaks, but for its title, and its description."""
+    peaks = "; ".join(f"{name_of(row)}: {_peak_of(row, with_range=True)}" for row in rows)
+    return (
+        "each method in a process of its own: memory in use as solid bars. The faint "
         "part was there before the call: the calling process's interpreter and imports; those of "
         "workers are in the solid part. A method with workers "
         "is measured several times: the bar is the median, and the line goes from the smallest "
         "to the largest peak. Thin hatched bars: file pages, which the kernel may drop, where "
         "they exceed a quarter of the image. The dashed line is the size of the image. A loop "
         "takes one mask after the other; the other methods take all masks at once."
-        f"{' Crossed: predicted, not run.' * crossed}"
-        f"\n\nBar chart of {len(rows)} methods, with the image's {image_mib:,.0f} MiB as a line. "
-        f"Peaks: {'; '.join(described)}."
+        f"{' Crossed: predicted, not run.' * _any_predicted(rows)}"
+        f"\n\nBar chart of {len(rows)} methods, with the image's "
+        f"{float(rows[0]['image_mib']):,.0f} MiB as a line. Peaks: {peaks}."
     )
-    return figure
 
 
 def _draw_bars(ax, row, y):
