@@ -351,23 +351,17 @@ def plot_work(table, lost):
     lanes = {pid: lane for lane, pid in enumerate(pids, start=1)}
     zero, end = table.started.min(), (table.started + table.seconds).max()
     figure, ax = column_figure(1.7 + 0.6 * len(lanes))
+    ax.set(xlabel="seconds", xlim=(0, end - zero), ylim=(len(lanes) + 0.5, 0.4))
     ax.plot(lost["time"] - zero, 1, "x", color=ORANGE, ms=10, mew=3, zorder=3)
-
-    def draw(kind, pid, number, started, seconds):
-        ax.barh(lanes[pid], seconds, left=started - zero, height=0.5, **KINDS_OF_WORK[kind])
-        if seconds > 0.065 * (end - zero):  # there is space for two digits
-            middle = started - zero + seconds / 2
-            ax.text(middle, lanes[pid] - 0.27, number, ha="center", va="bottom")
-
     done = {pid: [] for pid in lanes}
     for row in table.itertuples():
         begun = lost["begun"].get(stem(row.image))
         repeated = begun is not None and row.started > lost["time"]
         if repeated:
-            draw("begun, and lost", lost["pid"], row.number, begun, lost["time"] - begun)
-        draw("done again" if repeated else "done", row.pid, row.number, row.started, row.seconds)
+            _draw_work(ax, "begun, and lost", 1, row.number, begun - zero, lost["time"] - begun)
+        place = lanes[row.pid], row.number, row.started - zero, row.seconds
+        _draw_work(ax, "done again" if repeated else "done", *place)
         done[row.pid].append(f"{row.number}{' for the second time' * repeated}")
-    ax.set(xlabel="seconds", xlim=(0, end - zero), ylim=(len(lanes) + 0.5, 0.4))
     ax.set_yticks([*lanes.values()], [f"worker {lane}" for lane in lanes.values()])
     ax.tick_params(axis="y", length=0)
     hide_frame(ax, "left")
@@ -382,3 +376,10 @@ def plot_work(table, lost):
         f"images. Worker 1 was killed after {lost['time'] - zero:.1f} seconds. {'; '.join(each)}."
     )
     return figure
+
+
+def _draw_work(ax, kind, lane, number, start, seconds):
+    """Draw the bar of an image in the lane of its worker."""
+    ax.barh(lane, seconds, left=start, height=0.5, **KINDS_OF_WORK[kind])
+    if seconds > 0.065 * ax.get_xlim()[1]:  # there is space for two digits
+        ax.text(start + seconds / 2, lane - 0.27, number, ha="center", va="bottom")

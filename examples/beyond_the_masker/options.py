@@ -19,6 +19,7 @@ MEASURED      ``measured``                   folder that receives measurements
 ============= ============================== ===================================================
 """
 
+import functools
 import glob
 import math
 import os
@@ -67,26 +68,13 @@ def read_options(environ=None):
     """
     environ = os.environ if environ is None else environ
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    data = given.get("DATA", "synthetic")
+    data, memory = given.get("DATA", "synthetic"), given.get("MEMORY", "")
     fmri, atlas = given.get("FMRI", ""), split_atlas(given.get("ATLAS", ""))
     most_images, most_regions = DATA_SETS.get(data, DATA_SETS["synthetic"])
     if fmri or atlas:
         most_regions = math.inf  # known when the reader's atlas is read
-    memory = given.get("MEMORY", "")
-    wrong = [*wrong_data(data, given, fmri, atlas)]
-    if memory not in ("", "unlimited"):
-        try:
-            parse_memory(memory)
-        except ValueError as error:
-            wrong.append(f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}")
-
-    def number(name, default, kind, lowest, highest):
-        try:
-            return parse_number(given.get(name, default), kind, lowest, highest)
-        except ValueError as error:
-            wrong.append(f"{name} is {given[name]!r}; allowed: {error}.")
-            return default
-
+    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(memory)]
+    number = functools.partial(read_number, given, wrong)
     options = Options(
         n_images=number("N_IMAGES", 2, int, 1, most_images),
         n_regions=number("N_REGIONS", 6, int, 1, most_regions),
@@ -101,6 +89,25 @@ def read_options(environ=None):
     if wrong:
         raise ValueError("\n".join(wrong))
     return options
+
+
+def read_number(given, wrong, name, default, kind, lowest, highest):
+    """Return an option that is a number; append what is wrong with it to a list."""
+    try:
+        return parse_number(given.get(name, default), kind, lowest, highest)
+    except ValueError as error:
+        wrong.append(f"{name} is {given[name]!r}; allowed: {error}.")
+        return default
+
+
+def wrong_memory(memory):
+    """Yield what is wrong with the limit of memory."""
+    if memory in ("", "unlimited"):
+        return
+    try:
+        parse_memory(memory)
+    except ValueError as error:
+        yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
 
 
 def wrong_data(data, given, fmri, atlas):

@@ -93,13 +93,7 @@ def plot_points(points, title):
         ax.vlines(x, least, most, color=color, lw=1, alpha=0.6)
         ax.plot(x, y, marker, ls="", color=color, ms=5, label=family if own else "")
     ax.plot([], [], color="0.4", lw=1, marker="|", ls="", ms=14, label="range of the prediction")
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-    for axis, name in ((ax.xaxis, "measured"), (ax.yaxis, "predicted")):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5)))
-        axis.set_major_formatter("{x:,.0f}")
-        axis.set_minor_locator(NullLocator())
-        axis.set_label_text(f"{name} peak, MiB in use")
-    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    _logarithmic(ax, low, high)
     figure.legend(loc="outside lower left", frameon=False)
     figure.suptitle(title, fontsize=12)
     ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
@@ -113,6 +107,17 @@ def plot_points(points, title):
         f"{np.median(ratios):.2f} times in the median."
     )
     return figure
+
+
+def _logarithmic(ax, low, high):
+    """Give both axes the same logarithmic scale, with round numbers."""
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis, name in ((ax.xaxis, "measured"), (ax.yaxis, "predicted")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_locator(NullLocator())
+        axis.set_label_text(f"{name} peak, MiB in use")
+    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
 
 
 STYLES = {  # of the kinds of peaks

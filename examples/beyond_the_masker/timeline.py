@@ -146,7 +146,7 @@ def timeline_html(runs):
 
 def _explorable(runs):
     """Return a bokeh figure: RSS of each process stacked, the other metric as a line, phases."""
-    from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, NumeralTickFormatter
+    from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
     from bokeh.palettes import Colorblind
     from bokeh.plotting import figure
 
@@ -162,24 +162,31 @@ def _explorable(runs):
         tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset",
         active_drag="xbox_zoom",
     )
-    for phase in phases:
-        span = {"left": phase["began"], "right": phase["ended"], "level": "underlay"}
-        look = {"fill_color": color_of(phase["method"]), "fill_alpha": 0.25, "line_alpha": 0}
-        plot.add_layout(BoxAnnotation(**span, **look))
     colors = islice(cycle(Colorblind[8]), len(processes))
     plot.varea_stack(processes, x="seconds", color=list(colors), source=source)
     total = plot.line("seconds", "RSS", color="black", alpha=0.2, source=source)
     kept = largest(other[1])
     plot.line(other[0][kept].tolist(), other[1][kept].tolist(), color="black")
-    middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    numbers = [str(number) for number in range(1, len(phases) + 1)]
-    plot.text(middles, max(mib), numbers, text_align="center", text_font_size="0.8em")
+    _explorable_phases(plot, phases, max(mib))
     shown = [(name, f"@{{{name}}}{{0,0}} MiB") for name in ("RSS", *processes)]
     read = [("time", "@seconds{0.0} s"), ("method", "@method"), *shown]
     plot.add_tools(HoverTool(renderers=[total], mode="vline", tooltips=read))
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.x_range.start = plot.y_range.start = 0
     return plot
+
+
+def _explorable_phases(plot, phases, height):
+    """Draw the phases behind a bokeh figure, with their numbers at the top."""
+    from bokeh.models import BoxAnnotation
+
+    for phase in phases:
+        span = {"left": phase["began"], "right": phase["ended"], "level": "underlay"}
+        look = {"fill_color": color_of(phase["method"]), "fill_alpha": 0.25, "line_alpha": 0}
+        plot.add_layout(BoxAnnotation(**span, **look))
+    middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
+    numbers = [str(number) for number in range(1, len(phases) + 1)]
+    plot.text(middles, height, numbers, text_align="center", text_font_size="0.8em")
 
 
 def samples(times, mib, phases, children):
