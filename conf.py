@@ -137,7 +137,7 @@ html_baseurl = os.environ.get("SITE_URL", "").rstrip("/")
 if html_baseurl:
     html_baseurl += "/"
     extensions += ["sphinx_sitemap", "sphinxext.opengraph"]
-repository = os.environ.get("REPOSITORY_URL", "")
+repository = os.environ.get("REPOSITORY_URL", "").rstrip("/")
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
 ways = {"index": "front page", "search": "search", "auto_examples/index": "examples"}
 notfound_context = {
