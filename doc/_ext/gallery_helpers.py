@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import platform
+import re
 import sys
 import warnings
 from functools import partialmethod
@@ -70,6 +71,16 @@ def forget_outdated(app):
         kept.write_text(current)
 
 
+# -- What a page offers --------------------------------------------------------------------------
+
+ZIP = re.compile(r"^ +\.\. container:: .*sphx-glr-download-zip\n\n.*$", re.MULTILINE)
+
+
+def without_zip(app, docname, source):
+    """Remove the download of an archive that holds nothing but the page's script."""
+    source[0] = ZIP.sub("", source[0])
+
+
 # -- While an example runs -----------------------------------------------------------------------
 
 DRAW = tqdm.__init__
@@ -108,6 +119,7 @@ def warnings_are_errors(gallery_conf, file_name, when):
 
 
 def setup(app):
-    """Compare the digests before sphinx-gallery reads its checksums."""
+    """Compare the digests before sphinx-gallery reads its checksums; shorten its pages."""
     app.connect("builder-inited", forget_outdated, priority=100)
+    app.connect("source-read", without_zip)
     return {"parallel_read_safe": True}

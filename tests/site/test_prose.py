@@ -65,6 +65,7 @@ def test_pages_offer_their_script(prose):
         assert script.read_bytes() == source.read_bytes()
         page = prose.page(f"auto_examples/{source.parent.name}/{name}")
         assert "download it with all examples" in page
+        assert "sphx-glr-download-zip" not in page  # of the script alone
 
 
 @pytest.mark.extensive
