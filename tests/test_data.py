@@ -14,9 +14,11 @@ from nilearn.image import concat_imgs, resample_to_img
 
 from beyond_the_masker import data, synthetic
 from beyond_the_masker.data import (
+    atlas_to_labels,
     atlas_to_masks,
     first_volumes,
     get_atlas_path,
+    labels_image,
     prepare,
     prepare_fmri,
     write_joined,
@@ -188,6 +190,24 @@ def test_masks_are_the_regions_on_the_grid_of_the_image(kind, outside, tmp_path,
             np.testing.assert_array_equal(img.dataobj, on_grid(region, fmri_path))
     with pytest.raises(ValueError, match=r"4 regions were asked for.* 3\b.*to 3"):
         atlas_to_masks(atlas_path, fmri_path, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("boxes", [INSIDE, OUTSIDE])
+def test_labels_are_the_numbers_of_the_regions(kind, boxes, tmp_path, fmri_path):
+    """A label image has the number of each region; the last counts; one may lie outside."""
+    atlas_path, regions = write_atlas(kind, tmp_path, boxes)
+    expected = np.zeros(GRID)
+    for number, region in enumerate(regions, start=1):
+        expected[on_grid(region, fmri_path) != 0] = number
+    labels_img = nib.load(atlas_to_labels(atlas_path, fmri_path))
+    np.testing.assert_array_equal(labels_img.affine, AFFINE)
+    np.testing.assert_array_equal(labels_img.dataobj, expected)
+    if boxes is INSIDE:
+        _, mask_paths = atlas_to_masks(atlas_path, fmri_path, 3)
+        of_masks = nib.load(labels_image(mask_paths))
+        np.testing.assert_array_equal(of_masks.affine, AFFINE)
+        np.testing.assert_array_equal(of_masks.dataobj, expected)
 
 
 BAD = {  # name: kind of atlas, its boxes, number of regions, parts of the message

@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import platform
+import shutil
+from pathlib import Path
 
 import mprof
 import nibabel as nib
@@ -30,7 +32,6 @@ from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.meter import Trace, measure
 from beyond_the_masker.methods import Method, all_methods
 from beyond_the_masker.model import Image, predict
-from beyond_the_masker.running import run_method
 from good_figures import is_a_good_figure
 
 FUNCTIONS = {method.function.__name__: method.function for method in all_methods()}
@@ -204,6 +205,7 @@ NUMPY = ({"checks", "meter", "running"}, {"joblib", "scipy"})
 NILEARN = ({"checks", "maskers", "streaming", *NUMPY[0]}, {"joblib", "nilearn", "pandas", "scipy"})
 NEEDED = {  # modules of the package, and large packages, by the module of the method
     "plot_nifti_masker": NILEARN,
+    "plot_region_averages": NILEARN,
     "beyond_the_masker.maskers": NILEARN,
     "beyond_the_masker.streaming": ({"streaming", *NUMPY[0]}, {"scipy"}),  # nibabel has scipy
 }
@@ -214,15 +216,15 @@ NEEDED = {  # modules of the package, and large packages, by the module of the m
 def test_a_method_imports_what_it_needs(module, tmp_path):
     """The process of a method imports neither the experiment nor packages that it does not use."""
 
-    def imported_by(*call):
+    def imported_by(call):
         import sys
 
-        run_method(*call)
+        call()
         return set(sys.modules)
 
     method = next(m for m in all_methods() if m.function.__module__ == module)
-    call = method.function, method.mode, method.in_memory, tmp_path / "fmri.nii"
-    found = measure(imported_by, *call, [tmp_path / "labels.nii.gz"]).result()
+    call = method.call(tmp_path / "fmri.nii", [tmp_path / "labels.nii.gz"])
+    found = measure(imported_by, call).result()
     modules, packages = NEEDED.get(module, NUMPY)
     own = {name.split(".")[1] for name in found if name.startswith("beyond_the_masker.")}
     assert own <= modules
@@ -361,6 +363,24 @@ def test_reference_of_a_masker_that_was_stopped(here, capfd):
     assert "The reference comes from blocks of volumes: stopped" in capfd.readouterr().err
 
 
+def test_averages_are_compared_with_those_of_nifti_labels_masker(here, capsys):
+    """Averages have a reference of their own, also from blocks of volumes."""
+    stream = FUNCTIONS["stream_labels_masker"]
+    for error, function in ((None, "reference_averages"), (MemoryError(), "averages_in_blocks")):
+        here.called.clear()
+        here.errors = [None, error, None]
+        for folder in Path(os.environ["MASKER_CACHE"]).glob("*"):
+            shutil.rmtree(folder)
+        assert measure_methods(stream)
+        assert here.called[-2:] == [function, "Streaming, region averages"]
+        (row,) = read_summary()
+        assert (row["n_masks"], row["identical"]) == ("2", "true")
+        assert "identical to NiftiLabelsMasker: true" in capsys.readouterr().out
+    here.errors, here.spoil = [None], [1]
+    measure_methods(stream)
+    assert read_summary()[0]["identical"] == "false"
+
+
 def test_method_that_may_not_fit_is_not_run(here, monkeypatch, capsys):
     """A method that might not fit is predicted, not run."""
     monkeypatch.setenv("MEMORY", "300M")
@@ -390,10 +410,10 @@ def test_method_that_may_not_fit_is_not_run(here, monkeypatch, capsys):
 
 
 def test_nothing_fits(here, monkeypatch):
-    """Where nothing fits, all methods are predicted, and the reference comes from blocks."""
+    """Where nothing fits, all methods are predicted, and the references come from blocks."""
     monkeypatch.setenv("MEMORY", "1M")
     measure_methods(*FUNCTIONS.values())
-    assert here.called == ["stream_nifti_maskers"]
+    assert here.called == ["stream_nifti_maskers", "averages_in_blocks"]
     assert names(read_summary()) == [(method.name, method.mode) for method in all_methods()]
     assert {row["status"] for row in read_summary()} == {"predicted"}
 

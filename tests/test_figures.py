@@ -3,13 +3,22 @@
 import csv
 import json
 import re
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 
-from beyond_the_masker.figures import peak_text, plot_peaks, plot_series, save
+from beyond_the_masker.figures import (
+    by_similarity,
+    peak_text,
+    plot_correlations,
+    plot_lanes,
+    plot_peaks,
+    plot_series,
+    save,
+)
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS, Image, predict
@@ -44,6 +53,40 @@ def test_time_series():
     lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert lines[:2] == [values.tolist() for values in series.values()]
     assert figure.axes[0].lines[2].get_linestyle() == ":"
+
+
+def test_lanes():
+    """Each series has a lane of its own, above the next, in the order of the names."""
+    rng = np.random.default_rng(0)
+    series = {f"region {i}": 100 * i + rng.normal(size=50) for i in range(4)}
+    figure = plot_lanes(series, "Region averages", "signal (SD)")
+    low, high = series["region 3"].min(), series["region 3"].max()
+    is_a_good_figure(figure, "4 lanes over 50 volumes", f"region 3 from {low:.2f} to {high:.2f}")
+    lines = [line.get_ydata() for line in figure.axes[0].lines]
+    for (above, below), values in zip(pairwise(lines), series.values(), strict=False):
+        assert above.min() > below.max()
+        np.testing.assert_allclose(np.diff(above), np.diff(values))
+    assert [text.get_text() for text in figure.axes[0].texts] == list(series)
+    nothing_overlaps(figure.axes[0].texts)
+
+
+@pytest.mark.parametrize("n_regions", [2, 60])
+def test_matrix_of_correlations(n_regions):
+    """The colours are centred on 0, and regions of one network are next to each other."""
+    rng = np.random.default_rng(0)
+    network = np.arange(n_regions) % 3
+    series = rng.normal(size=(3, 200))[network] + rng.normal(size=(n_regions, 200))
+    correlations = np.corrcoef(series)
+    figure = plot_correlations(correlations, "Correlations of all regions")
+    pairs = correlations[np.triu_indices(n_regions, 1)]
+    numbers = f"{n_regions} regions", f"from {pairs.min():.2f} to {pairs.max():.2f}"
+    is_a_good_figure(figure, *numbers)
+    (image,) = figure.axes[0].images
+    assert image.norm.vmin == -image.norm.vmax == -np.abs(pairs).max()
+    order = by_similarity(correlations)
+    assert sorted(order) == list(range(n_regions))
+    np.testing.assert_array_equal(image.get_array(), correlations[np.ix_(order, order)])
+    assert np.count_nonzero(np.diff(network[order])) == min(n_regions, 3) - 1
 
 
 def rows_of(status, image_mib=300, **values):

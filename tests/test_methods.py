@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from joblib import parallel_config
 from nibabel.testing import data_path
+from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.checks import open_checked
 from beyond_the_masker.methods import all_methods
+from beyond_the_masker.model import AVERAGES
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.running import load_in_memory
 from made_images import (
@@ -52,6 +54,7 @@ def lazy(path):
 WAYS = {
     method.title: (method.function, method.mode, load_in_memory if method.in_memory else Path)
     for method in all_methods()
+    if method.mode != AVERAGES
 }
 WAYS |= {
     "NiftiMasker, lazy image": (MASKER.nifti_masker_single, "single", lazy),
@@ -131,6 +134,22 @@ def test_values_are_those_of_nifti_masker(case):
     """Every way returns NiftiMasker's values, types and shapes, whatever the image."""
     with parallel_config(backend="sequential"):
         check_values(case, WAYS)
+
+
+@pytest.mark.filterwarnings("ignore:Non-finite values")
+def test_averages_are_those_of_nifti_labels_masker(case, tmp_path):
+    """Every way to average regions returns NiftiLabelsMasker's values and types."""
+    img = nib.load(case[0])
+    labels = np.random.default_rng(3).integers(0, 4, img.shape[:3], "int16")
+    labels_path = tmp_path / "labels.nii"
+    nib.Nifti1Image(labels, img.affine).to_filename(labels_path)
+    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
+    reference = masker.fit_transform(case[0])
+    functions = [method.function for method in all_methods() if method.mode == AVERAGES]
+    if np.isfinite(img.dataobj).all():
+        functions.append(load_page("plot_region_averages").average_regions)
+    for function in functions:
+        assert_same([function(case[0], labels_path)], [reference], function.__name__)
 
 
 @by_name("way", IN_PROCESSES)

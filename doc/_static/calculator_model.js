@@ -77,6 +77,8 @@ window.memoryCalculator = (() => {
       output: (atWork / Math.max(active, 1)) * nVolumes * copySize,
       results: (positions - atWork) * nVolumes * copySize,
       outputs: positions * nVolumes * copySize,
+      averages: masks.length * nVolumes * (arraySize === 4 && asStored ? 4 : 8),
+      labels: 4 * grid + 16 * positions,
       streamed,
       blocks: block * grid * (3 * arraySize + copySize + 1),
     };

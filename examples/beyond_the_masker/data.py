@@ -66,8 +66,7 @@ def cut_to(fmri_path, n_volumes):
     def fill(folder):
         img.slicer[..., :n_volumes].to_filename(folder / "fmri.nii.gz")
 
-    stat = fmri_path.stat()
-    stamp = [str(fmri_path), stat.st_size, stat.st_mtime_ns, n_volumes]
+    stamp = [*stamp_of(fmri_path), n_volumes]
     return prepare(f"{n_volumes}-volumes", stamp, fill) / "fmri.nii.gz"
 
 
@@ -157,8 +156,7 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
         raise ValueError(f"{n_regions} regions were asked for; at least 1 is needed.")
     depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist()]
     depends_on += [inspect.getsource(function) for function in (write_masks, atlas_regions)]
-    for file in files:
-        depends_on += [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
+    depends_on += map(stamp_of, files)
     write = functools.partial(write_masks, files, fmri_path, n_regions)
     folder = prepare(f"{n_regions}-masks", depends_on, write)
     mask_paths = [folder / MASK_NAME.format(number) for number in range(1, n_regions + 1)]
@@ -170,10 +168,7 @@ def write_masks(atlas_files, fmri_path, n_regions, folder):
     fmri_img = nib.load(fmri_path)
     paths = []
     for number, (name, region) in enumerate(atlas_regions(atlas_files, n_regions), start=1):
-        on_grid = resample_to_img(
-            region, fmri_img, "nearest", copy_header=True, force_resample=True
-        )
-        data = np.asarray(on_grid.dataobj)
+        data = resample_region(region, fmri_img)
         if not data.any():
             raise ValueError(
                 f"{name} is empty on the grid of {fmri_path}, {fmri_img.shape[:3]}: "
@@ -185,7 +180,39 @@ def write_masks(atlas_files, fmri_path, n_regions, folder):
     return paths
 
 
-def atlas_regions(files, n_regions):
+def resample_region(region, fmri_img):
+    """Return a region on the grid of an image, as an array."""
+    on_grid = resample_to_img(region, fmri_img, "nearest", copy_header=True, force_resample=True)
+    return np.asarray(on_grid.dataobj)
+
+
+def atlas_to_labels(atlas_path, fmri_path):
+    """Prepare one label image of all regions of an atlas, on the grid of an image.
+
+    Return its path. The labels are the numbers of the regions, from 1. Where regions overlap, the
+    last one counts.
+    """
+    files = [Path(path) for path in np.atleast_1d(atlas_path)]
+    fmri_img = nib.load(fmri_path)
+
+    def fill(folder):
+        labels = np.zeros(fmri_img.shape[:3], "int32")
+        for number, (_, region) in enumerate(atlas_regions(files), start=1):
+            labels[resample_region(region, fmri_img) != 0] = number
+        nib.Nifti1Image(labels, fmri_img.affine).to_filename(folder / "labels.nii.gz")
+
+    depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist(), inspect.getsource(atlas_regions)]
+    depends_on += map(stamp_of, files)
+    return prepare("atlas-labels", depends_on, fill) / "labels.nii.gz"
+
+
+def stamp_of(path):
+    """Return what changes with a file: its name, size and time."""
+    stat = path.stat()
+    return str(path.absolute()), stat.st_size, stat.st_mtime_ns
+
+
+def atlas_regions(files, n_regions=None):
     """Yield the first regions of an atlas: a name, and a 3D image on the atlas' own grid."""
     imgs = [nib.load(file, keep_file_open=True) for file in files]
     for file, img in zip(files, imgs, strict=True):
@@ -205,7 +232,7 @@ def atlas_regions(files, n_regions):
         values = np.unique(labels[np.isfinite(labels) & (labels != 0)])
         names = [f"label {value:g} of {files[0]}" for value in values]
         volumes = (labels == value for value in values)
-    if n_regions > len(names):
+    if n_regions and n_regions > len(names):
         raise ValueError(
             f"{n_regions} regions were asked for, and {files[0]} "
             f"{'and the others have' if len(files) > 1 else 'has'} {len(names)}: set "

@@ -19,18 +19,24 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import psutil
-from nilearn.maskers import NiftiMasker
+from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
 from beyond_the_masker.budget import allowed_mib, guard
 from beyond_the_masker.checks import size_in_bytes, value_type
-from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare, prepare_fmri
+from beyond_the_masker.data import (
+    atlas_to_masks,
+    get_atlas_path,
+    labels_image,
+    prepare,
+    prepare_fmri,
+)
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL, calibrate, this_machine
 from beyond_the_masker.maskers import stream_nifti_maskers
 from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure, measure_within
 from beyond_the_masker.methods import all_methods
-from beyond_the_masker.model import Prediction
+from beyond_the_masker.model import AVERAGES, Prediction
 from beyond_the_masker.options import read_options
 
 # Raised on a machine without enough memory or disk: also when the kernel kills a worker.
@@ -71,25 +77,39 @@ def prepare_all():
 
 
 def prepare_reference(fmri_path, mask_paths):
-    """Return NiftiMasker's array for each mask, from the cache if it has them.
+    """Return NiftiMasker's array for each mask, from the cache if it has them."""
+    functions = reference_series, stream_nifti_maskers
+    return _kept("reference", "NiftiMasker, path, loop", functions, fmri_path, mask_paths)
 
-    If the image does not fit into memory, NiftiMasker gets blocks of volumes.
+
+def prepare_averages(fmri_path, mask_paths):
+    """Return NiftiLabelsMasker's array for all regions, in a list, from the cache if it has it."""
+    functions = reference_averages, averages_in_blocks
+    title = f"NiftiLabelsMasker, {AVERAGES}"
+    return _kept("averages", title, functions, fmri_path, mask_paths, labels_image(mask_paths))
+
+
+def _kept(name, title, functions, fmri_path, mask_paths, regions=None):
+    """Return what the first function returns, from the cache if it has it.
+
+    If the image does not fit into memory, the second one gives the masker blocks of volumes.
     """
 
     def fill(folder):
-        reason = guard("NiftiMasker, path, loop", fmri_path, mask_paths, 1)[1]
+        whole, in_blocks = functions
+        reason = guard(title, fmri_path, mask_paths, 1)[1]
         if not reason:
-            trace = measure(reference_series, fmri_path, mask_paths)
+            trace = measure(whole, fmri_path, regions or mask_paths)
             reason = why_stopped(trace)
         if reason:
             show_progress(f"The reference comes from blocks of volumes: {reason}")
-            trace = measure(stream_nifti_maskers, fmri_path, mask_paths)
+            trace = measure(in_blocks, fmri_path, regions or mask_paths)
         for i, series in enumerate(trace.result()):
             np.save(folder / f"{i:03d}.npy", series)
 
     stamp = [str(fmri_path), fmri_path.stat().st_size, fmri_path.stat().st_mtime_ns]
     used = [version(package) for package in ("nilearn", "nibabel", "numpy")]
-    folder = prepare("reference", [stamp, [str(path) for path in mask_paths], used], fill)
+    folder = prepare(name, [stamp, [str(path) for path in mask_paths], used], fill)
     return [np.load(path) for path in sorted(folder.iterdir())]
 
 
@@ -99,6 +119,20 @@ def reference_series(fmri_path, mask_paths):
         NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
         for mask_path in mask_paths
     ]
+
+
+def reference_averages(fmri_path, labels_path):
+    """Average each region with NiftiLabelsMasker itself."""
+    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
+    return [masker.fit_transform(fmri_path)]
+
+
+def averages_in_blocks(fmri_path, labels_path, n_volumes=16):
+    """Average each region with NiftiLabelsMasker, which gets blocks of volumes."""
+    img = nib.load(fmri_path, keep_file_open=True)
+    starts = range(0, img.shape[3], n_volumes)
+    blocks = (img.slicer[..., start : start + n_volumes] for start in starts)
+    return [np.concatenate([reference_averages(block, labels_path)[0] for block in blocks])]
 
 
 def show_progress(text):
@@ -112,12 +146,14 @@ def measure_methods(*functions):
     Return a dict by the method's title, in the order of METHODS: the trace of the run with the
     median peak, or `NotRun`.
     """
-    fmri_path, mask_paths, reference, image_mib = prepare_all()
+    fmri_path, mask_paths, voxels, image_mib = prepare_all()
     names = {function.__name__ for function in functions}
     methods, outcomes = all_methods(), {}
     for number, method in enumerate(methods, start=1):
         if method.function.__name__ in names:
             progress = f"[{number} of {len(methods)}] {method.title}"
+            averages = method.mode == AVERAGES
+            reference = prepare_averages(fmri_path, mask_paths) if averages else voxels
             outcome, row = measure_method(method, fmri_path, mask_paths, reference, progress)
             keep_row({"image_mib": f"{image_mib:.3f}"} | row)
             outcomes[method.title] = outcome
@@ -216,7 +252,8 @@ def in_a_line(row):
     if row["status"] == "stopped":
         return line + row["reason"]
     line += in_seconds(float(row["seconds"])) + f" ({span('seconds', in_seconds)})" * several
-    return f"{line}\n    identical to NiftiMasker: {row['identical']}"
+    masker = "NiftiLabelsMasker" if row["mode"] == AVERAGES else "NiftiMasker"
+    return f"{line}\n    identical to {masker}: {row['identical']}"
 
 
 class NotRun(NamedTuple):

@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from beyond_the_masker.files import stem
 from beyond_the_masker.meter import Trace
@@ -23,6 +25,7 @@ FAMILIES = {  # of methods, by a word in their names: colour, safe for colour-bl
     "Streaming": (PURPLE, "o"),
     "shared memory": (GREEN, "D"),
     "NiftiMasker": (ORANGE, "s"),
+    "NiftiLabelsMasker": (ORANGE, "s"),
     "NumPy indexing": (BLUE, "^"),
     "": ("#707070", "X"),  # any other method
 }
@@ -127,6 +130,58 @@ def plot_series(series, title, unit, borders=()):
     return figure
 
 
+def plot_lanes(series, title, unit):
+    """Draw a dict of time series by name, one above the other, on one scale."""
+    figure, ax = column_figure(1.1 + 0.8 * len(series))
+    step = 1.3 * max(np.ptp(values) for values in series.values()) or 1
+    for lane, (name, values) in enumerate(series.items()):
+        color = [BLUE, ORANGE, GREEN, PURPLE][lane % 4]
+        ax.plot(values - np.mean(values) - lane * step, color=color, lw=1)
+        label_above(ax, len(values) / 100, step * (0.38 - lane), name)
+    ax.set(xlabel="volume", ylabel=unit, ylim=(step * (0.45 - len(series)), 0.75 * step))
+    ticks = MaxNLocator(4).tick_values(-step / 3, step / 3)[1:-1]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.margins(x=0)
+    hide_frame(ax, "left")
+    figure.suptitle(title, fontsize=12)
+    n_volumes = len(next(iter(series.values())))
+    found = [f"{name} from {v.min():.2f} to {v.max():.2f}" for name, v in series.items()]
+    figure.set_label(
+        f"{title}: {unit}, at each of {n_volumes:,} volumes, around the mean of each series. The "
+        f"ticks are those of the first lane; all have the same scale.\n\nLine chart with "
+        f"{len(series)} lanes over {n_volumes:,} volumes; {unit}: {'; '.join(found)}."
+    )
+    return figure
+
+
+def plot_correlations(correlations, title):
+    """Draw a matrix of correlations, with regions that are similar next to each other."""
+    order = by_similarity(correlations)
+    ordered, n = correlations[np.ix_(order, order)], len(order)
+    pairs = ordered[np.triu_indices(n, 1)]
+    low, middle, high = np.quantile(pairs, [0, 0.5, 1])
+    most = max(abs(low), abs(high))
+    figure, ax = column_figure(5.1)
+    drawn = ax.imshow(ordered, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+    ax.set(xlabel=f"{n} regions, sorted by similarity", xticks=[], yticks=[])
+    bar = figure.colorbar(drawn, location="bottom", label="correlation", shrink=0.9, aspect=30)
+    bar.outline.set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    figure.set_label(
+        f"{title}: red where two series rise together, blue where one falls while the other rises, "
+        "white where neither holds. The diagonal, each region with itself, is beyond the scale.\n\n"
+        f"Matrix of the correlations of {n} regions. Of {len(pairs):,} pairs, "
+        f"{np.mean(pairs > 0):.0%} are positive; from {low:.2f} to {high:.2f}, median {middle:.2f}."
+    )
+    return figure
+
+
+def by_similarity(correlations):
+    """Return an order of regions in which similar ones are next to each other."""
+    distances = squareform(1 - correlations, checks=False)
+    return leaves_list(linkage(distances, "average", optimal_ordering=True))
+
+
 def plot_traces(traces, image_mib=None):
     """Draw a dict of traces, or of `NotRun` in place of them, one below the other on one scale.
 
@@ -224,7 +279,8 @@ def _peaks_in_words(rows):
         "is measured several times: the bar is the median, and the line goes from the smallest "
         "to the largest peak. Thin hatched bars: file pages, which the kernel may drop, where "
         "they exceed a quarter of the image. The dashed line is the size of the image. A loop "
-        "takes one mask after the other; the other methods take all masks at once."
+        "takes one mask after the other; the other methods take all masks at once. Region "
+        "averages are one series for each mask; the other methods return all its voxels."
         f"{' Crossed: predicted, not run.' * _any_predicted(rows)}"
         f"\n\nBar chart of {len(rows)} methods, with the image's "
         f"{float(rows[0]['image_mib']):,.0f} MiB as a line. Peaks: {peaks}."

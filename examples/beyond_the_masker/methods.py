@@ -5,11 +5,12 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from beyond_the_masker.model import METHODS
+from beyond_the_masker.data import labels_image
+from beyond_the_masker.model import AVERAGES, METHODS
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.running import run_method
 
-MODES = ("single", "loop", "parallel", "one pass")
+MODES = ("single", "loop", "parallel", "one pass", AVERAGES)
 
 
 class Method(NamedTuple):
@@ -17,7 +18,7 @@ class Method(NamedTuple):
 
     name: str
     function: Callable
-    mode: str  # "single": the first mask; all masks: "loop", "parallel", or "one pass"
+    mode: str  # one of MODES; see `model.Model`
     in_memory: bool = False  # takes images whose data are in memory, instead of paths
     workers: bool = False  # starts worker processes
 
@@ -31,7 +32,10 @@ class Method(NamedTuple):
 
         A process that gets it imports what the method needs, not this module. See `run_method`.
         """
-        how = self.function, self.mode, self.in_memory
+        mode = self.mode
+        if mode == AVERAGES:
+            mode, mask_paths = "single", [labels_image(mask_paths)]
+        how = self.function, mode, self.in_memory
         call = functools.partial(run_method, *how, fmri_path, mask_paths, n_jobs, self.workers)
         call.__name__ = self.title
         return call

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 MIB = 2**20
+AVERAGES = "region averages"  # a mode
 
 
 class Part(NamedTuple):
@@ -60,7 +61,9 @@ class Model(NamedTuple):
 
     module: str  # the page or the module of the function
     function: str
-    mode: str  # "single": the first mask; all masks: "loop", "parallel", or "one pass"
+    # "single": the first mask; all masks: "loop", "parallel" or "one pass"; or AVERAGES: one label
+    # image of all regions, for which the function returns one array
+    mode: str
     moments: tuple
     in_memory: bool = False  # takes images whose data are in memory, instead of paths
     caller: str = "nibabel"  # what the calling process imports: "nibabel" or "nilearn"
@@ -98,6 +101,8 @@ REASONS = {  # each with its source
     "block": ("the one copy of the image, in a block of shared memory", PYTHON),
     "index": ("indexing gives a new array, then put into the order of NiftiMasker's", NUMPY),
     "results": ("the time series, which the calling process collects", PARALLEL),
+    "bools": ("whether each value is finite, and the opposite: two bytes for each", CHECK),
+    "labels": ("the label image, and for each labelled voxel its place and its region", TO_ARRAY),
     "masks": ("the masks as arrays: a byte for each voxel of the grid", TO_ARRAY),
     "volume": ("one volume, while the array is filled volume by volume", TO_VOLUME),
     "stream": ("the positions of all voxels in masks, one volume and a block", "stream_masks"),
@@ -128,6 +133,8 @@ def image(holder):
 
 ARRAY = Part("caller", 1, "array", "image")
 RESULTS = Part("caller", 1, "results", "results")
+MEANS = Part("caller", 1, "averages", "results")
+LABELS = Part("caller", 1, "labels", "labels")
 MASKS = Part("caller", 1, "masks", "masks")
 MASKS_SENT = Part("caller", 1, "masks", "joblib", "workers")
 INDEX = Part("worker", 2, "output", "index")
@@ -165,6 +172,7 @@ masker_loaded = partial(masker, moments=MASKER_IN_MEMORY, in_memory=True)
 indexing = partial(Model, "plot_numpy_indexing")
 index_path = partial(indexing, moments=INDEX_FROM_PATH)
 index_loaded = partial(indexing, moments=INDEX_IN_MEMORY, in_memory=True)
+averages = partial(Model, "plot_region_averages", mode=AVERAGES, caller="nilearn")
 mapped_file = partial(Model, "plot_mapped_file", mode="parallel", imports="numpy")
 
 METHODS = {
@@ -230,6 +238,20 @@ METHODS = {
         "stream_masks",
         "one pass",
         (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
+    ),
+    "NiftiLabelsMasker, region averages": averages(
+        "nifti_labels_masker",
+        moments=(
+            *reading("caller"),
+            Moment(
+                "checking for values that are not finite",
+                (*image("caller"), Part("caller", 2, "finite", "bools"), MEANS, LABELS),
+            ),
+        ),
+    ),
+    "Streaming, region averages": averages(
+        "stream_labels_masker",
+        moments=(Moment("streaming", (MEANS, LABELS, Part("caller", 1, "blocks", "blocks"))),),
     ),
 }
 
@@ -297,6 +319,8 @@ def quantities(image, mask_voxels, mode, active=0):
         "output": at_work / max(active, 1) * n_volumes * copy_size,
         "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
+        "averages": len(masks) * n_volumes * (4 if as_stored and array_size == 4 else 8),
+        "labels": 4 * grid + 16 * positions,
         "streamed": rows * positions * of_value + 12 * positions + 2 * grid * stored_size,
         "blocks": block * grid * (3 * array_size + copy_size + 1),
     }

@@ -1,0 +1,175 @@
+"""
+Region averages
+===============
+
+Most analyses of many regions begin with one series for each region of a label atlas: the average of
+its :term:`voxels <voxel>`, cleaned. nilearn's :class:`~nilearn.maskers.NiftiLabelsMasker` computes
+it with the whole image in memory, and users ask `for several cores
+<https://github.com/nilearn/nilearn/issues/6038>`_. The average of a region needs one volume at a
+time, so one pass over the file is enough. On this page you will
+
+1. write this in ten lines, and compare the result with NiftiLabelsMasker's,
+2. average and clean all regions of an atlas with one call,
+3. draw the series and the matrix of their correlations, and
+4. see what it costs, with up to 1000 regions.
+"""
+
+# %%
+# The idea in ten lines
+# ---------------------
+# The loop is that of :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: read a volume,
+# take the labelled voxels, discard the volume. In addition, each of these voxels has the number of
+# its region, its code. :func:`numpy.bincount` sums the voxels of each code, and divided by the
+# number of voxels that is the average.
+#
+# The order of a sum decides how it is rounded. NiftiLabelsMasker calls :func:`scipy.ndimage.mean`,
+# which sums in C order with ``bincount``. Here the voxels are in the same order, so the sums have
+# the same bits.
+
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+from nibabel.volumeutils import apply_read_scaling
+
+
+def average_regions(fmri_path, labels_path):
+    """Return an array of shape (n_timepoints, n_regions)."""
+    proxy, labels = nib.load(fmri_path).dataobj, np.asarray(nib.load(labels_path).dataobj)
+    in_file = np.arange(labels.size).reshape(labels.shape, order="F")
+    places, labels = in_file[labels != 0], labels[labels != 0]
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = []
+    with ImageOpener(proxy.file_like) as file:
+        file.seek(proxy.offset)
+        for _ in range(proxy.shape[3]):
+            volume = np.frombuffer(file.read(in_file.size * proxy.dtype.itemsize), proxy.dtype)
+            voxels = apply_read_scaling(volume[places], proxy.slope, proxy.inter)
+            means.append(np.bincount(codes, weights=voxels) / counts)
+    return np.array(means, "float32" if voxels.dtype == np.float32 else "float64")
+
+
+# %%
+# Call it with the image of this build and a label image, here made of the masks, and compare with
+# NiftiLabelsMasker:
+
+from beyond_the_masker.data import labels_image
+from beyond_the_masker.experiment import prepare_all, prepare_averages
+
+fmri_path, mask_paths, _, image_mib = prepare_all()
+averages = average_regions(fmri_path, labels_image(mask_paths))
+(reference,) = prepare_averages(fmri_path, mask_paths)
+print(f"{averages.shape[0]} volumes, {averages.shape[1]} regions")
+print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, reference)}")
+
+# %%
+# The function for real data
+# --------------------------
+# :func:`~beyond_the_masker.maskers.stream_masker` does the same for a NiftiLabelsMasker, with all
+# its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. When all
+# volumes are read, it cleans the averages with the function that ``fit_transform`` itself calls.
+# Here it averages all regions of the build's atlas. The :term:`confounds` drift as head motion
+# does:
+
+from nilearn.maskers import NiftiLabelsMasker
+from nilearn.signal import clean
+
+from beyond_the_masker.data import atlas_to_labels, get_atlas_path
+from beyond_the_masker.maskers import stream_masker
+
+labels_path = atlas_to_labels(get_atlas_path(), fmri_path)
+n_timepoints = len(reference)
+confounds = np.random.default_rng(0).normal(size=(n_timepoints, 12)).cumsum(axis=0)
+cleaning = {"detrend": True, "standardize": "zscore_sample"}
+masker = NiftiLabelsMasker(labels_path, reports=False, **cleaning)
+series = stream_masker(masker, fmri_path, confounds)
+print(f"{series.shape[0]} volumes, {series.shape[1]} regions")
+cleaned = clean(average_regions(fmri_path, labels_path), confounds=confounds, **cleaning)
+print(f"equal to the ten lines, then cleaned: {np.array_equal(series, cleaned)}")
+
+# %%
+# For an image of fMRIPrep, ``load_confounds`` reads the confounds: see :ref:`any masker
+# <sphx_glr_auto_examples_2_streaming_plot_stream_masker.py>`. The series of a few regions:
+
+from beyond_the_masker.figures import plot_correlations, plot_lanes
+
+few = {f"region {name}": one for name, one in zip(masker.labels_[1:5], series.T, strict=False)}
+plot_lanes(few, "Region averages, cleaned", "signal (SD)")
+
+# %%
+# And how similar the series of all regions are. The regions are sorted so that similar ones are
+# next to each other; a region without variance has no correlation and is left out.
+
+varying = series[:, series.std(axis=0) > 0]
+if n_timepoints > 2 * confounds.shape[1] and varying.shape[1] > 1:
+    plot_correlations(np.corrcoef(varying, rowvar=False), "Correlations of all regions")
+else:
+    print(f"{n_timepoints} volumes and {varying.shape[1]} regions are too few for correlations.")
+
+# %%
+# What it costs
+# -------------
+# Measured like the other methods, each in a fresh process, with the masks of this build as one
+# label image:
+
+from beyond_the_masker.experiment import measure_methods
+from beyond_the_masker.figures import plot_traces
+
+
+def nifti_labels_masker(fmri_path, labels_path):
+    """Average the voxels of each region with the whole image in memory."""
+    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
+    return masker.fit_transform(fmri_path)
+
+
+def stream_labels_masker(fmri_path, labels_path):
+    """Average the voxels of each region in one pass over the file."""
+    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
+    return stream_masker(masker, fmri_path)
+
+
+plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mib)
+
+# %%
+# More regions
+# ------------
+# ``make benchmark`` in the repository times each call right after the :term:`decompression` of the
+# same file, which no method can do without. Memory is the peak above the start.
+
+import json
+from pathlib import Path
+
+from beyond_the_masker.benchmark import read_benchmark
+from beyond_the_masker.figures import short
+from beyond_the_masker.options import read_options
+
+recorded = Path(read_options().measured).parent / "recorded"
+times, memory = read_benchmark(recorded) if recorded.exists() else ({}, {})
+found = {key[1:]: pairs for key, pairs in times.items() if key[0] == "regions"}
+if found:
+    about = json.loads((recorded / "benchmark.json").read_text())["benchmark"]
+    print(f"Recorded on {about['date']} with {about['cores']} cores.\n")
+    print("regions seconds  ratio     MiB")
+for name, x in sorted(found, key=lambda one: (one[1], one[0])):
+    seconds, ratio = np.median(found[name, x][:, 0]), np.median(np.divide(*found[name, x].T))
+    mib = f"{memory['regions', name, x][0]:,.0f}" if ("regions", name, x) in memory else "-"
+    print(f"{x:7} {short(seconds):>7} {short(ratio):>6} {mib:>7}  {name}")
+if not found:
+    print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
+
+# %%
+# What to conclude
+# ----------------
+# An average needs no more of a volume than its labelled voxels, and ``bincount`` sums them in about
+# the time that it takes to decompress the next volume. So averages of any number of regions cost
+# little more than reading the file, in the memory of a few volumes, and they are the very numbers
+# that NiftiLabelsMasker returns. The number of regions hardly matters: every labelled voxel is
+# added once.
+#
+# Regions that overlap, or that have weights, need :class:`~nilearn.maskers.NiftiMapsMasker`, which
+# ``stream_masker`` takes too.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masker.py`: spheres, maps, smoothing and
+#   resampling, also without the image in memory.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_one_machine.py`: a study, one image per worker.
