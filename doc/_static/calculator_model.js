@@ -66,7 +66,6 @@ window.memoryCalculator = (() => {
     const asStored = image.dtype.startsWith("float") && !scaled;
     const ofValue = storedSize + (asStored ? 1 : 2 * copySize);
     const streamed = rows * positions * ofValue + 12 * positions + 2 * grid * storedSize;
-    const block = Math.min(Math.max(Math.floor((64 * MIB) / (grid * 48)), 1), nVolumes);
     return {
       stored: voxels * storedSize,
       array: voxels * arraySize,
@@ -78,9 +77,8 @@ window.memoryCalculator = (() => {
       results: (positions - atWork) * nVolumes * copySize,
       outputs: positions * nVolumes * copySize,
       averages: masks.length * nVolumes * (arraySize === 4 && asStored ? 4 : 8),
-      labels: 4 * grid + 16 * positions,
+      summed: 28 * grid,
       streamed,
-      blocks: block * grid * (3 * arraySize + copySize + 1),
     };
   }
 

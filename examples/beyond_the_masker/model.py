@@ -85,6 +85,7 @@ FROM_FILE = f"{NIBABEL}/volumeutils.py, array_from_file"
 SCALING = f"{NIBABEL}/volumeutils.py, apply_read_scaling"
 MASKING = f"{NILEARN}/masking.py, apply_mask_fmri"
 CHECK = f"{NILEARN}/_utils/niimg.py, has_non_finite"
+AVERAGE = "https://github.com/scipy/scipy/blob/v1.17.1/scipy/ndimage/_measurements.py, _stats"
 CLEAN = f"{NILEARN}/signal.py, clean"
 MEMMAP = f"{JOBLIB}/_memmapping_reducer.py, ArrayMemmapForwardReducer"
 PARALLEL = f"{JOBLIB}/parallel.py, Parallel"
@@ -102,11 +103,11 @@ REASONS = {  # each with its source
     "index": ("indexing gives a new array, then put into the order of NiftiMasker's", NUMPY),
     "results": ("the time series, which the calling process collects", PARALLEL),
     "bools": ("whether each value is finite, and the opposite: two bytes for each", CHECK),
-    "labels": ("the label image, and for each labelled voxel its place and its region", TO_ARRAY),
+    "average": ("the volume as float64, and the labels as int64, to be summed", AVERAGE),
+    "first": ("maskers are fitted to the first volume, of which they make copies", "stream_masker"),
     "masks": ("the masks as arrays: a byte for each voxel of the grid", TO_ARRAY),
     "volume": ("one volume, while the array is filled volume by volume", TO_VOLUME),
     "stream": ("the positions of all voxels in masks, one volume and a block", "stream_masks"),
-    "blocks": ("a block of volumes, and the copies that the masker makes of it", "stream_masker"),
     "clean": ("nilearn.signal.clean makes a copy of the time series", CLEAN),
     "imports": ("the interpreter and what it imports", "calibrate"),
 }
@@ -134,7 +135,6 @@ def image(holder):
 ARRAY = Part("caller", 1, "array", "image")
 RESULTS = Part("caller", 1, "results", "results")
 MEANS = Part("caller", 1, "averages", "results")
-LABELS = Part("caller", 1, "labels", "labels")
 MASKS = Part("caller", 1, "masks", "masks")
 MASKS_SENT = Part("caller", 1, "masks", "joblib", "workers")
 INDEX = Part("worker", 2, "output", "index")
@@ -146,6 +146,7 @@ MAPPED = Part("file", 1, "array", "map")
 BLOCK = Part("block", 1, "array", "block")
 VOLUME = Part("caller", 2, "volume", "volume")
 SERIES = Part("caller", 1, "outputs", "results")
+STREAMED = Part("caller", 1, "streamed", "stream")
 
 INTO_MEMORY = (
     *reading("caller"),
@@ -228,7 +229,8 @@ METHODS = {
         "stream_nifti_maskers",
         "one pass",
         (
-            Moment("streaming", (SERIES, MASKS, Part("caller", 1, "blocks", "blocks"))),
+            Moment("fitting", (MASKS, Part("caller", 0.75, "summed", "first"))),
+            Moment("streaming", (SERIES, MASKS, STREAMED)),
             Moment("cleaning", (SERIES, MASKS, Part("caller", 1, "output", "clean"))),
         ),
         caller="nilearn",
@@ -237,7 +239,7 @@ METHODS = {
         "beyond_the_masker.streaming",
         "stream_masks",
         "one pass",
-        (Moment("streaming", (SERIES, Part("caller", 1, "streamed", "stream"))),),
+        (Moment("streaming", (SERIES, STREAMED)),),
     ),
     "NiftiLabelsMasker, region averages": averages(
         "nifti_labels_masker",
@@ -245,13 +247,17 @@ METHODS = {
             *reading("caller"),
             Moment(
                 "checking for values that are not finite",
-                (*image("caller"), Part("caller", 2, "finite", "bools"), MEANS, LABELS),
+                (*image("caller"), Part("caller", 2, "finite", "bools")),
             ),
+            Moment("averaging", (*image("caller"), MEANS, Part("caller", 1, "summed", "average"))),
         ),
     ),
     "Streaming, region averages": averages(
         "stream_labels_masker",
-        moments=(Moment("streaming", (MEANS, LABELS, Part("caller", 1, "blocks", "blocks"))),),
+        moments=(
+            Moment("fitting", (Part("caller", 1.5, "summed", "first"),)),
+            Moment("streaming", (MEANS, STREAMED)),
+        ),
     ),
 }
 
@@ -305,7 +311,6 @@ def quantities(image, mask_voxels, mode, active=0):
     masks = [int(n) for n in (mask_voxels[:1] if mode == "single" else mask_voxels)]
     positions = sum(masks)
     at_work = sum(sorted(masks, reverse=True)[: max(active, 1)])  # the others' are done
-    block = min(max(64 * MIB // (grid * 48), 1), n_volumes)
     rows = min(max(8 * MIB // (4 * copy_size * positions), 1), n_volumes)
     as_stored = image.dtype.startswith("float") and not image.scaled
     of_value = stored_size + (1 if as_stored else 2 * copy_size)
@@ -320,9 +325,8 @@ def quantities(image, mask_voxels, mode, active=0):
         "results": (positions - at_work) * n_volumes * copy_size,
         "outputs": positions * n_volumes * copy_size,
         "averages": len(masks) * n_volumes * (4 if as_stored and array_size == 4 else 8),
-        "labels": 4 * grid + 16 * positions,
+        "summed": 28 * grid,
         "streamed": rows * positions * of_value + 12 * positions + 2 * grid * stored_size,
-        "blocks": block * grid * (3 * array_size + copy_size + 1),
     }
 
 
