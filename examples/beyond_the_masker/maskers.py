@@ -66,8 +66,8 @@ def stream_masker(
     block_size : int, optional
         Volumes in memory at a time; by default chosen from `memory_mib`.
     memory_mib : float, optional
-        Approximate size of a block with its copies, in MiB; at least one volume. By default 8, or
-        64 if a masker smooths or resamples.
+        Approximate size of a block with its copies, in MiB; at least one volume. By default 16, or
+        192 if a masker smooths or resamples.
 
     Returns
     -------
@@ -185,22 +185,29 @@ def as_volumes(stored, img):
 def size_of_block(memory_mib, img, parts, n_positions):
     """Return the number of volumes that fit into some MiB, on the largest grid."""
     long = [part for part in parts if part.regions is None]
-    n_bytes = 4 * 8 * n_positions
-    grids = [img, *(grid for part in long for grid in part.grids)] if long else []
-    n_bytes = max([n_bytes, *(np.prod(grid.shape[:3]) * 8 * 6 for grid in grids)])
-    n_volumes = int((memory_mib or (64 if long else 8)) * 2**20 // n_bytes)
-    envelope = 3 * any(part.resampled for part in long)
+    value = as_volumes(np.empty((0, np.prod(img.shape[:3])), img.dataobj.dtype), img).itemsize
+    n_bytes = [2 * value * n_positions]
+    if long:
+        grids = [img, *(grid for part in long for grid in part.grids)]
+        n_bytes += [6 * value * np.prod(grid.shape[:3]) for grid in grids]
+    n_volumes = int((memory_mib or (192 if long else 16)) * 2**20 // max(n_bytes))
+    envelope = any(part.resampled for part in long)
     return min(max(n_volumes - envelope, 1), img.shape[3])
 
 
 def envelope_of(blocks):
-    """Return volumes with the smallest and the largest value of each voxel, and NaN if any."""
+    """Return volumes with the range of an image, that are zero where all are; NaN if any is.
+
+    One volume is enough, or two if there are values below and above zero.
+    """
     functions, reduced = (np.fmin, np.fmax, np.minimum), None
     for block in blocks:
         parts = [f.reduce(block, axis=3) for f in functions]
         both = zip(functions, reduced or parts, parts, strict=True)
         reduced = [f(one, other) for f, one, other in both]
-    return np.stack(reduced if np.isnan(reduced[2]).any() else reduced[:2], axis=3)
+    low, high, with_nan = reduced
+    volumes = [high] if not (low < 0).any() else [low, high]
+    return np.stack(volumes + [with_nan] * int(np.isnan(with_nan).any()), axis=3)
 
 
 def image_like(img, data):
@@ -267,18 +274,23 @@ class StreamedMasker:
     def try_short_way(self, first):
         """Leave the short way unless it gives what nilearn makes of the first volume.
 
-        Spheres are not compared: on a fine grid, nilearn needs seconds and much memory for them.
+        Spheres and maps are not compared: for them, nilearn needs seconds and much memory.
         """
-        makes_frames = hasattr(self.masker, "_sklearn_output_config")
+        masker = self.masker
+        makes_frames = hasattr(masker, "_sklearn_output_config")
         makes_frames |= get_config()["transform_output"] != "default"
-        if self.regions is None or (self.is_spheres and not makes_frames):
+        is_slow = self.is_spheres
+        if type(masker) is NiftiMapsMasker:  # unless nilearn has to warn, or to raise an error
+            is_slow = masker.mask_img is None and masker.allow_overlap
+        if self.regions is None or (is_slow and not makes_frames):
             return
         volume = self.block_image(as_volumes(first, self.img), None)
         expected = self.transform(volume)[:1]
         found = self.reduce(first[:, self.regions.positions])
-        is_exact = type(self.masker) in (NiftiMasker, NiftiLabelsMasker)
+        is_exact = type(masker) in (NiftiMasker, NiftiLabelsMasker)
         largest = np.abs(expected).max(initial=0)
-        if not np.allclose(found, expected, rtol=0, atol=0 if is_exact else 1e-4 * largest):
+        atol = 0 if is_exact else 1e-4 * largest
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=atol):
             self.regions = None
 
     def reduce(self, stored):
@@ -287,8 +299,9 @@ class StreamedMasker:
         finite = np.isfinite(values)
         if not finite.all():
             is_silent = type(self.masker) is NiftiMasker  # as nilearn is
-            is_silent |= self.is_spheres and self.masker.mask_img is not None
-            self.refuse_infinite(values)
+            if self.is_spheres:
+                self.refuse_infinite(values)
+                is_silent = self.masker.mask_img is not None
             if not is_silent:
                 name = self.img.get_filename()
                 self.warn(f"{name} has values that are not finite: they become zero.", UserWarning)

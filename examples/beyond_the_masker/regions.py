@@ -90,8 +90,9 @@ def find_maps(masker, img, data_dtype):
     if masker.mask_img_ is not None and not masker.keep_masked_maps:
         maps = maps[:, maps.any(axis=0)]
     dtype = np.float32 if maps.dtype == data_dtype == np.float32 else np.float64
+    basis, rest = linalg.qr(maps.astype(float), mode="economic", overwrite_a=True)
     # nilearn calls scipy.linalg.lstsq, which drops singular values that are as small as this
-    inverse = linalg.pinv(maps.astype(float), atol=0, rtol=np.finfo(dtype).eps).T
+    inverse = basis @ linalg.pinv(rest, atol=0, rtol=np.finfo(dtype).eps).T
     return Regions(in_file(inside), data_dtype, lambda values: (values @ inverse).astype(dtype))
 
 
