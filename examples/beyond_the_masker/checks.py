@@ -36,14 +36,15 @@ def damaged_file_named(path):
         raise OSError(message) from error
 
 
-def read_mask(mask_img):
-    """Return a mask's voxels as booleans, or raise a ValueError if there are none.
+def is_inside(values):
+    """Return which values are inside a mask: not zero, nor NaN or infinity, as SPM writes."""
+    return np.isfinite(values) & (values != 0)
 
-    NaN and infinity, which SPM writes around a region, are outside.
-    """
+
+def read_mask(mask_img):
+    """Return a mask's voxels as booleans, or raise a ValueError if there are none."""
     with damaged_file_named(mask_img.get_filename()):
-        values = np.asarray(mask_img.dataobj)
-    inside = np.isfinite(values) & (values != 0)
+        inside = is_inside(np.asarray(mask_img.dataobj))
     if not inside.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
     return inside

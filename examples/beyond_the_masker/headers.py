@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from beyond_the_masker.checks import is_inside
 from beyond_the_masker.model import DTYPES, Image
 
 MOST_FROM_A_BYTE = 1032  # bytes that a byte of gzip can become: https://zlib.net/zlib_tech.html
@@ -85,8 +86,7 @@ def count_voxels(mask_path, shape):
         mask_img = nib.load(mask_path)
         grid = getattr(mask_img, "shape", ())  # a surface has none
         if same := grid == tuple(shape):  # otherwise it may be large
-            mask = np.asarray(mask_img.dataobj)
-            inside = int(np.count_nonzero(np.isfinite(mask) & (mask != 0)))
+            inside = int(np.count_nonzero(is_inside(np.asarray(mask_img.dataobj))))
     if not same:
         raise ValueError(
             f"{mask_path} is on the grid {grid}; the image is on {tuple(shape)}. To "

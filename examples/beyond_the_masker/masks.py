@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.checks import damaged_file_named, is_inside
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.results import ABOUT, read_about, write_arrays
 
@@ -61,7 +61,7 @@ def read_masks(masks):
         is_path = isinstance(mask, str | Path)
         with damaged_file_named(mask if is_path else name):
             img = nib.load(mask) if is_path else mask
-            inside = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0) != 0
+            inside = is_inside(np.asarray(img.dataobj))
         inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
         first = img if first is None else first
         check_mask(name, inside, img.affine, first)
