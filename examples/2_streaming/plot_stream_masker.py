@@ -119,11 +119,15 @@ else:
 # %%
 # What ``stream_masker`` adds
 # ---------------------------
-# The masker's own code does the spatial part, with the temporal parameters turned off meanwhile.
-# Resampling clips its result to the range of the whole image and may crop it to where the image is
-# not zero: so the file is first read once for the smallest and the largest value of each voxel, and
-# these volumes are added to every block. Options that need the whole image before the first block
-# raise an error that names the alternative.
+# Extraction alone needs the voxels of the regions and no others, as for masks: they are taken from
+# each volume and reduced to the masker's series, in nilearn's order, so that the sums are the same
+# to the last bit. Any number of maskers share this one read of the file.
+#
+# If a masker smooths, or resamples the image, blocks of whole volumes pass through its own code,
+# with the temporal parameters turned off meanwhile. Resampling clips its result to the range of the
+# whole image and may crop it to where the image is not zero: so the file is first read once for the
+# range, and a volume that has it is added to every block. Options that need the whole image before
+# the first block raise an error that names the alternative.
 
 import pandas as pd
 
@@ -148,15 +152,11 @@ plot_traces(measure_methods(stream_nifti_maskers), image_mib)
 # %%
 # What to conclude
 # ----------------
-# A block of volumes is enough for the spatial part, and the extracted series are small enough to be
-# cleaned whole. So memory depends on the block and on the result, not on the length of the image.
+# A few volumes are enough for the spatial part, and the extracted series are small enough to be
+# cleaned whole. So memory depends on the regions and on the result, not on the length of the image.
 # Values are those of ``fit_transform`` bit for bit, with one exception: NiftiMapsMasker rounds
-# differently when it solves for fewer volumes at once. If you remove a large mean or a trend, maps
-# of float64 keep the difference negligible.
-#
-# Streaming can take longer than ``fit_transform``: NiftiSpheresMasker and NiftiMapsMasker prepare
-# their regions for every block. On a fine grid, give such a masker a ``mask_img``, and blocks as
-# large as your memory allows (``memory_mib``).
+# differently, because its least squares are factorised once. If you remove a large mean or a trend,
+# maps of float64 keep the difference negligible.
 #
 # Recommended next
 # ----------------

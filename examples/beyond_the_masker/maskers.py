@@ -27,13 +27,14 @@ NEUTRAL = {  # the values of parameters while blocks pass through the masker
 TREATMENTS = {  # of groups of parameters
     "mask_img mask_strategy mask_args": "fit; without mask_img, only template strategies",
     "labels_img labels lut maps_img seeds": "fit",
-    "background_label radius strategy allow_overlap smoothing_fwhm": "spatial, in each block",
-    "keep_masked_labels keep_masked_maps": "spatial, in each block: the same regions in each",
-    "target_affine target_shape resampling_target": "fit, and in each block; if the image is "
-    "resampled, its range is found first",
+    "background_label radius strategy allow_overlap": "spatial, for each volume",
+    "keep_masked_labels keep_masked_maps": "spatial, the same regions for each volume",
+    "smoothing_fwhm": "spatial: blocks of whole volumes pass through the masker",
+    "target_affine target_shape resampling_target": "fit; if the image is resampled, its range is "
+    "found first, and blocks of whole volumes pass through the masker",
     " ".join(TEMPORAL) + " runs clean_args": "temporal, once at the end, by nilearn.signal.clean",
     "high_variance_confounds": "refused: it needs the whole image",
-    "dtype": "once at the end; NiftiSpheresMasker converts each block, too",
+    "dtype": "once at the end; for NiftiSpheresMasker before the averages, too",
     "memory memory_level": "fit is cached, blocks are not",
     "verbose": "fit; a progress bar shows the blocks",
     "reports cmap": "for the report, which shows the first volume",
