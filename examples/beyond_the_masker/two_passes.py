@@ -11,7 +11,6 @@ import nilearn.signal
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from nilearn.signal import standardize_signal
-from sklearn.utils import as_float_array
 
 from beyond_the_masker.streaming import open_image, read_voxels
 
@@ -179,7 +178,8 @@ def detrended_series(fmri_img, fmri_path, positions):
 
 def float_type(fmri_img):
     """Return the type in which nilearn detrends."""
-    return as_float_array(np.empty(0, value_type(fmri_img))).dtype
+    zeros = np.zeros((3, 1), value_type(fmri_img))
+    return standardize_signal(zeros, detrend=True, standardize=None).dtype
 
 
 def value_type(fmri_img):
