@@ -5,8 +5,9 @@ https://doi.org/10.1038/s41467-018-03399-2), the probabilistic atlas has 64 over
 DiFuMo has (Dadi et al. 2020, https://doi.org/10.1016/j.neuroimage.2020.117126).
 
 The brain is the MNI152 template that nilearn ships. Each map is a Gaussian around a centre in the
-brain, with a slow time course of its own. A subject's image is the template, plus the maps times
-their time courses, plus noise: the same for the same subject.
+brain, with a slow time course: one of its own, plus one that it shares with the other maps of its
+network. A subject's image is the template, plus the maps times their time courses, plus noise: the
+same for the same subject.
 """
 
 import functools
@@ -22,6 +23,7 @@ FMRI_AFFINE = np.array([[4.0, 0, 0, -96], [0, 4, 0, -132], [0, 0, 4, -78], [0, 0
 ATLAS_SHAPE = (63, 76, 63)
 ATLAS_AFFINE = np.array([[3.0, 0, 0, -92], [0, 3, 0, -128], [0, 0, 3, -75], [0, 0, 0, 1]])
 N_MAPS = 64
+N_NETWORKS = 7
 REGION_WIDTH_MM = 12.0
 
 
@@ -64,6 +66,8 @@ def synthetic_fmri(subject):
     n_volumes = FMRI_SHAPE[3]
     courses = gaussian_filter1d(rng.standard_normal((N_MAPS, n_volumes)), sigma=3, axis=1)
     noise = rng.standard_normal((int(inside.sum()), n_volumes), dtype="float32")
+    shared = gaussian_filter1d(rng.standard_normal((N_NETWORKS, n_volumes)), sigma=3, axis=1)
+    courses += shared[np.arange(N_MAPS) % N_NETWORKS]
     series = 1000 * brain[inside][:, None] + noise
     series += 30 * region_maps(brain, FMRI_AFFINE) @ courses.astype("float32")
     data = np.zeros(FMRI_SHAPE, dtype="float32", order="F")
