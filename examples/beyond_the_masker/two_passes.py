@@ -17,6 +17,7 @@ from beyond_the_masker.streaming import open_image, read_voxels
 __all__ = ["high_variance_confounds", "mean_image"]
 AT_ONCE = 2**16  # voxels whose sums are computed at once: they fit into the processor's cache
 GROUP = 4  # series that OpenBLAS multiplies at once; it may round the last 1 to 3 in another way
+FEW = 500  # voxels of a small image: nilearn does not divide it into parts
 
 
 def needs_mean(masker):
@@ -69,13 +70,13 @@ def high_variance_confounds(fmri_path, n_confounds=5, percentile=2.0):
     -----
     nilearn detrends in ten parts, and BLAS those in one part for each thread. In the last three
     series of each, it may round in another way than here; everything else is the same, bit for bit.
-    An image of two volumes, or with all voxels in one row, is read as a whole.
+    An image with few voxels or volumes, or with all voxels in one row, is read as a whole.
     """
     fmri_img = open_image(fmri_path)
     *grid, n_volumes = fmri_img.shape
     [in_file] = in_nilearns_order(fmri_img, np.arange(math.prod(grid)))
     in_a_row = sum(n > 1 for n in grid) < 2
-    if in_a_row or n_volumes < 3:
+    if in_a_row or n_volumes < 3 or len(in_file) < FEW:
         [(_, series)] = read_values(fmri_img, fmri_path, in_file, n_volumes)
         series = np.asarray(series, order="C" if in_a_row else "F")
         return nilearn.signal.high_variance_confounds(series, n_confounds, percentile)
