@@ -224,6 +224,9 @@ window.memoryCalculator = (() => {
     } else {
       text = `Nothing fits: even without the time series, streaming takes ${grouped(least)} MiB.`;
     }
+    if (!found["Streaming, region averages"].reason) {
+      text += "\nTo average each region: stream_masker(NiftiLabelsMasker(labels), fmri_path).";
+    }
     if (!found["NumPy indexing, threads, parallel"].reason) {
       text += "\nTo keep the image in memory: numpy_masker_threads(fmri_path, mask_paths, n).";
     }

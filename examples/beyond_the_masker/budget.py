@@ -199,6 +199,8 @@ def recommend(rows, memory_mib):
         )
     else:
         text = f"Nothing fits: even without the time series, streaming takes {least:,.0f} MiB."
+    if not found["Streaming, region averages"].reason:
+        text += "\nTo average each region: stream_masker(NiftiLabelsMasker(labels), fmri_path)."
     if not found["NumPy indexing, threads, parallel"].reason:
         text += "\nTo keep the image in memory: numpy_masker_threads(fmri_path, mask_paths, n)."
     return text
