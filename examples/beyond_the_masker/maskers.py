@@ -305,7 +305,7 @@ class StreamedMasker:
                 is_silent = self.masker.mask_img is not None
             if not is_silent:
                 name = self.img.get_filename()
-                self.warn(f"{name} has values that are not finite: they become zero.", UserWarning)
+                self.warn(f"Non-finite values detected in {name}: they become zero.", UserWarning)
             values = np.where(finite, values, 0)
         return self.regions.reduce(values)
 

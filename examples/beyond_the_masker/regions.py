@@ -4,6 +4,7 @@ This is the short way of `stream_masker`, for an image on its own grid and witho
 sums are nilearn's, in nilearn's order.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,6 +51,8 @@ def find_mask(masker, img, data_dtype):
 def find_labels(masker, img, data_dtype):
     """Return the voxels of all labels, those of a label together, for the masker's `strategy`."""
     labels_data = finite(masker.labels_img_)
+    if not np.isfinite(get_data(masker.labels_img_)).all():  # nilearn warns of labels, not of maps
+        warnings.warn("Non-finite values detected in labels_img: they become zero.", stacklevel=5)
     names = np.unique(labels_data)
     if masker.mask_img_ is not None:
         labels_data = np.where(finite(masker.mask_img_) != 0, labels_data, masker.background_label)
