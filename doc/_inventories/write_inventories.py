@@ -29,8 +29,8 @@ PROJECTS = {
         "reference/generated/$.html#$": """
             numpy.allclose numpy.arange numpy.argwhere numpy.array numpy.array_equal
             numpy.array_split numpy.asanyarray numpy.asarray numpy.ascontiguousarray
-            numpy.atleast_1d numpy.clip numpy.concatenate numpy.count_nonzero numpy.cumsum
-            numpy.dtype numpy.empty numpy.exp numpy.frombuffer numpy.full numpy.geomspace
+            numpy.atleast_1d numpy.bincount numpy.clip numpy.concatenate numpy.count_nonzero
+            numpy.cumsum numpy.dtype numpy.empty numpy.exp numpy.frombuffer numpy.full numpy.geomspace
             numpy.isfinite numpy.isinf numpy.isnan numpy.linalg.svd numpy.linspace numpy.load
             numpy.median numpy.memmap numpy.nan_to_num numpy.ndarray numpy.ones numpy.percentile
             numpy.prod numpy.quantile numpy.save numpy.split numpy.stack numpy.sum numpy.take
