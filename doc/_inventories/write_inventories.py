@@ -30,11 +30,11 @@ PROJECTS = {
             numpy.allclose numpy.arange numpy.argwhere numpy.array numpy.array_equal
             numpy.array_split numpy.asanyarray numpy.asarray numpy.ascontiguousarray
             numpy.atleast_1d numpy.bincount numpy.clip numpy.concatenate numpy.count_nonzero
-            numpy.cumsum numpy.dtype numpy.empty numpy.exp numpy.frombuffer numpy.full numpy.geomspace
-            numpy.isfinite numpy.isinf numpy.isnan numpy.linalg.svd numpy.linspace numpy.load
-            numpy.median numpy.memmap numpy.nan_to_num numpy.ndarray numpy.ones numpy.percentile
-            numpy.prod numpy.quantile numpy.save numpy.split numpy.stack numpy.sum numpy.take
-            numpy.unique numpy.where numpy.zeros
+            numpy.cumsum numpy.dtype numpy.empty numpy.exp numpy.frombuffer numpy.full
+            numpy.geomspace numpy.isfinite numpy.isinf numpy.isnan numpy.linalg.svd numpy.linspace
+            numpy.load numpy.median numpy.memmap numpy.nan_to_num numpy.ndarray numpy.ones
+            numpy.percentile numpy.prod numpy.quantile numpy.save numpy.split numpy.stack
+            numpy.sum numpy.take numpy.unique numpy.where numpy.zeros
         """,
         "reference/generated/numpy.absolute.html#numpy.absolute": "numpy.abs",
         "reference/random/generator.html#$": "numpy.random.default_rng",
