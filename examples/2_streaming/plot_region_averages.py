@@ -19,12 +19,12 @@ time, so one pass over the file is enough. On this page you will
 # ---------------------
 # The loop is that of :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: read a volume,
 # take the labelled voxels, discard the volume. In addition, each of these voxels has the number of
-# its region, its code. :func:`numpy.bincount` sums the voxels of each code, and divided by the
-# number of voxels that is the average.
+# its region, its code. ``bincount`` sums the voxels of each code; the sum divided by the number of
+# voxels is the average.
 #
-# The order of a sum decides how it is rounded. NiftiLabelsMasker calls :func:`scipy.ndimage.mean`,
-# which sums in C order with ``bincount``. Here the voxels are in the same order, so the sums have
-# the same bits.
+# The order of a sum decides how it is rounded. NiftiLabelsMasker calls ``scipy.ndimage.mean``,
+# which also sums with ``bincount``, in C order. Here the voxels are in that order, so the averages
+# have the same bits.
 
 import nibabel as nib
 import numpy as np
@@ -65,8 +65,11 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 # The function for real data
 # --------------------------
 # :func:`~beyond_the_masker.maskers.stream_masker` does the same for a NiftiLabelsMasker, with all
-# its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. When all
-# volumes are read, it cleans the averages with the function that ``fit_transform`` itself calls.
+# its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. It adds the
+# voxels in the same order in half of the time, with a sparse matrix, and where a second core is
+# free, decompresses the next volume meanwhile. When all volumes are read, it cleans the averages
+# with the function that ``fit_transform`` itself calls.
+#
 # Here it averages all regions of the build's atlas. The :term:`confounds` drift as head motion
 # does:
 
@@ -133,7 +136,10 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 # More regions
 # ------------
 # ``make benchmark`` in the repository times each call right after the :term:`decompression` of the
-# same file, which no method can do without. Memory is the peak above the start.
+# same file, which no method can do without, and records the results. ``ratio`` is the time as a
+# multiple of that of decompression, ``MiB`` the peak above the start. "Cleaned" is with 12
+# confounds, detrending, a high-pass filter and standardising. :ref:`How close to the limit
+# <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs included.
 
 import json
 from pathlib import Path
@@ -142,28 +148,43 @@ from beyond_the_masker.benchmark import read_benchmark
 from beyond_the_masker.figures import short
 from beyond_the_masker.options import read_options
 
+WAYS = "NiftiLabelsMasker", "Streaming, region averages"
+
+
+def print_recorded(times, memory):
+    """Print seconds, ratio and memory of both ways, by the number of regions."""
+    regions = [key for key in times if key[0] == "regions"]
+    both = [key for key in regions if key[1].removesuffix(", cleaned") in WAYS]
+    print("regions seconds  ratio    MiB")
+    for key in sorted(both, key=lambda key: key[::-1]):
+        seconds, limit = np.median(times[key], axis=0)
+        ratio = np.median(np.divide(*times[key].T))
+        mib = f"{memory[key][0]:,.0f}" if key in memory else "-"
+        print(f"{key[2]:7} {short(seconds):>7} {short(ratio):>6} {mib:>6}  {key[1]}")
+    print(f"        {short(limit):>7} {1:6}         decompression alone")
+    for key in times:
+        if key[1].startswith("apply_mask"):
+            ratio = np.median(np.divide(*times[key].T))
+            print(f"{key[2]:7} {'':7} {short(ratio):>6}         {key[1]} (a smaller image)")
+
+
 recorded = Path(read_options().measured).parent / "recorded"
 times, memory = read_benchmark(recorded) if recorded.exists() else ({}, {})
-found = {key[1:]: pairs for key, pairs in times.items() if key[0] == "regions"}
-if found:
+if any(question == "regions" for question, *_ in times):
     about = json.loads((recorded / "benchmark.json").read_text())["benchmark"]
-    print(f"Recorded on {about['date']} with {about['cores']} cores.\n")
-    print("regions seconds  ratio     MiB")
-for name, x in sorted(found, key=lambda one: (one[1], one[0])):
-    seconds, ratio = np.median(found[name, x][:, 0]), np.median(np.divide(*found[name, x].T))
-    mib = f"{memory['regions', name, x][0]:,.0f}" if ("regions", name, x) in memory else "-"
-    print(f"{x:7} {short(seconds):>7} {short(ratio):>6} {mib:>7}  {name}")
-if not found:
+    shape = " x ".join(map(str, about["averaged"]))
+    print(f"Recorded on {about['date']}, {about['cores']} cores, image {shape}:\n")
+    print_recorded(times, memory)
+else:
     print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
 
 # %%
 # What to conclude
 # ----------------
-# An average needs no more of a volume than its labelled voxels, and ``bincount`` sums them in about
-# the time that it takes to decompress the next volume. So averages of any number of regions cost
-# little more than reading the file, in the memory of a few volumes, and they are the very numbers
-# that NiftiLabelsMasker returns. The number of regions hardly matters: every labelled voxel is
-# added once.
+# An average needs no more of a volume than its labelled voxels, and adding them up takes less time
+# than decompressing the volume. So region averages cost little more than reading the file, in the
+# memory of a few volumes, and they are the very numbers that NiftiLabelsMasker returns. The number
+# of regions hardly matters: each labelled voxel is added once.
 #
 # Regions that overlap, or that have weights, need :class:`~nilearn.maskers.NiftiMapsMasker`, which
 # ``stream_masker`` takes too.
