@@ -3,18 +3,23 @@
 import functools
 import json
 import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker import benchmark, streaming
+from beyond_the_masker import benchmark, methods, streaming
+from beyond_the_masker.averages import AVERAGES, LABELS, averages, twenty
 from beyond_the_masker.benchmark import FULL, QUESTIONS, SMALL, Timing, read_benchmark
 from beyond_the_masker.benchmark_figures import GROWTH, plot_growth, plot_memory_growth, plot_ratios
+from beyond_the_masker.data import write_joined
 from beyond_the_masker.figures import short
 from beyond_the_masker.methods import all_methods
+from beyond_the_masker.peers import PEERS
 from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.synthetic import synthetic_fmri
 from good_figures import is_a_good_figure, nothing_overlaps
 
 RECORDED = Path(__file__).parent.parent / "doc" / "recorded"
@@ -64,7 +69,7 @@ def test_written_results_can_be_read(tmp_path, monkeypatch, image):
     todo += [Timing("masks", "Streaming, masks", n, call, fmri_path) for n in (1, 6)]
     monkeypatch.setattr(benchmark, "questions", lambda sizes: todo)
     monkeypatch.setattr(benchmark, "cut_image", lambda n_volumes: fmri_path)
-    benchmark.benchmark(tmp_path / "out", {"volumes": 9}, 3, with_memory=("masks",))
+    benchmark.benchmark(tmp_path / "out", {"volumes": 9, "2 mm": []}, 3, with_memory=("masks",))
     names = {"benchmark.csv", "benchmark_memory.csv", "benchmark.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     times, memory = read_benchmark(tmp_path / "out")
@@ -108,6 +113,8 @@ def test_printed_conclusions(capsys):
     """Ratios, growth with the length, block sizes and memory beyond the output."""
     times = {
         ("methods", "Streaming, masks, one pass", 6): np.array([[3.0, 2.0]]),
+        ("regions", AVERAGES, 400): np.array([[1.2, 1.0]]),
+        ("regions", LABELS, 400): np.array([[12.0, 1.0]]),
         ("length", "Streaming, masks", 840): np.array([[10.0, 1.0]]),
         ("length", "Streaming, masks", 168): np.array([[2.5, 1.0]]),
         ("block size", "Streaming, masks", 8): np.array([[0.5, 1.0]]),
@@ -115,6 +122,7 @@ def test_printed_conclusions(capsys):
     benchmark.print_conclusions(times, {("length", "Streaming, masks", 168): (12.5, 8.0)})
     assert capsys.readouterr().out.splitlines() == [
         "6 masks: 1.50 times the limit",
+        "averages of 400 regions: 1.20 times the limit; NiftiLabelsMasker: 12.0",
         "5 times as many volumes: 4.0 times the time",
         "blocks of 8: 0.500 s",
         "168 volumes: 4.5 MiB beyond the output",
@@ -127,26 +135,128 @@ def test_numbers_have_three_digits(number, text):
     assert short(number) == text
 
 
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory):
+    """A synthetic image with voxels of 8 mm."""
+    path = tmp_path_factory.mktemp("coarse") / "fmri.nii.gz"
+    affine = np.array([[8.0, 0, 0, -92], [0, 8, 0, -128], [0, 0, 8, -76], [0, 0, 0, 1]])
+    write_joined([synthetic_fmri(0, (24, 29, 24, 40), affine)], 40, path)
+    return path
+
+
+def test_averages_are_those_of_nilearn(coarse, monkeypatch):
+    """Each masker of nilearn is followed by streaming, which returns its values."""
+    monkeypatch.setattr("beyond_the_masker.averages.PEERS", {})
+    found = averages([coarse, coarse], [10, 12])
+    pairs = list(zip(found[:-2:2], found[1:-2:2], strict=True))
+    for by_nilearn, streamed in pairs:
+        assert "Nifti" in by_nilearn[0]
+        assert "Streaming" in streamed[0]
+        (expected,), (series,) = (way[2](*way[3:]) for way in (by_nilearn, streamed))
+        assert series.shape == (40, by_nilearn[1])
+        np.testing.assert_allclose(series, expected, rtol=1e-4, atol=1e-4)
+    assert [way[1] for way, _ in pairs if way[0] == LABELS] == [10, 12]
+    assert sum("cleaned" in way[0] for way, _ in pairs) == 2
+    (name, n, call, *arguments), (long, *_) = found[-2:]
+    assert (name, n) == ("Streaming, 2 atlases and 10 masks", 32)
+    assert [one.shape[1] for one in call(*arguments)][:2] == [10, 12]
+    assert long == "Streaming, averages, 40 volumes"
+
+
+def test_twenty_maskers_do_the_work_of_twenty_masks(image):
+    """Both ways return the voxels of each mask."""
+    path, masks = image
+    both = [function(*arguments) for _, _, function, *arguments in twenty(path, 2 * masks)]
+    np.testing.assert_array_equal(*both)
+
+
+def write_program(path, code):
+    """Write a program in Python."""
+    path.write_text(f"#!{sys.executable}\n{code}")
+    path.chmod(0o755)
+
+
+def test_a_peer_is_compared_before_it_is_timed(coarse, tmp_path, monkeypatch):
+    """A program that returns the averages is listed for each atlas; another one is an error."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [name for name, peer in PEERS.items() if peer.installed] == ["apply_mask, mask by mask"]
+    table = "import sys, nibabel as nib, numpy as np; *_, labels, fmri = sys.argv\n"
+    table += "labels, fmri = (np.asarray(nib.load(path).dataobj) for path in (labels, fmri))\n"
+    table += "for volume in np.moveaxis(fmri, -1, 0): print(*(volume[labels == n].mean() for n in"
+    write_program(tmp_path / "3dROIstats", f"{table} range(1, 1 + labels.max())))")
+    found = averages([coarse], [10, 12])
+    timed = {(name, n) for name, n, *_ in found if name in PEERS}
+    assert timed == {("apply_mask, mask by mask", 3), *(("AFNI, 3dROIstats", n) for n in (10, 12))}
+    write_program(tmp_path / "3dROIstats", "for i in range(40): print(*range(10))")
+    with pytest.raises(ValueError, match="AFNI, 3dROIstats returns other averages"):
+        averages([coarse], [10, 12])
+
+
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.installed])
+def test_installed_peers_return_the_averages(coarse, name, monkeypatch):
+    """Each program on this machine returns the averages of streaming."""
+    monkeypatch.setattr("beyond_the_masker.averages.PEERS", {name: PEERS[name]})
+    assert any(way[0] == name for way in averages([coarse], [10, 12]))
+
+
+def test_what_peers_can_do_is_printed(capsys):
+    """Also of those that are not installed, and that they are not."""
+    benchmark.print_peers({"not_installed": ["FSL, fslmeants"]})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "apply_mask, mask by mask (one mask at a time)"
+    assert lines[-1] == "FSL, fslmeants (all labels at once): not installed, so not compared"
+    assert len(lines) == len(PEERS)
+
+
+def test_figures_of_averages():
+    """Each name is a dot, with most regions; those with several numbers of regions are lines."""
+    names = {LABELS: 9.0, f"{LABELS}, cleaned": 9.5, AVERAGES: 1.1, f"{AVERAGES}, cleaned": 1.2}
+    times = {
+        ("regions", name, n): np.array([[ratio, 1.0], [2 * ratio, 2.0]])
+        for name, ratio in names.items()
+        for n in (100, 1000)
+    }
+    times["regions", "Streaming, maps", 64] = np.array([[3.0, 1.0]])
+    figure = plot_ratios(times, "Regions and the limit", "regions")
+    is_a_good_figure(figure, "Streaming, maps, 64 regions 3.00", f"{LABELS}, 1,000 regions 9.00 (")
+    nothing_overlaps(figure.axes[0].texts)
+    memory = {key: (1000.0, 1.0) for key in times}
+    growth = plot_growth(times, "Time", FULL), plot_memory_growth(memory, "Memory", FULL, "PSS")
+    for figure in growth:
+        is_a_good_figure(figure, f"{AVERAGES}, cleaned, regions that are averaged from 100 to 1000")
+        labels = [line.get_label() for line in figure.axes[0].lines]
+        assert labels[0] in ("the limit", "the output")
+        assert labels[1:] == sorted(names)
+
+
+def averages_of_labels(paths, sizes):
+    """List one way to average labels for each size."""
+    return [(LABELS, n, str, paths[0]) for n in sizes]
+
+
 @pytest.mark.parametrize("sizes", [SMALL, FULL], ids=["small", "full"])
 def test_every_way_is_among_the_questions(monkeypatch, tmp_path, sizes):
     """All methods, nilearn's other ways, and all that grows are measured at either size."""
     masks = [tmp_path / f"{i}.nii.gz" for i in range(64)]
     monkeypatch.setattr(benchmark, "cut_image", lambda n_volumes: tmp_path / f"{n_volumes}.nii.gz")
     monkeypatch.setattr(benchmark, "uncompressed", lambda path: tmp_path / "plain.nii")
-    monkeypatch.setattr(benchmark, "labels_image", lambda paths: tmp_path / "labels.nii.gz")
+    monkeypatch.setattr(methods, "labels_image", lambda paths: tmp_path / "labels.nii.gz")
     monkeypatch.setattr(benchmark, "get_atlas_path", lambda: None)
     monkeypatch.setattr(benchmark, "atlas_to_masks", lambda *args: (None, masks))
     monkeypatch.setattr(benchmark, "fits", lambda *args: True)
+    monkeypatch.setattr(benchmark, "prepare_2mm", lambda n: tmp_path / f"2mm-{n}.nii.gz")
+    monkeypatch.setattr(benchmark, "averages", averages_of_labels)
     todo = benchmark.questions(sizes)
     names = [one.name for one in todo if one.question == "methods"]
     left_out = set(benchmark.WITH_WORKERS) - set(sizes["parallel"])
     assert [name for name in names if name in TITLES] == [t for t in TITLES if t not in left_out]
-    assert {"NiftiLabelsMasker (averages)", "apply_mask, one by one"} <= set(names)
+    assert {"Streaming, 64 masks", "apply_mask, one by one"} <= set(names)
     assert {q: {one.x for one in todo if one.question == q} for q in GROWTH} == {
         "length": set(sizes["lengths"]),
         "masks": set(sizes["masks"]),
         "block size": set(sizes["blocks"]),
         "workers": set(sizes["workers"]),
+        "regions": {*sizes["atlases"], 20},
     }
     for one in todo:
         assert one.path in one.call.args  # the limit is that of the file that the call reads
@@ -161,8 +271,9 @@ def test_recorded_results_are_complete():
     """
     times, memory = read_benchmark(RECORDED)
     assert all(len(pairs) >= 5 for pairs in times.values())
-    assert {question for question, *_ in times} == set(QUESTIONS) == {"methods", *GROWTH}
-    assert {question for question, *_ in memory} == set(QUESTIONS)
+    assert set(QUESTIONS) == {"methods", *GROWTH}
+    for found in (times, memory):
+        assert set(QUESTIONS) - {"regions"} <= {question for question, *_ in found}
     modes = (", single", ", loop", ", parallel", ", one pass")
     assert {name for question, name, _ in times if name.endswith(modes)} <= set(TITLES)
     about = json.loads((RECORDED / "benchmark.json").read_text())["benchmark"]
@@ -172,8 +283,8 @@ def test_recorded_results_are_complete():
 def test_figures_of_the_benchmark():
     """Each method and each question is drawn, and the descriptions have the numbers."""
     times, memory = read_benchmark(RECORDED)
-    methods = {key[1]: pairs for key, pairs in times.items() if key[0] == "methods"}
-    ratios = {name: np.median(pairs[:, 0] / pairs[:, 1]) for name, pairs in methods.items()}
+    rows = {key[1]: pairs for key, pairs in times.items() if key[0] == "methods"}
+    ratios = {name: np.median(pairs[:, 0] / pairs[:, 1]) for name, pairs in rows.items()}
     figure = plot_ratios(times, "Time and the limit, 672 volumes")
     is_a_good_figure(figure, *(f"{name} {short(ratio)} (" for name, ratio in ratios.items()))
     texts = figure.axes[0].texts
@@ -189,4 +300,5 @@ def test_figures_of_the_benchmark():
     ):
         is_a_good_figure(figure, number)
         labels = [ax.get_xlabel() for ax in figure.axes]
-        assert labels == [label.format(**FULL) for label in GROWTH.values()]
+        asked = {question for question, *_ in times}
+        assert labels == [GROWTH[q].format(**FULL) for q in GROWTH if q in asked]

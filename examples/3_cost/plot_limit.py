@@ -3,10 +3,10 @@ How close to the limit
 ======================
 
 How fast can voxels be extracted from an image's file? Not faster than the file can be
-:term:`decompressed <decompression>`. On this page you will compare the time of the methods, and of
-nilearn's other functions, with that limit, and see how time and memory grow with the length of the
-image, the number of masks and the size of a :term:`block`: first at the size of this build, then
-at full size, as recorded on one machine.
+:term:`decompressed <decompression>`. On this page you will compare the time of the methods, of
+nilearn's other functions, and of other programs with that limit, and see how time and memory grow
+with the length of the image, the number of masks or regions and the size of a :term:`block`: first
+at the size of this build, then at full size, as recorded on one machine.
 
 These times are not those of the other pages: there a call is timed in a fresh process. Here imports
 are done and workers are started before the clock starts.
@@ -57,6 +57,27 @@ if memory:
 plt.show()
 
 # %%
+# Averages over regions
+# ---------------------
+# The regions are those of made label images, of 64 overlapping maps like DiFuMo's, and of spheres.
+# "Cleaned" series are detrended, high-pass filtered and standardised, without 12 confounds;
+# "smoothed" ones come from volumes smoothed with 5 mm. NiftiMaskers are compared with the function
+# for masks, which extracts the same voxels. Other programs do this work too. Before they are timed,
+# their averages are compared with those of streaming: they agree to five digits. Programs that
+# take one mask at a time decompress the file again for each.
+
+from beyond_the_masker.benchmark import print_peers
+
+print_ratios(times, memory, "regions")
+print_peers(about)
+
+# %%
+# A row with several numbers of regions is drawn with the largest.
+
+plot_ratios(times, f"Regions and the limit, {SMALL['volumes']} volumes", "regions")
+plt.show()
+
+# %%
 # To download: |download benchmark.csv|, |download benchmark_memory.csv|, |download benchmark.json|.
 #
 # Full size
@@ -65,6 +86,8 @@ plt.show()
 # streaming with up to twenty, and writes the results into ``doc/recorded``. Rows of the table that
 # appear in the figures of growth too, such as six workers, were measured a second time. With
 # workers, memory differs more than time: chance decides how many are at their own peak together.
+# Averages are computed from a larger image, with MNI152's grid of 2 mm; only NiftiMaskers and the
+# masks beside them get the masks and the image of the published scale.
 
 from beyond_the_masker.benchmark import FULL
 from beyond_the_masker.model import METHODS
@@ -88,6 +111,14 @@ if exists:
     plot_ratios(times, f"Time and the limit, {full}")
     plot_growth(times, "How time grows, full sizes", FULL)
     plot_memory_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
+    if "averaged" in about:
+        averaged = f"{' x '.join(map(str, about['averaged'][:3]))}, {about['averaged'][3]} volumes"
+        print(f"\nAverages over regions, {averaged}:\n")
+        print_ratios(times, memory, "regions")
+        print_peers(about)
+        plot_ratios(times, f"Regions and the limit, {averaged}", "regions")
+    else:
+        print("\nAverages over regions were not recorded.")
     plt.show()
 else:
     print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
@@ -110,12 +141,15 @@ print_conclusions(times, memory)
 # Every method must decompress the file, but it can do so once instead of once for each worker.
 # Threads share the work on one array, but only one of them reads the file. A larger block needs
 # more memory, and beyond a few volumes saves little time: a volume's voxels are extracted while the
-# volume is in the processor's cache, whatever the size of a block.
+# volume is in the processor's cache, whatever the size of a block. To average them there costs
+# little more, however many regions there are.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
 #
 # Recommended next
 # ----------------
 # * :mod:`beyond_the_masker.benchmark`: how the times were measured, to repeat it on your machine.
+# * :ref:`sphx_glr_auto_examples_2_streaming_plot_region_averages.py`: averages of regions, from the
+#   idea to the correlations.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: all masks in one pass, as a
 #   function to copy.

@@ -21,25 +21,20 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from joblib.externals.loky import get_reusable_executor
-from nilearn.maskers import NiftiLabelsMasker
 from nilearn.masking import apply_mask
 
 from beyond_the_masker import streaming
+from beyond_the_masker.averages import AVERAGES, LABELS, averages, twenty
 from beyond_the_masker.block_costs import prepare_both
 from beyond_the_masker.budget import guard
-from beyond_the_masker.data import (
-    atlas_to_masks,
-    cut_to,
-    get_atlas_path,
-    labels_image,
-    prepare_fmri,
-)
+from beyond_the_masker.data import atlas_to_masks, cut_to, get_atlas_path, prepare_2mm, prepare_fmri
 from beyond_the_masker.experiment import describe_machine, show_progress
 from beyond_the_masker.figures import short
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS
+from beyond_the_masker.peers import PEERS
 from beyond_the_masker.synthetic import FMRI_SHAPE
 
 KEY = ["question", "what", "x"]
@@ -54,6 +49,9 @@ SMALL = {  # sizes for `questions`
     "masks": [6, 64],
     "blocks": [1, 8, 42],
     "workers": [],
+    "atlases": [20, 60],
+    "2 mm": [],
+    "twenty": 42,
 }
 FULL = {
     "volumes": 672,
@@ -63,8 +61,11 @@ FULL = {
     "masks": [1, 2, 6, 16, 32, 64],
     "blocks": [1, 2, 4, 8, 16, 32, 64, 168, 672],
     "workers": [1, 2, 4, 6],
+    "atlases": [100, 400, 1000],
+    "2 mm": [200, 1200],
+    "twenty": 10 * FMRI_SHAPE[3],
 }
-QUESTIONS = ("methods", "length", "masks", "block size", "workers")
+QUESTIONS = ("methods", "length", "masks", "block size", "workers", "regions")
 
 
 class Timing(NamedTuple):
@@ -95,9 +96,11 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
     write_table(Path(folder, "benchmark_memory.csv"), MEMORY_COLUMNS, memory)
     about = {
         "shape": nib.load(cut_image(sizes["volumes"])).shape,
+        "averaged": nib.load(images(sizes)[0]).shape,
         "date": datetime.date.today().isoformat(),
         "n_repeats": n_repeats,
         **describe_machine(),
+        "not_installed": [name for name, peer in PEERS.items() if not peer.installed],
     }
     with moved_into_place(Path(folder, "benchmark.json")) as unfinished:
         unfinished.write_text(json.dumps({"benchmark": about}, indent=1))
@@ -110,8 +113,9 @@ def questions(sizes):
     ----------
     sizes : dict
         ``volumes`` and ``regions`` of the comparison of methods, ``parallel``, the titles of
-        those with workers, and lists of ``lengths`` (volumes), ``masks``, ``blocks`` (volumes)
-        and ``workers``.
+        those with workers, lists of ``lengths`` (volumes), ``masks``, ``blocks`` (volumes) and
+        ``workers``, and, for averages, regions of the ``atlases``, volumes of the images of
+        ``2 mm`` (else the default image is used) and of that with ``twenty`` masks.
     """
     path, n = cut_image(sizes["volumes"]), sizes["regions"]
     _, every = atlas_to_masks(get_atlas_path(), path, 64)
@@ -126,6 +130,8 @@ def questions(sizes):
         *(Timing("methods", m.title, n, m.call(path, some), path) for m in methods),
         *other_ways(path, every, some),
         *growth(path, every, some, sizes),
+        *(timing("regions", *one) for one in averages(images(sizes), sizes["atlases"])),
+        *(timing("regions", *one) for one in twenty(cut_image(sizes["twenty"]), every[:20])),
     ]
 
 
@@ -143,7 +149,6 @@ def other_ways(path, every, some):
     threads = function_of("NumPy indexing, threads, parallel")
     mapped = function_of("NumPy indexing, mapped file, parallel")
     calls = (
-        ("NiftiLabelsMasker (averages)", n, average_labels, path, labels_image(some)),
         ("apply_mask, one by one", n, apply_masks, path, some),
         ("Streaming, 64 masks", 64, streaming.stream_masks, path, every),
         ("Streaming, without isal", n, stream_without_isal, path, some),
@@ -181,12 +186,6 @@ def function_of(title):
     return next(method.function for method in all_methods() if method.title == title)
 
 
-def average_labels(fmri_path, labels_path):
-    """Average all regions at once with nilearn's masker for labels."""
-    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
-    return [masker.fit_transform(fmri_path)]
-
-
 def apply_masks(fmri_path, mask_paths):
     """Call nilearn's function for one mask for each mask, one after the other."""
     return [apply_mask(fmri_path, mask_path) for mask_path in mask_paths]
@@ -204,6 +203,11 @@ def stream_without_isal(fmri_path, mask_paths):
 def cut_image(n_volumes):
     """Prepare the first volumes of the default data; return the file's path."""
     return cut_to(prepare_fmri(math.ceil(n_volumes / FMRI_SHAPE[3])), n_volumes)
+
+
+def images(sizes):
+    """Prepare the images whose regions are averaged; return their paths."""
+    return [prepare_2mm(n) for n in sizes["2 mm"]] or [cut_image(sizes["volumes"])]
 
 
 def uncompressed(path):
@@ -277,18 +281,31 @@ def read_benchmark(folder):
     return pairs, {row[:3]: row[3:] for row in memory}
 
 
-def print_ratios(times, memory):
+def label_of(key):
+    """Return what a measurement is called: its name, and the number of regions if it averages."""
+    question, name, x = key
+    return f"{name}, {x:,} regions" if question == "regions" else name
+
+
+def print_ratios(times, memory, question="methods"):
     """Print what `read_benchmark` returns: seconds, their ratio to the limit, and memory if any."""
-    measured = any(key in memory for key in times if key[0] == "methods")
+    measured = any(key in memory for key in times if key[0] == question)
     print("MiB: peak above the start\n" * measured, end="")
     print(f"seconds  ratio {'(spread)':16}" + "    MiB" * measured)
     for key, pairs in times.items():
-        if key[0] == "methods":
+        if key[0] == question:
             low, middle, high = map(short, np.quantile(pairs[:, 0] / pairs[:, 1], [0, 0.5, 1]))
             seconds = short(np.median(pairs[:, 0]))
             line = f"{seconds:>7} {middle:>6} {f'({low} to {high})':16}"
             mib = f"{memory[key][0]:7,.0f}" if key in memory else " " * 7 * measured
-            print(f"{line}{mib}  {key[1]}")
+            print(f"{line}{mib}  {label_of(key)}")
+
+
+def print_peers(about):
+    """Print what each program can do, and which are not installed, from ``benchmark.json``."""
+    for name, peer in PEERS.items():
+        missing = ": not installed, so not compared" * (name in about["not_installed"])
+        print(f"{name} ({'all labels at once' if peer.at_once else 'one mask at a time'}){missing}")
 
 
 def print_conclusions(times, memory):
@@ -296,6 +313,10 @@ def print_conclusions(times, memory):
     for name in ("Streaming, masks, one pass", "Streaming, 64 masks"):
         for n, pairs in _growth(times, "methods", name):
             print(f"{n} masks: {short(np.median(pairs[:, 0] / pairs[:, 1]))} times the limit")
+    for n, pairs in _growth(times, "regions", AVERAGES):
+        both = pairs, times["regions", LABELS, n]
+        streamed, other = (short(np.median(one[:, 0] / one[:, 1])) for one in both)
+        print(f"averages of {n} regions: {streamed} times the limit; {LABELS}: {other}")
     (few, fast), *_, (many, slow) = _growth(times, "length")
     ratio = np.median(slow[:, 0]) / np.median(fast[:, 0])
     print(f"{many / few:.0f} times as many volumes: {ratio:.1f} times the time")

@@ -1,9 +1,12 @@
 """Draw the benchmark: time compared with decompression alone, and how time and memory grow."""
 
+from collections import Counter
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from beyond_the_masker.benchmark import label_of
 from beyond_the_masker.figures import (
     WIDTH,
     color_of,
@@ -18,14 +21,18 @@ from beyond_the_masker.figures import (
 )
 
 
-def plot_ratios(times, title):
-    """Draw the time of each method as a multiple of the limit, with the spread."""
-    ratios = {key[1]: p[:, 0] / p[:, 1] for key, p in times.items() if key[0] == "methods"}
+def plot_ratios(times, title, question="methods"):
+    """Draw the time of each method as a multiple of the limit, with the spread.
+
+    A method that was measured with several numbers of regions is drawn once, with the last one.
+    """
+    last = {key[1]: key for key in times if key[0] == question}.values()
+    ratios = {label_of(key): times[key][:, 0] / times[key][:, 1] for key in last}
     ordered = sorted(ratios, key=lambda name: -np.median(ratios[name]))
     figure, ax = column_figure(1.2 + 0.45 * len(ordered))
     found = []
     for i, name in enumerate(ordered):
-        low, middle, high = draw_spread(ax, i, ratios[name], color_of(name))
+        low, middle, high = draw_spread(ax, i, ratios[name], _color(name))
         label_above(ax, 0.75, i - 0.2, f"{name}: {short(middle)}")
         found.append(f"{name} {short(middle)} ({short(low)} to {short(high)})")
     draw_reference(ax, len(ordered))
@@ -44,11 +51,17 @@ def plot_ratios(times, title):
     return figure
 
 
+def _color(name):
+    """Return the colour of a method; all of nilearn's maskers have one."""
+    return color_of("NiftiMasker" if name.startswith("Nifti") else name)
+
+
 GROWTH = {  # the label of the x axis for each question of the benchmark
     "length": "volumes in the image ({regions} masks)",
     "masks": "masks",
     "block size": "volumes in a block (64 masks)",
     "workers": "workers, or threads ({regions} masks)",
+    "regions": "regions that are averaged",
 }
 
 
@@ -58,11 +71,11 @@ def plot_growth(times, title, sizes):
     ends = []
     for question, ax, name, x, keys in lines:
         low, middle, high = np.quantile([times[key][:, 0] for key in keys], [0, 0.5, 1], axis=1)
-        ax.fill_between(x, low, high, color=color_of(name), alpha=0.25, lw=0)
-        ends.append(_draw_line(ax, name, x, middle, "seconds"))
-        if question != "workers":
+        ax.fill_between(x, low, high, color=_color(name), alpha=0.25, lw=0)
+        if question != "workers" and not ax.lines:
             limit = [np.median(times[key][:, 1]) for key in keys]
             ax.plot(x, limit, color="black", lw=1.2, ls=":", label="the limit")
+        ends.append(_draw_line(ax, name, x, middle, "seconds"))
         _finish(ax, "seconds")
     caption = (
         f"{title}: the line is the median of several runs, the band goes from the fastest to the "
@@ -79,11 +92,11 @@ def plot_memory_growth(memory, title, sizes, metric):
     """
     figure, lines = _panels(memory, title, sizes)
     ends = []
-    for _, ax, name, x, keys in lines:
+    for question, ax, name, x, keys in lines:
         above, output = zip(*(memory[key] for key in keys), strict=True)
-        ends.append(_draw_line(ax, name, x, above, "MiB"))
-        if "Streaming" in name:
+        if question != "workers" and not ax.lines:
             ax.plot(x, output, color="black", lw=1.2, ls=":", label="the output")
+        ends.append(_draw_line(ax, name, x, above, "MiB"))
         _finish(ax, f"MiB ({metric})")
     caption = (
         f"{title}: the peak of {metric}, summed over all processes, above the level before the "
@@ -95,8 +108,10 @@ def plot_memory_growth(memory, title, sizes, metric):
 
 def _panels(measured, title, sizes):
     """Prepare a panel for each question; list question, panel, name, x and keys of each line."""
-    asked = [question for question in GROWTH if any(key[0] == question for key in measured)]
-    names = {q: sorted({name for one, name, _ in measured if one == q}) for q in asked}
+    counts = Counter(key[:2] for key in measured)
+    names = {q: sorted(name for one, name in counts if one == q) for q in GROWTH}
+    names["regions"] = [name for name in names["regions"] if counts["regions", name] > 1]
+    asked = [question for question in GROWTH if names[question]]
     heights = [2.1 + 0.2 * len(names[question]) for question in asked]
     size = WIDTH, 0.4 + sum(heights)
     figure, axes = plt.subplots(
@@ -113,9 +128,9 @@ def _panels(measured, title, sizes):
 
 
 def _draw_line(ax, name, x, y, unit):
-    """Draw one line in the colour of its method, dashed for threads; describe its ends."""
-    style, (color, marker) = "--" if "threads" in name else "-", family_of(name)
-    ax.plot(x, y, style, marker=marker, ms=5, color=color, label=name)
+    """Draw one line in the colour of its method, dashed for a variant; describe its ends."""
+    style = "--" if "threads" in name or "cleaned" in name else "-"
+    ax.plot(x, y, style, marker=family_of(name)[1], ms=5, color=_color(name), label=name)
     ends = f"{short(y[0])} to {short(y[-1])} {unit}"
     return f"{name}, {ax.get_xlabel()} from {x[0]} to {x[-1]}: {ends}"
 

@@ -91,6 +91,33 @@ def write_fmri(data, n_subjects, folder):
     write_joined(imgs, n_volumes, folder / "fmri.nii.gz")
 
 
+def prepare_2mm(n_volumes):
+    """Return the path of a synthetic image with MNI152's grid of 2 mm."""
+    depends_on = [inspect.getsource(code) for code in (synthetic, write_2mm, write_joined)]
+    write = functools.partial(write_2mm, n_volumes)
+    return prepare(f"2mm-{n_volumes}-volumes", depends_on, write) / "fmri.nii.gz"
+
+
+def write_2mm(n_volumes, folder, n_at_once=50):
+    """Make a synthetic image with MNI152's grid of 2 mm, some volumes at a time."""
+    lengths = [min(n_at_once, n_volumes - start) for start in range(0, n_volumes, n_at_once)]
+    grid = synthetic.MNI_SHAPE, synthetic.MNI_AFFINE
+    imgs = (synthetic_fmri(part, (*grid[0], n), grid[1]) for part, n in enumerate(lengths))
+    write_joined(imgs, n_volumes, folder / "fmri.nii.gz")
+
+
+def on_grid_of(fmri_path, make, *arguments):
+    """Return the path of the atlas that a function of `synthetic` makes on an image's grid."""
+    img = nib.load(fmri_path)
+    grid = img.shape[:3], img.affine
+
+    def fill(folder):
+        make(*arguments, *grid).to_filename(folder / "atlas.nii.gz")
+
+    depends_on = [arguments, grid[0], grid[1].tolist(), inspect.getsource(synthetic)]
+    return prepare(make.__name__.replace("_", "-"), depends_on, fill) / "atlas.nii.gz"
+
+
 def write_joined(imgs, n_volumes, path, dtype="float32"):
     """Write 4D images of one grid, one after the other in time, with one volume in memory."""
     with nib.openers.ImageOpener(path, "wb") as file:

@@ -17,9 +17,12 @@ import numpy as np
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import cKDTree
 
 FMRI_SHAPE = (50, 59, 50, 168)
 FMRI_AFFINE = np.array([[4.0, 0, 0, -96], [0, 4, 0, -132], [0, 0, 4, -78], [0, 0, 0, 1]])
+MNI_SHAPE = (91, 109, 91)  # of MNI152 images with voxels of 2 mm
+MNI_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 ATLAS_SHAPE = (63, 76, 63)
 ATLAS_AFFINE = np.array([[3.0, 0, 0, -92], [0, 3, 0, -128], [0, 0, 3, -75], [0, 0, 0, 1]])
 N_MAPS = 64
@@ -58,29 +61,45 @@ def centres():
     return np.array(chosen)
 
 
-def synthetic_fmri(subject):
+def synthetic_fmri(subject, shape=FMRI_SHAPE, affine=FMRI_AFFINE):
     """Make the image of one subject, from 0: float32, repetition time 2 s."""
     rng = np.random.default_rng(subject)
-    brain = template_on(FMRI_SHAPE[:3], FMRI_AFFINE)
+    brain = template_on(shape[:3], affine)
     inside = brain > 0
-    n_volumes = FMRI_SHAPE[3]
+    n_volumes = shape[3]
     courses = gaussian_filter1d(rng.standard_normal((N_MAPS, n_volumes)), sigma=3, axis=1)
     noise = rng.standard_normal((int(inside.sum()), n_volumes), dtype="float32")
     shared = gaussian_filter1d(rng.standard_normal((N_NETWORKS, n_volumes)), sigma=3, axis=1)
     courses += shared[np.arange(N_MAPS) % N_NETWORKS]
     series = 1000 * brain[inside][:, None] + noise
-    series += 30 * region_maps(brain, FMRI_AFFINE) @ courses.astype("float32")
-    data = np.zeros(FMRI_SHAPE, dtype="float32", order="F")
+    series += 30 * region_maps(brain, affine) @ courses.astype("float32")
+    data = np.zeros(shape, dtype="float32", order="F")
     data[inside] = series
-    img = nib.Nifti1Image(data, FMRI_AFFINE)
-    img.header.set_zooms((4, 4, 4, 2))
+    img = nib.Nifti1Image(data, affine)
+    img.header.set_zooms((*img.header.get_zooms()[:3], 2))
     img.header.set_xyzt_units("mm", "sec")
     return img
 
 
-def synthetic_atlas():
-    """Make the probabilistic atlas: float32, 64 maps, voxels of 3 mm."""
-    brain = template_on(ATLAS_SHAPE, ATLAS_AFFINE)
-    data = np.zeros((*ATLAS_SHAPE, N_MAPS), dtype="float32", order="F")
-    data[brain > 0] = region_maps(brain, ATLAS_AFFINE)
-    return nib.Nifti1Image(data, ATLAS_AFFINE)
+def synthetic_atlas(shape=ATLAS_SHAPE, affine=ATLAS_AFFINE):
+    """Make the probabilistic atlas: float32, 64 maps, by default with voxels of 3 mm."""
+    brain = template_on(shape, affine)
+    data = np.zeros((*shape, N_MAPS), dtype="float32", order="F")
+    data[brain > 0] = region_maps(brain, affine)
+    return nib.Nifti1Image(data, affine)
+
+
+def random_centres(n_regions, shape, affine):
+    """Return the coordinates of some random voxels of the brain, in mm."""
+    brain = np.argwhere(template_on(shape, affine))
+    chosen = np.random.default_rng(n_regions).choice(len(brain), n_regions, replace=False)
+    return nib.affines.apply_affine(affine, brain[chosen])
+
+
+def synthetic_labels(n_regions, shape, affine):
+    """Make an atlas of labels, int32: each voxel of the brain has that of its nearest centre."""
+    brain = template_on(shape, affine) > 0
+    points = nib.affines.apply_affine(affine, np.argwhere(brain))
+    data = np.zeros(shape, dtype="int32")
+    data[brain] = 1 + cKDTree(random_centres(n_regions, shape, affine)).query(points)[1]
+    return nib.Nifti1Image(data, affine)

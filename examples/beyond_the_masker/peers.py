@@ -1,0 +1,122 @@
+"""Average regions with other programs, in a way they document, to compare them with streaming."""
+
+import io
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nilearn.masking import apply_mask
+
+from beyond_the_masker.data import prepare
+
+
+class Peer(NamedTuple):
+    """A program that averages regions: all of an atlas in one call, or one mask in each call."""
+
+    program: str
+    average: Callable  # of image and labels, or of image and masks: a list of arrays
+    at_once: bool
+
+    @property
+    def installed(self):
+        """Whether the program can be called; nilearn always can."""
+        return not self.program or shutil.which(self.program) is not None
+
+
+def apply_masks(fmri_path, mask_paths):
+    """Average the voxels that nilearn's function for one mask returns."""
+    return [apply_mask(fmri_path, path).mean(axis=1) for path in mask_paths]
+
+
+def mrtrix_stats(fmri_path, mask_paths):
+    """Call MRtrix3's ``mrstats`` for each mask."""
+    options = "-quiet", "-output", "mean", "-mask"
+    return [numbers(run("mrstats", fmri_path, *options, path)) for path in mask_paths]
+
+
+def workbench_stats(fmri_path, mask_paths):
+    """Call Connectome Workbench's ``-volume-stats`` for each mask."""
+    command = "wb_command", "-volume-stats", fmri_path, "-reduce", "MEAN", "-roi"
+    return [numbers(run(*command, path)) for path in mask_paths]
+
+
+def workbench_parcellate(fmri_path, labels_path):
+    """Turn the image into a CIFTI file with Connectome Workbench, and average its parcels."""
+    atlas = workbench_atlas(labels_path)
+    with tempfile.TemporaryDirectory() as folder:
+        dense, parcels = Path(folder, "a.dtseries.nii"), Path(folder, "a.ptseries.nii")
+        create = "wb_command", "-cifti-create-dense-timeseries", dense, "-volume", fmri_path
+        run(*create, atlas / "structure.nii.gz")
+        run("wb_command", "-cifti-parcellate", dense, atlas / "a.dlabel.nii", "COLUMN", parcels)
+        return [nib.load(parcels).get_fdata()]
+
+
+def workbench_atlas(labels_path):
+    """Prepare a label image in Workbench's formats; return the folder of the files."""
+
+    def fill(folder):
+        n_regions = int(np.max(nib.load(labels_path).dataobj))
+        write_names(folder / "all.txt", map(str, range(1, n_regions + 1)))
+        write_names(folder / "one.txt", ["OTHER"])  # of the brain's structures that CIFTI knows
+        inside, structure, named = (folder / f"{name}.nii.gz" for name in ("in", "structure", "l"))
+        run("wb_command", "-volume-math", "x > 0", inside, "-var", "x", labels_path)
+        convert = "wb_command", "-volume-label-import"
+        run(*convert, inside, folder / "one.txt", structure)
+        run(*convert, labels_path, folder / "all.txt", named)
+        create = "wb_command", "-cifti-create-label", folder / "a.dlabel.nii"
+        run(*create, "-volume", named, structure)
+
+    return prepare("workbench-atlas", [str(labels_path)], fill)
+
+
+def write_names(path, names):
+    """Write Workbench's list of labels: a name, then number and colour."""
+    lines = [f"{name}\n{number} 1 1 1 255\n" for number, name in enumerate(names, start=1)]
+    path.write_text("".join(lines))
+
+
+def afni_stats(fmri_path, labels_path):
+    """Call AFNI's ``3dROIstats``."""
+    return [numbers(run("3dROIstats", "-quiet", "-mask", labels_path, fmri_path))]
+
+
+def fsl_means(fmri_path, labels_path):
+    """Call FSL's ``fslmeants``."""
+    return [numbers(run("fslmeants", "-i", fmri_path, f"--label={labels_path}"))]
+
+
+def run(*command):
+    """Run a program; return what it prints."""
+    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+def numbers(text):
+    """Return a table of numbers as an array."""
+    return np.loadtxt(io.StringIO(text))
+
+
+PEERS = {
+    "apply_mask, mask by mask": Peer("", apply_masks, at_once=False),
+    "Workbench, volume-stats, mask by mask": Peer("wb_command", workbench_stats, at_once=False),
+    "MRtrix3, mrstats, mask by mask": Peer("mrstats", mrtrix_stats, at_once=False),
+    "Workbench, cifti-parcellate": Peer("wb_command", workbench_parcellate, at_once=True),
+    "AFNI, 3dROIstats": Peer("3dROIstats", afni_stats, at_once=True),
+    "FSL, fslmeants": Peer("fslmeants", fsl_means, at_once=True),
+}
+
+
+def check_peer(name, found, expected):
+    """Raise a ValueError if a peer's averages are not the expected ones, to five digits."""
+    found = np.column_stack(found)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-5, atol=1e-5):
+        raise ValueError(
+            f"{name} returns other averages than streaming, of shape {found.shape} and "
+            f"{expected.shape}: it does other work, so it cannot be compared. Take its program "
+            "off the PATH, or mend its function in beyond_the_masker/peers.py."
+        )
