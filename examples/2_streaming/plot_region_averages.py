@@ -148,24 +148,20 @@ from beyond_the_masker.benchmark import read_benchmark
 from beyond_the_masker.figures import short
 from beyond_the_masker.options import read_options
 
-WAYS = "NiftiLabelsMasker", "Streaming, region averages"
+WAYS = "NiftiLabelsMasker", "Streaming, region averages", "apply_mask, mask by mask"
 
 
 def print_recorded(times, memory):
-    """Print seconds, ratio and memory of both ways, by the number of regions."""
+    """Print seconds, ratio and memory of these ways, by the number of regions."""
     regions = [key for key in times if key[0] == "regions"]
-    both = [key for key in regions if key[1].removesuffix(", cleaned") in WAYS]
+    some = [key for key in regions if key[1].removesuffix(", cleaned") in WAYS]
     print("regions seconds  ratio    MiB")
-    for key in sorted(both, key=lambda key: key[::-1]):
+    for key in sorted(some, key=lambda key: key[::-1]):
         seconds, limit = np.median(times[key], axis=0)
         ratio = np.median(np.divide(*times[key].T))
         mib = f"{memory[key][0]:,.0f}" if key in memory else "-"
         print(f"{key[2]:7} {short(seconds):>7} {short(ratio):>6} {mib:>6}  {key[1]}")
     print(f"        {short(limit):>7} {1:6}         decompression alone")
-    for key in times:
-        if key[1].startswith("apply_mask"):
-            ratio = np.median(np.divide(*times[key].T))
-            print(f"{key[2]:7} {'':7} {short(ratio):>6}         {key[1]} (a smaller image)")
 
 
 recorded = Path(read_options().measured).parent / "recorded"
