@@ -8,15 +8,15 @@ it with the whole image in memory, and users ask `for several cores
 <https://github.com/nilearn/nilearn/issues/6038>`_. The average of a region needs one volume at a
 time, so one pass over the file is enough. On this page you will
 
-1. write this in ten lines, and compare the result with NiftiLabelsMasker's,
+1. write this in a dozen lines, and compare the result with NiftiLabelsMasker's,
 2. average and clean all regions of an atlas with one call,
-3. draw the series and the matrix of their correlations, and
+3. draw the matrix of their correlations, and a few of the series, and
 4. see what it costs, with up to 1000 regions.
 """
 
 # %%
-# The idea in ten lines
-# ---------------------
+# The idea in a dozen lines
+# -------------------------
 # The loop is that of :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: read a volume,
 # take the labelled voxels, discard the volume. In addition, each of these voxels has the number of
 # its region, its code. ``bincount`` sums the voxels of each code; the sum divided by the number of
@@ -66,9 +66,9 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 # --------------------------
 # :func:`~beyond_the_masker.maskers.stream_masker` does the same for a NiftiLabelsMasker, with all
 # its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. It adds the
-# voxels in the same order in half of the time, with a sparse matrix, and where a second core is
-# free, decompresses the next volume meanwhile. When all volumes are read, it cleans the averages
-# with the function that ``fit_transform`` itself calls.
+# voxels in the same order with a sparse matrix, which is faster, and on a second core it
+# decompresses the next volume meanwhile. When all volumes are read, it cleans the averages with the
+# function that ``fit_transform`` itself calls.
 #
 # Here it averages all regions of the build's atlas. The :term:`confounds` drift as head motion
 # does:
@@ -87,26 +87,36 @@ masker = NiftiLabelsMasker(labels_path, reports=False, **cleaning)
 series = stream_masker(masker, fmri_path, confounds)
 print(f"{series.shape[0]} volumes, {series.shape[1]} regions")
 cleaned = clean(average_regions(fmri_path, labels_path), confounds=confounds, **cleaning)
-print(f"equal to the ten lines, then cleaned: {np.array_equal(series, cleaned)}")
+print(f"equal to the averages, then cleaned: {np.array_equal(series, cleaned)}")
 
 # %%
 # For an image of fMRIPrep, ``load_confounds`` reads the confounds: see :ref:`any masker
-# <sphx_glr_auto_examples_2_streaming_plot_stream_masker.py>`. The series of a few regions:
+# <sphx_glr_auto_examples_2_streaming_plot_stream_masker.py>`.
+#
+# How similar are the regions?
+# ----------------------------
+# With one series for each region, the matrix of their correlations is a line of NumPy. In the
+# figure, regions with similar series are next to each other, so that groups become visible. (A
+# region without variance has no correlation and is left out.)
 
-from beyond_the_masker.figures import plot_correlations, plot_lanes
+from beyond_the_masker.figures import by_similarity, plot_correlations, plot_lanes
 
-few = {f"region {name}": one for name, one in zip(masker.labels_[1:5], series.T, strict=False)}
-plot_lanes(few, "Region averages, cleaned", "signal (SD)")
+names, varying = np.array([*masker.region_names_.values()]), series.std(axis=0) > 0
+names, series = names[varying], series[:, varying]
+enough = n_timepoints > 2 * confounds.shape[1] and len(names) > 1
+if enough:
+    correlations = np.corrcoef(series, rowvar=False)
+    plot_correlations(correlations, "Correlations of all regions")
+else:
+    print(f"{n_timepoints} volumes and {len(names)} regions are too few for correlations.")
 
 # %%
-# And how similar the series of all regions are. The regions are sorted so that similar ones are
-# next to each other; a region without variance has no correlation and is left out.
+# The series of the first regions in this order rise and fall together:
 
-varying = series[:, series.std(axis=0) > 0]
-if n_timepoints > 2 * confounds.shape[1] and varying.shape[1] > 1:
-    plot_correlations(np.corrcoef(varying, rowvar=False), "Correlations of all regions")
-else:
-    print(f"{n_timepoints} volumes and {varying.shape[1]} regions are too few for correlations.")
+if enough:
+    first = by_similarity(correlations)[:4]
+    lanes = {f"region {names[i]}": series[:, i] for i in first}
+    plot_lanes(lanes, "Region averages, cleaned", "signal (SD)")
 
 # %%
 # What it costs
@@ -137,40 +147,30 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 # ------------
 # ``make benchmark`` in the repository times each call right after the :term:`decompression` of the
 # same file, which no method can do without, and records the results. ``ratio`` is the time as a
-# multiple of that of decompression, ``MiB`` the peak above the start. "Cleaned" is with 12
-# confounds, detrending, a high-pass filter and standardising. :ref:`How close to the limit
-# <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs included.
+# multiple of the decompression time, ``MiB`` the peak above the start. "Cleaned" series are
+# detrended, filtered and standardised, without 12 confounds. For comparison, :func:`apply_mask
+# <nilearn.masking.apply_mask>` takes one mask at a time, here of a smaller image. :ref:`How close
+# to the limit <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs included.
 
 import json
 from pathlib import Path
 
-from beyond_the_masker.benchmark import read_benchmark
-from beyond_the_masker.figures import short
+from beyond_the_masker.benchmark import print_ratios, read_benchmark
 from beyond_the_masker.options import read_options
 
-WAYS = "NiftiLabelsMasker", "Streaming, region averages", "apply_mask, mask by mask"
-
-
-def print_recorded(times, memory):
-    """Print seconds, ratio and memory of these ways, by the number of regions."""
-    regions = [key for key in times if key[0] == "regions"]
-    some = [key for key in regions if key[1].removesuffix(", cleaned") in WAYS]
-    print("regions seconds  ratio    MiB")
-    for key in sorted(some, key=lambda key: key[::-1]):
-        seconds, limit = np.median(times[key], axis=0)
-        ratio = np.median(np.divide(*times[key].T))
-        mib = f"{memory[key][0]:,.0f}" if key in memory else "-"
-        print(f"{key[2]:7} {short(seconds):>7} {short(ratio):>6} {mib:>6}  {key[1]}")
-    print(f"        {short(limit):>7} {1:6}         decompression alone")
-
+WAYS = "NiftiLabelsMasker", "Streaming, region averages"
 
 recorded = Path(read_options().measured).parent / "recorded"
 times, memory = read_benchmark(recorded) if recorded.exists() else ({}, {})
-if any(question == "regions" for question, *_ in times):
+regions = {key: pairs for key, pairs in times.items() if key[0] == "regions"}
+ways = {key: pairs for key, pairs in regions.items() if key[1].removesuffix(", cleaned") in WAYS}
+if ways:
     about = json.loads((recorded / "benchmark.json").read_text())["benchmark"]
-    shape = " x ".join(map(str, about["averaged"]))
-    print(f"Recorded on {about['date']}, {about['cores']} cores, image {shape}:\n")
-    print_recorded(times, memory)
+    print(f"{' x '.join(map(str, about['averaged']))} values, {about['cores']} cores:\n")
+    print(f"decompression alone: {np.median([pairs[:, 1] for pairs in ways.values()]):.2f} s")
+    print_ratios(ways, memory, "regions")
+    others = {key: pairs for key, pairs in times.items() if key[1].startswith("apply_mask")}
+    print_ratios(others, memory)
 else:
     print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
 
