@@ -148,9 +148,10 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 # ``make benchmark`` in the repository times each call right after the :term:`decompression` of the
 # same file, which no method can do without, and records the results. ``ratio`` is the time as a
 # multiple of the decompression time, ``MiB`` the peak above the start. "Cleaned" series are
-# detrended, filtered and standardised, without 12 confounds. For comparison, :func:`apply_mask
-# <nilearn.masking.apply_mask>` takes one mask at a time, here of a smaller image. :ref:`How close
-# to the limit <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs included.
+# detrended, filtered and standardised, without 12 confounds. :func:`apply_mask
+# <nilearn.masking.apply_mask>` takes one mask at a time, and reads the image for each. :ref:`How
+# close to the limit <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs
+# included.
 
 import json
 from pathlib import Path
@@ -158,7 +159,7 @@ from pathlib import Path
 from beyond_the_masker.benchmark import print_ratios, read_benchmark
 from beyond_the_masker.options import read_options
 
-WAYS = "NiftiLabelsMasker", "Streaming, region averages"
+WAYS = "NiftiLabelsMasker", "Streaming, region averages", "apply_mask, mask by mask"
 
 recorded = Path(read_options().measured).parent / "recorded"
 times, memory = read_benchmark(recorded) if recorded.exists() else ({}, {})
@@ -169,8 +170,6 @@ if ways:
     print(f"{' x '.join(map(str, about['averaged']))} values, {about['cores']} cores:\n")
     print(f"decompression alone: {np.median([pairs[:, 1] for pairs in ways.values()]):.2f} s")
     print_ratios(ways, memory, "regions")
-    others = {key: pairs for key, pairs in times.items() if key[1].startswith("apply_mask")}
-    print_ratios(others, memory)
 else:
     print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
 

@@ -169,7 +169,7 @@ def plot_correlations(correlations, title):
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}: red where two series rise together, blue where one falls while the other rises, "
-        "white where neither holds. The diagonal, each region with itself, is beyond the scale.\n\n"
+        "no colour where neither holds. The diagonal, a region with itself, is off the scale.\n\n"
         f"Matrix of the correlations of {n} regions. Of {len(pairs):,} pairs, "
         f"{np.mean(pairs > 0):.0%} are positive; from {low:.2f} to {high:.2f}, median {middle:.2f}."
     )
