@@ -79,7 +79,12 @@ def test_table(files, capsys):
         assert re.search(rf"^ .*  {method}: fits$", out, re.MULTILINE)
         assert f"\n{method}, while {row.prediction.moment}:" in out
     assert "Recommended: stream_masks(fmri_path, mask_paths), which needs no worker." in out
-    for words in ("numpy_masker_threads", "4 masks", "apply_mask_fmri"):
+    for words in (
+        "numpy_masker_threads",
+        "NiftiLabelsMasker(labels)",
+        "4 masks",
+        "apply_mask_fmri",
+    ):
         assert words in out
 
 

@@ -55,16 +55,13 @@ def clean_once(masker, fmri_path, confounds, n_blocks=4, **cleaning):
 from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.budget import guard
+from beyond_the_masker.data import labels_image
 from beyond_the_masker.experiment import prepare_all
 from beyond_the_masker.figures import plot_series
 from beyond_the_masker.maskers import stream_masker
 
 fmri_path, mask_paths, reference, image_mib = prepare_all()
-masks = [nib.load(path) for path in mask_paths]
-labels = np.zeros(masks[0].shape, "int32")
-for number, mask in enumerate(masks, 1):
-    labels[mask.get_fdata() != 0] = number
-labels_img = nib.Nifti1Image(labels, masks[0].affine)
+labels_img = labels_image(mask_paths)
 
 n_timepoints = len(reference[0])
 confounds = np.random.default_rng(0).normal(size=(n_timepoints, 3)).cumsum(axis=0)

@@ -138,7 +138,7 @@ print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masker.py`: smoothing, filtering, confounds
-#   or region averages, also without the image in memory.
+# * :ref:`sphx_glr_auto_examples_2_streaming_plot_region_averages.py`: one series for each region of
+#   an atlas, cleaned, and how similar they are.
 # * :ref:`sphx_glr_auto_examples_3_cost_plot_limit.py`: how close this comes to the decompression
 #   time, and how it grows.
