@@ -202,7 +202,10 @@ def test_description_of_image_and_machine(measured, tmp_path, here):
 
 
 NUMPY = ({"checks", "meter", "running"}, {"joblib", "scipy"})
-NILEARN = ({"checks", "maskers", "streaming", *NUMPY[0]}, {"joblib", "nilearn", "pandas", "scipy"})
+NILEARN = (
+    {"checks", "maskers", "regions", "streaming", "two_passes", *NUMPY[0]},
+    {"joblib", "nilearn", "pandas", "scipy"},
+)
 NEEDED = {  # modules of the package, and large packages, by the module of the method
     "plot_nifti_masker": NILEARN,
     "plot_region_averages": NILEARN,

@@ -63,7 +63,7 @@ def test_it_is_measured_and_shown(page, tmp_path, monkeypatch):
     assert (row["status"], row["identical"], row["n_masks"]) == ("measured", "true", "2")
     assert 0 < float(row["before_mib"]) <= float(row["peak_mib"])
     chart = [text.get_text() for text in plot_peaks([row]).findobj(Text)]
-    assert sum(text.startswith(f"{NAME}: ") for text in chart) == 1
+    assert sum(text.startswith(f"{TITLE}: ") for text in chart) == 1
     assert TITLE in json.loads(as_json({}))["methods"]
     write_report(tmp_path / "measured", tmp_path / "_report")
     assert f"{float(row['peak_mib']):,.0f}" in (tmp_path / "_report" / "table.rst").read_text()
