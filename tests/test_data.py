@@ -19,8 +19,10 @@ from beyond_the_masker.data import (
     first_volumes,
     get_atlas_path,
     labels_image,
+    on_grid_of,
     prepare,
     prepare_fmri,
+    write_2mm,
     write_joined,
 )
 from made_images import make_image
@@ -121,6 +123,28 @@ def test_images_are_joined_as_nilearn_joins_them(tmp_path, dtype):
     assert joined.header.get_zooms() == expected.header.get_zooms()
     with gzip.open(tmp_path / "joined.nii.gz") as file:
         assert nib.Nifti1Header.from_fileobj(file).get_slope_inter() == (1, 0)
+
+
+def test_image_and_labels_of_the_benchmark(monkeypatch, cache):
+    """The image has all volumes, though few are made at once; each label is around its centre."""
+    affine = np.array([[-8.0, 0, 0, 92], [0, 8, 0, -128], [0, 0, 8, -76], [0, 0, 0, 1]])
+    monkeypatch.setattr(synthetic, "MNI_SHAPE", (24, 29, 24))
+    monkeypatch.setattr(synthetic, "MNI_AFFINE", affine)
+    cache.mkdir()
+    write_2mm(5, cache, n_at_once=2)
+    img = nib.load(cache / "fmri.nii.gz")
+    assert (img.shape, img.header.get_zooms()) == ((24, 29, 24, 5), (8, 8, 8, 2))
+    assert np.ptp(read(cache / "fmri.nii.gz"), axis=3).any(), "all volumes are the same"
+    path = on_grid_of(cache / "fmri.nii.gz", synthetic.synthetic_labels, 30)
+    labels = nib.load(path)
+    np.testing.assert_array_equal(labels.affine, affine)
+    centres = synthetic.random_centres(30, (24, 29, 24), affine)
+    voxels = nib.affines.apply_affine(np.linalg.inv(affine), centres).round().astype(int)
+    assert read(path)[tuple(voxels.T)].tolist() == list(range(1, 31))
+    brain = synthetic.template_on((24, 29, 24), affine) > 0
+    np.testing.assert_array_equal(read(path) > 0, brain)
+    assert on_grid_of(cache / "fmri.nii.gz", synthetic.synthetic_labels, 30) == path
+    assert on_grid_of(cache / "fmri.nii.gz", synthetic.synthetic_labels, 31) != path
 
 
 @pytest.mark.parametrize(("most_mib", "n_volumes"), [(0.1, 1), (1, 2), (1000, 5)])

@@ -4,9 +4,9 @@ How close to the limit
 
 How fast can voxels be extracted from an image's file? Not faster than the file can be
 :term:`decompressed <decompression>`. On this page you will compare the time of the methods, of
-nilearn's other functions, and of other programs with that limit, and see how time and memory grow
-with the length of the image, the number of masks or regions and the size of a :term:`block`: first
-at the size of this build, then at full size, as recorded on one machine.
+nilearn's maskers, and of other programs with that limit, and see how time and memory grow with the
+length of the image, the number of masks or regions and the size of a :term:`block`: first at the
+size of this build, then at full size, as recorded on one machine.
 
 These times are not those of the other pages: there a call is timed in a fresh process. Here imports
 are done and workers are started before the clock starts.
@@ -69,6 +69,7 @@ plt.show()
 from beyond_the_masker.benchmark import print_peers
 
 print_ratios(times, memory, "regions")
+print()
 print_peers(about)
 
 # %%
@@ -106,7 +107,7 @@ if exists:
     print(f"{full}:\n")
     times, memory = read_benchmark(recorded)
     print_ratios(times, memory)
-    missing = set(METHODS) - {name for _, name, _ in times}
+    missing = set(METHODS) - {name for question, name, _ in times if question == "methods"}
     print(*(f"Not recorded: {name}" for name in sorted(missing)), sep="\n")
     plot_ratios(times, f"Time and the limit, {full}")
     plot_growth(times, "How time grows, full sizes", FULL)
@@ -115,6 +116,7 @@ if exists:
         averaged = f"{' x '.join(map(str, about['averaged'][:3]))}, {about['averaged'][3]} volumes"
         print(f"\nAverages over regions, {averaged}:\n")
         print_ratios(times, memory, "regions")
+        print()
         print_peers(about)
         plot_ratios(times, f"Regions and the limit, {averaged}", "regions")
     else:

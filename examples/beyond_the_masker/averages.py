@@ -29,7 +29,7 @@ def averages(paths, sizes):
     name = f"Streaming, {len(several)} atlases and {len(masks)} masks"
     return [
         *(one for way in maskers(path, atlases) for one in both(path, *way)),
-        *peers(path, atlases, masks[:3]),
+        *peers(path, atlases, masks[:2]),
         (name, sum(sizes) + len(masks), stream, path, every),
         *(
             (
