@@ -184,6 +184,7 @@ def test_a_peer_is_compared_before_it_is_timed(coarse, tmp_path, monkeypatch):
     table += "labels, fmri = (np.asarray(nib.load(path).dataobj) for path in (labels, fmri))\n"
     table += "for volume in np.moveaxis(fmri, -1, 0): print(*(volume[labels == n].mean() for n in"
     write_program(tmp_path / "3dROIstats", f"{table} range(1, 1 + labels.max())))")
+    assert PEERS["AFNI, 3dROIstats"].version is None
     found = averages([coarse], [10, 12])
     timed = {(name, n) for name, n, *_ in found if name in PEERS}
     assert timed == {("apply_mask, mask by mask", 2), *(("AFNI, 3dROIstats", n) for n in (10, 12))}
@@ -201,9 +202,11 @@ def test_installed_peers_return_the_averages(coarse, name, monkeypatch):
 
 def test_what_peers_can_do_is_printed(capsys):
     """Also of those that are not installed, and that they are not."""
-    benchmark.print_peers({"not_installed": ["FSL, fslmeants"]})
+    versions = {"MRtrix3, mrstats, mask by mask": "3.0.3", "FSL, fslmeants": None}
+    benchmark.print_peers({"not_installed": ["FSL, fslmeants"], "peers": versions})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "apply_mask, mask by mask (one mask at a time)"
+    assert lines[2] == "MRtrix3, mrstats, mask by mask, 3.0.3 (one mask at a time)"
     assert lines[-1] == "FSL, fslmeants (all labels at once): not installed, so not compared"
     assert len(lines) == len(PEERS)
 

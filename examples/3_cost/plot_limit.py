@@ -59,12 +59,12 @@ plt.show()
 # %%
 # Averages over regions
 # ---------------------
-# The regions are those of made label images, of 64 overlapping maps like DiFuMo's, and of spheres.
+# The regions are those of synthetic label images, of overlapping maps like DiFuMo's, and of spheres.
 # "Cleaned" series are detrended, high-pass filtered and standardised, without 12 confounds;
-# "smoothed" ones come from volumes smoothed with 5 mm. NiftiMaskers are compared with the function
-# for masks, which extracts the same voxels. Other programs do this work too. Before they are timed,
-# their averages are compared with those of streaming: they agree to five digits. Programs that
-# take one mask at a time decompress the file again for each.
+# "smoothed" ones come from smoothed volumes. The last two rows are voxels, not averages: the same
+# ones with a list of NiftiMaskers, and from the function for masks. Other programs average regions
+# too. Before they are timed, their averages are compared with those of streaming: they agree to
+# five digits. Programs that take one mask at a time read the file again for each.
 
 from beyond_the_masker.benchmark import print_peers
 
@@ -102,7 +102,7 @@ if exists:
     print(
         *(f"{name} {about[name]}" for name in ("nilearn", "nibabel", "isal")), sep=", ", end=";\n"
     )
-    print(f"each timed {about['n_repeats']} times. Memory: sum of {about['metric']}.\n")
+    print(f"each timed {about['n_repeats']} times. Memory: {about['metric']}, of all processes.\n")
     full = f"{about['shape'][3]} volumes, {FULL['regions']} masks"
     print(f"{full}:\n")
     times, memory = read_benchmark(recorded)

@@ -99,6 +99,7 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
         "date": datetime.date.today().isoformat(),
         "n_repeats": n_repeats,
         **describe_machine(),
+        "peers": {name: peer.version for name, peer in PEERS.items()},
         "not_installed": [name for name, peer in PEERS.items() if not peer.installed],
     }
     with moved_into_place(Path(folder, "benchmark.json")) as unfinished:
@@ -298,7 +299,9 @@ def print_peers(about):
     """Print what each program can do, and which are not installed, from ``benchmark.json``."""
     for name, peer in PEERS.items():
         missing = ": not installed, so not compared" * (name in about["not_installed"])
-        print(f"{name} ({'all labels at once' if peer.at_once else 'one mask at a time'}){missing}")
+        version = about["peers"].get(name) or ""
+        how = "all labels at once" if peer.at_once else "one mask at a time"
+        print(f"{name}{version and f', {version}'} ({how}){missing}")
 
 
 def print_conclusions(times, memory):

@@ -1,6 +1,7 @@
 """Average regions with other programs, in a way they document, to compare them with streaming."""
 
 import io
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +27,15 @@ class Peer(NamedTuple):
     def installed(self):
         """Whether the program can be called; nilearn always can."""
         return not self.program or shutil.which(self.program) is not None
+
+    @property
+    def version(self):
+        """The version that the program prints, None if there is none."""
+        if not self.program or not self.installed:
+            return None
+        done = subprocess.run([self.program, "-version"], capture_output=True, text=True)
+        found = re.search(r"\d+\.\d+[.\d]*", done.stdout)
+        return found and found[0]
 
 
 def apply_masks(fmri_path, mask_paths):
