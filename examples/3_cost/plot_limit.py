@@ -59,7 +59,7 @@ plt.show()
 # %%
 # Averages over regions
 # ---------------------
-# The regions are those of synthetic label images, of overlapping maps like DiFuMo's, and of spheres.
+# The regions are those of synthetic label images, of overlapping maps as in DiFuMo, and of spheres.
 # "Cleaned" series are detrended, high-pass filtered and standardised, without 12 confounds;
 # "smoothed" ones come from smoothed volumes. The last two rows are voxels, not averages: the same
 # ones with a list of NiftiMaskers, and from the function for masks. Other programs average regions
