@@ -113,12 +113,12 @@ if exists:
     plot_growth(times, "How time grows, full sizes", FULL)
     plot_memory_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
     if "averaged" in about:
-        averaged = f"{' x '.join(map(str, about['averaged'][:3]))}, {about['averaged'][3]} volumes"
-        print(f"\nAverages over regions, {averaged}:\n")
+        *grid, n_volumes = about["averaged"]
+        print(f"\n{n_volumes} volumes of {' x '.join(map(str, grid))}, averages over regions:\n")
         print_ratios(times, memory, "regions")
         print()
         print_peers(about)
-        plot_ratios(times, f"Regions and the limit, {averaged}", "regions")
+        plot_ratios(times, f"Regions and the limit, {n_volumes} volumes", "regions")
     else:
         print("\nAverages over regions were not recorded.")
     plt.show()
