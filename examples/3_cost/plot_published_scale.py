@@ -4,8 +4,8 @@ At the scale of the published figure
 
 A figure in a draft chapter for nilearn's user guide has ten subjects in one image, twenty regions
 and twenty workers, and shows a peak of about 110 GB. On this page you will compare these published
-numbers with measurements on a machine of known size, with the model's predictions, also for the
-methods that do not fit there, and with what :term:`streaming` needs for the same result.
+numbers with measurements on a machine of known size, with the model's predictions, and with what
+:term:`streaming` needs for the same result.
 """
 
 # %%
@@ -24,7 +24,8 @@ methods that do not fit there, and with what :term:`streaming` needs for the sam
 # Predicted and measured
 # ----------------------
 # ``make record`` in the repository runs the experiment at this scale. A method that might not fit
-# into the machine's memory does not run. Memory in use is predicted. The sum of RSS, which can be
+# into the machine's memory does not run, so a machine with 64 GiB or more is best. Memory in use is
+# predicted. The sum of RSS, which can be
 # compared with the published numbers, is only measured. It counts memory that processes share once
 # for each of them, and it includes what the process had imported before the call, so do not compare
 # it with the prediction.
@@ -56,10 +57,9 @@ else:
 # ----------------
 # A worker of NiftiMasker from a path holds two copies of the image at its peak, so twenty workers
 # can hold forty. The published peaks cannot be compared more closely with those of this site: they
-# are sums of RSS and contain what other methods left behind, and the methods with the highest
-# published peaks do not fit into the machine that recorded this. But you do not need a larger
-# machine: shared memory holds one copy of the image for all workers, and one pass over the file
-# needs no copy at all.
+# are sums of RSS and contain what other methods left behind. But you do not need a larger machine:
+# shared memory holds one copy of the image for all workers, and one pass over the file needs no
+# copy at all.
 #
 # Recommended next
 # ----------------

@@ -93,10 +93,27 @@ def find_maps(masker, img, data_dtype):
     if masker.mask_img_ is not None and not masker.keep_masked_maps:
         maps = maps[:, maps.any(axis=0)]
     dtype = np.float32 if maps.dtype == data_dtype == np.float32 else np.float64
-    basis, rest = linalg.qr(maps.astype(float), mode="economic", overwrite_a=True)
     # nilearn calls scipy.linalg.lstsq, which drops singular values that are as small as this
+    basis, rest = factorise(maps.astype(float))
     inverse = basis @ linalg.pinv(rest, atol=0, rtol=np.finfo(dtype).eps).T
     return Regions(in_file(inside), data_dtype, lambda values: (values @ inverse).astype(dtype))
+
+
+def factorise(maps):
+    """Return the factors Q and R of maps of shape (n_voxels, n_maps).
+
+    Two Cholesky factorisations of small products are as exact as a QR factorisation, and much
+    faster for many voxels: Yamamoto and others (2015), ETNA 44, 306-326. They fail if maps are
+    nearly dependent.
+    """
+    basis, rest = maps, np.eye(maps.shape[1])
+    try:
+        for _ in range(2):
+            factor = linalg.cholesky(basis.T @ basis)
+            basis, rest = basis @ linalg.inv(factor), factor @ rest
+    except linalg.LinAlgError:
+        return linalg.qr(maps, mode="economic")
+    return basis, rest
 
 
 def find_spheres(masker, img, data_dtype):
