@@ -234,6 +234,32 @@ def test_template_strategies_need_no_mask(tmp_path, kind):
     np.testing.assert_array_equal(stream_masker(NiftiMasker(**options), path), reference)
 
 
+@pytest.mark.parametrize("image", ["float32", "int16 scaled"])
+@pytest.mark.parametrize("strategy", ["background", "epi"])
+def test_mask_from_the_mean_image(files, image, strategy):
+    """A mask that depends on the whole image is computed from its mean, as in fit_transform."""
+    options = {"mask_strategy": strategy, "mask_args": {"opening": 0}, "standardize": None}
+    options |= {"smoothing_fwhm": 5, "reports": False}
+    masker, usual = NiftiMasker(**options), NiftiMasker(**options)
+    reference = usual.fit_transform(files[image])
+    assert_same(stream_masker(masker, files[image], block_size=5), reference, "mask")
+    np.testing.assert_array_equal(masker.mask_img_.dataobj, usual.mask_img_.dataobj)
+
+
+@QUIET
+@pytest.mark.parametrize("spatial", ["mask", "labels", "maps", "spheres"])
+def test_confounds_with_high_variance(files, spatial):
+    """They are removed together with the given ones, as in fit_transform."""
+    options = {"high_variance_confounds": True, "detrend": True}
+    reference = make_masker(spatial, **options).fit_transform(files["NaN"], confounds=CONFOUNDS)
+    masker, other = make_masker(spatial, **options), make_masker(spatial)
+    series, plain = stream_masker([masker, other], files["NaN"], CONFOUNDS)
+    np.testing.assert_allclose(series, reference, rtol=0, atol=1e-4)
+    assert masker.high_variance_confounds is True
+    whole = make_masker(spatial).fit_transform(files["NaN"], confounds=CONFOUNDS)
+    assert_same(plain, whole, spatial)
+
+
 def test_runs(files):
     """Runs are cleaned one by one."""
     runs = np.repeat([0, 1], [10, N - 10])
@@ -442,15 +468,6 @@ BAD_MASKERS = {
     "MultiNiftiMasker": (MultiNiftiMasker(), "MultiNiftiMasker cannot be streamed"),
     "class": (NiftiMasker, "cannot be streamed"),
     "None": (None, "NoneType cannot be streamed"),
-    "background": (NiftiMasker(), "compute_background_mask"),
-    "epi": (NiftiMasker(mask_strategy="epi"), "compute_epi_mask"),
-    **{
-        f"high variance, {kind.__name__}": (
-            kind(high_variance_confounds=True),
-            "nilearn.image.high",
-        )
-        for kind in MASKERS
-    },
 }
 
 

@@ -123,8 +123,11 @@ else:
 # If a masker smooths, or resamples the image, blocks of whole volumes pass through its own code,
 # with the temporal parameters turned off meanwhile. Resampling clips its result to the range of the
 # whole image and may crop it to where the image is not zero: so the file is first read once for the
-# range, and a volume that has it is added to every block. Options that need the whole image before
-# the first block raise an error that names the alternative.
+# range, and a volume that has it is added to every block.
+#
+# Two options need the whole image before the first block, and get it in further passes over the
+# file: a mask that nilearn computes from the mean of all volumes, and ``high_variance_confounds``,
+# for which the variance of each voxel is found first, then the series of those with the highest.
 
 import pandas as pd
 

@@ -16,16 +16,19 @@ from sklearn import get_config
 
 from beyond_the_masker.regions import find_regions
 from beyond_the_masker.streaming import open_image, read_volumes, read_voxels, scale
+from beyond_the_masker.two_passes import high_variance_confounds, mean_image, needs_mean
 
 __all__ = ["stream_masker"]
 MASKERS = (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker)
 TEMPORAL = ("detrend", "standardize", "standardize_confounds", "low_pass", "high_pass", "t_r")
 NEUTRAL = {  # the values of parameters while blocks pass through the masker
     **dict.fromkeys(("standardize", "low_pass", "high_pass", "t_r", "runs", "clean_args")),
-    **{"detrend": False, "dtype": None, "memory": None, "memory_level": 0, "verbose": 0},
+    **{"detrend": False, "high_variance_confounds": False, "dtype": None},
+    **{"memory": None, "memory_level": 0, "verbose": 0},
 }
 TREATMENTS = {  # of groups of parameters
-    "mask_img mask_strategy mask_args": "fit; without mask_img, only template strategies",
+    "mask_img mask_strategy mask_args": "fit; the strategies background and epi need the mean "
+    "of the image, for which the file is read once more",
     "labels_img labels lut maps_img seeds": "fit",
     "background_label radius strategy allow_overlap": "spatial, for each volume",
     "keep_masked_labels keep_masked_maps": "spatial, the same regions for each volume",
@@ -33,7 +36,7 @@ TREATMENTS = {  # of groups of parameters
     "target_affine target_shape resampling_target": "fit; if the image is resampled, its range is "
     "found first, and blocks of whole volumes pass through the masker",
     " ".join(TEMPORAL) + " runs clean_args": "temporal, once at the end, by nilearn.signal.clean",
-    "high_variance_confounds": "refused: it needs the whole image",
+    "high_variance_confounds": "before the extraction: two more passes over the file",
     "dtype": "once at the end; for NiftiSpheresMasker before the averages, too",
     "memory memory_level": "fit is cached, blocks are not",
     "verbose": "fit; a progress bar shows the blocks",
@@ -78,7 +81,7 @@ def stream_masker(
     Raises
     ------
     ValueError
-        The file is not a 4D NIfTI image, or a parameter is wrong or needs the whole image.
+        The file is not a 4D NIfTI image, a parameter is wrong, or the masker is of another class.
     OSError
         The file is missing, incomplete or damaged.
 
@@ -86,7 +89,8 @@ def stream_masker(
     -----
     Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently: its
     least squares are factorised once. Extracted series differ by less than 1e-12 of their largest
-    value, or by 1e-5 if image and maps are both float32. If the image is resampled, the file is
+    value, or by 1e-5 if image and maps are both float32. ``high_variance_confounds`` may differ
+    by 1e-6 of theirs: see `beyond_the_masker.two_passes`. If the image is resampled, the file is
     read twice.
     ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.
     """
@@ -99,18 +103,23 @@ def stream_masker(
         return []
     with closing(read_volumes(img, fmri_path)) as volumes:
         first = next(volumes)[np.newaxis]
-    parts = [StreamedMasker(each, img, first) for each in maskers]
+    mean = mean_image(fmri_path) if any(map(needs_mean, maskers)) else None
+    parts = [StreamedMasker(each, img, first, mean) for each in maskers]
     if confounds is not None:
         confounds = list(confounds) if isinstance(confounds, list) else [confounds]
     cleaning = {"confounds": confounds, "sample_mask": sample_mask}
     for part in parts:
         part.check_cleaning(img.shape[3], cleaning)
+    own = {True: cleaning, False: cleaning}  # with high_variance_confounds, and without
+    if any(part.parameters["high_variance_confounds"] for part in parts):
+        first_ones = high_variance_confounds(fmri_path)
+        own[True] = cleaning | {"confounds": [first_ones, *(confounds or [])]}
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(part.spatial_only())
             part.try_short_way(first)
         extract(parts, img, fmri_path, block_size, memory_mib)
-    results = [part.result(cleaning) for part in parts]
+    results = [part.result(own[bool(part.parameters["high_variance_confounds"])]) for part in parts]
     return results if isinstance(masker, (list, tuple)) else results[0]
 
 
@@ -138,23 +147,12 @@ def extract(parts, img, fmri_path, block_size, memory_mib):
 
 
 def refuse(masker):
-    """Raise a ValueError for a masker that cannot work block by block, with the alternative."""
+    """Raise a ValueError for another class of masker, with the alternative."""
     if type(masker) not in MASKERS:
         raise ValueError(
             f"{type(masker).__name__} cannot be streamed, only "
             f"{', '.join(kind.__name__ for kind in MASKERS)}: others may need the whole "
             "image. Call its fit_transform, or give one of these, or a list of them."
-        )
-    if masker.high_variance_confounds:
-        raise ValueError(
-            "high_variance_confounds=True needs the whole image. Compute them once with "
-            "nilearn.image.high_variance_confounds and pass them as confounds."
-        )
-    strategy = getattr(masker, "mask_strategy", None)
-    if strategy in ("background", "epi") and masker.mask_img is None:
-        raise ValueError(
-            f"Without mask_img, mask_strategy={strategy!r} needs the whole image. Compute the "
-            f"mask once with nilearn.masking.compute_{strategy}_mask and pass it as mask_img."
         )
 
 
@@ -220,15 +218,16 @@ def image_like(img, data):
 
 
 class StreamedMasker:
-    """One masker, fitted to the first volume: extract blocks, then clean the whole series."""
+    """One fitted masker: extract blocks, then clean the whole series."""
 
-    def __init__(self, masker, img, first):
+    def __init__(self, masker, img, first, mean):
         self.masker, self.img, self.parameters = masker, img, masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
         self.is_integer = as_volumes(first[:0], img).dtype.kind == "i"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Generation of a mask.*")  # as fit_transform
-            masker.fit(image_like(img, as_volumes(first.copy(), img)))
+            volume = image_like(img, as_volumes(first.copy(), img))
+            masker.fit(mean if needs_mean(masker) else volume)
         self.fitted = masker.clean_args_, masker.memory_
         self.regions = None if self.is_spatial else find_regions(masker, img)
         self.series = self.columns = None
