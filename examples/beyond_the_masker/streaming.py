@@ -35,8 +35,8 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     block_size : int, optional
         Volumes whose voxels are collected before they are written to the result.
     memory_mib : float
-        If `block_size` is not given: MiB for a block. In addition, the function needs one volume
-        and 8 bytes for each voxel of each mask.
+        If `block_size` is not given: MiB for a block. In addition, the function needs one volume,
+        or two if the masks have many voxels, and 8 bytes for each voxel of each mask.
     out : list or callable, optional
         For each mask an array to write into, or the name of a ``.npy`` file, which is replaced
         when all results are complete; or a function of number, shape and dtype that returns one.
