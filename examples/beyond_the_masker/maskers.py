@@ -99,51 +99,57 @@ def stream_masker(
         refuse(each)
     check_positive(block_size, memory_mib)
     img = open_4d(fmri_path)
-    if not maskers:
-        return []
+    if confounds is not None and not isinstance(confounds, list):
+        confounds = [confounds]
+    parts = fit_all(maskers, img, fmri_path) if maskers else []
+    for part in parts:
+        part.check_cleaning(confounds, sample_mask)
+    high_variance = []
+    if any(part.parameters["high_variance_confounds"] for part in parts):
+        high_variance = [high_variance_confounds(fmri_path)]
+    if parts:
+        extract(parts, img, fmri_path, block_size, memory_mib)
+    results = [part.result(high_variance, confounds, sample_mask) for part in parts]
+    return results if isinstance(masker, (list, tuple)) else results[0]
+
+
+def fit_all(maskers, img, fmri_path):
+    """Fit maskers to the first volume, or to the mean where the mask depends on it."""
     with closing(read_volumes(img, fmri_path)) as volumes:
         first = next(volumes)[np.newaxis]
     mean = mean_image(fmri_path) if any(map(needs_mean, maskers)) else None
-    parts = [StreamedMasker(each, img, first, mean) for each in maskers]
-    if confounds is not None:
-        confounds = list(confounds) if isinstance(confounds, list) else [confounds]
-    cleaning = {"confounds": confounds, "sample_mask": sample_mask}
-    for part in parts:
-        part.check_cleaning(img.shape[3], cleaning)
-    own = {True: cleaning, False: cleaning}  # with high_variance_confounds, and without
-    if any(part.parameters["high_variance_confounds"] for part in parts):
-        first_ones = high_variance_confounds(fmri_path)
-        own[True] = cleaning | {"confounds": [first_ones, *(confounds or [])]}
-    with ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(part.spatial_only())
-            part.try_short_way(first)
-        extract(parts, img, fmri_path, block_size, memory_mib)
-    results = [part.result(own[bool(part.parameters["high_variance_confounds"])]) for part in parts]
-    return results if isinstance(masker, (list, tuple)) else results[0]
+    return [StreamedMasker(each, img, first, mean) for each in maskers]
 
 
 def extract(parts, img, fmri_path, block_size, memory_mib):
     """Extract the series of all parts; read the file once, or twice if the image is resampled."""
-    every_voxel = np.arange(np.prod(img.shape[:3]))
-    whole = every_voxel if any(part.regions is None for part in parts) else every_voxel[:0]
-    positions = [whole, *(part.regions.positions for part in parts if part.regions)]
-    ends = np.cumsum([len(one) for one in positions])
-    positions = np.concatenate(positions)
-    n_rows = block_size or size_of_block(memory_mib, img, parts, len(positions))
-    envelope = None
-    if any(part.resampled for part in parts):
-        with closing(read_voxels(img, fmri_path, every_voxel, n_rows)) as blocks:
-            envelope = envelope_of(as_volumes(stored, img) for _, stored in blocks)
-    with closing(read_voxels(img, fmri_path, positions, n_rows)) as blocks:
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.spatial_only())
+            part.try_short_way()
+        every_voxel = np.arange(np.prod(img.shape[:3]))
+        whole = every_voxel if any(part.regions is None for part in parts) else every_voxel[:0]
+        positions = [whole, *(part.regions.positions for part in parts if part.regions)]
+        ends = np.cumsum([len(one) for one in positions])[:-1]
+        positions = np.concatenate(positions)
+        n_rows = block_size or size_of_block(memory_mib, img, parts, len(positions))
+        envelope = None
+        if any(part.resampled for part in parts):
+            envelope = envelope_of(img, fmri_path, n_rows)
+        blocks = stack.enter_context(closing(read_voxels(img, fmri_path, positions, n_rows)))
         for start, stored in blocks:
-            whole, *columns = np.split(stored, ends[:-1], axis=1)
-            for part in parts:
-                if part.regions:
-                    series = part.reduce(columns.pop(0))
-                else:
-                    series = part.transform_block(as_volumes(whole, img), envelope)
-                part.keep(series, start)
+            extract_block(parts, img, start, np.split(stored, ends, axis=1), envelope)
+
+
+def extract_block(parts, img, start, columns, envelope):
+    """Extract the series of a block, from whole volumes and the voxels of each short part."""
+    whole, *others = columns
+    for part in parts:
+        if part.regions:
+            series = part.reduce(others.pop(0))
+        else:
+            series = part.transform_block(as_volumes(whole, img), envelope)
+        part.keep(series, start)
 
 
 def refuse(masker):
@@ -194,16 +200,18 @@ def size_of_block(memory_mib, img, parts, n_positions):
     return min(max(n_volumes - envelope, 1), img.shape[3])
 
 
-def envelope_of(blocks):
+def envelope_of(img, fmri_path, n_rows):
     """Return volumes with the range of an image, that are zero where all are; NaN if any is.
 
     One volume is enough, or two if there are values below and above zero.
     """
     functions, reduced = (np.fmin, np.fmax, np.minimum), None
-    for block in blocks:
-        parts = [f.reduce(block, axis=3) for f in functions]
-        both = zip(functions, reduced or parts, parts, strict=True)
-        reduced = [f(one, other) for f, one, other in both]
+    every_voxel = np.arange(np.prod(img.shape[:3]))
+    with closing(read_voxels(img, fmri_path, every_voxel, n_rows)) as blocks:
+        for _, stored in blocks:
+            parts = [f.reduce(as_volumes(stored, img), axis=3) for f in functions]
+            both = zip(functions, reduced or parts, parts, strict=True)
+            reduced = [f(one, other) for f, one, other in both]
     low, high, with_nan = reduced
     volumes = [high] if not (low < 0).any() else [low, high]
     return np.stack(volumes + [with_nan] * int(np.isnan(with_nan).any()), axis=3)
@@ -221,7 +229,8 @@ class StreamedMasker:
     """One fitted masker: extract blocks, then clean the whole series."""
 
     def __init__(self, masker, img, first, mean):
-        self.masker, self.img, self.parameters = masker, img, masker.get_params(deep=False)
+        self.masker, self.img, self.first = masker, img, first
+        self.parameters = masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
         self.is_integer = as_volumes(first[:0], img).dtype.kind == "i"
         with warnings.catch_warnings():
@@ -271,7 +280,7 @@ class StreamedMasker:
             self.masker.set_params(**self.parameters)
             self.masker.clean_args_, self.masker.memory_ = self.fitted
 
-    def try_short_way(self, first):
+    def try_short_way(self):
         """Leave the short way unless it gives what nilearn makes of the first volume.
 
         Spheres and maps are not compared: for them, nilearn needs seconds and much memory.
@@ -284,9 +293,9 @@ class StreamedMasker:
             is_slow = masker.mask_img is None and masker.allow_overlap
         if self.regions is None or (is_slow and not makes_frames):
             return
-        volume = self.block_image(as_volumes(first, self.img), None)
+        volume = self.block_image(as_volumes(self.first, self.img), None)
         expected = self.transform(volume)[:1]
-        found = self.reduce(first[:, self.regions.positions])
+        found = self.reduce(self.first[:, self.regions.positions])
         is_exact = type(masker) in (NiftiMasker, NiftiLabelsMasker)
         largest = np.abs(expected).max(initial=0)
         atol = 0 if is_exact else 1e-4 * largest
@@ -369,26 +378,30 @@ class StreamedMasker:
             self.warned.add(text)
             warnings.warn(text, category, stacklevel=5)
 
-    def clean(self, series, cleaning):
+    def clean(self, series, confounds, sample_mask):
         """Do the temporal part."""
         parameters = self.parameters
         options = {name: parameters[name] for name in TEMPORAL} | {"runs": parameters.get("runs")}
-        steps = ("detrend", "standardize", "low_pass", "high_pass", "runs")
-        given = [*cleaning.values(), *(options[name] for name in steps), parameters["clean_args"]]
-        if series.dtype.kind == "f" and all(each is None or each is False for each in given):
+        steps = [options[name] for name in ("detrend", "standardize", "low_pass", "high_pass")]
+        steps += [options["runs"], parameters["clean_args"], confounds, sample_mask]
+        if series.dtype.kind == "f" and all(each is None or each is False for each in steps):
             return series  # there is nothing to do, and `clean` would copy it
-        return clean(series, **cleaning, **options, **(parameters["clean_args"] or {}))
+        options |= {"confounds": confounds, "sample_mask": sample_mask}
+        return clean(series, **options, **(parameters["clean_args"] or {}))
 
-    def check_cleaning(self, n_timepoints, cleaning):
+    def check_cleaning(self, confounds, sample_mask):
         """Clean a random series, so that a mistake shows before the file is read."""
-        series = np.random.default_rng(0).normal(9, 1, (n_timepoints, 1))
+        series = np.random.default_rng(0).normal(9, 1, (self.img.shape[3], 1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.clean(series, cleaning)
+            self.clean(series, confounds, sample_mask)
 
-    def result(self, cleaning):
+    def result(self, high_variance, confounds, sample_mask):
         """Return the cleaned series in the type that the masker would return."""
-        series, self.series = self.clean(self.series, cleaning), None  # frees what was extracted
+        if self.parameters["high_variance_confounds"]:
+            confounds = [*high_variance, *(confounds or [])]
+        series = self.clean(self.series, confounds, sample_mask)
+        self.series = None  # frees what was extracted
         dtype = self.parameters["dtype"]
         if isinstance(dtype, str) and dtype == "auto":
             dtype = "int32" if self.is_integer else "float32"
