@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -654,6 +655,47 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix):
             above.append(trace.above_mib - (0 if out else 4 * n_values / MIB))
     assert max(above) < 48, above
     assert max(above) - min(above) < 0.1 * max(above) + 5, above
+
+
+# Decompressing ahead
+# -------------------
+
+
+@pytest.mark.parametrize("n_masks", [1, 9])
+def test_volumes_are_read_ahead_where_many_voxels_are_taken(tmp_path, monkeypatch, n_masks):
+    """A thread reads ahead for many voxels, not for few, nor in a worker; values are the same."""
+    threads = []
+    own = streaming.read_ahead
+    monkeypatch.setattr(streaming, "read_ahead", lambda items: threads.append(1) or own(items))
+    img = made_images.make_image()
+    img.to_filename(tmp_path / "fmri.nii.gz")
+    region = np.zeros(img.shape[:3], "uint8")
+    region.flat[: region.size // 9] = 1
+    masks = [nib.Nifti1Image(region, img.affine)] * n_masks
+    results = stream_masks(tmp_path / "fmri.nii.gz", masks)
+    assert len(threads) == (n_masks > 1)
+    monkeypatch.setattr(streaming, "is_worker", lambda: True)
+    for one, other in zip(results, stream_masks(tmp_path / "fmri.nii.gz", masks), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(threads) == (n_masks > 1)
+
+
+def test_reading_ahead_ends_with_its_reader():
+    """A reader that stops early, and an error, leave no thread; what came before is delivered."""
+
+    def items():
+        yield from range(3)
+        raise OSError("the fourth")
+
+    before = threading.active_count()
+    ahead = streaming.read_ahead(items())
+    assert next(ahead) == 0
+    ahead.close()
+    received = []
+    with pytest.raises(OSError, match="the fourth"):
+        list(map(received.append, streaming.read_ahead(items())))
+    assert received == [0, 1, 2]
+    assert threading.active_count() == before
 
 
 def test_file_works_alone(good):
