@@ -116,7 +116,7 @@ else:
 
 # %%
 # The likely peak, compared with the measured one: the median over the grid, and the range. A method
-# whose median is far from 0 % is predicted too low (-) or too high (+). A single point that is far
+# whose median is far from 0% is predicted too low (-) or too high (+). A single point that is far
 # away was measured while the machine was busy, or had a copy that the model does not know: its run
 # was not repeated, so the recording does not tell which.
 

@@ -16,7 +16,7 @@ them with the same commands.
 # A worker masks one image at a time. It needs the results of that image and a block of volumes,
 # both predicted from the header (:mod:`beyond_the_masker.budget`), and its imports, for which we
 # allow 128 MiB (measured below). Dask gives no image to a worker whose resident set (:term:`RSS`)
-# is above 80 % of its limit, so we divide by 0.8. With a lower limit, the workers would wait
+# is above 80% of its limit, so we divide by 0.8. With a lower limit, the workers would wait
 # forever, without an error.
 
 from beyond_the_masker.budget import predict_peak
@@ -38,8 +38,8 @@ print(f"limit of a worker             {limit_mib:4.0f} MiB")
 # * **The scheduler never gives up a task.** By default it does so after four workers have died
 #   that held the task, even if it was only waiting, and with joblib 1.6 the call would then never
 #   end. ``mask_study`` counts instead, because it knows which image was begun.
-# * **Workers keep freed memory for the next volume**, instead of returning it at once: to get it
-#   back from the system can take as long as decompressing the volume.
+# * **Workers keep freed memory for the next volume**, instead of returning it at once:
+#   getting it back from the system can take as long as decompressing the volume.
 
 import os
 import subprocess

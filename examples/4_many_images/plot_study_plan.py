@@ -6,7 +6,7 @@ How long does a study of ten thousand images take, on one node, on ten and on a 
 help until something else is the limit. On this page you will
 
 1. compute the hours from measurements of this build, with a short function,
-2. see when the storage is the limit, and not the processors, and
+2. see when the storage is the limit, not the processors, and
 3. compare that with the time that the backend takes to hand out ten thousand tasks.
 
 Insert the numbers of your own cluster and study.
@@ -55,15 +55,15 @@ from beyond_the_masker.workers import measure_workers, prepare_study
 
 worker = measure_workers(*prepare_study())
 print(f"a worker reads      {worker['mib_s']:8,.0f} MiB/s of compressed file")
-print(f"its results are     {100 * worker['result_share']:8,.1f} % of that")
+print(f"its results are     {100 * worker['result_share']:8,.1f}% of that")
 print(f"at its peak it has  {worker['worker_mib']:8,.0f} MiB in use")
 
 # %%
 # The cost of handing out a task was measured with empty tasks (:mod:`beyond_the_masker.overhead`).
 # A measurement with ten thousand tasks, and with Slurm, was recorded earlier. That Slurm has one
 # node, and was set to start a task as soon as another ends. With default settings a task takes
-# about a second, and on a busy cluster the queue may be looked at only every half minute: make the
-# tasks of a job array longer than that.
+# about a second, and a busy cluster may check its queue only every half minute: make the tasks of a
+# job array longer than that.
 
 import subprocess
 import sys
@@ -117,7 +117,9 @@ plot_plan(hours)
 plt.show()
 
 # %%
-# When the storage is the limit, more nodes bring nothing. It can keep this many workers busy:
+# The time of the storage includes each node's network, which can be the limit of a few nodes. When
+# the storage itself is the limit, more nodes do not help. Network and storage can keep this many
+# workers busy:
 
 node_workers, all_workers = (CLUSTER[name] / worker["mib_s"] for name in list(CLUSTER)[1:])
 print(f"one node's network: {node_workers:.1f}, the storage: {all_workers:.1f} workers")
@@ -135,11 +137,9 @@ print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib
 # ----------------
 # Count bytes before cores. Read each image once, for all masks, and not once for each mask. A job
 # should not request more cores than the storage can supply, and small jobs start sooner in a queue.
-# Handing out a task takes far less time than an image; in a job array, give each task many images.
 #
 # Handing out a task takes far less time than an image. It would matter if tasks were much shorter,
-# such as one for each mask and image. In a job array, give each task so many images that it
-# takes minutes.
+# such as one for each mask and image. In a job array, give each task enough images for some minutes.
 #
 # The plan leaves out other users of nodes and storage, workers of a node that slow each other down
 # because they share its memory's bandwidth, images of different sizes, and tasks that must be

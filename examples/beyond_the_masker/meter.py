@@ -281,7 +281,7 @@ def _control_groups(root):
 
 
 def reserve_mib():
-    """Return how much memory is kept free, in MiB: 3 % of the machine's, at least 256 MiB."""
+    """Return how much memory is kept free, in MiB: 3% of the machine's, at least 256 MiB."""
     return max(0.03 * psutil.virtual_memory().total / MIB, 256)
 
 
