@@ -4,9 +4,9 @@ Region averages
 
 Most analyses of many regions begin with one series for each region of a label atlas: the average of
 its :term:`voxels <voxel>`, cleaned. nilearn's :class:`~nilearn.maskers.NiftiLabelsMasker` computes
-it with the whole image in memory, and users ask `for several cores
-<https://github.com/nilearn/nilearn/issues/6038>`_. The average of a region needs one volume at a
-time, so one pass over the file is enough. On this page you will
+it with the whole image in memory, and users have asked for a way `to use several cores
+<https://github.com/nilearn/nilearn/issues/6038>`_. But an average needs one volume at a time, so
+one pass over the file is enough. On this page you will
 
 1. write this in a dozen lines, and compare the result with NiftiLabelsMasker's,
 2. average and clean all regions of an atlas with one call,
@@ -70,8 +70,8 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 # decompresses the next volume meanwhile. When all volumes are read, it cleans the averages with the
 # function that ``fit_transform`` itself calls.
 #
-# Here it averages all regions of the build's atlas. The :term:`confounds` drift as head motion
-# does:
+# Here it averages all regions of the build's atlas. The :term:`confounds` are random walks, which
+# drift like head motion:
 
 from nilearn.maskers import NiftiLabelsMasker
 from nilearn.signal import clean
@@ -87,11 +87,11 @@ masker = NiftiLabelsMasker(labels_path, reports=False, **cleaning)
 series = stream_masker(masker, fmri_path, confounds)
 print(f"{series.shape[0]} volumes, {series.shape[1]} regions")
 cleaned = clean(average_regions(fmri_path, labels_path), confounds=confounds, **cleaning)
-print(f"equal to the averages, then cleaned: {np.array_equal(series, cleaned)}")
+print(f"equal to averages that are cleaned afterwards: {np.array_equal(series, cleaned)}")
 
 # %%
-# For an image of fMRIPrep, ``load_confounds`` reads the confounds: see :ref:`any masker
-# <sphx_glr_auto_examples_2_streaming_plot_stream_masker.py>`.
+# For an image from fMRIPrep, ``load_confounds`` reads the confounds: :ref:`Any masker
+# <fmriprep_confounds>` has the lines to copy.
 #
 # How similar are the regions?
 # ----------------------------
@@ -148,7 +148,7 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 # ``make benchmark`` in the repository times each call right after the :term:`decompression` of the
 # same file, which no method can do without, and records the results. ``ratio`` is the time as a
 # multiple of the decompression time, ``MiB`` the peak above the start. "Cleaned" series are
-# detrended, filtered and standardised, without 12 confounds. :func:`apply_mask
+# detrended, filtered and standardised, with 12 confounds removed. :func:`apply_mask
 # <nilearn.masking.apply_mask>` takes one mask at a time, and reads the image for each. :ref:`How
 # close to the limit <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs
 # included.
@@ -171,15 +171,14 @@ if ways:
     print(f"decompression alone: {np.median([pairs[:, 1] for pairs in ways.values()]):.2f} s")
     print_ratios(ways, memory, "regions")
 else:
-    print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
+    print("doc/recorded has no averages over regions: run 'make benchmark'.")
 
 # %%
 # What to conclude
 # ----------------
-# An average needs no more of a volume than its labelled voxels, and adding them up takes less time
-# than decompressing the volume. So region averages cost little more than reading the file, in the
-# memory of a few volumes, and they are the very numbers that NiftiLabelsMasker returns. The number
-# of regions hardly matters: each labelled voxel is added once.
+# An average needs only the labelled voxels of each volume. So one pass over the file and the memory
+# of a few volumes are enough, and the numbers are exactly those that NiftiLabelsMasker returns. The
+# number of regions hardly matters: each labelled voxel is added once.
 #
 # Regions that overlap, or that have weights, need :class:`~nilearn.maskers.NiftiMapsMasker`, which
 # ``stream_masker`` takes too.

@@ -5,7 +5,8 @@ Any masker, without the image in memory
 Region averages, smoothing, filtering, :term:`confounds`: nilearn's maskers do all of it, with the
 whole image in memory. Users have long asked for a masker that `takes 500 volumes at a time
 <https://github.com/nilearn/nilearn/issues/1281>`_. Cutting the image into chunks by hand is easy,
-but `their confounds can no longer be removed <https://github.com/nilearn/nilearn/issues/1415>`_.
+but `confounds cannot be removed from each chunk alone
+<https://github.com/nilearn/nilearn/issues/1415>`_.
 
 A masker works in two parts. The spatial part (resampling, smoothing, extraction) needs one volume
 at a time. The temporal part (detrending, filtering, confounds, standardising) needs the whole
@@ -50,7 +51,7 @@ def clean_once(masker, fmri_path, confounds, n_blocks=4, **cleaning):
 
 # %%
 # Both extract averages over the regions of a label image, here made of the masks of this build.
-# The confounds drift as head motion does.
+# The confounds are random walks, which drift like head motion.
 
 from nilearn.maskers import NiftiLabelsMasker
 
@@ -69,16 +70,21 @@ cleaning = {"detrend": True, "standardize": "zscore_sample"}
 masker = NiftiLabelsMasker(labels_img, reports=False, **cleaning)
 
 # %%
+# .. _fmriprep_confounds:
+#
 # Any masker, streamed
 # --------------------
 # ``stream_masker`` gets a masker as you would configure it for ``fit_transform``, and the same
-# arguments. A list of maskers shares one pass over the file. With an image of fMRIPrep, whose
-# confounds are beside it, and a label atlas:
+# arguments. A list of maskers shares one pass over the file. With a label atlas and an image from
+# fMRIPrep, in the folder of its confounds:
 #
 # .. code-block:: python
 #
+#     from beyond_the_masker import stream_masker
 #     from nilearn.interfaces.fmriprep import load_confounds
+#     from nilearn.maskers import NiftiLabelsMasker
 #
+#     fmri_path = "sub-01_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
 #     confounds, sample_mask = load_confounds(fmri_path)
 #     masker = NiftiLabelsMasker("atlas.nii.gz", standardize="zscore_sample")
 #     series = stream_masker(masker, fmri_path, confounds, sample_mask)
@@ -141,7 +147,7 @@ treatment_table()
 # %%
 # What it costs
 # -------------
-# Measured with NiftiMaskers that only extract, so that the work is that of the other methods:
+# Measured with NiftiMaskers that only extract, which is the work of the other methods:
 
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces

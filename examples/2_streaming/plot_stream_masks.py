@@ -78,7 +78,7 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 #   (``open_data``);
 # * collects the voxels of a few volumes before it scales and stores them, which is a little faster;
 # * returns NiftiMasker's types, and zeros where values are not finite (``to_values``);
-# * writes into arrays or files of yours (``prepare_results``).
+# * writes into your own arrays or files (``prepare_results``).
 #
 # It is one file, and it needs nibabel, NumPy and tqdm: save :download:`streaming.py
 # <../../../examples/beyond_the_masker/streaming.py>` next to your script and write

@@ -60,11 +60,11 @@ plt.show()
 # Averages over regions
 # ---------------------
 # The regions are those of synthetic label images, of overlapping maps as in DiFuMo, and of spheres.
-# "Cleaned" series are detrended, high-pass filtered and standardised, without 12 confounds;
-# "smoothed" ones come from smoothed volumes. The last two rows are voxels, not averages: the same
-# ones with a list of NiftiMaskers, and from the function for masks. Other programs average regions
-# too. Before they are timed, their averages are compared with those of streaming: they agree to
-# five digits. Programs that take one mask at a time read the file again for each.
+# "Cleaned" series are detrended, high-pass filtered and standardised, with 12 confounds removed;
+# "smoothed" ones come from smoothed volumes. The last two rows extract voxels instead of averages:
+# the same voxels with a list of NiftiMaskers, and with ``stream_masks``. Other programs average
+# regions too. Before they are timed, their averages are compared with those of streaming: they
+# agree to five digits. Programs that take one mask at a time read the file again for each.
 
 from beyond_the_masker.benchmark import print_peers
 
@@ -87,8 +87,8 @@ plt.show()
 # streaming with up to twenty, and writes the results into ``doc/recorded``. Rows of the table that
 # appear in the figures of growth too, such as six workers, were measured a second time. With
 # workers, memory differs more than time: chance decides how many are at their own peak together.
-# Averages are computed from a larger image, with MNI152's grid of 2 mm; only NiftiMaskers and the
-# masks beside them get the masks and the image of the published scale.
+# Averages are computed from a larger image, with MNI152's grid of 2 mm; the rows that extract
+# voxels have the masks and the image of the published scale.
 
 from beyond_the_masker.benchmark import FULL
 from beyond_the_masker.model import METHODS
@@ -120,7 +120,7 @@ if exists:
         print_peers(about)
         plot_ratios(times, f"Regions and the limit, {n_volumes} volumes", "regions")
     else:
-        print("\nAverages over regions were not recorded.")
+        print("\nThis recording has no averages over regions: run 'make benchmark'.")
     plt.show()
 else:
     print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
@@ -143,8 +143,8 @@ print_conclusions(times, memory)
 # Every method must decompress the file, but it can do so once instead of once for each worker.
 # Threads share the work on one array, but only one of them reads the file. A larger block needs
 # more memory, and beyond a few volumes saves little time: a volume's voxels are extracted while the
-# volume is in the processor's cache, whatever the size of a block. To average them there costs
-# little more, however many regions there are.
+# volume is in the processor's cache, whatever the size of a block. Averaging adds each labelled
+# voxel once, so its time depends on these voxels more than on the number of regions.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
 #
