@@ -3,8 +3,8 @@ When the image must be in memory: threads
 =========================================
 
 Sometimes you need the whole image as an array: you use its voxels again and again, or you choose
-masks while you look at the results. Then one copy in memory is the least that you can have.
-:term:`Threads <thread>` of one process all see that copy. On this page you will
+masks while you look at the results. Then at least one copy must be in memory. The :term:`threads
+<thread>` of one process share that copy. On this page you will
 
 1. read an image into one array, without a second copy on the way,
 2. extract all masks from it in threads, and
@@ -92,7 +92,7 @@ plot_traces(measure_methods(numpy_masker_threads), image_mib)
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_mapped_file.py`: one copy for worker processes,
-#   which need not fit in memory.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_mapped_file.py`: worker processes share
+#   one file, and the image need not fit in memory.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: when the image need not be in
 #   memory.

@@ -99,7 +99,7 @@ def can_be_mapped(data):
 # What it costs
 # -------------
 # The pages of a mapped file on a disk are not part of memory in use. They belong to the kernel's
-# cache, and are recorded separately, with those of libraries. What is left are the workers and
+# cache, and are recorded separately, with those of libraries. What remains is the workers and
 # joblib's helpers, each with an interpreter and imports, and the results. Their sum can be close to
 # the size of the image, but it does not grow with the image.
 
@@ -111,7 +111,7 @@ plot_traces(measure_methods(numpy_masker_joblib_map, numpy_masker_mapped), image
 
 # %%
 # If the image is compressed, the second function made a copy, too. The same call on an uncompressed
-# file, measured alike, has nothing to write:
+# file, measured in the same way, has nothing to write:
 
 from beyond_the_masker.data import write_joined
 from beyond_the_masker.meter import measure

@@ -35,8 +35,8 @@ def nifti_masker_single(fmri, mask):
     Returns
     -------
     array of shape (n_timepoints, n_voxels)
-        float32 or float64, as the image; integers become float32. Voxels are in C order of the
-        mask. Values that are not finite are replaced by zero.
+        float32 or float64, as the image. Integers become float32; with scale factors, usually
+        float64. Voxels are in C order of the mask. Values that are not finite become zero.
     """
     fmri_img, mask_img = load_img(fmri), load_img(mask)
     check_same_grid(fmri_img, mask_img)

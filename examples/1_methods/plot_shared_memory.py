@@ -41,9 +41,9 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # %%
 # One copy of the image
 # ---------------------
-# A NIfTI file stores one volume after the other, so the image is read once, in order. Linux ends a
-# process that writes to shared memory when none is left, so we check the free space first. The
-# block is removed whatever happens: a region fails, a worker is killed, you press Ctrl-C.
+# A NIfTI file stores one volume after the other, so the image is read once, in order. Linux kills a
+# process that writes to ``/dev/shm`` when it is full, so we check the free space first. The block
+# is removed whatever happens: a region fails, a worker is killed, you press Ctrl-C.
 
 import shutil
 from contextlib import contextmanager
@@ -184,6 +184,6 @@ else:
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_in_memory.py`: one copy that takes less care, in
-#   threads or in a file.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_in_memory.py`: also one copy, with less to take
+#   care of.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: no copy at all, and no workers.
