@@ -11,24 +11,22 @@ numbers with measurements on a machine of known size, with the model's predictio
 # %%
 # What was published
 # ------------------
-# The numbers are read from that figure, memory over time of a script, of 2025. (`#5113
-# <https://github.com/nilearn/nilearn/pull/5113>`_, the source of nilearn's example, also has one of
-# ten images and twenty regions.) They are approximate, and they are sums of :term:`RSS`. The script
-# uses the methods of this site, with three important differences: the calling process holds the
-# image in memory all the time, also while workers read it from a path; the workers of one method
-# are alive while the next one runs; and the array over shared memory is passed to joblib, which
-# copies it. A figure does not show how much of a peak each of these explains. It is labelled in GB
-# (110 GB are 102 GiB); from here on, all peaks are in GiB.
+# The numbers are read from that figure, which shows the memory of a script over time and is from
+# 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, the source of nilearn's example,
+# also has a figure of ten images and twenty regions.) They are approximate sums of :term:`RSS`. The
+# script uses the methods of this site, with three important differences: the calling process holds
+# the image in memory all the time, also while workers read it from a path; the workers of one
+# method are alive while the next one runs; and the array over shared memory is passed to joblib,
+# which copies it. The figure does not show how much of a peak each of these explains. It is
+# labelled in GB (110 GB are 102 GiB); from here on, all peaks are in GiB.
 
 # %%
 # Predicted and measured
 # ----------------------
 # ``make record`` in the repository runs the experiment at this scale. A method that might not fit
 # into the machine's memory does not run, so a machine with 64 GiB or more is best. Memory in use is
-# predicted. The sum of RSS, which can be
-# compared with the published numbers, is only measured. It counts memory that processes share once
-# for each of them, and it includes what the process had imported before the call, so do not compare
-# it with the prediction.
+# predicted and measured. The sum of RSS is only measured: compare it with the published numbers,
+# not with the prediction, because it counts shared memory once for each process.
 
 from pathlib import Path
 

@@ -76,7 +76,7 @@ def table_of(table, about):
         f"{image['in_memory_mib']:,.0f} MiB; {image['n_masks']} masks.",
         f"Recorded on {about['date']}: {machine['system']}, {machine['cores']} cores, "
         f"{machine['memory_gib']:.0f} GiB.\n",
-        "GiB: sum of RSS, from 'predicted' on memory in use",
+        "GiB: sums of RSS to the left of 'predicted', memory in use from there on",
         " ".join(f"{name.removesuffix(' (RSS)'):>9}" for name in kinds.values()),
     ]
     for row in table:
