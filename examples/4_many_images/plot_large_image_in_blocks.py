@@ -11,7 +11,7 @@ page you will
    which returns the arrays of
    :ref:`one pass <sphx_glr_auto_examples_2_streaming_plot_stream_masks.py>`,
 2. see why a ``.nii.gz`` cannot be divided without an index, and
-3. measure what workers bring, and estimate when an index is worth it.
+3. measure what workers gain, and estimate when an index is worth it.
 """
 
 # %%
@@ -119,8 +119,9 @@ above_mib = {name: way["above_mib"] for name, way in ways.items()}
 plot_ways(ratios, above_mib, f"An image of {size_mib:,.0f} MiB, {len(blocks)} blocks")
 
 # %%
-# The same as a table, with whether the arrays are those of one pass, bit for bit. The ratio is the
-# median of pairs of runs, and not the quotient of the seconds; without an index no arrays are made.
+# The same as a table; "identical" compares the arrays with those of one pass, bit for bit. The
+# ratio is the median over pairs of runs, not the quotient of the seconds. Without an index, no
+# arrays are made.
 
 print("seconds  ratio   MiB  identical  way")
 for name, way in ways.items():

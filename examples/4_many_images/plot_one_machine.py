@@ -29,9 +29,10 @@ table = mask_study(images, masks, folder.name, n_jobs=2)
 # %%
 # The table has a row per image; it is also written to ``study.tsv`` in the folder of results.
 # ``peak_rss_mib`` is the worker's largest resident set (:term:`RSS`), which includes the code of
-# libraries, so it is larger where a process imports more, as on the pages on Dask and Slurm. An
-# image usually takes less time in a running worker than in a process that has just started. On a
-# terminal, a progress bar counts the images and the failures.
+# libraries, so it is larger where a process imports more, as on the pages on Dask and Slurm. The
+# seconds differ between these pages, too: a new process takes longer for its first image, and
+# workers that run at the same time can slow each other down. On a terminal, a progress bar counts
+# the images and the failures.
 
 print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to_string())
 
@@ -62,11 +63,11 @@ print(mask_study(images, masks, folder.name, n_jobs=2).status.value_counts().to_
 folder.cleanup()
 
 # %%
-# What workers cost, and what they bring
-# --------------------------------------
+# The gain and the cost of workers
+# --------------------------------
 # Time is compared in pairs: the calling process alone, then several workers. The workers are
-# started before, since a long study starts them only once. Memory is :term:`memory in use` by all
-# processes together.
+# started beforehand, since a long study starts them only once. Memory is :term:`memory in use` by
+# all processes together.
 
 import os
 import statistics

@@ -139,7 +139,8 @@ print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib
 # should not request more cores than the storage can supply, and small jobs start sooner in a queue.
 #
 # Handing out a task takes far less time than an image. It would matter if tasks were much shorter,
-# such as one for each mask and image. In a job array, give each task enough images for some minutes.
+# such as one for each mask and image. In a job array, give each task enough images for a few
+# minutes.
 #
 # The plan leaves out other users of nodes and storage, workers of a node that slow each other down
 # because they share its memory's bandwidth, images of different sizes, and tasks that must be

@@ -273,14 +273,14 @@ def _peaks_in_words(rows):
     """Return the caption of the chart of peaks, but for its title, and its description."""
     peaks = "; ".join(f"{name_of(row)}: {_peak_of(row, with_range=True)}" for row in rows)
     return (
-        "each method in a process of its own: memory in use as solid bars. The faint "
-        "part was there before the call: the calling process's interpreter and imports; those of "
-        "workers are in the solid part. A method with workers "
-        "is measured several times: the bar is the median, and the line goes from the smallest "
-        "to the largest peak. Thin hatched bars: file pages, which the kernel may drop, where "
-        "they exceed a quarter of the image. The dashed line is the size of the image. A loop "
-        "takes one mask after the other; the other methods take all masks at once. Region "
-        "averages are one series for each mask; the other methods return all its voxels."
+        "each method in a process of its own. Bars: memory in use. The faint part is the calling "
+        "process's interpreter and imports, before the call; those of workers are in the solid "
+        "part. A method with workers is measured several times: the bar is the median, and the "
+        "line goes from the smallest to the largest peak. Thin hatched bars: file pages, which the "
+        "kernel may drop, where they exceed a quarter of the image. The dashed line is the size of "
+        "the image. A loop takes one mask after the other; the other methods take all masks at "
+        "once. Region averages are one series for each mask; the other methods return all its "
+        "voxels."
         f"{' Crossed: predicted, not run.' * _any_predicted(rows)}"
         f"\n\nBar chart of {len(rows)} methods, with the image's "
         f"{float(rows[0]['image_mib']):,.0f} MiB as a line. Peaks: {peaks}."
@@ -325,7 +325,7 @@ def plot_ways(ratios, above_mib, title):
     figure.suptitle(title, fontsize=12)
     figure.set_label(
         f"{title}. Top: time, a dot for the median of the runs, a line from the fastest to the "
-        f"slowest, dashed for {first}. Bottom: the peak of memory in use above the start."
+        f"slowest; the dashed line is {first}. Bottom: the peak of memory in use above the start."
         f"\n\nDot chart of time, as multiples of that of {first}, and bar chart of memory, of "
         f"{len(ratios)} ways: {'; '.join(found)}."
     )
@@ -338,7 +338,7 @@ def plot_workers(speed, peaks):
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=size, layout="constrained")
     numbers = list(peaks)
     middle = [1.0, *(statistics.median(ratios) for ratios in speed.values())]
-    above.plot(numbers, numbers, ":", color="black", label="as many times as workers")
+    above.plot(numbers, numbers, ":", color="black", label="proportional to the workers")
     for n, ratios in speed.items():
         above.plot([n, n], [ratios[0], ratios[-1]], color=BLUE, lw=4, alpha=0.5)
     above.plot(numbers, middle, "o-", color=BLUE, label="measured: median, and all pairs")
@@ -353,8 +353,8 @@ def plot_workers(speed, peaks):
     below.margins(y=0.15)
     hide_frame(above)
     hide_frame(below)
-    described = ", ".join(
-        f"{n} {ratio:.2f} times as fast as one process, {peaks[n]:,.0f} MiB"
+    described = "; ".join(
+        f"{n}: {ratio:.2f} times as fast as one process, {peaks[n]:,.0f} MiB"
         for n, ratio in zip(numbers, middle, strict=True)
     )
     figure.set_label(
