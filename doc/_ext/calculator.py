@@ -19,7 +19,7 @@ MEASURED_HERE = "was measured on the machine that built this page ({versions})"
 TYPICAL = "is typical for a machine with two cores; <code>budget --measure</code> measures yours"
 MACHINE = (
     "The memory of interpreters and imports {origin}. Elsewhere it may differ, by some tens of MiB"
-    " per worker. On images that were recorded, {count} <a href='{page}'>The page about it</a>"
+    " per worker. In the recorded measurements, {count} <a href='{page}'>The page about it</a>"
     " lists the others."
 )
 

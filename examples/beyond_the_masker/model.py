@@ -2,7 +2,7 @@
 
 The model counts copies. A method goes through a few **moments**, such as reading the file or
 copying the array. At each of them the calling process, each worker, or all of them together hold
-certain things: so many copies of the image, of a certain type. The peak is the largest sum.
+certain things, such as two copies of the image as float32. The peak is the largest sum.
 
 The table ``METHODS`` is the whole model, and the only place that names a method.
 

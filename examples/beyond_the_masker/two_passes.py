@@ -1,7 +1,8 @@
 """What nilearn computes from the whole image before it extracts: one or two passes over the file.
 
-`mean_image` is what masks are computed from, `high_variance_confounds` what a masker with this
-parameter removes. Both keep a few volumes in memory, the second also the series that it selects.
+Masks are computed from `mean_image`. Maskers with ``high_variance_confounds=True`` remove what the
+function of that name returns. Both keep a few volumes in memory, the second also the series that it
+selects.
 """
 
 import math
