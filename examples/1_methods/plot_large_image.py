@@ -18,8 +18,8 @@ DiFuMo atlas of 64 regions. Set ``DATA=development_fmri`` to download the real d
 # The image
 # ---------
 # Subjects are joined along time and written to one compressed file in a cache folder, volume by
-# volume. The file gets its name when it is complete: an interrupted run leaves nothing that a later
-# one would mistake for a whole file.
+# volume. The file gets its name only when it is complete, so that no later run mistakes the rest of
+# an interrupted one for a whole file.
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +34,7 @@ fmri_img = nib.load(fmri_path, keep_file_open=True)
 # %%
 # Opening the file reads its header only. In memory, the image takes the product of its dimensions
 # times the bytes of one value, before any function makes a copy. (With scale factors, integers
-# become float64: reading no volumes gives the type after scaling.)
+# become float64: the empty slice below has the type after scaling.)
 
 dtype = fmri_img.dataobj[..., :0].dtype
 in_memory_mib = np.prod(fmri_img.shape, dtype=float) * dtype.itemsize / 2**20

@@ -39,8 +39,8 @@ def numpy_masker_joblib_map(fmri, masks, n_jobs):
 
 
 # %%
-# The ``with`` block removes the folder, also when a region fails or you press Ctrl-C. We check the
-# free space first, before you wait for minutes.
+# The ``with`` block removes the folder even when a region fails or you press Ctrl-C. We check the
+# free space first, so that you do not wait minutes for an error.
 #
 # .. warning::
 #

@@ -76,7 +76,7 @@ def nifti_masker_loop(fmri_path, mask_paths):
 # All masks in parallel
 # ---------------------
 # One :term:`worker` for each mask, and the same function in each. A path reaches the workers as a
-# few bytes, and each worker then reads the whole file. joblib writes an image in memory to a file,
+# few bytes, and each worker then reads the whole file. joblib writes an in-memory image to a file,
 # once, and the workers map that file. The file is in :term:`shared memory` where 2 GB are free
 # there, otherwise on disk.
 

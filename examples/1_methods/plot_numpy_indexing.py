@@ -75,7 +75,7 @@ print(f"{series.shape[0]} volumes, {series.shape[1]} voxels; the same as NiftiMa
 # All masks, one after the other
 # ------------------------------
 # An image that has been read once can be indexed with any number of masks. After reading, there is
-# one copy of it. (Give it an image in memory: a proxy image would be read for each mask.)
+# one copy of it. (Pass an in-memory image: a proxy image would be read for each mask.)
 
 
 def numpy_masker_loop(fmri_img, mask_imgs):

@@ -124,12 +124,12 @@ else:
 # ---------------------------
 # Extraction alone needs the voxels of the regions and no others, as for masks: they are taken from
 # each volume and reduced to the masker's series, in nilearn's order, so that the sums are the same
-# to the last bit. Any number of maskers share this one read of the file.
+# to the last bit. Any number of maskers can share this one read of the file.
 #
 # If a masker smooths, or resamples the image, blocks of whole volumes pass through its own code,
 # with the temporal parameters turned off meanwhile. Resampling clips its result to the range of the
 # whole image and may crop it to where the image is not zero: so the file is first read once for the
-# range, and a volume that has it is added to every block.
+# range, and a volume with this range is added to every block.
 #
 # Two options need the whole image before the first block, and get it in further passes over the
 # file: a mask that nilearn computes from the mean of all volumes, and ``high_variance_confounds``,

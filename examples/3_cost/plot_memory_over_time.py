@@ -35,7 +35,7 @@ finished = run_under_mprof(measured)
 # Label the curve
 # ---------------
 # The peak of a method is the largest sample between its beginning and its end. A method that did
-# not run has a hatched place in the figure, and its label shows the model's prediction. First the
+# not run has a hatched area in the figure, and its label shows the model's prediction. First the
 # default metric, as in ``mprof plot``, then PSS of the same run, which counts a shared page once:
 
 from beyond_the_masker.figures import save

@@ -38,7 +38,7 @@ for part in prediction.parts:
 # All methods
 # -----------
 # ``print_budget`` compares every method with the free memory, and with the space in ``/dev/shm``,
-# whose files take from the same memory. All numbers are :term:`memory in use`. A build runs a
+# whose files occupy the same memory. All numbers are :term:`memory in use`. A build runs a
 # method only if its upper end fits; otherwise it shows the prediction. With ``--explain`` the
 # command also prints the parts, and the reason for each.
 
@@ -85,8 +85,8 @@ print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 
 # %%
 # With workers the ranges are wide, so the ratio is the stricter test. A peak is outside its range
-# if the machine was so busy that the method did not run as usual, or if a library now makes another
-# number of copies. ``make check-model`` in the repository decides: it measures several times, and
+# if the machine was so busy that the method did not run as usual, or if a library now makes more
+# or fewer copies. ``make check-model`` in the repository decides: it measures several times, and
 # fails if a median is outside.
 #
 # The whole grid

@@ -15,7 +15,7 @@ numbers with measurements on a machine of known size, with the model's predictio
 # 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, the source of nilearn's example,
 # also has a figure of ten images and twenty regions.) They are approximate sums of :term:`RSS`. The
 # script uses the methods of this site, with three important differences: the calling process holds
-# the image in memory all the time, also while workers read it from a path; the workers of one
+# the image in memory all the time, even while workers read it from a path; the workers of one
 # method are alive while the next one runs; and the array over shared memory is passed to joblib,
 # which copies it. The figure does not show how much of a peak each of these explains. It is
 # labelled in GB (110 GB are 102 GiB); from here on, all peaks are in GiB.

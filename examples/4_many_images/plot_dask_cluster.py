@@ -35,8 +35,8 @@ print(f"limit of a worker             {limit_mib:4.0f} MiB")
 # Two commands start it: ``dask scheduler`` on one machine, ``dask worker`` on each. We change two
 # of Dask's defaults, with environment variables:
 #
-# * **The scheduler never gives up a task.** By default it does so after four workers have died
-#   that held the task, even if it was only waiting, and with joblib 1.6 the call would then never
+# * **The scheduler never gives up a task.** By default it does so after four workers that held
+#   the task have died, even if it was only waiting, and with joblib 1.6 the call would then never
 #   end. ``mask_study`` counts instead, because it knows which image was begun.
 # * **Workers keep freed memory for the next volume**, instead of returning it at once:
 #   getting it back from the system can take as long as decompressing the volume.
@@ -176,11 +176,11 @@ folder.cleanup()
 #
 # * **Images and results** must be on storage that all machines share, under the same paths. Give
 #   each worker a ``--local-directory`` of its own machine for temporary files.
-# * **Wait for two workers at least**, with ``client.wait_for_workers(2)``: if there is only one
+# * **Wait for at least two workers**, with ``client.wait_for_workers(2)``: if there is only one
 #   when joblib begins, the calling process does all the work. Later workers get their share.
 # * **If nothing happens**, check that all can import the package: ``client.run(peak_rss_mib)`` and
 #   ``client.run_on_scheduler(peak_rss_mib)`` raise the error that joblib does not report.
-# * **Everybody who can reach the scheduler can run code on it**, so let it listen only where you
+# * **Anyone who can reach the scheduler can run code on it**, so let it listen only where you
 #   trust all users. Reach the dashboard through a tunnel: ``ssh -L 8787:localhost:8787 node1``.
 #
 # What to conclude

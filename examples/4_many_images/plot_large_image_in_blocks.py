@@ -130,7 +130,7 @@ for name, way in ways.items():
     print(f"{way['above_mib']:5,.0f}  {identical!s:9}  {name}")
 
 # %%
-# The index is worth it when the passes have saved more time than it took to make. An estimate: if
+# The index is worth it when the passes have saved more time than making it took. An estimate: if
 # the time of blocks is inversely proportional to the number of workers, each with a core of its
 # own:
 

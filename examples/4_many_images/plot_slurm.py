@@ -45,9 +45,9 @@ print(f"{row.peak_rss_mib:.0f} MiB, {row.seconds:.2f} s")
 
 # %%
 # ``peak_rss_mib`` is the largest resident set (:term:`RSS`), which is what most clusters count. If
-# you cannot run it yet, :mod:`beyond_the_masker.budget` predicts memory from the image's header,
-# but for a script that calls ``stream_masks``: this command also imports what writes the table, and
-# RSS includes the code of libraries. So allow 60 MiB more.
+# you cannot run it yet, :mod:`beyond_the_masker.budget` predicts from the image's header the memory
+# of a script that calls ``stream_masks``. The command ``study`` also imports what writes the table,
+# and RSS includes the code of libraries, so allow 60 MiB more.
 #
 # We request one and a half times this memory, and three times this time plus five minutes, for a
 # node that starts slowly.
@@ -113,8 +113,8 @@ print(submit_commands(row, len(images), n_tasks))
 # * **Jobs may wait for hours**, so we wait for two workers. Those that come later get their share.
 # * **A job has two processes**: the worker, and the nanny that supervises it. Both import Dask, for
 #   which we allow 128 MiB each.
-# * **dask-jobqueue changes Ctrl-C** when it is imported: it would end Python silently, and with
-#   success. We restore it.
+# * **dask-jobqueue changes Ctrl-C** when it is imported: it would end Python silently, and
+#   report success. We restore it.
 
 import signal
 
