@@ -249,7 +249,7 @@ def bad_files(tmp_path_factory):
         "3d.nii": make_image(shape[:3]),
         "no_volume.nii": make_image((*shape[:3], 0)),
         "mask.nii": mask,
-        "mask_4d.nii": make_image(data=mask.dataobj[..., None], dtype="u1"),
+        "mask_4d.nii": make_image(data=np.stack([mask.dataobj] * 2, 3), dtype="u1"),
         "mask_other_grid.nii": make_image(data=mask.dataobj[:, :10], dtype="u1"),
         "mask_moved.nii": make_image(data=mask.dataobj, dtype="u1", affine=MOVED),
         "mask_empty.nii": make_image(data=np.zeros(shape[:3]), dtype="u1"),

@@ -3,6 +3,7 @@
 nibabel is imported where it is needed: a worker that only takes voxels loads NumPy alone.
 """
 
+import gzip
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 
 def check_same_grid(fmri_img, mask_img):
     """Raise a ValueError unless the image is 4D and the mask is 3D and on the same grid."""
+    is_3d = mask_img.ndim == 3 or mask_img.shape[3:] == (1,)
     if (
         fmri_img.ndim != 4
         or 0 in fmri_img.shape
-        or mask_img.shape != fmri_img.shape[:3]
-        or not np.allclose(mask_img.affine, fmri_img.affine)
+        or not is_3d
+        or not is_same_grid(mask_img, fmri_img)
     ):
         raise ValueError(
             "A 4D image and a 3D mask on its grid are needed; the image has shape "
@@ -22,6 +24,22 @@ def check_same_grid(fmri_img, mask_img):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
+
+
+def is_same_grid(img, other):
+    """Return whether the grids of two images are the same, to a hundredth of a voxel.
+
+    Tools that save headers again round affines, so the corners of the grid are compared.
+    """
+    if img.shape[:3] != other.shape[:3]:
+        return False
+    corners = np.ones((4, 8))
+    corners[:3] = np.indices((2, 2, 2)).reshape(3, 8) * np.subtract(img.shape[:3], 1)[:, np.newaxis]
+    try:
+        moved = np.linalg.solve(other.affine, img.affine @ corners)
+    except np.linalg.LinAlgError:  # an affine that has no inverse
+        return np.array_equal(img.affine, other.affine)
+    return bool(np.abs(moved - corners).max() <= 0.01)
 
 
 @contextmanager
@@ -45,9 +63,20 @@ def read_mask(mask_img):
     """Return a mask's voxels as booleans, or raise a ValueError if there are none."""
     with damaged_file_named(mask_img.get_filename()):
         inside = is_inside(np.asarray(mask_img.dataobj))
+        read_to_end(mask_img)
+    inside = inside[..., 0] if inside.ndim == 4 else inside  # (x, y, z, 1), as some tools write
     if not inside.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
     return inside
+
+
+def read_to_end(img):
+    """Read a compressed file to its end, where gzip stores its checksum."""
+    path = img.get_filename() or ""
+    if path.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
 
 
 def open_checked(fmri, masks):
@@ -69,6 +98,24 @@ def open_checked(fmri, masks):
         check_same_grid(fmri_img, mask_img)
         mask_arrays.append(read_mask(mask_img))
     return fmri_img, mask_arrays
+
+
+def to_grid(region, img):
+    """Return a 3D image of a region on the grid of another image, by nearest neighbour.
+
+    nilearn leaves out a voxel of the grid whose centre lies beyond that of the region's first or
+    last voxel, if only by rounding. A border of zeros lets it count up to half a voxel.
+    """
+    import nibabel as nib
+    from nilearn.image import resample_img
+
+    data = np.asarray(region.dataobj)
+    if is_same_grid(region, img):
+        return nib.Nifti1Image(data, img.affine, dtype=data.dtype)
+    affine = region.affine @ nib.affines.from_matvec(np.eye(3), [-1, -1, -1])
+    grid = {"target_affine": img.affine, "target_shape": img.shape[:3]}
+    options = {"interpolation": "nearest", "copy_header": True, "force_resample": True}
+    return resample_img(nib.Nifti1Image(np.pad(data, 1), affine), **grid, **options)
 
 
 def value_type(img):

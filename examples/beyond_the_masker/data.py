@@ -10,10 +10,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
-from nilearn.image import resample_to_img
 
 from beyond_the_masker import synthetic
-from beyond_the_masker.checks import damaged_file_named, read_mask, read_volumes, value_type
+from beyond_the_masker.checks import (
+    damaged_file_named,
+    is_inside,
+    read_mask,
+    read_to_end,
+    read_volumes,
+    to_grid,
+    value_type,
+)
 from beyond_the_masker.options import read_options
 from beyond_the_masker.running import load_in_memory
 from beyond_the_masker.synthetic import FMRI_SHAPE, synthetic_atlas, synthetic_fmri
@@ -182,7 +189,8 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
     if n_regions < 1:
         raise ValueError(f"{n_regions} regions were asked for; at least 1 is needed.")
     depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist()]
-    depends_on += [inspect.getsource(function) for function in (write_masks, atlas_regions)]
+    code = write_masks, atlas_regions, regions_of, to_grid
+    depends_on += [inspect.getsource(function) for function in code]
     depends_on += map(stamp_of, files)
     write = functools.partial(write_masks, files, fmri_path, n_regions)
     folder = prepare(f"{n_regions}-masks", depends_on, write)
@@ -195,7 +203,7 @@ def write_masks(atlas_files, fmri_path, n_regions, folder):
     fmri_img = nib.load(fmri_path)
     paths = []
     for number, (name, region) in enumerate(atlas_regions(atlas_files, n_regions), start=1):
-        data = resample_region(region, fmri_img)
+        data = np.asarray(to_grid(region, fmri_img).dataobj)
         if not data.any():
             raise ValueError(
                 f"{name} is empty on the grid of {fmri_path}, {fmri_img.shape[:3]}: "
@@ -205,12 +213,6 @@ def write_masks(atlas_files, fmri_path, n_regions, folder):
         paths.append(folder / MASK_NAME.format(number))
         nib.Nifti1Image(data, fmri_img.affine).to_filename(paths[-1])
     return paths
-
-
-def resample_region(region, fmri_img):
-    """Return a region on the grid of an image, as an array."""
-    on_grid = resample_to_img(region, fmri_img, "nearest", copy_header=True, force_resample=True)
-    return np.asarray(on_grid.dataobj)
 
 
 def atlas_to_labels(atlas_path, fmri_path):
@@ -225,7 +227,7 @@ def atlas_to_labels(atlas_path, fmri_path):
     def fill(folder):
         labels = np.zeros(fmri_img.shape[:3], "int32")
         for number, (_, region) in enumerate(atlas_regions(files), start=1):
-            labels[resample_region(region, fmri_img) != 0] = number
+            labels[np.asarray(to_grid(region, fmri_img).dataobj) != 0] = number
         nib.Nifti1Image(labels, fmri_img.affine).to_filename(folder / "labels.nii.gz")
 
     depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist(), inspect.getsource(atlas_regions)]
@@ -240,25 +242,22 @@ def stamp_of(path):
 
 
 def atlas_regions(files, n_regions=None):
-    """Yield the first regions of an atlas: a name, and a 3D image on the atlas' own grid."""
+    """Yield the first regions of an atlas: a name, and a 3D image on the atlas' own grid.
+
+    An image of shape (x, y, z, 1) has labels if its values are whole numbers, else it is one map.
+    """
     imgs = [nib.load(file, keep_file_open=True) for file in files]
     for file, img in zip(files, imgs, strict=True):
-        if img.ndim != 3 and (len(imgs) > 1 or img.ndim != 4):
+        if img.ndim != 3 and (img.ndim != 4 or (len(imgs) > 1 and img.shape[3] > 1)):
             raise ValueError(
                 f"{file} has shape {img.shape}; an atlas is one 4D image of maps, one 3D image "
                 "of labels, or several 3D masks."
             )
+    volumes = map(read_volume, imgs)
     if len(imgs) > 1:
         names = [f"the mask {file}" for file in files]
-        volumes = map(read_volume, imgs)
-    elif imgs[0].ndim == 4:
-        names = [f"map {number} of {files[0]}" for number in range(1, imgs[0].shape[3] + 1)]
-        volumes = read_volumes(imgs[0])
     else:
-        labels = read_volume(imgs[0])
-        values = np.unique(labels[np.isfinite(labels) & (labels != 0)])
-        names = [f"label {value:g} of {files[0]}" for value in values]
-        volumes = (labels == value for value in values)
+        names, volumes = regions_of(files[0], imgs[0])
     if n_regions and n_regions > len(names):
         raise ValueError(
             f"{n_regions} regions were asked for, and {files[0]} "
@@ -267,7 +266,19 @@ def atlas_regions(files, n_regions=None):
         )
     affines = [img.affine for img in imgs] if len(imgs) > 1 else [imgs[0].affine] * len(names)
     for name, affine, volume in zip(names[:n_regions], affines, volumes, strict=False):
-        yield name, nib.Nifti1Image((np.nan_to_num(volume) != 0).astype("uint8"), affine)
+        yield name, nib.Nifti1Image(is_inside(volume).astype("uint8"), affine)
+
+
+def regions_of(file, img):
+    """Return the names of an atlas' regions, and their values, volume by volume."""
+    if img.ndim == 4 and img.shape[3] > 1:
+        names = [f"map {number} of {file}" for number in range(1, img.shape[3] + 1)]
+        return names, read_volumes(img)
+    labels = read_volume(img)
+    values = np.unique(labels[is_inside(labels)])
+    if img.ndim == 4 and (values % 1).any():
+        return [f"map 1 of {file}"], [labels]
+    return [f"label {value:g} of {file}" for value in values], (labels == v for v in values)
 
 
 def labels_image(mask_paths):
@@ -287,6 +298,8 @@ def labels_image(mask_paths):
 
 
 def read_volume(img):
-    """Return the values of a 3D image."""
+    """Return the values of a 3D image, or of one of shape (x, y, z, 1)."""
     with damaged_file_named(img.get_filename()):
-        return np.asanyarray(img.dataobj)
+        values = np.asanyarray(img.dataobj)
+        read_to_end(img)
+    return values[..., 0] if values.ndim == 4 else values

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import is_inside
+from beyond_the_masker.checks import is_inside, read_to_end
 from beyond_the_masker.model import DTYPES, Image
 
 MOST_FROM_A_BYTE = 1032  # bytes that a byte of gzip can become: https://zlib.net/zlib_tech.html
@@ -85,8 +85,10 @@ def count_voxels(mask_path, shape):
     with readable(mask_path, "an image"):
         mask_img = nib.load(mask_path)
         grid = getattr(mask_img, "shape", ())  # a surface has none
+        grid = grid[:3] if grid[3:] == (1,) else grid
         if same := grid == tuple(shape):  # otherwise it may be large
             inside = int(np.count_nonzero(is_inside(np.asarray(mask_img.dataobj))))
+            read_to_end(mask_img)
     if not same:
         raise ValueError(
             f"{mask_path} is on the grid {grid}; the image is on {tuple(shape)}. To "

@@ -15,7 +15,14 @@ from nilearn.signal import clean
 from sklearn import get_config
 
 from beyond_the_masker.regions import find_regions
-from beyond_the_masker.streaming import open_image, read_volumes, read_voxels, scale
+from beyond_the_masker.streaming import (
+    damaged_file_named,
+    open_image,
+    read_to_end,
+    read_volumes,
+    read_voxels,
+    scale,
+)
 from beyond_the_masker.two_passes import high_variance_confounds, mean_image, needs_mean
 
 __all__ = ["stream_masker"]
@@ -118,7 +125,16 @@ def fit_all(maskers, img, fmri_path):
     with closing(read_volumes(img, fmri_path)) as volumes:
         first = next(volumes)[np.newaxis]
     mean = mean_image(fmri_path) if any(map(needs_mean, maskers)) else None
+    for path in {path for each in maskers for path in region_files(each)}:
+        with damaged_file_named(path):
+            read_to_end(nib.load(path))  # nilearn does not read its checksum
     return [StreamedMasker(each, img, first, mean) for each in maskers]
+
+
+def region_files(masker):
+    """Return the files of a masker's regions."""
+    given = (getattr(masker, name, None) for name in ("mask_img", "labels_img", "maps_img"))
+    return [path for path in given if isinstance(path, (str, Path))]
 
 
 def extract(parts, img, fmri_path, block_size, memory_mib):

@@ -12,7 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import damaged_file_named, is_inside
+from beyond_the_masker.checks import (
+    damaged_file_named,
+    is_inside,
+    is_same_grid,
+    read_to_end,
+    to_grid,
+)
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.results import ABOUT, read_about, write_arrays
 
@@ -37,13 +43,9 @@ class Masks:
 
     def resampled(self, image):
         """Yield the masks on the grid of an image file, one after the other."""
-        from nilearn.image import resample_img  # here: not every worker needs it
-
         img = nib.load(image)
-        grid = {"target_affine": img.affine, "target_shape": img.shape[:3]}
-        options = {"interpolation": "nearest", "copy_header": True, "force_resample": True}
         for mask_img in self.images():
-            yield resample_img(mask_img, **grid, **options)
+            yield to_grid(mask_img, img)
 
     def checksum(self):
         """Return a checksum of names, voxels and grid."""
@@ -62,9 +64,10 @@ def read_masks(masks):
         with damaged_file_named(mask if is_path else name):
             img = nib.load(mask) if is_path else mask
             inside = is_inside(np.asarray(img.dataobj))
+            read_to_end(img)
         inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
         first = img if first is None else first
-        check_mask(name, inside, img.affine, first)
+        check_mask(name, inside, img, first)
         positions.append(np.flatnonzero(inside).astype("int32"))
     return Masks(list(masks), positions, first.shape[:3], np.asarray(first.affine, float))
 
@@ -83,14 +86,13 @@ def named(masks):
     return masks
 
 
-def check_mask(name, inside, affine, first):
+def check_mask(name, inside, img, first):
     """Raise a ValueError unless a mask is 3D, not empty, and on the grid of the first mask."""
-    on_grid = inside.shape == first.shape[:3] and np.allclose(affine, first.affine)
-    if not on_grid or inside.ndim != 3 or not inside.any():
+    if inside.ndim != 3 or not is_same_grid(img, first) or not inside.any():
         raise ValueError(
             f"The mask {name} has {inside.sum()} voxels that are not zero, on the grid "
-            f"{inside.shape}\n{affine}\nIt needs at least one, on the 3D grid of the first mask: "
-            f"{first.shape[:3]}\n{first.affine}"
+            f"{inside.shape}\n{img.affine}\nIt needs at least one, on the 3D grid of the first "
+            f"mask: {first.shape[:3]}\n{first.affine}"
         )
 
 

@@ -31,7 +31,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     fmri_path : str or pathlib.Path
         4D NIfTI image, compressed or not.
     masks : iterable of str, pathlib.Path or nibabel.Nifti1Image
-        3D masks on the grid of the image: non-zero in the region.
+        3D masks on the grid of the image, to a hundredth of a voxel: non-zero in the region.
     block_size : int, optional
         Volumes whose voxels are collected before they are written to the result.
     memory_mib : float
@@ -45,7 +45,8 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     -------
     list of arrays of shape (n_timepoints, n_voxels)
         The values of NiftiMasker, for each mask. They are parts of one large array: if you keep
-        only one region, copy it. Files come back as read-only `numpy.memmap`.
+        only one region, copy it. Files come back as read-only `numpy.memmap`. NiftiMasker resamples
+        an image whose affine was rounded in another way, and can lose a slice; this does not.
 
     Raises
     ------
@@ -106,16 +107,41 @@ def read_mask(mask, fmri_img, fmri_path):
     name = mask_img.get_filename() or "A mask"
     with damaged_file_named(name):  # SPM writes NaN around a region
         inside = np.nan_to_num(np.asarray(mask_img.dataobj), posinf=0, neginf=0) != 0
+        read_to_end(mask_img)
     inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
-    grid = fmri_img.shape[:3]
-    on_grid = inside.shape == grid and np.allclose(mask_img.affine, fmri_img.affine)
+    on_grid = inside.ndim == 3 and is_same_grid(mask_img, fmri_img)
     if not on_grid or not inside.any():
         raise ValueError(
             f"{name} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
-            f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {grid}\n"
+            f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {fmri_img.shape[:3]}\n"
             f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
         )
     return inside
+
+
+def read_to_end(img):
+    """Read a compressed file to its end, where gzip stores its checksum."""
+    path = img.get_filename() or ""
+    if path.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
+
+
+def is_same_grid(img, other):
+    """Return whether the grids of two images are the same, to a hundredth of a voxel.
+
+    Tools that save headers again round affines, so the corners of the grid are compared.
+    """
+    if img.shape[:3] != other.shape[:3]:
+        return False
+    corners = np.ones((4, 8))
+    corners[:3] = np.indices((2, 2, 2)).reshape(3, 8) * np.subtract(img.shape[:3], 1)[:, np.newaxis]
+    try:
+        moved = np.linalg.solve(other.affine, img.affine @ corners)
+    except np.linalg.LinAlgError:  # an affine that has no inverse
+        return np.array_equal(img.affine, other.affine)
+    return bool(np.abs(moved - corners).max() <= 0.01)
 
 
 def read_voxels(fmri_img, fmri_path, positions, n_rows):

@@ -50,8 +50,9 @@ def mask_study(
         A folder above all images: results keep the folders below it. Needed if images in different
         folders have the same name.
     resample : bool
-        Resample masks to the grid of each image, by nearest neighbour. By default, an image on
-        another grid fails.
+        Resample masks to the grid of each image, by nearest neighbour; at the edge of the masks'
+        grid up to half a voxel, where nilearn takes none. By default, an image on another grid
+        fails.
     part : tuple of int
         ``(3, 10)`` does the third of ten parts: every tenth image. Parts can run at the same time.
 

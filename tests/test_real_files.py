@@ -1,0 +1,190 @@
+"""Masks and atlases as other tools save them: rounded affines, one more axis, damaged content."""
+
+import gzip
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
+
+from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.checks import is_same_grid, to_grid
+from beyond_the_masker.data import atlas_to_labels, atlas_to_masks
+from beyond_the_masker.headers import count_voxels
+from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.methods import all_methods
+from beyond_the_masker.streaming import is_same_grid as is_same_grid_in_streaming
+from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.study import mask_study
+
+GRID = (40, 40, 12)
+# Of the same scan, as two tools saved them: https://github.com/nilearn/nilearn/issues/3898
+OF_IMAGE = np.array(
+    [
+        [-0.584032, -0.045876, 0.095196, 75.921539],
+        [-0.043881, 0.578534, 0.698280, -78.563744],
+        [0.017422, -0.080728, 4.950085, 44.482220],
+        [0, 0, 0, 1],
+    ]
+)
+OF_MASK = np.array(
+    [
+        [-0.584032, -0.045875, 0.095183, 75.921539],
+        [-0.043881, 0.578534, 0.698280, -78.563744],
+        [0.017420, -0.080728, 4.950085, 44.482220],
+        [0, 0, 0, 1],
+    ]
+)
+INSIDE = np.zeros(GRID, "uint8")
+INSIDE[15:25, 15:25] = 1
+VALUES = np.random.default_rng(0).normal(100, 30, (*GRID, 3)).astype("float32")
+EXPECTED = VALUES[INSIDE != 0].T
+
+
+def shifted(affine, *voxels):
+    """Return an affine whose grid begins some voxels later."""
+    return affine @ nib.affines.from_matvec(np.eye(3), voxels)
+
+
+def write(path, data, affine):
+    """Write an image; return its path."""
+    nib.Nifti1Image(data, affine).to_filename(path)
+    return path
+
+
+@pytest.fixture
+def fmri_path(tmp_path):
+    """Write an image that is not compressed."""
+    return write(tmp_path / "fmri.nii", VALUES, OF_IMAGE)
+
+
+def series_of_study(fmri_path, mask, **options):
+    """Return the series that `mask_study` writes."""
+    table = mask_study([fmri_path], {"one": mask}, fmri_path.parent / "series", **options)
+    assert list(table.status) == ["done"], table.reason[0]
+    return [np.load(table.file[0])["one"]]
+
+
+def with_methods(fmri_path, mask):
+    """Yield the name and the series of every method of this site that indexes the image."""
+    for method in all_methods():
+        if method.name.startswith("NumPy") and method.mode != "single":
+            yield method.title, method.call(fmri_path, [mask], 1)()
+
+
+ENTRANCES = {
+    "stream_masks": lambda fmri_path, mask: stream_masks(fmri_path, [mask]),
+    "mask_blocks": lambda fmri_path, mask: mask_blocks(fmri_path, [mask]),
+    "mask_study": series_of_study,
+    "mask_study, resampled": lambda *files: series_of_study(*files, resample=True),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize(
+    "affine",
+    [OF_MASK, shifted(OF_IMAGE, 0.009, -0.009, 0), OF_IMAGE.astype("float32")],
+    ids=["rounded", "shifted", "float32"],
+)
+def test_grids_that_differ_by_rounding_are_the_same(fmri_path, tmp_path, entrance, affine):
+    """A mask on the image's grid, to a hundredth of a voxel, keeps all of its voxels."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE, affine)
+    (series,) = ENTRANCES[entrance](fmri_path, mask)
+    np.testing.assert_array_equal(series, EXPECTED)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("more", [0, 1])
+def test_methods_take_masks_as_other_tools_save_them(fmri_path, tmp_path, more):
+    """Every method takes a mask with a rounded affine, and one with another axis."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE.reshape(GRID + (1,) * more), OF_MASK)
+    for name, (series,) in with_methods(fmri_path, mask):
+        np.testing.assert_array_equal(series, EXPECTED, err_msg=name)
+
+
+def test_atlas_with_a_rounded_affine(fmri_path, tmp_path):
+    """No slice of a region is lost where nilearn's own resampling loses one."""
+    for kind, data in (("labels", INSIDE), ("maps", INSIDE[..., np.newaxis] * [0.5, 0.2])):
+        atlas = write(tmp_path / f"{kind}.nii.gz", data.astype("float32"), OF_MASK)
+        (mask_img, *_), _ = atlas_to_masks(atlas, fmri_path, 1)
+        np.testing.assert_array_equal(mask_img.dataobj, INSIDE)
+    labels = nib.load(atlas_to_labels(atlas, fmri_path))
+    np.testing.assert_array_equal(labels.dataobj, INSIDE * 2)
+
+
+@pytest.mark.parametrize("shift", [0.02, -0.02, 0.4, -0.4])
+def test_resampling_keeps_the_edge(shift):
+    """A voxel at the edge of a region's grid counts for up to half a voxel, and no further."""
+    img = nib.Nifti1Image(VALUES, OF_IMAGE)
+    everywhere = nib.Nifti1Image(np.ones(GRID, "uint8"), shifted(OF_IMAGE, shift, shift, shift))
+    assert not is_same_grid(everywhere, img)
+    assert np.asarray(to_grid(everywhere, img).dataobj).all()
+    beyond = nib.Nifti1Image(np.ones(GRID, "uint8"), shifted(OF_IMAGE, 0.6, 0, 0))
+    expected = np.ones(GRID, "uint8")
+    expected[0] = 0
+    np.testing.assert_array_equal(to_grid(beyond, img).dataobj, expected)
+
+
+@pytest.mark.parametrize("same_grid", [is_same_grid, is_same_grid_in_streaming])
+def test_what_is_the_same_grid(same_grid):
+    """Corners are compared in voxels, so a small rotation of a large grid is another grid."""
+    turned = OF_IMAGE @ nib.affines.from_matvec([[1, 4e-4, 0], [-4e-4, 1, 0], [0, 0, 1]])
+    small = (2, 2, 2)
+    for one, other, expected in (
+        ((GRID, OF_IMAGE), (GRID, OF_MASK), True),
+        ((GRID, OF_IMAGE), (GRID, shifted(OF_IMAGE, 0, 0, 0.011)), False),
+        ((GRID, OF_IMAGE), (GRID, turned), False),  # though entries differ by less than 3e-4
+        ((small, OF_IMAGE), (small, turned), True),
+        ((GRID, OF_IMAGE), ((40, 40, 11), OF_IMAGE), False),
+        ((GRID, OF_IMAGE), (GRID, np.zeros((4, 4))), False),
+    ):
+        imgs = [SimpleNamespace(shape=shape, affine=affine) for shape, affine in (one, other)]
+        assert same_grid(*imgs) is expected
+        assert same_grid(*reversed(imgs)) is expected
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_mask_with_another_axis(fmri_path, tmp_path, entrance):
+    """A mask of shape (x, y, z, 1) is a 3D mask."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE[..., np.newaxis], OF_IMAGE)
+    (series,) = ENTRANCES[entrance](fmri_path, mask)
+    np.testing.assert_array_equal(series, EXPECTED)
+    assert count_voxels(mask, GRID) == 1200
+
+
+def test_labels_with_another_axis(fmri_path, tmp_path):
+    """Whole numbers of shape (x, y, z, 1) are labels; other values are one map."""
+    data = np.zeros(GRID, "float32")
+    data[1:5, 1:4, 1:4], data[6:8, 5:8, 3:9] = 2, 7
+    labels = write(tmp_path / "labels.nii.gz", data[..., np.newaxis], OF_IMAGE)
+    masks, _ = atlas_to_masks(labels, fmri_path, 2)
+    assert [int(np.sum(mask.dataobj)) for mask in masks] == [36, 36]
+    soft = write(tmp_path / "map.nii.gz", data[..., np.newaxis] / 4, OF_IMAGE)
+    (mask,), _ = atlas_to_masks(soft, fmri_path, 1)
+    assert np.sum(mask.dataobj) == 72
+    several = [write(tmp_path / f"{n}.nii", INSIDE[..., np.newaxis], OF_IMAGE) for n in "ab"]
+    assert [np.sum(mask.dataobj) for mask in atlas_to_masks(several, fmri_path, 2)[0]] == [1200] * 2
+
+
+DAMAGED = {
+    **ENTRANCES,
+    "stream_masker": lambda fmri_path, mask: stream_masker(NiftiMasker(mask), fmri_path),
+    "stream_masker, labels": lambda *files: stream_masker(NiftiLabelsMasker(files[1]), files[0]),
+    "atlas_to_masks": lambda fmri_path, mask: atlas_to_masks(mask, fmri_path, 1),
+    "count_voxels": lambda fmri_path, mask: count_voxels(mask, GRID),
+    "methods": lambda *files: list(with_methods(*files)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:boolean values:FutureWarning")  # nilearn's own default
+@pytest.mark.parametrize("entrance", DAMAGED)
+def test_damaged_mask_is_found(fmri_path, tmp_path, entrance):
+    """A changed byte, which only gzip's checksum shows, is an error with the name of the file."""
+    mask = write(tmp_path / "mask.nii", INSIDE, OF_IMAGE)
+    packed = bytearray(gzip.compress(mask.read_bytes(), compresslevel=0))  # stored as it is
+    packed[-40] ^= 1
+    (tmp_path / "mask.nii.gz").write_bytes(packed)
+    assert np.sum(nib.load(tmp_path / "mask.nii.gz").dataobj) != 1200  # nibabel does not see it
+    with pytest.raises((OSError, ValueError), match=r"mask.nii.gz"):
+        DAMAGED[entrance](fmri_path, tmp_path / "mask.nii.gz")
