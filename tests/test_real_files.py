@@ -188,3 +188,18 @@ def test_damaged_mask_is_found(fmri_path, tmp_path, entrance):
     assert np.sum(nib.load(tmp_path / "mask.nii.gz").dataobj) != 1200  # nibabel does not see it
     with pytest.raises((OSError, ValueError), match=r"mask.nii.gz"):
         DAMAGED[entrance](fmri_path, tmp_path / "mask.nii.gz")
+
+
+FILLING = ("shared memory", "threads", "joblib map", "mapped file")  # they read volume by volume
+
+
+@pytest.mark.parametrize("way", FILLING)
+def test_damaged_image_is_found(fmri_path, tmp_path, way):
+    """A method that fills an array of its own reads the image to gzip's checksum."""
+    mask = write(tmp_path / "mask.nii", INSIDE, OF_IMAGE)
+    packed = bytearray(gzip.compress(fmri_path.read_bytes(), compresslevel=0))
+    packed[-40] ^= 1
+    (tmp_path / "fmri.nii.gz").write_bytes(packed)
+    (method,) = [method for method in all_methods() if way in method.name]
+    with pytest.raises(OSError, match=r"fmri.nii.gz is incomplete or damaged"):
+        method.call(tmp_path / "fmri.nii.gz", [mask], 1)()
