@@ -1,11 +1,12 @@
 """The shared checks: which errors name a damaged file."""
 
+import errno
+
 import nibabel as nib
 import pytest
 
-from beyond_the_masker.checks import (
-    damaged_file_named,
-)
+from beyond_the_masker import streaming
+from beyond_the_masker.checks import damaged_file_named
 
 
 @pytest.mark.parametrize("error", [EOFError, OSError, nib.filebasedimages.ImageFileError])
@@ -19,9 +20,16 @@ def test_errors_of_a_damaged_file_name_it(error):
     assert isinstance(raised.value.__cause__, error)
 
 
-@pytest.mark.parametrize(
-    "error", [FileNotFoundError, IsADirectoryError, PermissionError, MemoryError, KeyboardInterrupt]
-)
+@pytest.mark.parametrize("named", [damaged_file_named, streaming.damaged_file_named])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EMFILE])
+def test_limits_of_the_system_are_no_damage(named, number):
+    """A file that is missing, a folder, not allowed, or one too many keeps its own error."""
+    with pytest.raises(OSError, match=r"^.Errno \d+. odd") as raised, named("a.nii"):
+        raise OSError(number, "odd", "b.nii")
+    assert raised.value.errno == number
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_other_errors_pass(error):
     """An error that is not about the file's content passes unchanged."""
     with pytest.raises(error, match=r"^odd$"), damaged_file_named("a.nii"):

@@ -1,6 +1,7 @@
 """Masks and atlases as other tools save them: rounded affines, one more axis, damaged content."""
 
 import gzip
+import resource
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -203,3 +204,20 @@ def test_damaged_image_is_found(fmri_path, tmp_path, way):
     (method,) = [method for method in all_methods() if way in method.name]
     with pytest.raises(OSError, match=r"fmri.nii.gz is incomplete or damaged"):
         method.call(tmp_path / "fmri.nii.gz", [mask], 1)()
+
+
+@pytest.mark.extensive
+def test_more_masks_than_files_may_be_open(fmri_path, tmp_path):
+    """No function keeps the file of a mask open."""
+    masks = [write(tmp_path / f"{n}.nii.gz", INSIDE, OF_IMAGE) for n in range(300)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        for method in all_methods():
+            if method.name.startswith(("NumPy", "Streaming, masks")) and method.mode != "single":
+                series = method.call(fmri_path, masks, 1)()
+                np.testing.assert_array_equal(series[-1], EXPECTED)
+        assert len(atlas_to_masks(masks, fmri_path, 300)[0]) == 300
+        assert list(mask_study([fmri_path], masks, tmp_path / "out").status) == ["done"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

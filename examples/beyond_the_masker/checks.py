@@ -47,9 +47,11 @@ def damaged_file_named(path):
     """Turn any error that reading a damaged file raises into an OSError that names the file."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError, TypeError):
+    except (FileNotFoundError, MemoryError, TypeError):
         raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
+        if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
+            raise
         message = f"{path} is incomplete or damaged ({error}). Copy or download it again."
         raise OSError(message) from error
 
@@ -82,19 +84,15 @@ def read_to_end(img):
 def open_checked(fmri, masks):
     """Return an image, of which only the header is read, and its masks as arrays of bool.
 
-    Both are given as paths or as images. The image's file stays open, so that reading all volumes
-    decompresses it once.
+    Both are given as paths or as images.
     """
     import nibabel as nib
 
-    fmri_img, *mask_imgs = (
-        item
-        if isinstance(item, nib.spatialimages.SpatialImage)
-        else nib.load(item, keep_file_open=True)
-        for item in (fmri, *masks)
-    )
-    mask_arrays = []
-    for mask_img in mask_imgs:
+    def load(item):
+        return item if isinstance(item, nib.spatialimages.SpatialImage) else nib.load(item)
+
+    fmri_img, mask_arrays = load(fmri), []
+    for mask_img in map(load, masks):
         check_same_grid(fmri_img, mask_img)
         mask_arrays.append(read_mask(mask_img))
     return fmri_img, mask_arrays

@@ -246,7 +246,7 @@ def atlas_regions(files, n_regions=None):
 
     An image of shape (x, y, z, 1) has labels if its values are whole numbers, else it is one map.
     """
-    imgs = [nib.load(file, keep_file_open=True) for file in files]
+    imgs = [nib.load(file) for file in files]
     for file, img in zip(files, imgs, strict=True):
         if img.ndim != 3 and (img.ndim != 4 or (len(imgs) > 1 and img.shape[3] > 1)):
             raise ValueError(

@@ -297,7 +297,9 @@ def damaged_file_named(path):
     """Turn any error that reading a damaged file raises into an OSError that names the file."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, ImportError, MemoryError, TypeError):
+    except (FileNotFoundError, ImportError, MemoryError, TypeError):
         raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
+        if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
+            raise
         raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
