@@ -130,7 +130,7 @@ def test_a_worker_needs_its_block_and_rows(tmp_path):
 @pytest.mark.parametrize(("block_mib", "expected"), [(0, 5), (2.9, 3), (5, 1)])
 def test_blocks_cover_all_volumes_once(block_mib, expected):
     """Every volume is in one block, and no block is larger than asked for."""
-    volumes = Volumes("file", (64, 64, 64, 5), np.dtype("<f4"), 352, 1.0, 0.0)  # of 1 MiB each
+    volumes = Volumes("file", (64, 64, 64, 5), np.dtype("<f4"), 352, 1.0, 0.0, ())  # of 1 MiB each
     blocks = volumes.blocks(block_mib)
     assert [n for block in blocks for n in range(*block)] == list(range(5))
     assert len(blocks) == expected
@@ -176,7 +176,8 @@ def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
     fmri_path, _ = image_and_masks(tmp_path)
     volumes = Volumes.of(nib.load(fmri_path))
     os.truncate(fmri_path, 352 + 3 * 240 + 17)
-    extract_block(volumes, np.arange(5), 0, 3)
+    with pytest.raises(OSError, match="changed"):
+        extract_block(volumes, np.arange(5), 0, 3)
     with pytest.raises(OSError, match="damaged") as raised:
         extract_block(volumes, np.arange(5), 2, 4)
     assert str(fmri_path) in str(raised.value)

@@ -1,7 +1,9 @@
 """Masks and atlases as other tools save them: rounded affines, one more axis, damaged content."""
 
 import gzip
+import os
 import resource
+import sys
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -204,6 +206,26 @@ def test_damaged_image_is_found(fmri_path, tmp_path, way):
     (method,) = [method for method in all_methods() if way in method.name]
     with pytest.raises(OSError, match=r"fmri.nii.gz is incomplete or damaged"):
         method.call(tmp_path / "fmri.nii.gz", [mask], 1)()
+
+
+@pytest.mark.parametrize("function", [stream_masks, mask_blocks])
+@pytest.mark.parametrize("change", ["written", "replaced"])
+def test_image_that_changes_while_it_is_read(fmri_path, tmp_path, monkeypatch, function, change):
+    """A result is of one version of the image, or an error."""
+    module = sys.modules[function.__module__]
+    to_values = module.to_values
+    mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
+
+    def change_first(stored, *arguments):
+        path = fmri_path if change == "written" else tmp_path / "new.nii"
+        write(path, 2 * VALUES, OF_IMAGE)
+        os.replace(path, fmri_path)
+        return to_values(stored, *arguments)
+
+    monkeypatch.setattr(module, "to_values", change_first)
+    options = {"block_mib": 0.1} if function is mask_blocks else {"block_size": 1}
+    with pytest.raises(OSError, match=r"fmri.nii was changed while it was read. Run this again"):
+        function(fmri_path, [mask], **options)
 
 
 @pytest.mark.extensive

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 
 from beyond_the_masker.pages import check_pages
@@ -44,6 +45,9 @@ def make_parser():
 def main(arguments=None):
     """Run a command, by default that of the command line, and exit with its status or error."""
     arguments = make_parser().parse_args(arguments)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
+            signal.signal(number, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         if arguments.pages:
             check_pages()

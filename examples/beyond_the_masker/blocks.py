@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.streaming import (
+    check_version,
     damaged_file_named,
     find_voxels,
     gzip,
@@ -18,6 +19,7 @@ from beyond_the_masker.streaming import (
     open_image,
     result_dtype,
     to_values,
+    version_of,
 )
 
 __all__ = ["make_index", "mask_blocks"]
@@ -33,6 +35,7 @@ class Volumes:
     offset: int
     slope: float
     inter: float
+    version: tuple
     index: str | None = None
 
     @classmethod
@@ -40,7 +43,8 @@ class Volumes:
         """Read an image's header."""
         proxy, file = fmri_img.dataobj, os.path.abspath(fmri_img.file_map["image"].filename)
         numbers = proxy.dtype, int(proxy.offset), float(proxy.slope), float(proxy.inter)
-        return cls(file, proxy.shape, *numbers, index and os.path.abspath(index))
+        index = index and os.path.abspath(index)
+        return cls(file, proxy.shape, *numbers, version_of(file), index)
 
     @property
     def n_bytes(self):
@@ -119,6 +123,7 @@ def extract_block(volumes, positions, start, stop):
     """Return the number of a block's first volume, and an array (n_volumes, n_voxels) of values."""
     with damaged_file_named(volumes.file), volumes.open() as file:
         stored = volumes.read(file, start, stop).take(positions, axis=1)
+    check_version(volumes.file, volumes.version)
     return start, to_values(stored, volumes, result_dtype(volumes))
 
 

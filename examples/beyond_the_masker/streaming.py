@@ -173,6 +173,7 @@ def read_volumes(fmri_img, fmri_path):
     """Yield the stored numbers of each volume, in the order of the file."""
     proxy, n_voxels = fmri_img.dataobj, math.prod(fmri_img.shape[:3])
     file_name = fmri_img.file_map["image"].filename
+    before = version_of(file_name)
     with damaged_file_named(fmri_path), open_data(file_name) as file:
         file.seek(proxy.offset)
         for _ in range(fmri_img.shape[3]):
@@ -180,6 +181,19 @@ def read_volumes(fmri_img, fmri_path):
             yield np.frombuffer(content, proxy.dtype, n_voxels)
         while file.read(2**20):  # gzip stores its checksum at the end
             pass
+    check_version(file_name, before)
+
+
+def version_of(path):
+    """Return what changes when a file is replaced or written."""
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def check_version(path, before):
+    """Raise an OSError if a file is another one, or was written, since its version was taken."""
+    if version_of(path) != before:
+        raise OSError(f"{path} was changed while it was read. Run this again.")
 
 
 def read_ahead(items):
