@@ -130,7 +130,7 @@ print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8
 # ----------------
 # For the voxels of any number of masks, this function is enough on any machine, for an image of any
 # length: memory grows with the result only, and a result too large for memory can go into files. It
-# does not resample a mask, and it does not detect a file that changes while being read.
+# does not resample a mask. An image that changes while being read raises an error.
 #
 # One image needs no workers. For many images, use one task per image:
 # :mod:`beyond_the_masker.study` does that, on one machine or on a cluster, and continues where it
