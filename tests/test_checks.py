@@ -29,6 +29,18 @@ def test_limits_of_the_system_are_no_damage(named, number):
     assert raised.value.errno == number
 
 
+@pytest.mark.parametrize("named", [damaged_file_named, streaming.damaged_file_named])
+@pytest.mark.parametrize(
+    "content", ["version https://git-lfs.github.com/spec/v1\noid", "../.git/annex/objects/8x/a.nii"]
+)
+def test_a_pointer_to_the_content_is_no_damage(tmp_path, named, content):
+    """A file whose content was not downloaded yet is named as such."""
+    path = tmp_path / "a.nii.gz"
+    path.write_text(content)
+    with pytest.raises(OSError, match=r"a.nii.gz is not here yet: get it"), named(path):
+        nib.load(path).get_fdata()
+
+
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_other_errors_pass(error):
     """An error that is not about the file's content passes unchanged."""

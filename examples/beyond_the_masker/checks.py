@@ -4,7 +4,7 @@ nibabel is imported where it is needed: a worker that only takes voxels loads Nu
 """
 
 import gzip
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -52,8 +52,18 @@ def damaged_file_named(path):
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
             raise
+        if is_pointer(path):
+            raise OSError(f"{path} is not here yet: get it with git annex or git lfs.") from error
         message = f"{path} is incomplete or damaged ({error}). Copy or download it again."
         raise OSError(message) from error
+
+
+def is_pointer(path):
+    """Return whether a file has only the name of its content, as git-annex and Git LFS leave it."""
+    with suppress(OSError, TypeError), open(path, "rb") as file:
+        start = file.read(200)
+        return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
+    return False
 
 
 def is_inside(values):

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -316,4 +316,14 @@ def damaged_file_named(path):
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
             raise
+        if is_pointer(path):
+            raise OSError(f"{path} is not here yet: get it with git annex or git lfs.") from error
         raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
+
+
+def is_pointer(path):
+    """Return whether a file has only the name of its content, as git-annex and Git LFS leave it."""
+    with suppress(OSError, TypeError), open(path, "rb") as file:
+        start = file.read(200)
+        return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
+    return False
