@@ -208,6 +208,37 @@ def test_damaged_image_is_found(fmri_path, tmp_path, way):
         method.call(tmp_path / "fmri.nii.gz", [mask], 1)()
 
 
+def other_kinds(folder):
+    """Write files that nibabel reads, but that are no 3D or 4D images of numbers."""
+    nib.Nifti1Image((VALUES + 1j).astype("c8"), OF_IMAGE).to_filename(folder / "complex.nii")
+    colours = np.zeros(VALUES.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.Nifti1Image(colours, OF_IMAGE).to_filename(folder / "colours.nii")
+    surface = nib.gifti.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.zeros(9, "f4"))])
+    surface.to_filename(folder / "surface.gii")
+    voxels = nib.cifti2.BrainModelAxis.from_mask(INSIDE[:3, :3] == 0, affine=OF_IMAGE)
+    axes = nib.cifti2.SeriesAxis(0, 1, 3), voxels
+    cifti = nib.cifti2.Cifti2Image(np.zeros((3, len(voxels)), "f4"), axes)
+    cifti.to_filename(folder / "cifti.dtseries.nii")
+    (folder / "folder.nii").mkdir()
+    return [
+        folder / f"{name}.nii" for name in ("complex", "colours", "cifti.dtseries", "folder")
+    ] + [folder / "surface.gii"]
+
+
+@pytest.mark.parametrize(
+    "entrance", ["stream_masks", "mask_blocks", "mask_study", "count_voxels", "methods"]
+)
+def test_other_kinds_of_files_are_refused(fmri_path, tmp_path, entrance):
+    """What is no image of numbers is refused, as an image and as a mask, with its name."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
+    for path in other_kinds(tmp_path):
+        with pytest.raises((ValueError, IsADirectoryError), match=path.name):
+            DAMAGED[entrance](fmri_path, path)
+        if entrance in ("stream_masks", "mask_blocks", "methods"):
+            with pytest.raises((ValueError, IsADirectoryError), match=path.name):
+                DAMAGED[entrance](path, mask)
+
+
 @pytest.mark.parametrize("function", [stream_masks, mask_blocks])
 @pytest.mark.parametrize("change", ["written", "replaced"])
 def test_image_that_changes_while_it_is_read(fmri_path, tmp_path, monkeypatch, function, change):

@@ -387,7 +387,7 @@ BAD = {  # name: image, mask, exception, parts of its message
     "not NIfTI": ("image.mgz", "mask.nii", ValueError, NO_4D),
     "no image at all": ("garbage.nii", "mask.nii", OSError, DAMAGED),
     "empty file": ("nothing.nii", "mask.nii", OSError, DAMAGED),
-    "folder": ("folder", "mask.nii", OSError, ["{fmri}"]),
+    "folder": ("folder", "mask.nii", IsADirectoryError, ["{fmri}"]),
     "intercept NaN": ("intercept.nii", "mask.nii", OSError, DAMAGED),
     "missing": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri}"]),
     "data missing": ("half.hdr", "mask.nii", FileNotFoundError, ["half.img"]),

@@ -5,12 +5,15 @@ nibabel is imported where it is needed: a worker that only takes voxels loads Nu
 
 import gzip
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 
 
 def check_same_grid(fmri_img, mask_img):
     """Raise a ValueError unless the image is 4D and the mask is 3D and on the same grid."""
+    check_numbers(fmri_img)
+    check_numbers(mask_img)
     is_3d = mask_img.ndim == 3 or mask_img.shape[3:] == (1,)
     if (
         fmri_img.ndim != 4
@@ -24,6 +27,15 @@ def check_same_grid(fmri_img, mask_img):
             f"{fmri_img.affine}\nand\n{mask_img.affine}\nTo bring a mask to the grid: "
             "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
         )
+
+
+def check_numbers(img, name=None):
+    """Raise a ValueError unless an image has a grid and real numbers."""
+    from nibabel.spatialimages import SpatialImage
+
+    if not isinstance(img, SpatialImage) or img.get_data_dtype().kind not in "fiub":
+        name = name or getattr(img, "get_filename", str)() or f"A {type(img).__name__}"
+        raise ValueError(f"{name} is not an image of real numbers on a grid.")
 
 
 def is_same_grid(img, other):
@@ -52,18 +64,18 @@ def damaged_file_named(path):
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
             raise
-        if is_pointer(path):
-            raise OSError(f"{path} is not here yet: get it with git annex or git lfs.") from error
-        message = f"{path} is incomplete or damaged ({error}). Copy or download it again."
-        raise OSError(message) from error
+        raise problem_of(path, error) from error
 
 
-def is_pointer(path):
-    """Return whether a file has only the name of its content, as git-annex and Git LFS leave it."""
+def problem_of(path, error):
+    """Return an OSError that says why a file cannot be read: most likely it is damaged."""
+    if isinstance(path, (str, Path)) and Path(path).is_dir():
+        return IsADirectoryError(f"{path} is a folder; a file is needed.")
     with suppress(OSError, TypeError), open(path, "rb") as file:
         start = file.read(200)
-        return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
-    return False
+        if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
+            return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
+    return OSError(f"{path} is incomplete or damaged ({error}). Copy or download it again.")
 
 
 def is_inside(values):
@@ -99,7 +111,12 @@ def open_checked(fmri, masks):
     import nibabel as nib
 
     def load(item):
-        return item if isinstance(item, nib.spatialimages.SpatialImage) else nib.load(item)
+        if not isinstance(item, (str, Path)):
+            return item
+        with damaged_file_named(item):
+            img = nib.load(item)
+        check_numbers(img, item)
+        return img
 
     fmri_img, mask_arrays = load(fmri), []
     for mask_img in map(load, masks):

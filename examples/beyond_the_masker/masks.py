@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from beyond_the_masker.checks import (
+    check_numbers,
     damaged_file_named,
     is_inside,
     is_same_grid,
@@ -63,6 +64,8 @@ def read_masks(masks):
         is_path = isinstance(mask, str | Path)
         with damaged_file_named(mask if is_path else name):
             img = nib.load(mask) if is_path else mask
+        check_numbers(img, mask if is_path else name)
+        with damaged_file_named(mask if is_path else name):
             inside = is_inside(np.asarray(img.dataobj))
             read_to_end(img)
         inside = inside[..., 0] if inside.shape[3:] == (1,) else inside

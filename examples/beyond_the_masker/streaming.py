@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
+from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 from tqdm import tqdm
 
@@ -80,7 +81,7 @@ def open_image(fmri_path):
     """Return a 4D NIfTI image of numbers, its data not read; refuse any other file."""
     with damaged_file_named(fmri_path):
         fmri_img = nib.load(fmri_path)
-    shape = fmri_img.shape
+    shape = getattr(fmri_img, "shape", ())  # a surface has none
     has_numbers = isinstance(fmri_img, nib.Nifti1Pair) and fmri_img.dataobj.dtype.kind in "fiu"
     if not has_numbers or len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
@@ -104,6 +105,8 @@ def read_mask(mask, fmri_img, fmri_path):
     """Return a mask as booleans; refuse one that is empty or on another grid than the image."""
     with damaged_file_named(mask):
         mask_img = nib.load(mask) if isinstance(mask, (str, Path)) else mask
+    if not isinstance(mask_img, SpatialImage) or mask_img.get_data_dtype().kind not in "fiub":
+        raise ValueError(f"{mask} is not a 3D image of numbers.")
     name = mask_img.get_filename() or "A mask"
     with damaged_file_named(name):  # SPM writes NaN around a region
         inside = np.nan_to_num(np.asarray(mask_img.dataobj), posinf=0, neginf=0) != 0
@@ -316,14 +319,15 @@ def damaged_file_named(path):
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
             raise
-        if is_pointer(path):
-            raise OSError(f"{path} is not here yet: get it with git annex or git lfs.") from error
-        raise OSError(f"{path} is incomplete or damaged ({error}): copy it again.") from error
+        raise problem_of(path, error) from error
 
 
-def is_pointer(path):
-    """Return whether a file has only the name of its content, as git-annex and Git LFS leave it."""
+def problem_of(path, error):
+    """Return an OSError that says why a file cannot be read: most likely it is damaged."""
+    if isinstance(path, (str, Path)) and Path(path).is_dir():
+        return IsADirectoryError(f"{path} is a folder; a file is needed.")
     with suppress(OSError, TypeError), open(path, "rb") as file:
         start = file.read(200)
-        return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
-    return False
+        if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
+            return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
+    return OSError(f"{path} is incomplete or damaged ({error}): copy it again.")
