@@ -274,3 +274,18 @@ def test_more_masks_than_files_may_be_open(fmri_path, tmp_path):
         assert list(mask_study([fmri_path], masks, tmp_path / "out").status) == ["done"]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", np.linspace(0.05, 0.99, 9))
+def test_damaged_masks_of_a_study_are_written_again(fmri_path, tmp_path, share):
+    """A study whose own file of masks was damaged writes it again."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
+    series_of_study(fmri_path, mask)
+    (file,) = (tmp_path / "series").glob("masks-*.npz")
+    content = file.read_bytes()
+    damaged = bytearray(content)
+    damaged[int(len(content) * share)] ^= 0x10
+    file.write_bytes(damaged)
+    (tmp_path / "series" / "fmri.npz").unlink()
+    (series,) = series_of_study(fmri_path, mask)
+    np.testing.assert_array_equal(series, EXPECTED)

@@ -21,7 +21,7 @@ from beyond_the_masker.checks import (
     to_grid,
 )
 from beyond_the_masker.files import moved_into_place, stem
-from beyond_the_masker.results import ABOUT, read_about, write_arrays
+from beyond_the_masker.results import ABOUT, is_undamaged, write_arrays
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def check_mask(name, inside, img, first):
 
 
 def save_masks(masks, folder):
-    """Write masks into a folder, unless they are there; return the file."""
+    """Write masks into a folder, unless they are there undamaged; return the file."""
     file = folder / f"masks-{masks.checksum()[:12]}.npz"
-    if not read_about(file):
+    if not is_undamaged(file):
         grid = {"shape": masks.shape, "affine": masks.affine.tolist()}
         with moved_into_place(file) as unfinished:
             write_arrays(unfinished, masks.names, masks.positions, grid)

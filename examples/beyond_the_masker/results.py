@@ -3,12 +3,14 @@
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 ABOUT = "about.json"
+OF_DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def write_arrays(path, names, arrays, about):
@@ -25,8 +27,17 @@ def read_about(file):
     try:
         with zipfile.ZipFile(file) as archive:
             return json.loads(archive.read(ABOUT))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+    except OF_DAMAGE:
         return {}
+
+
+def is_undamaged(file):
+    """Return whether a file has its record, and all arrays agree with their checksums."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None and ABOUT in archive.namelist()
+    except OF_DAMAGE:
+        return False
 
 
 def describe(image, masks, options):
