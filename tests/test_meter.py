@@ -232,6 +232,17 @@ def test_peak_between_two_samples(monkeypatch):
     assert measure(give, MadeThere(allocate_for_a_moment, 300)).above_mib == near(0)
 
 
+@pytest.mark.parametrize(("files_mib", "expected"), [((10, 20), 390), ((10, 60), 0)])
+def test_pages_of_files_are_no_peak(files_mib, expected):
+    """The kernel's largest resident set is not used if it may hold pages of a mapped file."""
+    samples = [
+        meter.Sample(1.0 + i, {}, {7: dict.fromkeys(meter.KINDS, 0) | {"other": mib * MIB}})
+        for i, mib in enumerate(files_mib)
+    ]
+    outcome = meter.Outcome(1.0, 0.5, high_water=(410 * MIB, 15 * MIB))
+    assert meter._trace("name", samples, outcome).high_water_mib == expected
+
+
 # --- Free memory
 
 

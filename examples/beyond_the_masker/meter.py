@@ -67,6 +67,7 @@ __all__ = ["Trace", "Watchdog", "measure", "measure_within"]
 
 PAUSES = 0.002, 0.1  # shortest and longest pause between samples, in seconds
 MIB = 2**20
+MOST_UNKNOWN = 32 * MIB  # by which resident pages of files may vary; imports bring some
 MODULE = __spec__.name if __spec__ else Path(__file__).stem  # as the fresh process imports it
 SHM = Path("/dev/shm")
 ROLLUP = Path("/proc/self/smaps_rollup")
@@ -681,9 +682,12 @@ def _trace(name, samples, outcome):
         pid: {kind: np.array([one[kind] for one in own]) / MIB for kind in KINDS}
         for pid, own in sizes.items()
     }
-    # From the largest resident set, subtract all pages that may not have been anonymous then.
+    # From the largest resident set, subtract all pages that may not have been anonymous then. If
+    # the call maps a file, there may have been more of them than any sample saw.
     largest, other = outcome.high_water
     others = [tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree]
+    if max(other, *others) - min(other, *others) > MOST_UNKNOWN:
+        largest = 0
     shared = np.array([sum(sample.shared.values()) for sample in samples]) / MIB
     return Trace(
         name=name,
