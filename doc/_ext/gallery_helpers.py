@@ -19,6 +19,7 @@ from beyond_the_masker.pages import definitions
 # Within a section; pages that are not named follow. Sections run in the order of their folders.
 ORDER = """
     plot_large_image plot_nifti_masker plot_numpy_indexing plot_shared_memory plot_in_memory
+    plot_mapped_file plot_heavy_work
     plot_stream_masks plot_region_averages plot_stream_masker
     plot_memory_over_time plot_prediction plot_limit
     plot_one_machine plot_dask_cluster plot_slurm plot_large_image_in_blocks plot_study_plan
