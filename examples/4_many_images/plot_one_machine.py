@@ -118,6 +118,36 @@ for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
 #
 #     export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 #
+# .. _study_of_averages:
+#
+# Averages and confounds
+# ----------------------
+# ``mask_study`` extracts voxels. For everything else that a masker does, call
+# :func:`~beyond_the_masker.maskers.stream_masker` in each worker:
+#
+# .. code-block:: python
+#
+#     from pathlib import Path
+#
+#     import numpy as np
+#     from beyond_the_masker import stream_masker
+#     from joblib import Parallel, delayed
+#     from nilearn.interfaces.fmriprep import load_confounds
+#     from nilearn.maskers import NiftiLabelsMasker
+#
+#     def average_regions(fmri_path):
+#         confounds, sample_mask = load_confounds(fmri_path)
+#         masker = NiftiLabelsMasker("atlas.nii.gz", standardize="zscore_sample")
+#         series = stream_masker(masker, fmri_path, confounds, sample_mask)
+#         np.save(Path("series", Path(fmri_path).name.removesuffix(".nii.gz")), series)
+#
+#     Path("series").mkdir(exist_ok=True)
+#     images = Path("images.txt").read_text().splitlines()
+#     Parallel(n_jobs=2)(delayed(average_regions)(fmri_path) for fmri_path in images)
+#
+# In a job array, each task ``number`` of ``n_tasks`` loops over ``images[number - 1 :: n_tasks]``
+# instead, with the numbers in the variables ``SLURM_ARRAY_TASK_ID`` and ``SLURM_ARRAY_TASK_COUNT``.
+#
 # What to conclude
 # ----------------
 # Use at most as many workers as cores, and no more than the storage can supply. Memory is rarely

@@ -185,7 +185,8 @@ print(job.job_script())
 # The job array needs only Slurm, and each task starts as soon as a node is free: use it if you know
 # the whole study in advance. With Dask, workers take the next image when they are ready, so that
 # none is idle while others have much to do, and you see progress and errors at once. Both write the
-# same files, and each can complete what the other began.
+# same files, and each can complete what the other began. Both extract voxels: averages and
+# confounds need :ref:`a few lines of your own <study_of_averages>` in each task.
 #
 # Recommended next
 # ----------------
