@@ -205,8 +205,8 @@ def test_what_peers_can_do_is_printed(capsys):
     versions = {"MRtrix3, mrstats, mask by mask": "3.0.3", "FSL, fslmeants": None}
     benchmark.print_peers({"not_installed": ["FSL, fslmeants"], "peers": versions})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "apply_mask, mask by mask (one mask at a time)"
-    assert lines[2] == "MRtrix3, mrstats, mask by mask, 3.0.3 (one mask at a time)"
+    assert lines[0] == "apply_mask, mask by mask"
+    assert lines[2] == "MRtrix3, mrstats, mask by mask, 3.0.3"
     assert lines[-1] == "FSL, fslmeants (all labels at once): not installed, so not compared"
     assert len(lines) == len(PEERS)
 

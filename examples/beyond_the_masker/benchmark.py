@@ -300,8 +300,8 @@ def print_peers(about):
     for name, peer in PEERS.items():
         missing = ": not installed, so not compared" * (name in about["not_installed"])
         version = about["peers"].get(name) or ""
-        how = "all labels at once" if peer.at_once else "one mask at a time"
-        print(f"{name}{version and f', {version}'} ({how}){missing}")
+        how = " (all labels at once)" if peer.at_once else ""
+        print(f"{name}{version and f', {version}'}{how}{missing}")
 
 
 def print_conclusions(times, memory):
