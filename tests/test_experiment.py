@@ -23,9 +23,11 @@ from beyond_the_masker.experiment import (
     complete_summary,
     identical,
     in_a_line,
+    in_blocks,
     measure_methods,
     prepare_all,
     read_summary,
+    reference_series,
 )
 from beyond_the_masker.figures import plot_traces
 from beyond_the_masker.imports import TYPICAL
@@ -362,14 +364,22 @@ def test_reference_of_a_masker_that_was_stopped(here, capfd):
     """If the masker is stopped, the reference comes from blocks of volumes."""
     here.errors = [MemoryError("stopped"), None]
     prepare_all()
-    assert here.called == ["reference_series", "stream_nifti_maskers"]
+    assert here.called == ["reference_series", "in_blocks"]
     assert "The reference comes from blocks of volumes: stopped" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("n_volumes", [1, 3, 7])
+def test_reference_from_blocks_is_that_of_the_whole_image(here, n_volumes):
+    """The masker's own series of blocks, joined, are those of the whole image."""
+    fmri_path, mask_paths, reference, _ = prepare_all()
+    joined = in_blocks(reference_series, fmri_path, mask_paths, n_volumes)
+    assert identical(joined, reference)
 
 
 def test_averages_are_compared_with_those_of_nifti_labels_masker(here, capsys):
     """Averages have a reference of their own, also from blocks of volumes."""
     stream = FUNCTIONS["stream_labels_masker"]
-    for error, function in ((None, "reference_averages"), (MemoryError(), "averages_in_blocks")):
+    for error, function in ((None, "reference_averages"), (MemoryError(), "in_blocks")):
         here.called.clear()
         here.errors = [None, error, None]
         for folder in Path(os.environ["MASKER_CACHE"]).glob("*"):
@@ -416,7 +426,7 @@ def test_nothing_fits(here, monkeypatch):
     """Where nothing fits, all methods are predicted, and the references come from blocks."""
     monkeypatch.setenv("MEMORY", "1M")
     measure_methods(*FUNCTIONS.values())
-    assert here.called == ["stream_nifti_maskers", "averages_in_blocks"]
+    assert here.called == ["in_blocks", "in_blocks"]
     assert names(read_summary()) == [(method.name, method.mode) for method in all_methods()]
     assert {row["status"] for row in read_summary()} == {"predicted"}
 

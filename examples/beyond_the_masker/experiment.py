@@ -33,7 +33,6 @@ from beyond_the_masker.data import (
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL, calibrate, this_machine
-from beyond_the_masker.maskers import stream_nifti_maskers
 from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure, measure_within
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import AVERAGES, Prediction
@@ -78,32 +77,29 @@ def prepare_all():
 
 def prepare_reference(fmri_path, mask_paths):
     """Return NiftiMasker's array for each mask, from the cache if it has them."""
-    functions = reference_series, stream_nifti_maskers
-    return _kept("reference", "NiftiMasker, path, loop", functions, fmri_path, mask_paths)
+    return _kept("reference", "NiftiMasker, path, loop", reference_series, fmri_path, mask_paths)
 
 
 def prepare_averages(fmri_path, mask_paths):
     """Return NiftiLabelsMasker's array for all regions, in a list, from the cache if it has it."""
-    functions = reference_averages, averages_in_blocks
-    title = f"NiftiLabelsMasker, {AVERAGES}"
-    return _kept("averages", title, functions, fmri_path, mask_paths, labels_image(mask_paths))
+    title, labels = f"NiftiLabelsMasker, {AVERAGES}", labels_image(mask_paths)
+    return _kept("averages", title, reference_averages, fmri_path, mask_paths, labels)
 
 
-def _kept(name, title, functions, fmri_path, mask_paths, regions=None):
-    """Return what the first function returns, from the cache if it has it.
+def _kept(name, title, function, fmri_path, mask_paths, regions=None):
+    """Return what a function of image and regions returns, from the cache if it has it.
 
-    If the image does not fit into memory, the second one gives the masker blocks of volumes.
+    If the image does not fit into memory, the function gets blocks of volumes.
     """
 
     def fill(folder):
-        whole, in_blocks = functions
         reason = guard(title, fmri_path, mask_paths, 1)[1]
         if not reason:
-            trace = measure(whole, fmri_path, regions or mask_paths)
+            trace = measure(function, fmri_path, regions or mask_paths)
             reason = why_stopped(trace)
         if reason:
             show_progress(f"The reference comes from blocks of volumes: {reason}")
-            trace = measure(in_blocks, fmri_path, regions or mask_paths)
+            trace = measure(in_blocks, function, fmri_path, regions or mask_paths)
         for i, series in enumerate(trace.result()):
             np.save(folder / f"{i:03d}.npy", series)
 
@@ -113,26 +109,27 @@ def _kept(name, title, functions, fmri_path, mask_paths, regions=None):
     return [np.load(path) for path in sorted(folder.iterdir())]
 
 
-def reference_series(fmri_path, mask_paths):
+def reference_series(fmri, mask_paths):
     """Extract each mask with NiftiMasker itself, one after the other."""
     return [
-        NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri_path)
+        NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri)
         for mask_path in mask_paths
     ]
 
 
-def reference_averages(fmri_path, labels_path):
+def reference_averages(fmri, labels_path):
     """Average each region with NiftiLabelsMasker itself."""
     masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
-    return [masker.fit_transform(fmri_path)]
+    return [masker.fit_transform(fmri)]
 
 
-def averages_in_blocks(fmri_path, labels_path, n_volumes=16):
-    """Average each region with NiftiLabelsMasker, which gets blocks of volumes."""
+def in_blocks(function, fmri_path, regions, n_volumes=16):
+    """Call a function of image and regions with blocks of volumes, and join what it returns."""
     img = nib.load(fmri_path, keep_file_open=True)
     starts = range(0, img.shape[3], n_volumes)
     blocks = (img.slicer[..., start : start + n_volumes] for start in starts)
-    return [np.concatenate([reference_averages(block, labels_path)[0] for block in blocks])]
+    parts = [function(block, regions) for block in blocks]
+    return [np.concatenate(series) for series in zip(*parts, strict=True)]
 
 
 def show_progress(text):
