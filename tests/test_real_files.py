@@ -1,6 +1,7 @@
 """Masks and atlases as other tools save them: rounded affines, one more axis, damaged content."""
 
 import gzip
+import inspect
 import os
 import resource
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
+from beyond_the_masker import checks, streaming
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.checks import is_same_grid, to_grid
 from beyond_the_masker.data import atlas_to_labels, atlas_to_masks
@@ -145,6 +147,12 @@ def test_what_is_the_same_grid(same_grid):
         imgs = [SimpleNamespace(shape=shape, affine=affine) for shape, affine in (one, other)]
         assert same_grid(*imgs) is expected
         assert same_grid(*reversed(imgs)) is expected
+
+
+@pytest.mark.parametrize("name", ["is_same_grid", "read_to_end"])
+def test_the_file_that_works_alone_has_the_same_code(name):
+    """`streaming` imports nothing of the package, so it has its own copies of some checks."""
+    assert inspect.getsource(getattr(checks, name)) == inspect.getsource(getattr(streaming, name))
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)

@@ -85,13 +85,18 @@ def is_inside(values):
 
 def read_mask(mask_img):
     """Return a mask's voxels as booleans, or raise a ValueError if there are none."""
-    with damaged_file_named(mask_img.get_filename()):
-        inside = is_inside(np.asarray(mask_img.dataobj))
-        read_to_end(mask_img)
-    inside = inside[..., 0] if inside.ndim == 4 else inside  # (x, y, z, 1), as some tools write
+    inside = is_inside(read_3d(mask_img))
     if not inside.any():
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
     return inside
+
+
+def read_3d(img, name=None):
+    """Return the values of a 3D image, or of one of shape (x, y, z, 1), as some tools write it."""
+    with damaged_file_named(name or img.get_filename()):
+        values = np.asanyarray(img.dataobj)
+        read_to_end(img)
+    return values[..., 0] if values.shape[3:] == (1,) else values
 
 
 def read_to_end(img):

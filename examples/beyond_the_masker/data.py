@@ -13,10 +13,9 @@ from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
 
 from beyond_the_masker import synthetic
 from beyond_the_masker.checks import (
-    damaged_file_named,
     is_inside,
+    read_3d,
     read_mask,
-    read_to_end,
     read_volumes,
     to_grid,
     value_type,
@@ -253,7 +252,7 @@ def atlas_regions(files, n_regions=None):
                 f"{file} has shape {img.shape}; an atlas is one 4D image of maps, one 3D image "
                 "of labels, or several 3D masks."
             )
-    volumes = map(read_volume, imgs)
+    volumes = map(read_3d, imgs)
     if len(imgs) > 1:
         names = [f"the mask {file}" for file in files]
     else:
@@ -274,7 +273,7 @@ def regions_of(file, img):
     if img.ndim == 4 and img.shape[3] > 1:
         names = [f"map {number} of {file}" for number in range(1, img.shape[3] + 1)]
         return names, read_volumes(img)
-    labels = read_volume(img)
+    labels = read_3d(img)
     values = np.unique(labels[is_inside(labels)])
     if img.ndim == 4 and (values % 1).any():
         return [f"map 1 of {file}"], [labels]
@@ -295,11 +294,3 @@ def labels_image(mask_paths):
         nib.Nifti1Image(labels, imgs[0].affine).to_filename(folder / "labels.nii.gz")
 
     return prepare("label-image", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
-
-
-def read_volume(img):
-    """Return the values of a 3D image, or of one of shape (x, y, z, 1)."""
-    with damaged_file_named(img.get_filename()):
-        values = np.asanyarray(img.dataobj)
-        read_to_end(img)
-    return values[..., 0] if values.ndim == 4 else values

@@ -22,6 +22,7 @@ from beyond_the_masker.streaming import (
     read_volumes,
     read_voxels,
     scale,
+    value_type,
 )
 from beyond_the_masker.two_passes import high_variance_confounds, mean_image, needs_mean
 
@@ -143,8 +144,8 @@ def extract(parts, img, fmri_path, block_size, memory_mib):
         for part in parts:
             stack.enter_context(part.spatial_only())
             part.try_short_way()
-        every_voxel = np.arange(np.prod(img.shape[:3]))
-        whole = every_voxel if any(part.regions is None for part in parts) else every_voxel[:0]
+        needs_all = any(part.regions is None for part in parts)
+        whole = np.arange(np.prod(img.shape[:3]) if needs_all else 0)
         positions = [whole, *(part.regions.positions for part in parts if part.regions)]
         ends = np.cumsum([len(one) for one in positions])[:-1]
         positions = np.concatenate(positions)
@@ -206,7 +207,7 @@ def as_volumes(stored, img):
 def size_of_block(memory_mib, img, parts, n_positions):
     """Return the number of volumes that fit into some MiB, on the largest grid."""
     long = [part for part in parts if part.regions is None]
-    value = as_volumes(np.empty((0, np.prod(img.shape[:3])), img.dataobj.dtype), img).itemsize
+    value = value_type(img.dataobj).itemsize
     n_bytes = [2 * value * n_positions]
     if long:
         grids = [img, *(grid for part in long for grid in part.grids)]
@@ -248,7 +249,7 @@ class StreamedMasker:
         self.masker, self.img, self.first = masker, img, first
         self.parameters = masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
-        self.is_integer = as_volumes(first[:0], img).dtype.kind == "i"
+        self.is_integer = value_type(img.dataobj).kind == "i"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Generation of a mask.*")  # as fit_transform
             volume = image_like(img, as_volumes(first.copy(), img))

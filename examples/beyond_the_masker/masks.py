@@ -17,7 +17,7 @@ from beyond_the_masker.checks import (
     damaged_file_named,
     is_inside,
     is_same_grid,
-    read_to_end,
+    read_3d,
     to_grid,
 )
 from beyond_the_masker.files import moved_into_place, stem
@@ -62,13 +62,11 @@ def read_masks(masks):
     first, positions = None, []
     for name, mask in masks.items():
         is_path = isinstance(mask, str | Path)
-        with damaged_file_named(mask if is_path else name):
+        source = mask if is_path else name
+        with damaged_file_named(source):
             img = nib.load(mask) if is_path else mask
-        check_numbers(img, mask if is_path else name)
-        with damaged_file_named(mask if is_path else name):
-            inside = is_inside(np.asarray(img.dataobj))
-            read_to_end(img)
-        inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
+        check_numbers(img, source)
+        inside = is_inside(read_3d(img, source))
         first = img if first is None else first
         check_mask(name, inside, img, first)
         positions.append(np.flatnonzero(inside).astype("int32"))

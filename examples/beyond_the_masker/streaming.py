@@ -93,12 +93,18 @@ def find_voxels(masks, fmri_img, fmri_path):
     found = []
     for mask in [] if isinstance(masks, (str, Path)) else masks:
         inside = read_mask(mask, fmri_img, fmri_path)
-        # In the file x changes fastest (Fortran order), in NiftiMasker's arrays z does (C order).
-        in_file = np.arange(inside.size, dtype="int32").reshape(inside.shape, order="F")
-        found.append(in_file[inside])
+        found.append(in_file(inside))
     if not found:
         raise ValueError("A list of masks is needed, with one mask at least.")
     return found
+
+
+def in_file(inside):
+    """Return where the voxels of a mask lie in a volume of the file, in NiftiMasker's order.
+
+    In the file x changes fastest (Fortran order), in NiftiMasker's arrays z does (C order).
+    """
+    return np.arange(inside.size, dtype="int32").reshape(inside.shape, order="F")[inside]
 
 
 def read_mask(mask, fmri_img, fmri_path):
@@ -215,8 +221,13 @@ def open_data(path):
 
 def result_dtype(proxy):
     """Return NiftiMasker's dtype for an image, in native byte order."""
-    scaled = apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
+    scaled = value_type(proxy)
     return scaled.newbyteorder("=") if scaled.kind == "f" else np.dtype("float32")
+
+
+def value_type(proxy):
+    """Return the dtype of an image's values, scale factors applied."""
+    return apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
 
 
 def to_values(stored, proxy, dtype):

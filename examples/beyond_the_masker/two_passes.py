@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from nilearn.signal import standardize_signal
 
-from beyond_the_masker.streaming import open_image, read_voxels
+from beyond_the_masker.streaming import open_image, read_voxels, value_type
 
 __all__ = ["high_variance_confounds", "mean_image"]
 AT_ONCE = 2**16  # voxels whose sums are computed at once: they fit into the processor's cache
@@ -40,7 +40,7 @@ def mean_image(fmri_path):
         [(_, series)] = read_values(fmri_img, fmri_path, everywhere, n_volumes)
         mean = series.mean(axis=0)
     else:
-        mean = np.zeros(len(everywhere), np.mean(np.ones(1, value_type(fmri_img))).dtype)
+        mean = np.zeros(len(everywhere), np.mean(np.ones(1, value_type(fmri_img.dataobj))).dtype)
         for _, (volume,) in read_values(fmri_img, fmri_path, everywhere, n_rows=1):
             mean += volume
         np.true_divide(mean, np.intp(n_volumes), out=mean, casting="unsafe")
@@ -180,14 +180,8 @@ def detrended_series(fmri_img, fmri_path, positions):
 
 def float_type(fmri_img):
     """Return the type in which nilearn detrends."""
-    zeros = np.zeros((3, 1), value_type(fmri_img))
+    zeros = np.zeros((3, 1), value_type(fmri_img.dataobj))
     return standardize_signal(zeros, detrend=True, standardize=None).dtype
-
-
-def value_type(fmri_img):
-    """Return the type of the values that nibabel returns."""
-    proxy = fmri_img.dataobj
-    return apply_read_scaling(np.empty(0, proxy.dtype), proxy.slope, proxy.inter).dtype
 
 
 def mean_of_squares(series):
