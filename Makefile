@@ -63,7 +63,7 @@ benchmark: $(VENV)/.built ## time every method beside decompression at full size
 overhead: $(VENV)/.built ## time ten thousand empty tasks on each backend, into doc/recorded (SLURM=1: on Slurm, too)
 	$(BEYOND) overhead --tasks 10000 $(if $(SLURM),--slurm) doc/recorded
 
-record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (hours)
+record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (an hour or more)
 	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale $(BEYOND) measure
 	$(BEYOND) record doc/recorded
 

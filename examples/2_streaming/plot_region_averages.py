@@ -24,7 +24,7 @@ one pass over the file is enough. On this page you will
 #
 # The order of a sum decides how it is rounded. NiftiLabelsMasker calls ``scipy.ndimage.mean``,
 # which also sums with ``bincount``, in C order. Here the voxels are in that order, so the averages
-# have the same bits.
+# have the same bits, if all values are finite: NiftiLabelsMasker replaces others by zero.
 
 import nibabel as nib
 import numpy as np
@@ -177,8 +177,9 @@ else:
 # What to conclude
 # ----------------
 # An average needs only the labelled voxels of each volume. So one pass over the file and the memory
-# of a few volumes are enough, and the numbers are exactly those that NiftiLabelsMasker returns. The
-# number of regions hardly matters: each labelled voxel is added once.
+# of a few volumes are enough, and ``stream_masker`` returns exactly the numbers of
+# NiftiLabelsMasker. The number of regions hardly matters to the averages, since each labelled voxel
+# is added once; it does to cleaning.
 #
 # Regions that overlap, or that have weights, need :class:`~nilearn.maskers.NiftiMapsMasker`, which
 # ``stream_masker`` takes too.

@@ -73,10 +73,11 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 # * refuses a mask that is empty or on another grid, which would select the wrong voxels
 #   (``read_mask``);
 # * reads the file to its end, where gzip stores its checksum: a damaged file raises an error
-#   instead of returning wrong numbers (``read_voxels``);
+#   instead of returning wrong numbers (``read_volumes``);
 # * decompresses with isal if it is installed, which is much faster than Python's own gzip
 #   (``open_data``);
-# * collects the voxels of a few volumes before it scales and stores them, which is a little faster;
+# * collects the voxels of a few volumes, so that files are written in larger pieces
+#   (``read_voxels``);
 # * returns NiftiMasker's types, and zeros where values are not finite (``to_values``);
 # * writes into your own arrays or files (``prepare_results``).
 #

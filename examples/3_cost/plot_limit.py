@@ -49,7 +49,7 @@ plt.show()
 
 # %%
 # How time and memory grow. Memory is the peak above the level before the call; it contains the
-# output. Rows of the table that appear here too were measured a second time, so the numbers differ.
+# output. What the table has, too, was measured a second time, so the numbers differ.
 
 plot_growth(times, "How time grows, small sizes", SMALL)
 if memory:
@@ -142,9 +142,10 @@ print_conclusions(times, memory)
 # %%
 # Every method must decompress the file, but it can do so once instead of once for each worker.
 # Threads share the work on one array, but only one of them reads the file. A larger block needs
-# more memory, and beyond a few volumes saves little time: a volume's voxels are extracted while the
-# volume is in the processor's cache, whatever the size of a block. Averaging adds each labelled
-# voxel once, so its time depends on these voxels more than on the number of regions.
+# more memory and need not save time: a volume's voxels are extracted while the volume is in the
+# processor's cache, whatever the size of a block. Averaging adds each labelled voxel once, so its
+# time depends on these voxels more than on the number of regions; cleaning takes longer with more
+# regions.
 #
 # If a file is read often, keep it uncompressed: the limit is then the disk.
 #

@@ -20,8 +20,8 @@ each peak consists of, and compare the predictions with measurements. For your o
 # ----------
 # ``predict_peak`` reads the header and counts the voxels of the masks. The prediction is a range,
 # because chance decides how many workers are at their own peak at the same moment: the lower
-# end is for one of them, the upper end for all. The likely peak is between them, so the parts of
-# two workers can be less than twice those of one.
+# end is for one of them, the upper end for all. The likely peak is between them, so it can count
+# less than twice as much for two workers as for one.
 
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.experiment import complete_summary, prepare_all

@@ -54,10 +54,11 @@ else:
 # What to conclude
 # ----------------
 # A worker of NiftiMasker from a path holds two copies of the image at its peak, so twenty workers
-# can hold forty. The published peaks cannot be compared more closely with those of this site: they
-# are sums of RSS and contain what other methods left behind. But you do not need a larger machine:
-# shared memory holds one copy of the image for all workers, and one pass over the file needs no
-# copy at all.
+# can hold forty. How many of them are at their peak at once is chance, so what is predicted for
+# workers with copies of their own is a likely peak, not a certain one. The published peaks cannot
+# be compared more closely with those of this site: they are sums of RSS and contain what other
+# methods left behind. But you do not need a larger machine: shared memory holds one copy of the
+# image for all workers, and one pass over the file needs no copy at all.
 #
 # Recommended next
 # ----------------

@@ -68,7 +68,7 @@ def main(arguments=None):
     argument("--measure", action="store_true", help="first measure what imports take here"),
 )
 def run_budget(arguments):
-    """Predict every method's peak memory from the headers of an image and its masks."""
+    """Predict every method's peak memory from an image's header and its masks."""
     from beyond_the_masker.budget import print_budget
     from beyond_the_masker.imports import calibrate
 

@@ -25,7 +25,7 @@ FAMILIES = {  # of methods, by a word in their names: colour, safe for colour-bl
     "Streaming": (PURPLE, "o"),
     "shared memory": (GREEN, "D"),
     "NiftiMasker": (ORANGE, "s"),
-    "NiftiLabelsMasker": (ORANGE, "s"),
+    "NiftiLabelsMasker": (ORANGE, "P"),
     "NumPy indexing": (BLUE, "^"),
     "": ("#707070", "X"),  # any other method
 }

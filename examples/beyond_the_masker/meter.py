@@ -221,9 +221,12 @@ class Trace:
         """Describe a figure of the trace, with its numbers."""
         when = max(self.times[self.total().argmax()], 0)
         children = counted(len(self.processes) - 1, "child process")
+        moment = f"{in_seconds(when)} into"
+        if self.high_water_mib > self.total().max():
+            moment = "between two samples of"
         return (
             f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
-            f"call to a peak of {self.peak_mib:,.0f} MiB, {in_seconds(when)} into the call of "
+            f"call to a peak of {self.peak_mib:,.0f} MiB, {moment} the call of "
             f"{in_seconds(self.seconds)}, with {children}; mapped files take "
             f"{self.peak_file_mib:,.0f} MiB at most."
         )
