@@ -94,11 +94,9 @@ check-options:
 	@$(PYTHON) -m beyond_the_masker options > /dev/null
 
 # A stamp is written when the installation is complete.
-$(VENV)/.built: requirements.txt examples/requirements.txt examples/requirements-apart.txt
+$(VENV)/.built: requirements.txt examples/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
-		--target $(VENV)/apart -r examples/requirements-apart.txt
 	@touch $@
 
 $(VENV)/.tested: requirements-test.txt $(VENV)/.built

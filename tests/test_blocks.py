@@ -1,14 +1,12 @@
 """mask_blocks: the arrays of one pass, each worker reads its block alone, errors, no files left."""
 
 import gzip
-import importlib.util
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,38 +20,28 @@ from joblib import parallel_config
 
 from beyond_the_masker import block_costs
 from beyond_the_masker import blocks as module
-from beyond_the_masker.block_costs import SEPARATE, indexed_gzip_importable, prepare_both, same
-from beyond_the_masker.blocks import Volumes, extract_block, make_index, mask_blocks
+from beyond_the_masker.blocks import Volumes, extract_block, mask_blocks
 from beyond_the_masker.figures import plot_ways
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.streaming import stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, named_after, shared_blocks
 from made_images import OBLIQUE, SHAPE, STRAIGHT, make_masks
-from test_streaming import any_bits, changed, images, write
+from test_streaming import any_bits, images, write
 
 EXAMPLES = Path(module.__file__).parent.parent
-
-
-@pytest.fixture
-def indexed_gzip(monkeypatch):
-    """Let this process import indexed_gzip for one test; its nibabel was imported without."""
-    monkeypatch.syspath_prepend(str(SEPARATE))
-    importlib.import_module("indexed_gzip")
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "indexed_gzip"]:
-        del sys.modules[name]
-
-
-def named(mask_imgs):
-    """Return masks as a dict."""
-    return {f"mask_{i}": mask_img for i, mask_img in enumerate(mask_imgs)}
 
 
 def image_and_masks(folder, dtype="<i2", name="fmri.nii", shape=SHAPE, **options):
     """Write an image; return its path, and masks on its grid."""
     path = write(folder / name, any_bits(shape, dtype), **options)
-    return path, named(make_masks(nib.load(path)))
+    return path, make_masks(nib.load(path))
+
+
+def same(every_series, others):
+    """Return whether arrays are the same, in number, shape, type and every bit."""
+    pairs = zip(every_series, others, strict=True)
+    return all((a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes()) for a, b in pairs)
 
 
 @given(
@@ -67,7 +55,7 @@ def test_the_arrays_are_those_of_one_pass(image, name, block_mib, n_jobs):
     with tempfile.TemporaryDirectory() as folder, parallel_config("threading"):
         fmri_path = write(Path(folder) / name, **image)
         masks = [m for m in make_masks(nib.load(fmri_path)) if np.asarray(m.dataobj).any()]
-        found = mask_blocks(fmri_path, named(masks), n_jobs, block_mib=block_mib)
+        found = mask_blocks(fmri_path, masks, n_jobs, block_mib=block_mib)
         assert same(found, stream_masks(fmri_path, masks))
         assert all(series.dtype.isnative and series.flags.writeable for series in found)
 
@@ -76,23 +64,19 @@ def test_processes_give_the_arrays_of_one_pass(tmp_path):
     """Rows from other processes are put in their place."""
     fmri_path, masks = image_and_masks(tmp_path, shape=(5, 6, 4, 23), scaling=(0.37, -5.1))
     found = mask_blocks(str(fmri_path), masks, n_jobs=2, block_mib=2 * 240 / MIB)
-    assert same(found, stream_masks(fmri_path, masks.values()))
+    assert same(found, stream_masks(fmri_path, masks))
 
 
 def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
     """Rows are put in their place, not in the order of arrival."""
     fmri_path, masks = image_and_masks(tmp_path)
 
-    class Backwards:
-        def __init__(self, n_jobs, return_as):
-            assert return_as == "generator_unordered"
+    def backwards(tasks, n_jobs):
+        return (function(*args, **kwargs) for function, args, kwargs in reversed(tasks))
 
-        def __call__(self, tasks):
-            return (function(*args, **kwargs) for function, args, kwargs in reversed(tasks))
-
-    monkeypatch.setattr(module, "Parallel", Backwards)
+    monkeypatch.setattr(module, "results_as_ready", backwards)
     found = mask_blocks(fmri_path, masks, block_mib=0)
-    assert same(found, stream_masks(fmri_path, masks.values()))
+    assert same(found, stream_masks(fmri_path, masks))
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what is read")
@@ -119,9 +103,9 @@ def test_a_worker_needs_its_block_and_rows(tmp_path):
     path = write(tmp_path / "fmri.nii", any_bits((64, 64, 32, 512), "<i2"), scaling=(0.1, 3))
     inside = np.zeros((64, 64, 32), "u1")
     inside[:8] = 1
-    mask = {"mask": nib.Nifti1Image(inside, STRAIGHT)}
+    mask = [nib.Nifti1Image(inside, STRAIGHT)]
     small, large = (measure(mask_blocks, path, mask, 2, block_mib=mib) for mib in (1, 32))
-    assert same(large.result(), stream_masks(path, mask.values()))
+    assert same(large.result(), stream_masks(path, mask))
     rows = 2 * 128 * inside.sum() * 8 / MIB  # of a block, in float64, before and after scaling
     of_workers = [[w["anon"].max() for w in list(t.processes.values())[1:]] for t in (small, large)]
     assert 20 < max(of_workers[1]) - max(of_workers[0]) < 32 + rows + 16, of_workers
@@ -153,7 +137,7 @@ def test_a_compressed_file_is_refused_with_the_reason(tmp_path, name):
     fmri_path, masks = image_and_masks(tmp_path, name=name)
     with pytest.raises(ValueError, match="one beginning") as raised:
         mask_blocks(fmri_path, masks)
-    for word in (name, "stream_masks", "decompress it once", "make_index"):
+    for word in (name, "stream_masks", "decompress it once"):
         assert word in str(raised.value)
 
 
@@ -163,7 +147,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, missing):
     fmri_path, masks = image_and_masks(tmp_path)
     n_bytes = fmri_path.stat().st_size
     os.truncate(fmri_path, n_bytes - missing)
-    monkeypatch.setattr(module, "Parallel", lambda *_, **__: pytest.fail("tasks were sent"))
+    monkeypatch.setattr(module, "results_as_ready", lambda *_: pytest.fail("tasks were sent"))
     with pytest.raises(OSError, match="incomplete") as raised:
         mask_blocks(fmri_path, masks)
     there = 7 - -(-missing // 240)
@@ -184,93 +168,6 @@ def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
     fmri_path.unlink()
     with pytest.raises(FileNotFoundError, match=r"fmri.nii"):
         extract_block(volumes, np.arange(5), 0, 3)
-
-
-def packed_like(fmri_path):
-    """Write the ``.nii.gz`` of an image."""
-    path = fmri_path.with_name(f"{fmri_path.name}.gz")
-    path.write_bytes(gzip.compress(fmri_path.read_bytes(), 1, mtime=0))
-    return path
-
-
-@pytest.fixture
-def large(tmp_path):
-    """Write an image of 10 MiB, also compressed, whose index has several points; and masks."""
-    data = np.random.default_rng(0).normal(100, 9, (32, 32, 32, 160)).astype(">i2")
-    fmri_path = write(tmp_path / "fmri.nii", data, scaling=(0.5, -3))
-    return fmri_path, packed_like(fmri_path), named(make_masks(nib.load(fmri_path))[:3])
-
-
-def test_an_index_gives_the_arrays_of_one_pass(large, tmp_path, indexed_gzip):
-    """Blocks that begin at a point of the index have the values of one pass."""
-    _, packed, masks = large
-    index = tmp_path / "sub" / "fmri.gzidx"
-    make_index(packed, index)
-    assert [path.name for path in index.parent.iterdir()] == ["fmri.gzidx"]
-    expected = stream_masks(packed, masks.values())
-    for block_mib in (1.3, 32):
-        found = mask_blocks(str(packed), masks, block_mib=block_mib, index=str(index))
-        assert same(found, expected)
-
-
-def test_processes_with_an_index(large, tmp_path):
-    """Workers find indexed_gzip and the index, and nibabel's use of it changes no value."""
-    _, packed, masks = large
-    index = tmp_path / "fmri.gzidx"
-    with indexed_gzip_importable():
-        measure(make_index, packed, index).result()
-        found = measure(mask_blocks, packed, masks, 2, block_mib=3, index=index).result()
-    assert same(found, stream_masks(packed, masks.values()))
-
-
-def test_an_index_that_does_not_fit_is_refused(large, tmp_path, indexed_gzip):
-    """An index of another file, or of an earlier state of it, is refused."""
-    plain, packed, masks = large
-    index = tmp_path / "fmri.gzidx"
-    make_index(packed, index)
-    with pytest.raises(ValueError, match=r"fmri.nii does not end in .gz"):
-        mask_blocks(plain, masks, index=index)
-    with pytest.raises(FileNotFoundError, match=r"none.gzidx"):
-        mask_blocks(packed, masks, index=tmp_path / "none.gzidx")
-    os.utime(packed, (time.time() + 10,) * 2)
-    with pytest.raises(OSError, match=r"is older than .*make the index again"):
-        mask_blocks(packed, masks, index=index)
-    os.truncate(packed, packed.stat().st_size - 1)
-    os.utime(packed, (0, 0))
-    with pytest.raises(OSError, match="is no index of"):
-        mask_blocks(packed, masks, index=index)
-
-
-def test_no_index_of_a_damaged_file(large, tmp_path, indexed_gzip):
-    """A file that was cut off, or has one wrong bit, gets no index."""
-    _, packed, _ = large
-    content, index = packed.read_bytes(), tmp_path / "fmri.gzidx"
-    for damaged in (content[: len(content) // 2], content[:-1], changed(content, -6, 1)):
-        packed.write_bytes(damaged)
-        with pytest.raises(OSError, match=r"fmri.nii.gz is incomplete or damaged"):
-            make_index(packed, index)
-        assert not index.exists()
-
-
-def test_an_index_of_too_few_volumes_is_refused(tmp_path, indexed_gzip):
-    """A compressed file that lacks volumes is refused."""
-    fmri_path, masks = image_and_masks(tmp_path)
-    os.truncate(fmri_path, 352 + 5 * 240)
-    packed, index = packed_like(fmri_path), tmp_path / "fmri.gzidx"
-    make_index(packed, index)
-    with pytest.raises(OSError, match="5 of 7 volumes"):
-        mask_blocks(packed, masks, index=index)
-
-
-def test_without_indexed_gzip_an_index_is_refused(tmp_path):
-    """The error names the missing library."""
-    fmri_path, masks = image_and_masks(tmp_path)
-    packed, index = packed_like(fmri_path), tmp_path / "fmri.gzidx"
-    with pytest.raises(ModuleNotFoundError, match="indexed_gzip"):
-        make_index(packed, index)
-    index.touch()
-    with pytest.raises(ModuleNotFoundError, match="indexed_gzip"):
-        mask_blocks(packed, masks, index=index)
 
 
 SCRIPT = """
@@ -320,7 +217,7 @@ def test_both_files_have_the_same_volumes(tmp_path):
     for name in ("fmri.nii", "fmri.nii.gz"):
         fmri_path = write(tmp_path / name, any_bits((8, 8, 8, 20), "<i2"), scaling=(0.5, 1))
         for most_mib, length in ((512, 20), (6.5 * 8**3 * 8 / MIB, 6), (0, 1)):
-            packed, plain = prepare_both(fmri_path, most_mib)
+            packed, plain = block_costs.prepare_both(fmri_path, most_mib)
             assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
             assert packed.is_symlink() == (name.endswith(".gz") or length < 20)
             values = np.asarray(nib.load(fmri_path).dataobj)[..., :length]
@@ -334,32 +231,22 @@ def test_calls_are_compared_with_the_first():
     def zeros(n):  # as an inner function, it makes the process import NumPy alone
         return [np.zeros(n)]
 
-    calls = {"a": partial(zeros, 3), "longer": partial(zeros, 4), "no arrays": float}
-    found = block_costs.measure_calls(calls)
-    equal = {name: row["identical"] for name, row in found.items()}
-    assert equal == {"a": True, "longer": False, "no arrays": None}
+    found = block_costs.measure_calls({"a": partial(zeros, 3), "longer": partial(zeros, 4)})
+    assert {name: row["identical"] for name, row in found.items()} == {"a": True, "longer": False}
     for row in found.values():
         np.testing.assert_array_equal(row["ratio"], row["seconds"] / found["a"]["seconds"])
         assert len(row["seconds"]) == 2
         assert row["above_mib"] < 30
 
 
-WAYS = [
-    *("one pass, .nii.gz", "one pass, .nii", "blocks, 1 process, .nii"),
-    *("blocks, 2 workers, .nii", "blocks, 2 workers, .nii.gz, no index"),
-    "blocks, 2 workers, .nii.gz, index",
-]
-
-
-@pytest.mark.parametrize(("n_ways", "spread"), [(5, 1), (6, 1e4)])
-def test_the_figure(n_ways, spread):
+@pytest.mark.parametrize("spread", [1, 1e4])
+def test_the_figure(spread):
     """No word is cut off or overlaps another, for any times and sizes."""
-    factors = np.geomspace(1, 1 / spread, n_ways)
-    ratios = {
-        name: np.array([0.9, 1, 1.2]) * f for name, f in zip(WAYS[:n_ways], factors, strict=True)
-    }
-    above_mib = {name: spread * 1.3**i for i, name in enumerate(ratios)}
-    figure = plot_ways(ratios, above_mib, "An image of 12,345 MiB, 123 blocks")
-    is_a_good_figure(figure, WAYS[1], f"{above_mib[WAYS[0]]:,.0f} MiB", f"{n_ways} ways")
+    names = ["one pass, .nii.gz", "one pass, .nii", "blocks, 1 process, .nii", "blocks, 2 workers"]
+    factors = np.geomspace(1, 1 / spread, len(names))
+    ratios = {name: np.array([0.9, 1, 1.2]) * f for name, f in zip(names, factors, strict=True)}
+    above_mib = {name: spread * 1.3**i for i, name in enumerate(names)}
+    figure = plot_ways(ratios, above_mib, "An image of 12,345 MiB")
+    is_a_good_figure(figure, names[1], f"{above_mib[names[0]]:,.0f} MiB", "4 ways")
     for ax in figure.axes:
         nothing_overlaps([*ax.texts, ax.xaxis.label])

@@ -10,8 +10,8 @@ page you will
 1. write the function that a worker runs, and use :func:`~beyond_the_masker.blocks.mask_blocks`,
    which returns the arrays of
    :ref:`one pass <sphx_glr_auto_examples_2_streaming_plot_stream_masks.py>`,
-2. see why a ``.nii.gz`` cannot be divided without an index, and
-3. measure what workers gain, and estimate when an index is worth it.
+2. see why a ``.nii.gz`` cannot be divided, and
+3. measure what workers gain.
 """
 
 # %%
@@ -43,8 +43,9 @@ def extract_block(fmri_path, positions, start, stop):
 # Two workers share the image of this build, uncompressed. In the file x changes fastest (Fortran
 # order), in NiftiMasker's arrays z does.
 
-from beyond_the_masker.block_costs import prepare_both, same
+from beyond_the_masker.block_costs import prepare_both
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
+from beyond_the_masker.experiment import identical
 from beyond_the_masker.figures import plot_series
 from beyond_the_masker.options import read_options
 from beyond_the_masker.streaming import stream_masks
@@ -68,12 +69,13 @@ plot_series(means, "A region, half from each worker", "mean (arbitrary units)")
 # The whole function
 # ------------------
 # :func:`~beyond_the_masker.blocks.mask_blocks` takes any number of masks, with joblib's processes
-# or a cluster. Before the first task it checks that the file has all volumes of its header.
+# or threads, or a Dask cluster. Before the first task it checks that the file has all volumes of
+# its header, and after each block that the file has not changed.
 
-from beyond_the_masker.blocks import Volumes, mask_blocks
+from beyond_the_masker import mask_blocks
 
 found = mask_blocks(plain, mask_paths, n_jobs=2)
-print(f"bit for bit the arrays of one pass: {same(found, one_pass)}")
+print(f"identical to one pass: {identical(found, one_pass)}")
 
 # %%
 # Compressed files
@@ -81,28 +83,8 @@ print(f"bit for bit the arrays of one pass: {same(found, one_pass)}")
 # A gzip stream has one beginning: the meaning of a byte depends on those before it. To read a block
 # from the middle, a worker must decompress and discard everything before it. So for *n* blocks of
 # the same size, the workers together decompress (*n* + 1) / 2 times the file, and the last block
-# takes as long as one pass. ``mask_blocks`` refuses to do so. We count the bytes:
-
-from beyond_the_masker.block_costs import blocks_without_index
-
-blocks, size_mib = Volumes.of(nib.load(plain)).blocks(block_mib=32), plain.stat().st_size / 2**20
-n_bytes = blocks_without_index(packed, n_jobs=2)
-print(f"{len(blocks)} blocks: {n_bytes / 2**20:,.0f} MiB are decompressed for ", end="")
-print(f"{size_mib:,.0f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file")
-
-# %%
-# `indexed_gzip <https://github.com/pauldmccarthy/indexed_gzip>`_ reads a ``.nii.gz`` once, and
-# saves the state of the decompressor every few MiB. With this index in a file
-# (:func:`~beyond_the_masker.blocks.make_index`), every worker can begin at its own block:
-# ``mask_blocks(fmri_path, mask_paths, n_jobs=2, index=index)``. A reader with an index never
-# reaches the checksum at the end of the file, so ``make_index`` checks it. An index older than
-# the image is refused, since it may belong to another image.
-#
-# .. warning::
-#
-#     Installing indexed_gzip changes nibabel, which then uses it for every ``.nii.gz``: times,
-#     memory, and the messages about a damaged file change. FSLeyes installs it, so you may have it
-#     already. The build of this site keeps it in a separate folder.
+# takes as long as one pass. ``mask_blocks`` refuses such a file: take all masks in one pass, or
+# decompress it once.
 #
 # What it costs
 # -------------
@@ -110,41 +92,22 @@ print(f"{size_mib:,.0f} MiB, {n_bytes / plain.stat().st_size:.1f} times the file
 # file in the page cache: otherwise the disk sets the limit. Memory is the :term:`peak` of all
 # processes above the start, the imports of the workers included.
 
-from beyond_the_masker.block_costs import INDEX, SEPARATE, measure_ways
+from beyond_the_masker.block_costs import measure_ways
 from beyond_the_masker.figures import plot_ways
 
-ways, index = measure_ways(packed, plain, mask_paths)
+ways = measure_ways(packed, plain, mask_paths)
 ratios = {name: way["ratio"] for name, way in ways.items()}
 above_mib = {name: way["above_mib"] for name, way in ways.items()}
-plot_ways(ratios, above_mib, f"An image of {size_mib:,.0f} MiB, {len(blocks)} blocks")
+plot_ways(ratios, above_mib, f"An image of {plain.stat().st_size / 2**20:,.0f} MiB")
 
 # %%
-# The same as a table; "identical" compares the arrays with those of one pass, bit for bit. The
-# ratio is the median over pairs of runs, not the quotient of the seconds. Without an index, no
-# arrays are made.
+# The same as a table; "identical" compares the arrays with those of one pass. The ratio is the
+# median over pairs of runs, not the quotient of the seconds.
 
 print("seconds  ratio   MiB  identical  way")
 for name, way in ways.items():
-    identical = "-" if way["identical"] is None else way["identical"]
     print(f"{np.median(way['seconds']):7.3f} {np.median(way['ratio']):6.2f} ", end="")
-    print(f"{way['above_mib']:5,.0f}  {identical!s:9}  {name}")
-
-# %%
-# The index is worth it when the passes have saved more time than making it took. An estimate: if
-# the time of blocks is inversely proportional to the number of workers, each with a core of its
-# own:
-
-if index:
-    pair, ratio = np.median(ways[INDEX]["seconds"]), np.median(ways[INDEX]["ratio"])
-    alone, n_workers = pair / ratio, math.floor(2 * ratio) + 1
-    n_passes = math.ceil(index["make"] / (alone - pair / n_workers))
-    print(f"the index took {index['make']:.3f} s to make and {index['mib']:,.1f} MiB on disk")
-    print(f"decompressing once took {index['decompress']:.3f} s and {size_mib:,.0f} MiB on disk")
-    print(f"{n_workers} or more workers with an index are faster than one pass")
-    print(f"with {2 * n_workers} workers, {n_passes} passes save the time to make the index")
-else:
-    print("Nothing with an index is measured: indexed_gzip is not installed. For this page alone:")
-    print(f"python -m pip install --no-deps --target {SEPARATE} indexed_gzip")
+    print(f"{way['above_mib']:5,.0f}  {way['identical']!s:9}  {name}")
 
 # %%
 # What to conclude
@@ -159,11 +122,8 @@ print(f"{many['first']:.3f} s the first time, when they were started")
 
 # %%
 # Blocks in workers are for another case: an image so large that its time matters, on storage whose
-# bandwidth one node cannot use up. A ``.nii.gz`` is for one pass: without an index, more workers
-# repeat more decompression and cannot finish sooner. An index is worth it if you read single
-# volumes, or the same file many times with at least the number of workers above; but then the disk
-# usually has space for the ``.nii``, which needs no index. A study of many images is divided into
-# images.
+# bandwidth one node cannot use up. A ``.nii.gz`` is for one pass: more workers would repeat more
+# decompression and could not finish sooner. A study of many images is divided into images.
 #
 # Recommended next
 # ----------------

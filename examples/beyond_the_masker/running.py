@@ -1,4 +1,4 @@
-"""Do the whole work of one method, with only the imports that every method needs."""
+"""Run the whole work of a method, and workers, with only the imports that these need."""
 
 import tempfile
 from pathlib import Path
@@ -67,3 +67,22 @@ def start_workers(n_workers, modules=(), stay=0.0):
         tasks = (delayed(meet)(folder, number) for number in range(n_workers))
         starts, ends = zip(*Parallel(n_jobs=n_workers, batch_size=1)(tasks), strict=True)
     return max(starts), min(ends)
+
+
+def results_as_ready(tasks, n_jobs, **options):
+    """Return an iterator over the results of joblib's tasks, in the order in which they are ready.
+
+    Raise a ValueError for a backend that returns results only when all are ready.
+    """
+    from joblib import Parallel
+
+    try:
+        parallel = Parallel(n_jobs, return_as="generator_unordered", **options)
+    except ValueError as error:
+        if "return_as" not in str(error):
+            raise
+        raise ValueError(
+            "This backend returns results only when all are ready. Choose another one with "
+            f"joblib.parallel_config: loky (joblib's default), threading or dask. {error}"
+        ) from error
+    return parallel(tasks)
