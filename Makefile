@@ -6,7 +6,7 @@
 # SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
 SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE \
-	SITE_URL REPOSITORY_URL SLURM
+	SITE_URL REPOSITORY_URL
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,8 +31,8 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test test-all mprof benchmark overhead record check-model serve \
-	linkcheck lint clean check-options
+.PHONY: help html html-noplot test test-all mprof benchmark record check-model serve linkcheck \
+	lint clean check-options
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,9 +59,6 @@ mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: mak
 
 benchmark: $(VENV)/.built ## time every method beside decompression at full size, into doc/recorded
 	MEASURED=$(CURDIR)/doc/recorded $(BEYOND) benchmark --full doc/recorded
-
-overhead: $(VENV)/.built ## time ten thousand empty tasks on each backend, into doc/recorded (SLURM=1: on Slurm, too)
-	$(BEYOND) overhead --tasks 10000 $(if $(SLURM),--slurm) doc/recorded
 
 record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (an hour or more)
 	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale $(BEYOND) measure

@@ -4,14 +4,12 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from beyond_the_masker.overhead import time_array
 from beyond_the_masker.pages import load_page
 from slurm import PATH, PROGRAMS, one_node_slurm
 from small_study import EXAMPLES, Study
@@ -109,11 +107,3 @@ def test_one_worker_is_rejected(tmp_path):
     """One worker is rejected: joblib would do all the work on the login node."""
     with pytest.raises(ValueError, match="n_jobs is 1; two workers are needed"):
         page.mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
-
-
-def test_empty_tasks_are_timed(slurm):
-    """The overhead of a job array is the time of its own tasks."""
-    start = time.monotonic()
-    seconds = time_array(5, largest=3)
-    assert 0 < seconds <= time.monotonic() - start
-    assert slurm.queue() == []

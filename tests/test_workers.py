@@ -1,4 +1,4 @@
-"""The study of the pages, the speed and loss of its workers, the cost of a task, and the plan."""
+"""The study of the pages, the speed and loss of its workers, and the plan."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nibabel.testing import data_path
 
-from beyond_the_masker import figures, overhead, workers
+from beyond_the_masker import figures, workers
 from beyond_the_masker.meter import MIB
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.workers import prepare_study, speed_up, storage_rate
@@ -20,7 +20,6 @@ from good_figures import is_a_good_figure
 from made_images import regions_of
 
 page = load_page("plot_study_plan")
-extensive = pytest.mark.extensive
 
 
 @pytest.fixture
@@ -99,56 +98,18 @@ def test_figure_of_a_lost_worker():
     assert len([bar for bar in figure.gca().patches if bar.get_width()]) == 7
 
 
-@pytest.mark.chance
-@pytest.mark.parametrize(
-    "backend", ["threads", *(pytest.param(b, marks=extensive) for b in ("processes", "Dask"))]
-)
-def test_every_task_is_a_batch(backend, monkeypatch):
-    """Each task is a batch of its own, so that its cost shows."""
-    batches = []
-
-    class Counting(overhead.Parallel):
-        def _dispatch(self, batch):
-            batches.append(len(batch))
-            super()._dispatch(batch)
-
-    monkeypatch.setattr(overhead, "Parallel", Counting)
-    assert overhead.time_tasks(backend, 30) > 0
-    assert batches == [1] * (10 + 30)
-
-
-def test_table_of_empty_tasks(monkeypatch, tmp_path):
-    """The table has a row per backend, with the machine, and so has its file."""
-    monkeypatch.setattr(overhead, "time_tasks", lambda backend, n_tasks: n_tasks * 0.25)
-    table = overhead.task_overhead(tmp_path, 20)
-    read = pd.read_csv(tmp_path / "task_overhead.csv")
-    assert list(read.backend) == list(table.backend) == list(overhead.BACKENDS)
-    assert set(read.seconds_per_task) == {0.25}
-    assert {"date", "cores", "joblib", "n_tasks"} <= set(read)
-    assert [path.name for path in tmp_path.iterdir()] == ["task_overhead.csv"]
-
-
-def test_a_failing_job_array_is_no_measurement(monkeypatch):
-    """A failed job raises an error."""
-    false = [sys.executable, "-c", "raise SystemExit(1)"]
-    popen = subprocess.Popen
-    monkeypatch.setattr(overhead.subprocess, "Popen", lambda command, **options: popen(false))
-    with pytest.raises(RuntimeError, match="failed"):
-        overhead.time_array(2500)
-
-
 def test_hours_of_a_known_case():
     """The hours of a case that can be computed by hand."""
-    study = {"n_images": 3600, "image_mib": 1000, "worker_mib_s": 100, "task_s": 1}
+    study = {"n_images": 3600, "image_mib": 1000, "worker_mib_s": 100}
     cluster = {"cores": 10, "node_mib_s": 625, "storage_mib_s": 2500, "result_mib": 250}
-    assert page.plan(1, **study, **cluster) == {"processors": 1, "storage": 2, "backend": 1}
-    assert page.plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5, "backend": 1}
+    assert page.plan(1, **study, **cluster) == {"processors": 1, "storage": 2}
+    assert page.plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5}
     assert page.plan(8, **study, **cluster)["storage"] == 0.5  # it is shared by all nodes
 
 
 def test_last_round_counts_in_full():
     """One image more than workers takes one more round."""
-    rates = {"worker_mib_s": 200, "task_s": 0.005, "result_mib": 50}
+    rates = {"worker_mib_s": 200, "result_mib": 50}
     options = page.CLUSTER | {"cores": 8, "image_mib": 1} | rates
     times = [page.plan(1, n_images=n, **options)["processors"] for n in (8, 9, 16, 17)]
     assert np.allclose(np.array(times) / times[0], [1, 2, 2, 3])

@@ -5,9 +5,8 @@ Ten thousand images: hours, and what limits them
 How long does a study of ten thousand images take, on one node, on ten and on a hundred? More nodes
 help until something else is the limit. On this page you will
 
-1. compute the hours from measurements of this build, with a short function,
-2. see when the storage is the limit, not the processors, and
-3. compare that with the time that the backend takes to hand out ten thousand tasks.
+1. compute the hours from measurements of this build, with a short function, and
+2. see when the storage is the limit, not the processors.
 
 Insert the numbers of your own cluster and study.
 """
@@ -15,8 +14,8 @@ Insert the numbers of your own cluster and study.
 # %%
 # The arithmetic
 # --------------
-# Three things happen at the same time, and the slowest of them decides: the workers decompress, the
-# storage delivers images and takes results, and the backend hands out tasks.
+# Two things happen at the same time, and the slower one decides: the workers decompress, and the
+# storage delivers images and takes results.
 
 import math
 
@@ -31,15 +30,13 @@ def plan(
     worker_mib_s,  # MiB of compressed file that a worker reads in a second
     node_mib_s,  # MiB that a node's network transfers in a second
     storage_mib_s,  # MiB that the storage transfers in a second, for all nodes together
-    task_s,  # seconds in which the backend hands out a task and takes its result
 ):
-    """Return the hours that processors, storage and backend need, each by itself."""
+    """Return the hours that processors and storage need, each by itself."""
     rounds = math.ceil(n_images / (n_nodes * cores))  # in the last one, some workers are idle
     mib_s = min(n_nodes * node_mib_s, storage_mib_s)
     return {
         "processors": rounds * image_mib / worker_mib_s / 3600,
         "storage": n_images * (image_mib + result_mib) / mib_s / 3600,
-        "backend": n_images * task_s / 3600,
     }
 
 
@@ -59,43 +56,14 @@ print(f"its results are     {100 * worker['result_share']:8,.1f}% of that")
 print(f"at its peak it has  {worker['worker_mib']:8,.0f} MiB in use")
 
 # %%
-# The cost of handing out a task was measured with empty tasks (:mod:`beyond_the_masker.overhead`).
-# A measurement with ten thousand tasks, and with Slurm, was recorded earlier. That Slurm has one
-# node, and was set to start a task as soon as another ends. With default settings a task takes
-# about a second, and a busy cluster may check its queue only every half minute: make the tasks of a
-# job array longer than that.
-
-import subprocess
-import sys
-from pathlib import Path
-
-import pandas as pd
-
-from beyond_the_masker.options import read_options
-
-measured = Path(read_options().measured)
-command = [sys.executable, "-m", "beyond_the_masker", "overhead", str(measured), "--tasks", "500"]
-subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-overhead = pd.read_csv(measured / "task_overhead.csv")
-tables = {"this build": overhead}
-if (recorded := measured.parent / "recorded" / "task_overhead.csv").exists():
-    tables["recorded"] = pd.read_csv(recorded)
-for name, rows in tables.items():
-    print(f"{name}: {rows.n_tasks[0]:,} tasks on each, {rows.date[0]}, {rows.cores[0]} cores")
-    for row in rows.itertuples():
-        print(f"    {row.backend:10} {1000 * row.seconds_per_task:8.2f} ms per task")
-
-# %%
-# To download: |download task_overhead.csv| of this build, and the
-# :download:`recorded one </recorded/task_overhead.csv>`.
-#
 # The plan
 # --------
 # The cluster is an example, not a measurement: nodes of 32 cores, each with a network of 10 Gbit/s,
 # and a shared file system that delivers 5 GB/s to all of them together. Each image is 1 GB,
-# compressed. The backend is a running Dask cluster, as measured by this build.
+# compressed.
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from beyond_the_masker.figures import plot_plan
 from beyond_the_masker.meter import MIB
@@ -107,7 +75,6 @@ NODES = (1, 10, 100)
 rates = {
     "worker_mib_s": worker["mib_s"],
     "result_mib": STUDY["image_mib"] * worker["result_share"],
-    "task_s": overhead.set_index("backend").seconds_per_task["Dask"],
 }
 hours = pd.DataFrame({n: plan(n, **STUDY, **CLUSTER, **rates) for n in NODES}).T
 hours["limit"], hours["hours"] = hours.idxmax(axis=1), hours.max(axis=1)
@@ -138,13 +105,11 @@ print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib
 # Count bytes before cores. Read each image once, for all masks, and not once for each mask. A job
 # should not request more cores than the storage can supply, and small jobs start sooner in a queue.
 #
-# Handing out a task takes far less time than an image. It would matter if tasks were much shorter,
-# such as one for each mask and image. In a job array, give each task enough images for a few
-# minutes.
-#
 # The plan leaves out other users of nodes and storage, workers of a node that slow each other down
 # because they share its memory's bandwidth, images of different sizes, and tasks that must be
-# repeated.
+# repeated. It also leaves out the time to hand out a task, which is far shorter than that of an
+# image, except where Slurm starts a job: in a job array, give each task enough images for a few
+# minutes.
 #
 # Recommended next
 # ----------------

@@ -190,19 +190,6 @@ def run_benchmark(arguments):
 
 
 @command(
-    argument("folder", help="folder of the results"),
-    argument("--tasks", type=int, default=1000, metavar="N", help="tasks on each; default 1000"),
-    argument("--slurm", action="store_true", help="also on this machine's Slurm cluster"),
-)
-def run_overhead(arguments):
-    """Time empty tasks on each backend."""
-    from beyond_the_masker.overhead import task_overhead
-
-    table = task_overhead(arguments.folder, arguments.tasks, arguments.slurm)
-    print(table.iloc[:, :3].to_string())
-
-
-@command(
     argument("path", nargs="?", default="script.py", help="file to write; script.py by default"),
     pages=True,
 )

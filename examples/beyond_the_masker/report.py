@@ -37,10 +37,8 @@ QUANTITIES = {  # of each method: "|NiftiMasker path parallel peak|", "... time 
 }
 RANGES = ("peak_mib", "seconds")  # columns with a smallest and a largest value
 RATIO = ("NiftiMasker, path, parallel", "Streaming, masks, one pass")
-FILES = (  # "|download summary.csv|"
-    *("summary.csv", "benchmark.csv", "benchmark_memory.csv", "benchmark.json"),
-    *("task_overhead.csv", "mask_study.sbatch"),
-)
+# "|download summary.csv|"
+FILES = ("summary.csv", "benchmark.csv", "benchmark_memory.csv", "benchmark.json")
 TABLE = {
     "peak_mib": "Peak memory (MiB)",
     "above_mib": "Above the start (MiB)",
