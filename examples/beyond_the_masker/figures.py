@@ -368,7 +368,7 @@ def plot_workers(speed, peaks):
 def plot_plan(hours):
     """Draw the hours that each part of a `plan` needs, by the number of nodes."""
     figure, ax = column_figure(4.6)
-    looks = {"processors": (BLUE, "o-"), "storage": (ORANGE, "s--"), "backend": (GREEN, "^:")}
+    looks = {"processors": (BLUE, "o-"), "storage": (ORANGE, "s--")}
     for name, (color, style) in looks.items():
         ax.plot(hours.index, hours[name], style, color=color, label=name)
     ax.plot(hours.index, hours.hours, color="black", lw=7, alpha=0.15, label="the study")
