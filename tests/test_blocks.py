@@ -61,10 +61,13 @@ def test_the_arrays_are_those_of_one_pass(image, name, block_mib, n_jobs):
 
 
 def test_processes_give_the_arrays_of_one_pass(tmp_path):
-    """Rows from other processes are put in their place."""
+    """Rows from other processes are put in their place; a backend that would wait is refused."""
     fmri_path, masks = image_and_masks(tmp_path, shape=(5, 6, 4, 23), scaling=(0.37, -5.1))
-    found = mask_blocks(str(fmri_path), masks, n_jobs=2, block_mib=2 * 240 / MIB)
+    named = dict(enumerate(masks))
+    found = mask_blocks(str(fmri_path), named, n_jobs=2, block_mib=2 * 240 / MIB)
     assert same(found, stream_masks(fmri_path, masks))
+    with parallel_config("multiprocessing"), pytest.raises(ValueError, match="loky"):
+        mask_blocks(fmri_path, masks, n_jobs=2)
 
 
 def test_rows_may_come_in_any_order(tmp_path, monkeypatch):

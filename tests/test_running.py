@@ -9,7 +9,7 @@ import psutil
 import pytest
 from joblib import parallel_config
 
-from beyond_the_masker.running import load_in_memory, start_workers
+from beyond_the_masker.running import load_in_memory, results_as_ready, start_workers
 from made_images import assert_same, make_image, save_all
 
 
@@ -57,3 +57,12 @@ def test_workers_are_together():
     assert len(psutil.Process().children()) >= 3
     with parallel_config(backend="sequential"):
         assert start_workers(3) is None
+
+
+def test_a_backend_that_returns_all_results_at_the_end_is_refused():
+    """The error names the backends to choose from; another error of joblib passes unchanged."""
+    with parallel_config(backend="multiprocessing"):
+        with pytest.raises(ValueError, match=r"loky .*threading or dask.*Multiprocessing"):
+            results_as_ready([], 2)
+        with pytest.raises(ValueError, match=r"^n_jobs could not"):
+            results_as_ready([], "two")
