@@ -48,6 +48,13 @@ def test_results_are_nifti_maskers(study, n_jobs, backend):
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
 
 
+def test_a_backend_that_returns_all_results_at_the_end_is_refused(study):
+    """The error names the backends to choose from, and no image is begun."""
+    with parallel_config("multiprocessing"), pytest.raises(ValueError, match="threading or dask"):
+        study.run(2)
+    assert not list(study.output.glob("sub-*"))
+
+
 def test_results_can_be_traced(study):
     """A file records its image, the image's shape, and its masks."""
     study.run()
@@ -248,7 +255,7 @@ def test_a_broken_backend_is_not_hidden(study, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no cluster")
 
-    monkeypatch.setattr(module, "Parallel", broken)
+    monkeypatch.setattr(module, "results_as_ready", broken)
     with pytest.raises(RuntimeError, match="no cluster"):
         study.run()
     table = pd.read_csv(study.output / "study.tsv", sep="\t")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from beyond_the_masker.files import find_unfinished, moved_into_place, remove_unfinished, stem
 from beyond_the_masker.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.results import describe, read_about, write_arrays
+from beyond_the_masker.running import results_as_ready
 from beyond_the_masker.streaming import stream_masks
 
 __all__ = ["mask_study"]
@@ -45,7 +46,7 @@ def mask_study(
         Folder of the results: for each image an ``.npz`` file with the image's name.
     n_jobs : int, optional
         Workers, as for :class:`joblib.Parallel`; by default the calling process does the work.
-        `joblib.parallel_config` selects the backend.
+        `joblib.parallel_config` selects the backend: loky, threading or dask.
     relative_to : str or pathlib.Path, optional
         A folder above all images: results keep the folders below it. Needed if images in different
         folders have the same name.
@@ -68,7 +69,8 @@ def mask_study(
     Raises
     ------
     ValueError
-        There is no image, two images would have one file, or the masks do not fit together.
+        There is no image, two images would have one file, the masks do not fit together, or the
+        backend does not return results as they become ready.
     OSError
         A mask is missing or damaged, or the output folder cannot be written.
 
@@ -162,8 +164,7 @@ def run_tasks(tasks, n_jobs, files):
     while todo:
         try:
             # All tasks at once: Dask gives them to workers that come later, too.
-            parallel = Parallel(n_jobs, return_as="generator_unordered", pre_dispatch="all")
-            for row in parallel(list(todo.values())):
+            for row in results_as_ready(list(todo.values()), n_jobs, pre_dispatch="all"):
                 del todo[Path(row["image"])]
                 yield row
         except Exception:  # of the backend: errors of an image are in its row
