@@ -71,7 +71,7 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 # addition, it
 #
 # * refuses a mask that is empty or on another grid, which would select the wrong voxels
-#   (``read_mask``);
+#   (``find_voxels``);
 # * reads the file to its end, where gzip stores its checksum: a damaged file raises an error
 #   instead of returning wrong numbers (``read_volumes``);
 # * decompresses with isal if it is installed, which is much faster than Python's own gzip

@@ -60,25 +60,27 @@ class Volumes:
         return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32):
+def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, threshold=None):
     """Extract the voxel time series of several masks, with blocks of volumes in workers.
 
     Parameters
     ----------
     fmri_path : str or pathlib.Path
         4D NIfTI image that is not compressed.
-    masks : list or dict of str, pathlib.Path or nibabel.Nifti1Image
-        3D masks on the grid of the image: non-zero in the region.
+    masks : str, pathlib.Path or nibabel.Nifti1Image, or a list or dict of them
+        As for `stream_masks`: a list of 3D masks, a label image, or a 4D image of masks.
     n_jobs : int, optional
         Workers, as for :class:`joblib.Parallel`; by default the calling process does the work.
         `joblib.parallel_config` selects the backend: loky, threading or dask.
     block_mib : float
         MiB of a block as it is stored. A worker holds one block and the values from it.
+    threshold : float, optional
+        As for `stream_masks`.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        One for each mask, bit for bit those of `stream_masks`.
+        One for each region, bit for bit those of `stream_masks`.
 
     Raises
     ------
@@ -91,8 +93,7 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32):
     fmri_img = open_image(fmri_path)
     volumes = Volumes.of(fmri_img)
     check_file(volumes, fmri_path)
-    masks = masks.values() if isinstance(masks, dict) else masks
-    positions = find_voxels(masks, fmri_img, fmri_path)
+    positions = find_voxels(masks, fmri_img, fmri_path, threshold)
     n_volumes, ends = volumes.shape[3], np.cumsum([len(one) for one in positions])
     dtype = result_dtype(volumes)
     every_series = [np.empty((n_volumes, len(one)), dtype) for one in positions]

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import uuid
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing import parent_process
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
@@ -24,15 +26,17 @@ except ImportError:
 __all__ = ["stream_masks"]
 
 
-def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
+def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, threshold=None):
     """Extract the voxel time series of several masks in one pass over the image's file.
 
     Parameters
     ----------
     fmri_path : str or pathlib.Path
         4D NIfTI image, compressed or not.
-    masks : iterable of str, pathlib.Path or nibabel.Nifti1Image
-        3D masks on the grid of the image, to a hundredth of a voxel: non-zero in the region.
+    masks : str, pathlib.Path or nibabel.Nifti1Image, or a list, another iterable or a dict of them
+        On the grid of the image, to a hundredth of a voxel. In a list, each 3D image is a mask:
+        non-zero in the region. An image that is not in a list has a region for each volume if it
+        is 4D, otherwise for each label, in increasing order: a whole number other than 0.
     block_size : int, optional
         Volumes whose voxels are collected before they are written to the result.
     memory_mib : float
@@ -41,29 +45,36 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None):
     out : list or callable, optional
         For each mask an array to write into, or the name of a ``.npy`` file, which is replaced
         when all results are complete; or a function of number, shape and dtype that returns one.
+    threshold : float, optional
+        Takes the values of an image above it as one region; probability maps, for example, need it.
 
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        The values of NiftiMasker, for each mask. They are parts of one large array: if you keep
+        The values of NiftiMasker, for each region. They are parts of one large array: if you keep
         only one region, copy it. Files come back as read-only `numpy.memmap`. NiftiMasker resamples
         an image whose affine was rounded in another way, and can lose a slice; this does not.
 
     Raises
     ------
     ValueError
-        The image is not 4D, or a mask is empty or on another grid, or `out` does not fit.
+        The image is not 4D; a mask is empty, on another grid, or needs a threshold; or `out` does
+        not fit.
     OSError
         A file is missing, incomplete or damaged, or there is not enough space for the results.
     """
     fmri_img = open_image(fmri_path)
+    positions = find_voxels(masks, fmri_img, fmri_path, threshold)
+    return stream_voxels(fmri_img, fmri_path, positions, block_size, memory_mib, out)
+
+
+def stream_voxels(fmri_img, fmri_path, positions, block_size=None, memory_mib=8, out=None):
+    """Return the arrays of `stream_masks` for regions whose voxels lie at some positions."""
     proxy, n_volumes = fmri_img.dataobj, fmri_img.shape[3]
-    positions = find_voxels(masks, fmri_img, fmri_path)
     ends = np.cumsum([len(one) for one in positions])
     dtype = result_dtype(proxy)
     wanted = [((n_volumes, len(one)), dtype) for one in positions]
-    positions = np.concatenate(positions, dtype=np.intp)  # frees those of each mask
-
+    positions = np.concatenate(positions, dtype=np.intp)
     n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(positions)))
     blocks = read_voxels(fmri_img, fmri_path, positions, min(max(n_rows, 1), n_volumes))
     with prepare_results(out, wanted) as every_series, closing(blocks):
@@ -88,44 +99,123 @@ def open_image(fmri_path):
     return fmri_img
 
 
-def find_voxels(masks, fmri_img, fmri_path):
-    """Return for each mask where its voxels lie in a volume of the file, in NiftiMasker's order."""
-    found = []
-    for mask in [] if isinstance(masks, (str, Path)) else masks:
-        inside = read_mask(mask, fmri_img, fmri_path)
-        found.append(in_file(inside))
+def find_voxels(masks, fmri_img, fmri_path, threshold=None):
+    """Return for each region where its voxels lie in the file, in NiftiMasker's order."""
+    alone, found = is_alone(masks), []
+    masks = masks.values() if isinstance(masks, dict) else masks
+    for mask in [masks] if alone else masks:
+        mask_img, name = open_mask(mask)
+        if not is_same_grid(mask_img, fmri_img):
+            raise ValueError(
+                f"{name} is on the grid {mask_img.shape}\n{mask_img.affine}\nIt needs that of "
+                f"{fmri_path}: {fmri_img.shape[:3]}\n{fmri_img.affine}\n"
+                "See nilearn.image.resample_to_img, interpolation='nearest'."
+            )
+        for _, positions in regions_in(mask_img, name, threshold, alone):
+            found.append(in_file_order(positions, mask_img.shape))
     if not found:
         raise ValueError("A list of masks is needed, with one mask at least.")
     return found
 
 
-def in_file(inside):
-    """Return where the voxels of a mask lie in a volume of the file, in NiftiMasker's order.
-
-    In the file x changes fastest (Fortran order), in NiftiMasker's arrays z does (C order).
-    """
-    return np.arange(inside.size, dtype="int32").reshape(inside.shape, order="F")[inside]
+def is_alone(masks):
+    """Return whether masks are one image, not a list of images."""
+    return isinstance(masks, (str, Path, SpatialImage))
 
 
-def read_mask(mask, fmri_img, fmri_path):
-    """Return a mask as booleans; refuse one that is empty or on another grid than the image."""
+def open_mask(mask):
+    """Return an image of numbers, its data not read, and its name for messages."""
     with damaged_file_named(mask):
         mask_img = nib.load(mask) if isinstance(mask, (str, Path)) else mask
     if not isinstance(mask_img, SpatialImage) or mask_img.get_data_dtype().kind not in "fiub":
-        raise ValueError(f"{mask} is not a 3D image of numbers.")
-    name = mask_img.get_filename() or "A mask"
-    with damaged_file_named(name):  # SPM writes NaN around a region
-        inside = np.nan_to_num(np.asarray(mask_img.dataobj), posinf=0, neginf=0) != 0
-        read_to_end(mask_img)
-    inside = inside[..., 0] if inside.shape[3:] == (1,) else inside
-    on_grid = inside.ndim == 3 and is_same_grid(mask_img, fmri_img)
-    if not on_grid or not inside.any():
+        raise ValueError(f"{mask} is not an image of numbers on a grid.")
+    return mask_img, mask_img.get_filename() or "A mask"
+
+
+def regions_in(mask_img, name, threshold=None, alone=False):
+    """Yield the label of each region of an image, and where its voxels lie in C order of the grid.
+
+    NaN and infinity are outside. A region's values are those above the threshold; without one, all
+    that are not zero, if they are equal. If they differ, whole numbers in a 3D image that is given
+    alone are labels, anything else that is given alone raises a ValueError, and an image in a list
+    remains one region, with a warning. The label of a volume of a 4D image is its number.
+    """
+    if threshold is not None and not 0 <= threshold < np.inf:
+        raise ValueError(f"The threshold is {threshold}; it cannot be negative.")
+    is_4d = mask_img.shape[3:] not in ((), (1,))
+    for number, values in enumerate(mask_volumes(mask_img, name, alone), 1):
+        inside = np.isfinite(values) & (values != 0 if threshold is None else values > threshold)
+        positions, values = np.flatnonzero(inside).astype("int32"), values[inside]
+        source = f"Volume {number} of {name}" if is_4d else name
+        if not len(values):
+            more = f"above {threshold}" if threshold else "that are not zero"
+            raise ValueError(f"{source} has 0 voxels {more}; a region has some.")
+        equal = threshold is not None or (values == values[0]).all()
+        if not equal and alone and not is_4d and not (values % 1).any():
+            yield from by_label(values, positions)
+            continue
+        if not equal:
+            report_values(source, values, alone)
+        yield number if is_4d else values[0], positions
+
+
+def mask_volumes(mask_img, name, alone):
+    """Yield the values of a 3D image, or of each volume of a 4D image that is given alone."""
+    shape, proxy = mask_img.shape, mask_img.dataobj
+    if len(shape) == 3 or shape[3:] == (1,):
+        with damaged_file_named(name):
+            values = np.asanyarray(proxy)
+            read_to_end(mask_img)
+        yield values.reshape(shape[:3])
+    elif len(shape) != 4 or not alone:
         raise ValueError(
-            f"{name} has {inside.sum()} voxels that are not zero, on the grid {inside.shape}\n"
-            f"{mask_img.affine}\nIt needs some, on that of {fmri_path}: {fmri_img.shape[:3]}\n"
-            f"{fmri_img.affine}\nSee nilearn.image.resample_to_img, interpolation='nearest'."
+            f"{name} has the shape {shape}; an image in a list is 3D. Give a 4D image instead of a "
+            "list, and each volume is a region."
         )
-    return inside
+    elif isinstance(proxy, ArrayProxy) and mask_img.get_filename():
+        for stored in read_volumes(mask_img, name):
+            yield scale(stored, proxy, value_type(proxy)).reshape(shape[:3], order="F")
+    else:
+        yield from np.moveaxis(np.asanyarray(proxy), 3, 0)
+
+
+def by_label(labels, positions):
+    """Yield each label, in increasing order, and its positions; all are sorted only once."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    yield from zip(found, np.split(positions[order], starts[1:]), strict=True)
+
+
+def report_values(name, values, alone):
+    """Raise a ValueError, or warn of an image in a list, because of a region's different values."""
+    other = values[values != 1]
+    found = f"{name} has {len(other):,} voxels whose values are neither 0 nor 1 ({other[0]:g})."
+    if alone:
+        raise ValueError(
+            f"{found} A threshold takes those above it as a region. Labels must be whole numbers, "
+            "in a 3D image."
+        )
+    warnings.warn(
+        f"{found} All {len(values):,} that are not zero are one region. If they are labels, give "
+        "the image instead of a list; if they are probabilities, give a threshold.",
+        stacklevel=5,
+    )
+
+
+def in_file_order(positions, shape):
+    """Return where voxels lie in a volume of the file, from their places in C order of the grid.
+
+    In the file x changes fastest (Fortran order), in NiftiMasker's arrays z does (C order).
+    """
+    n_x, n_y, n_z = shape[:3]
+    x, in_plane = np.divmod(positions, n_y * n_z)
+    y, z = np.divmod(in_plane, n_z)
+    return x + n_x * (y + n_y * z)
+
+
+def in_file(inside):
+    """Return where the voxels of a mask lie in a volume of the file, in NiftiMasker's order."""
+    return in_file_order(np.flatnonzero(inside), inside.shape)
 
 
 def read_to_end(img):
