@@ -5,7 +5,6 @@ The tests of the pages use them, and put a fault of each kind into a page to see
 
 import functools
 import gzip
-from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from bs4 import BeautifulSoup
@@ -37,37 +36,72 @@ IMAGES = """async () => {
     }
     return wrong;
 }"""
-# Neither the page may scroll sideways, nor a box in it that the keyboard does not reach.
-SIDEWAYS = """() => {
+# Neither the page may scroll sideways, nor a box in it that the keyboard does not reach. (The theme
+# looks at boxes again a moment after the page has changed.)
+SIDEWAYS = """async () => {
     const page = document.scrollingElement;
-    const wide = [page, ...document.body.querySelectorAll("*")].filter(
-        box => box.scrollWidth > box.clientWidth && box.checkVisibility() && (box == page ||
-            (box.tabIndex < 0 && /auto|scroll/.test(getComputedStyle(box).overflowX))));
+    const tooWide = box => box.scrollWidth > box.clientWidth && box.checkVisibility() && (
+        box == page || (box.tabIndex < 0 && /auto|scroll/.test(getComputedStyle(box).overflowX)));
+    await document.fonts.ready;
+    let wide = [page, ...document.body.querySelectorAll("*")].filter(tooWide);
+    for (let i = 0; i < 20 && wide.length; i++) {
+        await new Promise(resolve => setTimeout(resolve, 100));
+        wide = wide.filter(tooWide);
+    }
     return wide.map(box => `${box.tagName} ${box.className}: ${box.scrollWidth} pixels wide`);
 }"""
-
-
-class Links(NamedTuple):
-    """The links of a page, the addresses that it loads, and its anchors."""
-
-    links: list
-    loads: list
-    anchors: list
+# Notes what the keyboard reaches, and where its focus is not visible. Other stops do not count:
+# boxes that scroll, which the theme and some versions of Chromium add, and the browser's own.
+START = """async () => {
+    const stops = 'a[href], button, input, select, textarea, summary, [tabindex="0"]';
+    const canBeReached = element => element.matches(stops) && !element.disabled &&
+        element.checkVisibility({visibilityProperty: true});
+    const look = element => {
+        const s = getComputedStyle(element);
+        const child = getComputedStyle(element.firstElementChild || element);
+        const lines = [s, child, getComputedStyle(element, "::after")].map(
+            style => style.outlineStyle == "none" ? 0 : parseFloat(style.outlineWidth));
+        const rest = [s.boxShadow, s.borderColor, s.backgroundColor].join();
+        return {line: Math.max(...lines), rest};
+    };
+    await document.fonts.ready;
+    const here = [...document.querySelectorAll(stops)].filter(canBeReached);
+    const toReach = new Map(here.map(element => [element, look(element).rest]));
+    const unseen = [];
+    let first = null, rounds = -1;
+    document.addEventListener("focusin", ({target}) => {
+        first ??= target;
+        rounds += target == first;
+        const rest = toReach.get(target);
+        const now = look(target);
+        if (rest && now.line < 1 && now.rest == rest) unseen.push(target);
+        toReach.delete(target);
+    });
+    // Of radio buttons with one name, Tab reaches one, and the arrow keys the others.
+    const reached = element => element.type == "radio" && [...document.getElementsByName(
+        element.name)].some(other => !toReach.has(other));
+    const name = element => element.outerHTML.slice(0, 150);
+    window.ofKeyboard = () => {
+        const missed = [...toReach.keys()].filter(e => canBeReached(e) && !reached(e)).map(name);
+        return {missed, rounds, unseen: unseen.map(name)};
+    };
+    return here.length;
+}"""
 
 
 LOADED = {"icon", "stylesheet", "preload", "preconnect", "dns-prefetch", "manifest"}
 
 
-def read_links(html):
-    """Return the `Links` of a page."""
-    page = BeautifulSoup(html, "html.parser")
+def read_page(path):
+    """Return the addresses that a page links, those that it loads, and its anchors."""
+    page = BeautifulSoup(path.read_text("utf-8"), "html.parser")
     loads = [e["href"] for e in page.select("link[href]") if LOADED & set(e.get("rel", ()))]
     for name in ("src", "data", "poster", "action"):
         loads += [e[name] for e in page.select(f"[{name}]")]
     for e in page.select("[srcset]"):
         loads += [choice.split()[0] for choice in e["srcset"].split(",")]
     links = [e["href"] for e in page.select("[href]:not(link)")]
-    return Links(links, loads, [e["id"] for e in page.select("[id]")])
+    return links, loads, [e["id"] for e in page.select("[id]")]
 
 
 def all_pages(folder):
@@ -78,21 +112,22 @@ def all_pages(folder):
 
 def wrong_links(folder):
     """Return links and anchors of a site that lead nowhere, and what is loaded from elsewhere."""
-    found = {name: read_links((folder / name).read_text("utf-8")) for name in all_pages(folder)}
+    found = {name: read_page(folder / name) for name in all_pages(folder)}
+    anchors = {name: ids for name, (_, _, ids) in found.items()}
     wrong = []
-    for name, page in found.items():
+    for name, (links, loads, ids) in found.items():
         # sphinx-gallery writes an empty list of tags for each section.
-        twice = {a for a in page.anchors if page.anchors.count(a) > 1} - {"sg-tag-list"}
-        wrong += [f"{name}: two elements are called {anchor!r}" for anchor in sorted(twice)]
-        for link in page.links + page.loads:
-            problem = _problem_of(link, name, folder, found)
-            if not problem and link in page.loads and urlsplit(link).netloc:
-                problem = "loads from another host"
-            wrong += [f"{name}: {problem}: {link}"] * bool(problem)
+        twice = {one for one in ids if ids.count(one) > 1} - {"sg-tag-list"}
+        wrong += [f"{name}: two elements are called {one!r}" for one in sorted(twice)]
+        other = [link for link in loads if urlsplit(link).netloc]
+        wrong += [f"{name}: loads from another host: {link}" for link in other]
+        for link in links + loads:
+            if problem := _problem_of(link, name, folder, anchors):
+                wrong.append(f"{name}: {problem}: {link}")
     return wrong
 
 
-def _problem_of(link, name, folder, found):
+def _problem_of(link, name, folder, anchors):
     """Return what is wrong with a link into the site; nothing for one to another host."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
@@ -101,7 +136,7 @@ def _problem_of(link, name, folder, found):
     target = name if not parts.path else target + "index.html" * target.endswith("/")
     if not (folder / target).is_file():
         return "dead link"
-    if target in found and parts.fragment and unquote(parts.fragment) not in found[target].anchors:
+    if target in anchors and parts.fragment and unquote(parts.fragment) not in anchors[target]:
         return "dead anchor"
     return ""
 
@@ -136,9 +171,7 @@ class Visitor:
             "requestfailed", lambda r: r.failure in ignored or self.note(f"{r.failure}: {r.url}")
         )
         self.context.on("response", lambda r: r.status < 400 or self.note(f"{r.status}: {r.url}"))
-        self.context.on(
-            "console", lambda m: m.type in ("error", "warning") and self.note(f"console: {m.text}")
-        )
+        self.context.on("console", self.note_message)
         self.context.on("weberror", lambda error: self.note(f"error of a script: {error.error}"))
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
@@ -146,6 +179,12 @@ class Visitor:
     def note(self, *problems):
         """Note what is wrong on the page that is open."""
         self.wrong += [f"{self.name}: {problem}" for problem in problems]
+
+    def note_message(self, message):
+        """Note an error or a warning of the page, not the browser's remarks on itself."""
+        remark = message.text.startswith(("[Deprecation]", "[Intervention]"))
+        if message.type in ("error", "warning") and not remark:
+            self.note(f"console: {message.text}")
 
     def note_request(self, request):
         """Note what is loaded, and whether it comes from another host."""
@@ -169,60 +208,25 @@ class Visitor:
         if size > MOST_BYTES:
             self.note(f"{size:,} bytes are loaded; {MOST_BYTES:,} can be")
 
+    def press_tab(self):
+        """Press Tab until all is reached or the focus has gone round twice; note what is wrong."""
+        left = 3 * self.page.evaluate(START) + 50  # a page may keep the focus to itself
+        found = self.page.evaluate("ofKeyboard()")
+        while found["missed"] and found["rounds"] < 2 and left > 0:
+            left -= len(found["missed"])
+            for _ in found["missed"]:
+                self.page.keyboard.press("Tab")
+            found = self.page.evaluate("ofKeyboard()")
+        self.note(*(f"not reached by the keyboard: {what}" for what in found["missed"]))
+        self.note(*(f"focus is not seen: {what}" for what in found["unseen"]))
 
-def wrong_on_pages(browser, address, folder, names, **options):
-    """Open pages in the browser, and return what is wrong with what they show and load."""
+
+def wrong_on_pages(browser, address, folder, names, keyboard=False, **options):
+    """Open pages in the browser; return what is wrong with what they show, load and focus."""
     visitor = Visitor(browser, address, folder, **options)
     for name in names:
         visitor.visit(name)
+        if keyboard:
+            visitor.press_tab()
     visitor.context.close()
     return visitor.wrong
-
-
-# Notes what the keyboard reaches, and where its focus is not visible.
-START = """() => {
-    const all = 'a[href], button, input, select, textarea, summary, [tabindex="0"]';
-    const look = element => {
-        const s = getComputedStyle(element);
-        const child = getComputedStyle(element.firstElementChild || element);
-        const lines = [s, child, getComputedStyle(element, "::after")].map(
-            style => style.outlineStyle == "none" ? 0 : parseFloat(style.outlineWidth));
-        const rest = [s.boxShadow, s.borderColor, s.backgroundColor].join();
-        return {line: Math.max(...lines), rest};
-    };
-    const here = [...document.querySelectorAll(all)].filter(element =>
-        !element.disabled && element.checkVisibility({visibilityProperty: true}));
-    window.toReach = new Map(here.map(element => [element, look(element).rest]));
-    window.unseen = [];
-    document.addEventListener("focusin", ({target}) => {
-        const rest = window.toReach.get(target);
-        const now = look(target);
-        if (rest && now.line < 1 && now.rest == rest) window.unseen.push(target);
-        window.toReach.delete(target);
-    });
-    return here.length;
-}"""
-END = """() => {
-    // Of radio buttons with one name, Tab reaches one, and the arrow keys the others.
-    const reached = element => element.type == "radio" && [...document.getElementsByName(
-        element.name)].some(other => !window.toReach.has(other));
-    const missed = [...window.toReach.keys()].filter(element => !reached(element));
-    const name = element => element.outerHTML.slice(0, 150);
-    return [...missed.map(element => `not reached by the keyboard: ${name(element)}`),
-            ...window.unseen.map(element => `focus is not seen: ${name(element)}`)];
-}"""
-
-
-def wrong_by_keyboard(browser, address, names, **options):
-    """Return what the Tab key does not reach on pages, and what does not show its focus."""
-    context = browser.new_context(reduced_motion="reduce", **options)
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    wrong = []
-    for name in names:
-        page.goto(f"{address}/{name}")
-        for _ in range(page.evaluate(START) + 3):
-            page.keyboard.press("Tab")
-        wrong += [f"{name}: {problem}" for problem in page.evaluate(END)]
-    context.close()
-    return wrong

@@ -1,4 +1,4 @@
-"""A copy of the project and its site, built for an image that the project has never seen.
+"""The project and its site, built for an image that the project has never seen.
 
 The image is a real int16 one from nibabel's own tests.
 """
@@ -9,8 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import archive
 from nibabel.testing import data_path
 
 from made_images import regions_of
@@ -19,24 +21,14 @@ ROOT = Path(__file__).parent.parent
 N_REGIONS = 2
 
 
-def copy_project(folder, *names):
-    """Copy files and folders of the project, without what is generated."""
-    generated = ("_build", "_report", "auto_examples", "measured", "__pycache__", "node_modules")
-    for name in names:
-        if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns(*generated)
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, folder)
-
-
 class Site:
-    """A copy of the project, with its own options."""
+    """The project unpacked from its archive, with its own options."""
 
     def __init__(self, folder):
-        self.folder = folder
-        copy_project(folder, "doc", "examples", "conf.py", "pyproject.toml", "README.md", "LICENSE")
-        copy_project(folder, "Makefile", "requirements.txt")
+        self.archive = folder / archive.NAME
+        archive.write_archive(ROOT, self.archive)
+        zipfile.ZipFile(self.archive).extractall(folder)
+        folder = self.folder = folder / self.archive.stem
         self.fmri = shutil.copy(Path(data_path, "example4d.nii.gz"), folder / "a real image.nii.gz")
         self.atlas = folder / "labels.nii.gz"
         regions_of(self.fmri).to_filename(self.atlas)

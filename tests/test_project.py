@@ -106,37 +106,10 @@ def test_commands_of_make_exist(path):
         assert set(re.findall(r"([A-Z_]+)=", given)) <= set(" ".join(options).split())
 
 
-# -- What is repeated --------------------------------------------------------------------------
-
-FAILING = """
-import pytest
-
-calls = []
-
-
-@pytest.mark.chance
-def test_marked(tmp_path):
-    (tmp_path / "a file").mkdir()  # each repeat has a folder of its own
-    calls.append(1)
-    assert len(calls) == 3, "failed by chance"
-
-
-def test_unmarked():
-    assert False
-"""
-
-
-def test_only_marked_failures_are_repeated(tmp_path):
-    """A failure of a test marked `chance` is repeated twice and reported, no other failure is."""
-    (tmp_path / "test_failing.py").write_text(FAILING)
-    own = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "examples")))}
-    options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "conftest"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", tmp_path],
-        cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | own,
-        capture_output=True,
-        text=True,
-    )
-    assert "1 failed, 1 passed, 2 rerun" in done.stdout
-    assert "failed by chance" in done.stdout.partition("rerun test summary info")[2]
+def test_only_tests_of_chance_are_repeated(request):
+    """Failures of tests marked `chance` are repeated twice, no others."""
+    assert not request.config.option.reruns
+    for item in request.session.items:
+        repeated = item.get_closest_marker("flaky")
+        assert bool(repeated) == bool(item.get_closest_marker("chance")), item.name
+        assert not repeated or repeated.kwargs == {"reruns": 2}

@@ -14,11 +14,8 @@ CONTENT = (  # no pattern matches what a build makes
 )
 
 
-def write_archive(app):
-    """Write the archive into the gallery's folder, where a download link finds it."""
-    root = Path(app.confdir)
-    path = Path(app.srcdir, app.config.sphinx_gallery_conf["gallery_dirs"], NAME)
-    path.parent.mkdir(exist_ok=True)
+def write_archive(root, path):
+    """Write the archive of the project in a folder."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted({file for pattern in CONTENT for file in root.glob(pattern)}):
             if "node_modules" in file.parts:
@@ -26,7 +23,14 @@ def write_archive(app):
             archive.write(file, Path(NAME).stem / file.relative_to(root))
 
 
+def offer_archive(app):
+    """Write the archive into the gallery's folder, where a download link finds it."""
+    path = Path(app.srcdir, app.config.sphinx_gallery_conf["gallery_dirs"], NAME)
+    path.parent.mkdir(exist_ok=True)
+    write_archive(Path(app.confdir), path)
+
+
 def setup(app):
     """Write the archive before the pages are read."""
-    app.connect("builder-inited", write_archive)
+    app.connect("builder-inited", offer_archive)
     return {"parallel_read_safe": True}

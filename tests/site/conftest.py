@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import pages
 from leftovers import eventually, shared_blocks
 from small_site import Site
 
@@ -58,3 +59,25 @@ def folder(request):
         return folder
     fast = "not extensive" in request.config.option.markexpr
     return request.getfixturevalue("prose" if fast else "site").html
+
+
+@pytest.fixture(scope="module")
+def address(folder, serve):
+    """The site, served on this machine."""
+    return serve(folder)
+
+
+@pytest.fixture
+def open_page(browser, address, folder):
+    """A function that opens a page in a context of its own; no page may have had a problem."""
+    visitors = []
+
+    def start(name, width=1440, **options):
+        visitors.append(pages.Visitor(browser, address, folder, width, **options))
+        visitors[-1].page.goto(f"{address}/{name}")
+        return visitors[-1].page
+
+    yield start
+    for visitor in visitors:
+        visitor.context.close()
+    assert [problem for visitor in visitors for problem in visitor.wrong] == []

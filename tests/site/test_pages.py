@@ -19,12 +19,6 @@ OF_EACH_KIND = [
 
 
 @pytest.fixture(scope="module")
-def address(folder, serve):
-    """The site, served on this machine."""
-    return serve(folder)
-
-
-@pytest.fixture(scope="module")
 def axe():
     """The source of axe-core, which finds what keeps readers out."""
     if not AXE.exists():
@@ -43,15 +37,23 @@ def test_a_page_of_each_kind_is_sound(browser, address, folder, axe, width, sche
 # Each element is shown in both colour schemes at one of these widths.
 @pytest.mark.extensive
 @pytest.mark.parametrize(
-    ("width", "scheme"),
-    [(320, "dark"), (768, "light"), (1440, "light"), (1440, "dark"), (2560, "light")],
+    ("width", "scheme", "keyboard"),
+    [(360, "dark", True), (768, "light", False), (1440, "light", True), (1440, "dark", False)],
 )
-def test_every_page_is_sound(browser, address, folder, axe, width, scheme):
-    """So is each of the other pages."""
-    options = {"width": width, "color_scheme": scheme, "axe": axe}
+def test_every_page_is_sound(browser, address, folder, axe, width, scheme, keyboard):
+    """So is each of the other pages; Tab reaches everything, and the focus is visible."""
+    options = {"width": width, "color_scheme": scheme, "axe": axe, "keyboard": keyboard}
     names = pages.all_pages(folder)
     assert len(names) >= 27
     assert pages.wrong_on_pages(browser, address, folder, names, **options) == []
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("width", [320, 2560])
+def test_every_page_fits_the_smallest_and_the_largest_screens(browser, address, folder, width):
+    """It does not scroll sideways, and its images load."""
+    names = pages.all_pages(folder)
+    assert pages.wrong_on_pages(browser, address, folder, names, width=width) == []
 
 
 FAULTS = {
@@ -82,12 +84,9 @@ def test_the_checks_find_faults(browser, folder, serve, axe, tmp_path):
     page, address = copy / "glossary.html", serve(copy)
 
     def wrong():
-        site = browser, address
-        return [
-            *pages.wrong_links(copy),
-            *pages.wrong_on_pages(*site, copy, [page.name], width=1440, axe=axe),
-            *pages.wrong_by_keyboard(*site, [page.name]),
-        ]
+        options = {"width": 1440, "axe": axe, "keyboard": True}
+        on_page = pages.wrong_on_pages(browser, address, copy, [page.name], **options)
+        return pages.wrong_links(copy) + on_page
 
     assert wrong() == []
     good = page.read_text("utf-8")
@@ -96,34 +95,7 @@ def test_the_checks_find_faults(browser, folder, serve, axe, tmp_path):
     assert [problem for problem in FAULTS.values() if problem not in found] == []
 
 
-# -- By keyboard -------------------------------------------------------------------------------
-
-
-@pytest.mark.extensive
-@pytest.mark.parametrize("width", [360, 1440])
-def test_the_keyboard_reaches_everything(browser, address, folder, width):
-    """Tab reaches every link, entry, button and box that scrolls, and the focus is visible."""
-    names = pages.all_pages(folder)
-    viewport = {"width": width, "height": 900}
-    assert pages.wrong_by_keyboard(browser, address, names, viewport=viewport) == []
-
-
-@pytest.fixture
-def open_page(browser, address):
-    """A function that opens a page in a context of its own."""
-    contexts = []
-
-    def start(name, width=1440, **options):
-        viewport = {"width": width, "height": 900}
-        contexts.append(browser.new_context(viewport=viewport, reduced_motion="reduce", **options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(pages.PATIENCE)
-        page.goto(f"{address}/{name}")
-        return page
-
-    yield start
-    for context in contexts:
-        context.close()
+# -- In use ---------------------------------------------------------------------------------------
 
 
 def test_the_search_finds_the_glossary(open_page):
