@@ -484,7 +484,7 @@ def test_other_formats_and_types_are_refused(tmp_path, files):
     nib.MGHImage(DATA.astype("f4"), AFFINE).to_filename(tmp_path / "image.mgz")
     with pytest.raises(ValueError, match=r"image.mgz is not a 4D NIfTI"):
         stream_masker(make_masker("mask"), tmp_path / "image.mgz")
-    for image in (nib.load(files["float32"]), [files["float32"]], None):
+    for image in (nib.load(files["float32"]), None):
         with pytest.raises(ValueError, match="path"):
             stream_masker(make_masker("mask"), image)
     with pytest.raises(FileNotFoundError):

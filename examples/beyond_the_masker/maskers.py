@@ -17,14 +17,20 @@ from sklearn import get_config
 from beyond_the_masker.regions import find_regions
 from beyond_the_masker.streaming import (
     damaged_file_named,
-    open_image,
+    open_series,
     read_to_end,
     read_volumes,
     read_voxels,
     scale,
+    take,
     value_type,
 )
-from beyond_the_masker.two_passes import high_variance_confounds, mean_image, needs_mean
+from beyond_the_masker.two_passes import (
+    high_variance_confounds,
+    image_like,
+    mean_image,
+    needs_mean,
+)
 
 __all__ = ["stream_masker"]
 MASKERS = (NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker)
@@ -71,8 +77,9 @@ def stream_masker(
     masker : NiftiMasker, NiftiLabelsMasker, NiftiMapsMasker or NiftiSpheresMasker, or a list
         Several maskers share one pass over the file. They are left fitted, as by ``fit_transform``
         (only their reports show the first volume). Meanwhile do not use them elsewhere.
-    fmri_path : str or pathlib.Path
-        4D NIfTI file, compressed or not.
+    fmri_path : str or pathlib.Path, or list of them
+        4D NIfTI image, compressed or not, or the files of a series, as for
+        `~beyond_the_masker.streaming.stream_masks`.
     confounds, sample_mask : optional
         As for ``fit_transform``, and the same for all maskers.
     block_size : int, optional
@@ -106,30 +113,37 @@ def stream_masker(
     for each in maskers:
         refuse(each)
     check_positive(block_size, memory_mib)
-    img = open_4d(fmri_path)
+    fmri = open_series(fmri_path)
     if confounds is not None and not isinstance(confounds, list):
         confounds = [confounds]
-    parts = fit_all(maskers, img, fmri_path) if maskers else []
+    parts = fit_all(maskers, fmri) if maskers else []
     for part in parts:
         part.check_cleaning(confounds, sample_mask)
     high_variance = []
     if any(part.parameters["high_variance_confounds"] for part in parts):
-        high_variance = [high_variance_confounds(fmri_path)]
+        high_variance = [high_variance_confounds(fmri)]
     if parts:
-        extract(parts, img, fmri_path, block_size, memory_mib)
+        extract(parts, fmri, block_size, memory_mib)
     results = [part.result(high_variance, confounds, sample_mask) for part in parts]
     return results if isinstance(masker, (list, tuple)) else results[0]
 
 
-def fit_all(maskers, img, fmri_path):
+def fit_all(maskers, fmri):
     """Fit maskers to the first volume, or to the mean where the mask depends on it."""
-    with closing(read_volumes(img, fmri_path)) as volumes:
-        first = next(volumes)[np.newaxis]
-    mean = mean_image(fmri_path) if any(map(needs_mean, maskers)) else None
+    first = first_volume(fmri)
+    mean = mean_image(fmri) if any(map(needs_mean, maskers)) else None
     for path in {path for each in maskers for path in region_files(each)}:
         with damaged_file_named(path):
             read_to_end(nib.load(path))  # nilearn does not read its checksum
-    return [StreamedMasker(each, img, first, mean) for each in maskers]
+    return [StreamedMasker(each, fmri, first, mean) for each in maskers]
+
+
+def first_volume(fmri):
+    """Return the numbers of the first volume, (1, voxels)."""
+    row = np.empty((1, np.prod(fmri.shape[:3])), fmri.dtype)
+    with closing(read_volumes(fmri)) as volumes:
+        take(*next(volumes), fmri, np.arange(row.size), row[0])
+    return row
 
 
 def region_files(masker):
@@ -138,34 +152,34 @@ def region_files(masker):
     return [path for path in given if isinstance(path, (str, Path))]
 
 
-def extract(parts, img, fmri_path, block_size, memory_mib):
+def extract(parts, fmri, block_size, memory_mib):
     """Extract the series of all parts; read the file once, or twice if the image is resampled."""
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(part.spatial_only())
             part.try_short_way()
         needs_all = any(part.regions is None for part in parts)
-        whole = np.arange(np.prod(img.shape[:3]) if needs_all else 0)
+        whole = np.arange(np.prod(fmri.shape[:3]) if needs_all else 0)
         positions = [whole, *(part.regions.positions for part in parts if part.regions)]
         ends = np.cumsum([len(one) for one in positions])[:-1]
         positions = np.concatenate(positions)
-        n_rows = block_size or size_of_block(memory_mib, img, parts, len(positions))
+        n_rows = block_size or size_of_block(memory_mib, fmri, parts, len(positions))
         envelope = None
         if any(part.resampled for part in parts):
-            envelope = envelope_of(img, fmri_path, n_rows)
-        blocks = stack.enter_context(closing(read_voxels(img, fmri_path, positions, n_rows)))
+            envelope = envelope_of(fmri, n_rows)
+        blocks = stack.enter_context(closing(read_voxels(fmri, positions, n_rows)))
         for start, stored in blocks:
-            extract_block(parts, img, start, np.split(stored, ends, axis=1), envelope)
+            extract_block(parts, fmri, start, np.split(stored, ends, axis=1), envelope)
 
 
-def extract_block(parts, img, start, columns, envelope):
+def extract_block(parts, fmri, start, columns, envelope):
     """Extract the series of a block, from whole volumes and the voxels of each short part."""
     whole, *others = columns
     for part in parts:
         if part.regions:
             series = part.reduce(others.pop(0))
         else:
-            series = part.transform_block(as_volumes(whole, img), envelope)
+            series = part.transform_block(as_volumes(whole, fmri), envelope)
         part.keep(series, start)
 
 
@@ -187,46 +201,35 @@ def check_positive(block_size, memory_mib):
         raise ValueError(f"{memory_mib} is not a positive number.")
 
 
-def open_4d(fmri_path):
-    """Return a 4D NIfTI image, its data not read; refuse anything else."""
-    if not isinstance(fmri_path, (str, Path)):
-        raise ValueError(
-            f"The path of a 4D NIfTI file is needed, not {type(fmri_path).__name__}: an image "
-            "in memory needs no streaming. Call fit_transform."
-        )
-    return open_image(fmri_path)
-
-
-def as_volumes(stored, img):
+def as_volumes(stored, fmri):
     """Return values of shape (x, y, z, volumes) from stored ones, (volumes, voxels)."""
-    proxy = img.dataobj
-    stored = stored.T.reshape((*img.shape[:3], len(stored)), order="F")
-    return apply_read_scaling(stored, proxy.slope, proxy.inter)
+    stored = stored.T.reshape((*fmri.shape[:3], len(stored)), order="F")
+    return apply_read_scaling(stored, fmri.slope, fmri.inter)
 
 
-def size_of_block(memory_mib, img, parts, n_positions):
+def size_of_block(memory_mib, fmri, parts, n_positions):
     """Return the number of volumes that fit into some MiB, on the largest grid."""
     long = [part for part in parts if part.regions is None]
-    value = value_type(img.dataobj).itemsize
+    value = value_type(fmri).itemsize
     n_bytes = [2 * value * n_positions]
     if long:
-        grids = [img, *(grid for part in long for grid in part.grids)]
+        grids = [fmri, *(grid for part in long for grid in part.grids)]
         n_bytes += [6 * value * np.prod(grid.shape[:3]) for grid in grids]
     n_volumes = int((memory_mib or (192 if long else 16)) * 2**20 // max(n_bytes))
     envelope = any(part.resampled for part in long)
-    return min(max(n_volumes - envelope, 1), img.shape[3])
+    return min(max(n_volumes - envelope, 1), fmri.shape[3])
 
 
-def envelope_of(img, fmri_path, n_rows):
+def envelope_of(fmri, n_rows):
     """Return volumes with the range of an image, that are zero where all are; NaN if any is.
 
     One volume is enough, or two if there are values below and above zero.
     """
     functions, reduced = (np.fmin, np.fmax, np.minimum), None
-    every_voxel = np.arange(np.prod(img.shape[:3]))
-    with closing(read_voxels(img, fmri_path, every_voxel, n_rows)) as blocks:
+    every_voxel = np.arange(np.prod(fmri.shape[:3]))
+    with closing(read_voxels(fmri, every_voxel, n_rows)) as blocks:
         for _, stored in blocks:
-            parts = [f.reduce(as_volumes(stored, img), axis=3) for f in functions]
+            parts = [f.reduce(as_volumes(stored, fmri), axis=3) for f in functions]
             both = zip(functions, reduced or parts, parts, strict=True)
             reduced = [f(one, other) for f, one, other in both]
     low, high, with_nan = reduced
@@ -234,28 +237,27 @@ def envelope_of(img, fmri_path, n_rows):
     return np.stack(volumes + [with_nan] * int(np.isnan(with_nan).any()), axis=3)
 
 
-def image_like(img, data):
-    """Return an image of some volumes, with the affine and the header of another."""
-    header = img.header.copy()
-    header.set_data_dtype(data.dtype)
-    kind = type(img) if isinstance(img, nib.Nifti1Image) else nib.Nifti1Image  # a pair of files
-    return kind(data, img.affine, header)
+def volumes_like(fmri, data):
+    """Return an image of some volumes, with the affine and the header of a series."""
+    volumes = image_like(fmri, data)
+    volumes.set_data_dtype(data.dtype)
+    return volumes
 
 
 class StreamedMasker:
     """One fitted masker: extract blocks, then clean the whole series."""
 
-    def __init__(self, masker, img, first, mean):
-        self.masker, self.img, self.first = masker, img, first
+    def __init__(self, masker, fmri, first, mean):
+        self.masker, self.fmri, self.first = masker, fmri, first
         self.parameters = masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
-        self.is_integer = value_type(img.dataobj).kind == "i"
+        self.is_integer = value_type(fmri).kind == "i"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Generation of a mask.*")  # as fit_transform
-            volume = image_like(img, as_volumes(first.copy(), img))
+            volume = volumes_like(fmri, as_volumes(first.copy(), fmri))
             masker.fit(mean if needs_mean(masker) else volume)
         self.fitted = masker.clean_args_, masker.memory_
-        self.regions = None if self.is_spatial else find_regions(masker, img)
+        self.regions = None if self.is_spatial else find_regions(masker, fmri)
         self.series = self.columns = None
         self.warned = set()
 
@@ -277,7 +279,7 @@ class StreamedMasker:
             return False
         if self.parameters.get("target_affine") is not None:
             return True
-        shape, affine = self.img.shape[:3], self.img.affine
+        shape, affine = self.fmri.shape[:3], self.fmri.affine
         is_same = np.array_equal  # nilearn resamples to the grid of these regions in any case
         if self.parameters.get("resampling_target", "data") == "data":
             is_same = np.allclose
@@ -310,7 +312,7 @@ class StreamedMasker:
             is_slow = masker.mask_img is None and masker.allow_overlap
         if self.regions is None or (is_slow and not makes_frames):
             return
-        volume = self.block_image(as_volumes(self.first, self.img), None)
+        volume = self.block_image(as_volumes(self.first, self.fmri), None)
         expected = self.transform(volume)[:1]
         found = self.reduce(self.first[:, self.regions.positions])
         is_exact = type(masker) in (NiftiMasker, NiftiLabelsMasker)
@@ -321,7 +323,7 @@ class StreamedMasker:
 
     def reduce(self, stored):
         """Return the series of a block, from the stored numbers of the masker's voxels."""
-        values = scale(stored, self.img.dataobj, self.regions.dtype)
+        values = scale(stored, self.fmri, self.regions.dtype)
         finite = np.isfinite(values)
         if not finite.all():
             is_silent = type(self.masker) is NiftiMasker  # as nilearn is
@@ -329,8 +331,8 @@ class StreamedMasker:
                 self.refuse_infinite(values)
                 is_silent = self.masker.mask_img is not None
             if not is_silent:
-                name = self.img.get_filename()
-                self.warn(f"Non-finite values detected in {name}: they become zero.", UserWarning)
+                text = f"Non-finite values detected in {self.fmri.name}: they become zero."
+                self.warn(text, UserWarning)
             values = np.where(finite, values, 0)
         return self.regions.reduce(values)
 
@@ -341,7 +343,7 @@ class StreamedMasker:
     def keep(self, series, start):
         """Keep the series of a block whose first volume has the number `start`."""
         if self.series is None:
-            n_timepoints = self.img.shape[3]
+            n_timepoints = self.fmri.shape[3]
             self.series = np.empty((n_timepoints, series.shape[1]), series.dtype)
         self.series[start : start + len(series)] = series
 
@@ -353,11 +355,11 @@ class StreamedMasker:
         """
         if self.is_spheres:
             self.refuse_infinite(block)
-        alone = block.shape[3] == 1 < self.img.shape[3]
+        alone = block.shape[3] == 1 < self.fmri.shape[3]
         extra = envelope if self.resampled else block[..., : int(alone)]
         data = np.empty((*block.shape[:3], block.shape[3] + extra.shape[3]), block.dtype, order="F")
         data[..., : block.shape[3]], data[..., block.shape[3] :] = block, extra
-        block_img = image_like(self.img, data)
+        block_img = volumes_like(self.fmri, data)
         as_spheres = self.is_spheres and self.parameters["dtype"] == "auto"
         return load_img(block_img, dtype="auto") if as_spheres else block_img
 
@@ -366,7 +368,7 @@ class StreamedMasker:
         masked = self.masker.mask_img is not None or self.masker.smoothing_fwhm is not None
         if not masked and np.isinf(block).any():
             raise ValueError(
-                f"{self.img.get_filename()} has infinite values. The result of "
+                f"{self.fmri.name} has infinite values. The result of "
                 "NiftiSpheresMasker without a mask then depends on the whole image: give it a "
                 "mask_img."
             )
@@ -408,7 +410,7 @@ class StreamedMasker:
 
     def check_cleaning(self, confounds, sample_mask):
         """Clean a random series, so that a mistake shows before the file is read."""
-        series = np.random.default_rng(0).normal(9, 1, (self.img.shape[3], 1))
+        series = np.random.default_rng(0).normal(9, 1, (self.fmri.shape[3], 1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.clean(series, confounds, sample_mask)

@@ -35,13 +35,13 @@ def find_regions(masker, img):
         NiftiMapsMasker: find_maps,
         NiftiSpheresMasker: find_spheres,
     }[type(masker)]
-    return find(masker, img, value_type(img.dataobj))
+    return find(masker, img, value_type(img))
 
 
 def find_mask(masker, img, data_dtype):
     """Return the voxels of a mask; its series are their values."""
     inside = finite(masker.mask_img_) != 0
-    return Regions(in_file(inside), result_dtype(img.dataobj), np.asarray)
+    return Regions(in_file(inside), result_dtype(img), np.asarray)
 
 
 def find_labels(masker, img, data_dtype):

@@ -1,14 +1,18 @@
 """Extract the voxels of any number of masks in one pass over a file. This module works alone."""
 
+import glob
 import math
 import os
+import re
 import shutil
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import pairwise
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -31,8 +35,9 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, t
 
     Parameters
     ----------
-    fmri_path : str or pathlib.Path
-        4D NIfTI image, compressed or not.
+    fmri_path : str or pathlib.Path, or list of them
+        4D NIfTI image, compressed or not. Or the files of one series, 3D or 4D: as a list in their
+        order, or as a pattern such as ``"vol_*.nii"`` in the order of the numbers in their names.
     masks : str, pathlib.Path or nibabel.Nifti1Image, or a list, another iterable or a dict of them
         On the grid of the image, to a hundredth of a voxel. In a list, each 3D image is a mask:
         non-zero in the region. An image that is not in a list has a region for each volume if it
@@ -54,32 +59,33 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, t
         The values of NiftiMasker, for each region. They are parts of one large array: if you keep
         only one region, copy it. Files come back as read-only `numpy.memmap`. NiftiMasker resamples
         an image whose affine was rounded in another way, and can lose a slice; this does not.
+        Several files give the values of ``nilearn.image.concat_imgs(files, dtype=common)``, where
+        `common` is the common type of their values. By itself, concat_imgs rounds to float32.
 
     Raises
     ------
     ValueError
-        The image is not 4D; a mask is empty, on another grid, or needs a threshold; or `out` does
-        not fit.
+        The image is not 4D, or files are on different grids; a mask is empty, on another grid, or
+        needs a threshold; or `out` does not fit.
     OSError
         A file is missing, incomplete or damaged, or there is not enough space for the results.
     """
-    fmri_img = open_image(fmri_path)
-    positions = find_voxels(masks, fmri_img, fmri_path, threshold)
-    return stream_voxels(fmri_img, fmri_path, positions, block_size, memory_mib, out)
+    fmri = open_series(fmri_path)
+    positions = find_voxels(masks, fmri, fmri.name, threshold)
+    return stream_voxels(fmri, positions, block_size, memory_mib, out)
 
 
-def stream_voxels(fmri_img, fmri_path, positions, block_size=None, memory_mib=8, out=None):
+def stream_voxels(fmri, positions, block_size=None, memory_mib=8, out=None):
     """Return the arrays of `stream_masks` for regions whose voxels lie at some positions."""
-    proxy, n_volumes = fmri_img.dataobj, fmri_img.shape[3]
+    dtype, n_volumes = result_dtype(fmri), fmri.shape[3]
     ends = np.cumsum([len(one) for one in positions])
-    dtype = result_dtype(proxy)
     wanted = [((n_volumes, len(one)), dtype) for one in positions]
     positions = np.concatenate(positions, dtype=np.intp)
     n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(positions)))
-    blocks = read_voxels(fmri_img, fmri_path, positions, min(max(n_rows, 1), n_volumes))
+    blocks = read_voxels(fmri, positions, min(max(n_rows, 1), n_volumes))
     with prepare_results(out, wanted) as every_series, closing(blocks):
         for start, stored in blocks:
-            parts = np.split(to_values(stored, proxy, dtype), ends[:-1], axis=1)
+            parts = np.split(to_values(stored, fmri, dtype), ends[:-1], axis=1)
             for series, part in zip(every_series, parts, strict=True):
                 series[start : start + len(part)] = part
     return [
@@ -88,15 +94,116 @@ def stream_voxels(fmri_img, fmri_path, positions, block_size=None, memory_mib=8,
     ]
 
 
-def open_image(fmri_path):
-    """Return a 4D NIfTI image of numbers, its data not read; refuse any other file."""
+class Part(NamedTuple):
+    """Where the volumes of one file lie, and how its numbers become values."""
+
+    path: str
+    n_volumes: int
+    offset: int
+    dtype: np.dtype
+    slope: float
+    inter: float
+    version: tuple
+
+    @classmethod
+    def of(cls, img):
+        """Return what is in the header of an image."""
+        path, data = img.file_map["image"].filename, img.dataobj
+        numbers = data.offset, data.dtype, data.slope, data.inter
+        return cls(path, math.prod(img.shape[3:]), *numbers, version_of(path))
+
+
+class Series:
+    """The volumes of one file, or of several on the same grid, one after the other; none is read.
+
+    If all numbers have one type and the same scale factors, so has the series. Otherwise it has
+    the common type of all values, and those of each file are scaled when they are read.
+    """
+
+    def __init__(self, img, parts):
+        self.parts, self.affine, self.header = parts, img.affine, img.header
+        self.shape = (*img.shape[:3], sum(part.n_volumes for part in parts))
+        self.name = f"{parts[0].path} and {len(parts) - 1} more files"
+        self.name = self.name if len(parts) > 1 else parts[0].path
+        kinds = {(part.dtype, part.slope, part.inter) for part in parts}
+        self.is_uniform = len(kinds) == 1
+        if self.is_uniform:
+            [(self.dtype, self.slope, self.inter)] = kinds
+        else:
+            self.dtype, self.slope, self.inter = np.result_type(*map(value_type, parts)), 1.0, 0.0
+
+
+def open_series(fmri_path):
+    """Return the volumes of a file, of a list of files, or of those that match a pattern."""
+    if isinstance(fmri_path, Series):
+        return fmri_path
+    is_one = isinstance(fmri_path, (str, Path)) and os.path.lexists(os.path.expanduser(fmri_path))
+    first, parts = None, {}
+    for path in [fmri_path] if is_one else list_files(fmri_path):
+        img = open_image(path, n_axes=(4,) if is_one else (3, 4))
+        first, part = first or img, Part.of(img)
+        if part.path in parts:
+            raise ValueError(f"{part.path} is among the files twice.")
+        if not is_one and not is_same_grid(img, first):
+            raise ValueError(
+                f"{path} is on another grid than the first file: {img.shape[:3]}\n{img.affine}\n"
+                f"instead of {first.shape[:3]}\n{first.affine}"
+            )
+        parts[part.path] = part
+    return Series(first, list(parts.values()))
+
+
+def list_files(fmri_path):
+    """Return the files of a list as they are, or of a pattern in the order of their numbers."""
+    if isinstance(fmri_path, (list, tuple)):
+        files = fmri_path
+        warn_of_order(files)
+    elif isinstance(fmri_path, (str, Path)):
+        folder, name = os.path.split(os.path.expanduser(fmri_path))
+        folder = glob.escape(folder) if os.path.isdir(folder) else folder
+        files = sorted(glob.glob(os.path.join(folder, name)), key=by_numbers)
+    else:
+        raise ValueError(
+            "The path of a NIfTI file is needed, or a list of paths, not a "
+            f"{type(fmri_path).__name__}: an image in memory needs no streaming."
+        )
+    if not files:
+        raise FileNotFoundError(f"There is no file {fmri_path}.")
+    return files
+
+
+def by_numbers(path):
+    """Return a key that sorts names by the numbers in them: vol_2 before vol_10."""
+    return re.sub("[0-9]+", lambda number: number[0].zfill(64), str(path)), str(path)
+
+
+def warn_of_order(files):
+    """Warn if the names of files differ in numbers alone, and these do not ascend."""
+    is_numbered = len({re.sub("[0-9]+", "", str(path)) for path in files}) == 1
+    for one, other in pairwise(files if is_numbered else []):
+        if by_numbers(one) > by_numbers(other):
+            warnings.warn(
+                f"{one} comes before {other}, and volumes stay in this order. A pattern such as "
+                "'vol_*.nii' sorts files by the numbers in their names.",
+                stacklevel=5,
+            )
+            return
+
+
+def open_image(fmri_path, n_axes=(4,)):
+    """Return a NIfTI image of numbers, its data not read; refuse anything else."""
+    if not isinstance(fmri_path, (str, Path)):
+        raise ValueError(f"The path of an image is needed, not a {type(fmri_path).__name__}.")
     with damaged_file_named(fmri_path):
-        fmri_img = nib.load(fmri_path)
-    shape = getattr(fmri_img, "shape", ())  # a surface has none
-    has_numbers = isinstance(fmri_img, nib.Nifti1Pair) and fmri_img.dataobj.dtype.kind in "fiu"
-    if not has_numbers or len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"{fmri_path} is not a 4D NIfTI image of numbers; its shape is {shape}.")
-    return fmri_img
+        img = nib.load(os.path.expanduser(fmri_path))
+    shape = getattr(img, "shape", ())  # a surface has none
+    has_numbers = isinstance(img, nib.Nifti1Pair) and img.dataobj.dtype.kind in "fiu"
+    if not has_numbers or len(shape) not in n_axes or min(shape) < 1:
+        raise ValueError(
+            f"{fmri_path} is not a 4D NIfTI image of numbers, but a {type(img).__name__} with the "
+            f"shape {shape} and the type {getattr(img, 'get_data_dtype', object)()}."
+        )
+    return img
 
 
 def find_voxels(masks, fmri_img, fmri_path, threshold=None):
@@ -173,8 +280,8 @@ def mask_volumes(mask_img, name, alone):
             "list, and each volume is a region."
         )
     elif isinstance(proxy, ArrayProxy) and mask_img.get_filename():
-        for stored in read_volumes(mask_img, name):
-            yield scale(stored, proxy, value_type(proxy)).reshape(shape[:3], order="F")
+        for part, stored in read_volumes(Series(mask_img, [Part.of(mask_img)])):
+            yield scale(stored, part, value_type(part)).reshape(shape[:3], order="F")
     else:
         yield from np.moveaxis(np.asanyarray(proxy), 3, 0)
 
@@ -243,24 +350,32 @@ def is_same_grid(img, other):
     return bool(np.abs(moved - corners).max() <= 0.01)
 
 
-def read_voxels(fmri_img, fmri_path, positions, n_rows):
-    """Yield the first volume of each block, and the stored numbers at some positions."""
-    n_voxels, n_volumes = math.prod(fmri_img.shape[:3]), fmri_img.shape[3]
-    block, in_worker = np.empty((n_rows, len(positions)), fmri_img.dataobj.dtype), is_worker()
+def read_voxels(fmri, positions, n_rows):
+    """Yield the first volume of each block, and the numbers of a `Series` at some positions."""
+    n_voxels, n_volumes = math.prod(fmri.shape[:3]), fmri.shape[3]
+    block, in_worker = np.empty((n_rows, len(positions)), fmri.dtype), is_worker()
     with ExitStack() as stack:
         progress = tqdm(total=n_volumes, unit="volume", delay=2, disable=in_worker)
         stack.enter_context(progress)
-        volumes = stack.enter_context(closing(read_volumes(fmri_img, fmri_path)))
+        volumes = stack.enter_context(closing(read_volumes(fmri)))
         # With few voxels, extraction takes too little time for a thread to gain any.
         if len(positions) > n_voxels / 8 and not in_worker and os.cpu_count() > 1:
             volumes = stack.enter_context(closing(read_ahead(volumes)))
         for start in range(0, n_volumes, n_rows):
             rows = block[: n_volumes - start]
             for row in rows:
-                next(volumes).take(positions, out=row, mode="clip")
+                take(*next(volumes), fmri, positions, row)
                 progress.update()
             yield start, rows
-        next(volumes, None)  # to the end of the file
+        next(volumes, None)  # to the end of the last file
+
+
+def take(part, volume, fmri, positions, row):
+    """Take some voxels of a volume; scale them if the files of the series differ in their scale."""
+    if fmri.is_uniform:
+        volume.take(positions, out=row, mode="clip")
+    else:
+        row[:] = scale(volume.take(positions), part, row.dtype)
 
 
 def is_worker():
@@ -268,19 +383,18 @@ def is_worker():
     return parent_process() is not None
 
 
-def read_volumes(fmri_img, fmri_path):
-    """Yield the stored numbers of each volume, in the order of the file."""
-    proxy, n_voxels = fmri_img.dataobj, math.prod(fmri_img.shape[:3])
-    file_name = fmri_img.file_map["image"].filename
-    before = version_of(file_name)
-    with damaged_file_named(fmri_path), open_data(file_name) as file:
-        file.seek(proxy.offset)
-        for _ in range(fmri_img.shape[3]):
-            content = file.read(n_voxels * proxy.dtype.itemsize)
-            yield np.frombuffer(content, proxy.dtype, n_voxels)
-        while file.read(2**20):  # gzip stores its checksum at the end
-            pass
-    check_version(file_name, before)
+def read_volumes(fmri):
+    """Yield for each volume its file's `Part` and its stored numbers, in the order of the file."""
+    n_voxels = math.prod(fmri.shape[:3])
+    for part in fmri.parts:
+        with damaged_file_named(part.path), open_data(part.path) as file:
+            file.seek(part.offset)
+            for _ in range(part.n_volumes):
+                content = file.read(n_voxels * part.dtype.itemsize)
+                yield part, np.frombuffer(content, part.dtype, n_voxels)
+            while file.read(2**20):  # gzip stores its checksum at the end
+                pass
+        check_version(part.path, part.version)
 
 
 def version_of(path):
@@ -388,7 +502,7 @@ class NpyFile:
     """
 
     def __init__(self, path, shape, dtype):
-        self.path, self.shape, self.dtype = Path(path).resolve(), shape, dtype
+        self.path, self.shape, self.dtype = Path(path).expanduser().resolve(), shape, dtype
         self.unfinished = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.unfinished")
 
     def __enter__(self):

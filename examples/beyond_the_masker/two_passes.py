@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from nilearn.signal import standardize_signal
 
-from beyond_the_masker.streaming import open_image, read_voxels, value_type
+from beyond_the_masker.streaming import open_series, read_voxels, value_type
 
 __all__ = ["high_variance_confounds", "mean_image"]
 AT_ONCE = 2**16  # voxels whose sums are computed at once: they fit into the processor's cache
@@ -33,19 +33,24 @@ def mean_image(fmri_path):
     A masker fitted to it gets the mask, bit for bit, that ``masker.fit(fmri_path)`` computes. The
     mean has the type and the values of `numpy.mean`; the header still names the file's type.
     """
-    fmri_img = open_image(fmri_path)
-    *grid, n_volumes = fmri_img.shape
+    fmri = open_series(fmri_path)
+    *grid, n_volumes = fmri.shape
     everywhere = np.arange(math.prod(grid))
     if len(everywhere) == 1:  # NumPy sums a single series in another order
-        [(_, series)] = read_values(fmri_img, fmri_path, everywhere, n_volumes)
+        [(_, series)] = read_values(fmri, everywhere, n_volumes)
         mean = series.mean(axis=0)
     else:
-        mean = np.zeros(len(everywhere), np.mean(np.ones(1, value_type(fmri_img.dataobj))).dtype)
-        for _, (volume,) in read_values(fmri_img, fmri_path, everywhere, n_rows=1):
+        mean = np.zeros(len(everywhere), np.mean(np.ones(1, value_type(fmri))).dtype)
+        for _, (volume,) in read_values(fmri, everywhere, n_rows=1):
             mean += volume
         np.true_divide(mean, np.intp(n_volumes), out=mean, casting="unsafe")
-    kind = type(fmri_img) if isinstance(fmri_img, nib.Nifti1Image) else nib.Nifti1Image
-    return kind(mean.reshape(*grid, 1, order="F"), fmri_img.affine, fmri_img.header)
+    return image_like(fmri, mean.reshape(*grid, 1, order="F"))
+
+
+def image_like(fmri, data):
+    """Return an image of some volumes, with the affine and the header of a series."""
+    is_nifti2 = isinstance(fmri.header, nib.Nifti2Header)
+    return (nib.Nifti2Image if is_nifti2 else nib.Nifti1Image)(data, fmri.affine, fmri.header)
 
 
 def high_variance_confounds(fmri_path, n_confounds=5, percentile=2.0):
@@ -56,8 +61,8 @@ def high_variance_confounds(fmri_path, n_confounds=5, percentile=2.0):
 
     Parameters
     ----------
-    fmri_path : str or pathlib.Path
-        4D NIfTI image, compressed or not.
+    fmri_path : str or pathlib.Path, or list of them
+        4D NIfTI image, or the files of a series, as for `stream_masks`.
     n_confounds : int
         Number of confounds.
     percentile : float
@@ -73,34 +78,34 @@ def high_variance_confounds(fmri_path, n_confounds=5, percentile=2.0):
     series of each, it may round in another way than here; everything else is the same, bit for bit.
     An image with few voxels or volumes, or with all voxels in one row, is read as a whole.
     """
-    fmri_img = open_image(fmri_path)
-    *grid, n_volumes = fmri_img.shape
-    [in_file] = in_nilearns_order(fmri_img, np.arange(math.prod(grid)))
+    fmri = open_series(fmri_path)
+    *grid, n_volumes = fmri.shape
+    [in_file] = in_nilearns_order(fmri, np.arange(math.prod(grid)))
     in_a_row = sum(n > 1 for n in grid) < 2
     if in_a_row or n_volumes < 3 or len(in_file) < FEW:
-        [(_, series)] = read_values(fmri_img, fmri_path, in_file, n_volumes)
+        [(_, series)] = read_values(fmri, in_file, n_volumes)
         series = np.asarray(series, order="C" if in_a_row else "F")
         return nilearn.signal.high_variance_confounds(series, n_confounds, percentile)
 
-    low, high = in_nilearns_order(fmri_img, *variance_bounds(fmri_img, fmri_path))
+    low, high = in_nilearns_order(fmri, *variance_bounds(fmri))
     candidates = np.flatnonzero((high >= least_threshold(low, percentile)) & (high > low))
     variance = np.where(np.isnan(low), low, 0)  # the others are below the threshold
     n_parts = math.ceil(len(candidates) / max(1000, len(variance) * percentile / 50)) or 1
     for part in np.array_split(candidates, n_parts):
-        series = detrended_series(fmri_img, fmri_path, in_file[part])
+        series = detrended_series(fmri, in_file[part])
         variance[part] = mean_of_squares(series)[: len(part)]
     kept = np.flatnonzero(variance > np.nanpercentile(variance, 100 - percentile))
     if n_parts > 1:
-        series = detrended_series(fmri_img, fmri_path, in_file[kept])
+        series = detrended_series(fmri, in_file[kept])
     else:
         series = series.T[np.append(np.searchsorted(part, kept), -1)].T
     # nilearn uses what is above the lowest variance: all but the series of zeros at the end.
     return nilearn.signal.high_variance_confounds(series, n_confounds, 100.0, detrend=False)
 
 
-def in_nilearns_order(fmri_img, *volumes):
+def in_nilearns_order(fmri, *volumes):
     """Return volumes of the file, in which x changes fastest, as nilearn flattens them."""
-    return [one.reshape(fmri_img.shape[:3], order="F").ravel() for one in volumes]
+    return [one.reshape(fmri.shape[:3], order="F").ravel() for one in volumes]
 
 
 def least_threshold(low, percentile):
@@ -110,20 +115,20 @@ def least_threshold(low, percentile):
     return np.partition(known, rank)[rank] if known.size else 0
 
 
-def variance_bounds(fmri_img, fmri_path):
+def variance_bounds(fmri):
     """Return the lowest and the highest variance that nilearn may find in each voxel."""
-    everywhere = np.arange(math.prod(fmri_img.shape[:3]))
-    middle = (fmri_img.shape[3] - 1) / 2
-    dtype, shift, sums = float_type(fmri_img), None, np.zeros((3, len(everywhere)))
+    everywhere = np.arange(math.prod(fmri.shape[:3]))
+    middle = (fmri.shape[3] - 1) / 2
+    dtype, shift, sums = float_type(fmri), None, np.zeros((3, len(everywhere)))
     with np.errstate(all="ignore"):
-        for time, (volume,) in read_values(fmri_img, fmri_path, everywhere, n_rows=1):
+        for time, (volume,) in read_values(fmri, everywhere, n_rows=1):
             volume = volume.astype(dtype)
             shift = volume if shift is None else shift
             shift[~np.isfinite(volume)] = np.nan  # and so the sums
             for part in parts_of(sums.shape[1]):
                 add_to_sums(sums[:, part], volume[part], shift[part], time - middle)
         for part in parts_of(sums.shape[1]):
-            sums[:2, part] = bounds(sums[:, part], shift[part], fmri_img.shape[3])
+            sums[:2, part] = bounds(sums[:, part], shift[part], fmri.shape[3])
     return sums[:2]
 
 
@@ -163,24 +168,24 @@ def bounds(sums, shift, n):
     return low, high
 
 
-def detrended_series(fmri_img, fmri_path, positions):
+def detrended_series(fmri, positions):
     """Return the series of some voxels as nilearn detrends them, and at the end some of zeros."""
-    n_volumes = fmri_img.shape[3]
+    n_volumes = fmri.shape[3]
     n_series = GROUP * min(
         max(2048 // n_volumes, 1), 100
     )  # too few for nilearn's parts, or threads
     n_groups = len(positions) // n_series + 1
-    series = np.zeros((n_volumes, n_groups * n_series), float_type(fmri_img), order="F")
-    for start, values in read_values(fmri_img, fmri_path, positions, n_rows=8):
+    series = np.zeros((n_volumes, n_groups * n_series), float_type(fmri), order="F")
+    for start, values in read_values(fmri, positions, n_rows=8):
         series[start : start + len(values), : len(positions)] = values
     for group in np.split(series, n_groups, axis=1):
         group[:] = standardize_signal(group, detrend=True, standardize=None)
     return series
 
 
-def float_type(fmri_img):
+def float_type(fmri):
     """Return the type in which nilearn detrends."""
-    zeros = np.zeros((3, 1), value_type(fmri_img.dataobj))
+    zeros = np.zeros((3, 1), value_type(fmri))
     return standardize_signal(zeros, detrend=True, standardize=None).dtype
 
 
@@ -190,8 +195,7 @@ def mean_of_squares(series):
     return np.concatenate([(group**2).mean(axis=0) for group in groups])
 
 
-def read_values(fmri_img, fmri_path, positions, n_rows):
+def read_values(fmri, positions, n_rows):
     """Yield the first volume of each block, and the values that nibabel returns."""
-    proxy = fmri_img.dataobj
-    for start, stored in read_voxels(fmri_img, fmri_path, positions, n_rows):
-        yield start, apply_read_scaling(stored, proxy.slope, proxy.inter)
+    for start, stored in read_voxels(fmri, positions, n_rows):
+        yield start, apply_read_scaling(stored, fmri.slope, fmri.inter)

@@ -1,0 +1,277 @@
+"""Files of a series give the values of their concatenation, file after file, or are refused."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nilearn.image import concat_imgs
+from nilearn.maskers import NiftiMasker
+
+from beyond_the_masker import streaming
+from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.streaming import stream_masks
+from made_images import SHAPE, STRAIGHT
+from test_maskers import AFFINE, DATA, QUIET, SPATIAL, make_masker
+from test_maskers import assert_same as assert_same_series
+from test_streaming import (
+    MODULES,
+    any_bits,
+    assert_same,
+    by_name,
+    masks_for,
+    nifti_masker,
+    open_files,
+    write,
+)
+
+MASKS = masks_for(SHAPE)
+SUFFIXES = (".nii.gz", ".nii", ".img", ".nii.bz2")
+NONE = (np.nan, np.nan)
+FILES = {  # types, scale factors and numbers of volumes; 0 is a 3D image
+    "volumes": [("<f4", NONE, 0)] * 12,
+    "runs": [("<i2", NONE, 5), ("<i2", NONE, 3)],
+    "one volume": [("<f8", NONE, 0)],
+    "volumes and runs": [("<f4", NONE, 0), ("<f4", NONE, 4), ("<f4", NONE, 1)],
+    "the same scale factors": [("<i2", (0.37, -5.1), 2), ("<i2", (0.37, -5.1), 0)],
+    "other scale factors": [("<i2", (0.37, -5.1), 0), ("<i2", (2, 0), 0), ("<i2", NONE, 3)],
+    "byte orders": [(">f4", NONE, 2), ("<f4", NONE, 2)],
+    "integers": [("u1", NONE, 2), (">i2", NONE, 0), ("i1", NONE, 1)],
+    "to float32": [("u1", NONE, 2), ("<f4", NONE, 0), (">i2", NONE, 2)],
+    "to float64": [(">f4", NONE, 2), ("u1", (0.5, 3), 0), ("<f8", NONE, 2), ("<i4", NONE, 1)],
+}
+
+
+def write_files(folder, files):
+    """Write files as `FILES` describes them; return their paths."""
+    paths = []
+    for number, (dtype, scaling, n) in enumerate(files):
+        data = any_bits((*SHAPE[:3], n) if n else SHAPE[:3], dtype, number)
+        path = folder / f"vol_{number}{SUFFIXES[number % 4]}"
+        paths.append(write(path, data, scaling=scaling))
+    return paths
+
+
+def concatenated(paths):
+    """Return nilearn's concatenation of files, in the common type of their values."""
+    imgs = []
+    for img in map(nib.load, paths):
+        values = np.asanyarray(img.dataobj).reshape(*img.shape[:3], -1)
+        imgs.append(nib.Nifti1Image(values, img.affine, dtype=values.dtype))
+    return concat_imgs(imgs, dtype=np.result_type(*(img.dataobj for img in imgs)))
+
+
+# The values of NiftiMasker
+# -------------------------
+
+
+@by_name("files", FILES)
+def test_values_are_those_of_the_concatenation(tmp_path, files):
+    """Volumes, runs, types, scale factors and kinds of files may be mixed."""
+    paths = write_files(tmp_path, files)
+    reference = nifti_masker(concatenated(paths), MASKS)
+    for module in MODULES:
+        for block_size in (None, 3):
+            assert_same(module.stream_masks(paths, MASKS, block_size), reference)
+
+
+some_files = st.lists(
+    st.tuples(
+        st.sampled_from(["u1", "<i2", ">u2", "<i4", "<f4", ">f4", "<f8"]),
+        st.sampled_from([NONE, (2.0, 0.0), (0.37, -5.0)]),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(some_files, st.integers(1, 6))
+def test_any_files(tmp_path_factory, files, block_size):
+    """Any number of files of any type gives the values of their concatenation."""
+    paths = write_files(tmp_path_factory.mktemp("any"), files)
+    reference = nifti_masker(concatenated(paths), MASKS)
+    assert_same(stream_masks(tuple(map(str, paths)), MASKS, block_size), reference)
+
+
+def test_values_are_rounded_where_concat_imgs_rounds(tmp_path):
+    """By itself, concat_imgs rounds to float32, which is the only difference."""
+    paths = write_files(tmp_path, [(">f4", NONE, 2), ("u1", (0.37, 3), 2)])
+    series, rounded = stream_masks(paths, MASKS), nifti_masker(concat_imgs(paths), MASKS)
+    assert series[0].dtype == "f8"
+    assert_same([one.astype("f4") for one in series], rounded)
+
+
+def test_label_image(tmp_path):
+    """Files go with a label image: each label is a region."""
+    paths = write_files(tmp_path, FILES["volumes and runs"])
+    labels = np.random.default_rng(0).integers(0, 4, SHAPE[:3]).astype("u1")
+    atlas = write(tmp_path / "atlas.nii.gz", labels)
+    masks = [nib.Nifti1Image((labels == n).astype("u1"), STRAIGHT) for n in (1, 2, 3)]
+    assert_same(stream_masks(paths, str(atlas)), nifti_masker(concatenated(paths), masks))
+
+
+SPLIT = [np.s_[:3], *range(3, 8), np.s_[8:30], np.s_[30:]]  # of the 37 volumes of DATA
+OTHER_MASKERS = {
+    "mean": {"mask_strategy": "epi", "mask_args": {"opening": 0}},
+    "high variance": {"mask_img": SPATIAL["mask"][1]["mask_img"], "high_variance_confounds": True},
+}
+
+
+@QUIET
+@pytest.mark.parametrize("kinds", [["<f4"], [">i2", "<f4", "u1"]], ids=["same", "mixed"])
+@pytest.mark.parametrize("spatial", [*SPATIAL, *OTHER_MASKERS])
+def test_maskers_return_what_fit_transform_returns(tmp_path, spatial, kinds):
+    """Every masker returns what it returns for the concatenated image."""
+    paths = []
+    for number, volumes in enumerate(SPLIT):
+        data = DATA[..., volumes].clip(0, 255).astype(kinds[number % len(kinds)])
+        scaling = NONE if len(kinds) == 1 else (number / 4 + 1, 0)
+        paths.append(write(tmp_path / f"{number}.nii.gz", data, AFFINE, scaling))
+    options = {"standardize": None, "reports": False, "detrend": True}
+    own, usual = (
+        NiftiMasker(**options, **OTHER_MASKERS[spatial])
+        if spatial in OTHER_MASKERS
+        else make_masker(spatial, **options)
+        for _ in range(2)
+    )
+    series = stream_masker(own, paths, block_size=5)
+    assert_same_series(series, usual.fit_transform(concatenated(paths)), spatial)
+
+
+# Patterns and lists
+# ------------------
+
+
+@pytest.fixture
+def volumes(tmp_path, monkeypatch):
+    """Write twelve volumes into the current folder; return their paths."""
+    folder = tmp_path / "a [b] folder"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    return [write(folder / f"vol_{n}.nii", any_bits(SHAPE[:3], "<f4", n)) for n in range(12)]
+
+
+def test_pattern_is_in_the_order_of_numbers(volumes):
+    """vol_2 comes before vol_10, wherever the files are, and however the pattern is given."""
+    expected, here = stream_masks(volumes, MASKS), volumes[0].parent
+    for pattern in ("vol_*.nii", f"{here}/vol_*.nii", here / "vol_*[0-9].nii", "~/a*/vol_*.nii"):
+        assert_same(stream_masks(pattern, MASKS), expected)
+    assert_same(stream_masks("vol_?.nii", MASKS), [one[:10] for one in expected])
+    assert_same(stream_masks(["~/a [b] folder/vol_7.nii"], MASKS), [one[7:8] for one in expected])
+
+
+def test_file_whose_name_looks_like_a_pattern(volumes):
+    """A file that exists is that file."""
+    for name in ("vol_[1].nii", "vol_*.nii"):
+        path = write(volumes[0].with_name(name), any_bits(SHAPE, "<f4"))
+        assert_same(stream_masks(name, MASKS), nifti_masker(nib.load(path), MASKS))
+
+
+def test_list_in_another_order_than_its_numbers(volumes):
+    """A list is taken as it is, with a warning if names differ in numbers that do not ascend."""
+    expected = stream_masks("vol_*.nii", MASKS)
+    order = [0, 1, 10, 11, *range(2, 10)]
+    with pytest.warns(UserWarning, match=r"vol_11.nii comes before .*vol_2.nii") as caught:
+        assert_same(stream_masks(sorted(volumes), MASKS), [one[order] for one in expected])
+    assert caught[0].filename == __file__
+    write(Path("rest.nii"), any_bits(SHAPE[:3], "<f4", 12))
+    stream_masks([*volumes, "rest.nii", "vol_3.nii.gz"][10:13], MASKS)  # other names: no warning
+
+
+# Refusals
+# --------
+
+FUNCTIONS = (
+    stream_masks,
+    lambda files, masks: stream_masker(NiftiMasker(masks[0], standardize=None), files),
+)
+
+
+def damaged(path):
+    """Cut off the end of a file."""
+    path.write_bytes(path.read_bytes()[:-1])
+    return str(path)
+
+
+def moved(path, voxels):
+    """Write a volume on a grid that begins some voxels later."""
+    affine = STRAIGHT @ nib.affines.from_matvec(np.eye(3), [0, voxels, 0])
+    return write(path, any_bits(SHAPE[:3], "<f4"), affine)
+
+
+REFUSED = {  # what makes the argument from twelve volumes, the error, a part of its message
+    "missing": (lambda v: [v[0], "none.nii", v[2]], FileNotFoundError, "none.nii"),
+    "cut off": (lambda v: [v[0], damaged(v[1]), v[2]], OSError, "vol_1.nii is incomplete"),
+    "last is cut off": (lambda v: [v[0], damaged(v[1])], OSError, "vol_1.nii is incomplete"),
+    "grid": (lambda v: [v[0], moved(v[1], 0.011)], ValueError, "vol_1.nii is on another grid"),
+    "twice": (lambda v: [v[3], str(v[3])], ValueError, "vol_3.nii is among the files twice"),
+    "no match": (lambda v: "~/vol_*.nii", FileNotFoundError, r"no file ~/vol_\*.nii"),
+    "no files": (lambda v: [], FileNotFoundError, r"no file \[\]"),
+    "one volume without a list": (lambda v: v[0], ValueError, "vol_0.nii is not a 4D"),
+    "array": (lambda v: np.zeros(SHAPE), ValueError, "not a ndarray"),
+    "image": (lambda v: nib.load(v[0]), ValueError, "not a Nifti1Image"),
+    "nothing": (lambda v: None, ValueError, "not a NoneType"),
+    "list in a list": (lambda v: [v[:2]], ValueError, "not a list"),
+    "image in a list": (lambda v: [v[0], nib.load(v[1])], ValueError, "not a Nifti1Image"),
+}
+
+
+@by_name(("make", "exception", "message"), REFUSED)
+def test_refusals(volumes, make, exception, message):
+    """What is no series raises an error with the name of the file; none stays open."""
+    files = make(volumes)
+    for function in FUNCTIONS:
+        with pytest.raises(exception, match=message):
+            function(files, MASKS)
+        assert open_files(volumes[0].parent) == []
+
+
+def test_grids_that_differ_by_rounding(volumes):
+    """A hundredth of a voxel is the same grid; values are not resampled."""
+    expected = stream_masks(volumes[:2], MASKS)
+    moved(volumes[1], 0.009)
+    data = nib.load(volumes[1]).get_fdata()
+    inside = [np.asarray(mask.dataobj) > 0 for mask in MASKS]
+    series = stream_masks(volumes[:2], MASKS)
+    assert_same([one[:1] for one in series], [one[:1] for one in expected])
+    for one, mask in zip(series, inside, strict=True):
+        np.testing.assert_array_equal(one[1], np.nan_to_num(data[mask], posinf=0, neginf=0))
+
+
+def test_mask_blocks_takes_one_file(volumes):
+    """Blocks are parts of one file, so a list is refused by name."""
+    with pytest.raises(ValueError, match="not a list"):
+        mask_blocks(volumes, MASKS)
+
+
+# One file at a time
+# ------------------
+
+
+def test_one_file_is_open_at_a_time(volumes, monkeypatch):
+    """A file is opened after the last one is closed."""
+    seen, read, folder = [], streaming.open_data, volumes[0].parent
+    look = lambda path: seen.append(open_files(folder)) or read(path)  # noqa: E731
+    monkeypatch.setattr(streaming, "open_data", look)
+    stream_masks(volumes, MASKS)
+    assert seen == [[]] * 12
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_file_that_changes_after_its_header_was_read(volumes, monkeypatch, function):
+    """Each file is the one whose header was read, or there is an error."""
+    read = streaming.open_data
+
+    def change_another(path):
+        os.utime(volumes[3], ns=(1, 1))
+        return read(path)
+
+    monkeypatch.setattr(streaming, "open_data", change_another)
+    with pytest.raises(OSError, match=r"vol_3.nii was changed while it was read"):
+        function(volumes, MASKS)
