@@ -66,10 +66,10 @@ def test_speed_is_of_complete_studies(own_image, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise on this system")
 def test_storage_rate_reads_the_whole_file(tmp_path, monkeypatch):
-    """The readers together read the whole file once."""
+    """The rate is of the whole file."""
     (tmp_path / "file").write_bytes(bytes(3 * 2**20 + 1))
     monkeypatch.setattr(workers.time, "perf_counter", iter((0, 1)).__next__)
-    assert storage_rate(tmp_path / "file", 3) == 3 + 2**-20
+    assert storage_rate(tmp_path / "file") == 3 + 2**-20
 
 
 @pytest.mark.chance

@@ -83,28 +83,32 @@ plot_workers(speed, peaks)
 plt.show()
 
 # %%
-# "1" is the calling process, which masks the images itself. Workers on one core take turns, so with
-# more workers than cores a difference is mostly chance. The speed is also lower if the cores have
-# other work, or are the two threads of one physical core.
+# "1" is the calling process, which masks the images itself; otherwise it waits for the workers, and
+# joblib starts a few helpers beside them. Workers on one core take turns, so with more workers than
+# cores a difference is mostly chance. The speed is also lower if the cores have other work, or are
+# the two threads of one physical core.
 
 print(f"This machine has {os.cpu_count()} cores.")
 for n, ratios in speed.items():
     print(f"{n} workers: {statistics.median(ratios):.2f} times as fast as one process")
 print(f"A worker has {worker['worker_mib']:.0f} MiB in use at its peak, ", end="")
 print(f"{worker['imports_mib']:.0f} of them imports.")
+print(f"joblib's helpers have {worker['helpers_mib']:.0f} MiB together, ", end="")
+print(f"and the calling process has {worker['caller_mib']:.0f}.")
 
 # %%
 # What limits the workers
 # -----------------------
 # **The storage.** How much of a compressed file does a worker read in a second, and how much does
-# the storage deliver to one, two and four readers, if the file is not in the system's cache?
+# the storage deliver, if the file is not in the system's cache?
 
 from beyond_the_masker.workers import storage_rate
 
 print(f"a worker reads         {worker['mib_s']:7,.0f} MiB/s of the compressed file")
-for n in (1, 2, 4) if hasattr(os, "posix_fadvise") else ():
-    rate = statistics.median(storage_rate(images[0], n) for _ in range(3))
-    print(f"the storage delivers   {rate:7,.0f} MiB/s to {n} reader{'s' * (n > 1)}")
+if hasattr(os, "posix_fadvise"):  # not on macOS
+    rate = statistics.median(storage_rate(images[0]) for _ in range(3))
+    print(f"the storage delivers   {rate:7,.0f} MiB/s, ", end="")
+    print(f"enough for {rate / worker['mib_s']:,.1f} workers")
 
 # %%
 # **Threads inside the workers.** NumPy's library for linear algebra (BLAS), which cleaning and

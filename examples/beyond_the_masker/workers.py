@@ -1,6 +1,7 @@
 """Make a study of the build's image, and measure the workers that mask it."""
 
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import nibabel as nib
 import psutil
-from joblib import Parallel, delayed
 
 from beyond_the_masker.data import (
     atlas_to_masks,
@@ -19,6 +19,7 @@ from beyond_the_masker.data import (
     n_volumes_within,
     prepare,
     prepare_fmri,
+    stamp_of,
 )
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.meter import MIB, measure
@@ -63,14 +64,18 @@ def speed_up(images, masks, n_jobs, n_pairs):
 
 
 def memory_of(images, masks, n_jobs):
-    """Measure a study; return the trace, and the peak of each worker in MiB."""
+    """Measure a study; return the trace, and the peaks of workers and their helpers in MiB.
+
+    The largest peaks, which come first, are those of the workers.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trace = measure(mask_study, images, masks, folder, n_jobs=n_jobs)
     if not isinstance(trace.exception, MemoryError):  # the machine was short of memory
         trace.result()
-    _, *workers = (process["anon"][process["pss"] > 0] for process in trace.processes.values())
+    _, *others = (process["anon"][process["pss"] > 0] for process in trace.processes.values())
     # The first sample can be of a process that is still a copy of its parent.
-    return trace, [samples[1:].max() for samples in workers if len(samples) > 1]
+    peaks = [float(samples[1:].max()) for samples in others if len(samples) > 1]
+    return trace, sorted(peaks, reverse=True)
 
 
 def measure_workers(images, masks):
@@ -78,64 +83,52 @@ def measure_workers(images, masks):
 
     Return a dict: ``mib_s``, compressed file read in a second; ``result_share``, size of the
     results, relative to the image's file; and memory in use: ``peaks_mib``, pairs of a number of
-    workers and the peak of all processes (1: without workers), ``worker_mib``, one worker, and
-    ``imports_mib``, one worker that finds no image.
+    workers and the peak of all processes (1: without workers), ``worker_mib``, one worker,
+    ``imports_mib``, one worker that finds no image, ``helpers_mib``, what joblib starts beside the
+    workers, and ``caller_mib``, the calling process meanwhile.
     """
-    file, stat = Path(read_options().measured) / "workers.json", images[0].stat()
-    paths = [str(path.resolve()) for path in (images[0], *masks)]
-    stamp = [*paths, stat.st_size, stat.st_mtime_ns, len(images)]
+    file, n_bytes = Path(read_options().measured) / "workers.json", images[0].stat().st_size
+    files = [stamp_of(path.resolve()) for path in (images[0], *masks)]
+    stamp = repr([files, len(images), inspect.getsource(measure_workers)])
     if file.exists() and (known := json.loads(file.read_text()))["stamp"] == stamp:
         return known
     with tempfile.TemporaryDirectory() as folder:
         table = mask_study(images, masks, folder, n_jobs=1)
-        result_share = Path(table.file[0]).stat().st_size / stat.st_size
+        result_share = Path(table.file[0]).stat().st_size / n_bytes
     missing = [image.with_name(f"missing-{image.name}") for image in images]
     found = {n: memory_of(images, masks, n) for n in (1, 2, 4)}
+    (trace, peaks), (_, idle) = found[2], memory_of(missing, masks, 2)
     measured = {
         "stamp": stamp,
-        "mib_s": stat.st_size / MIB / float(table.seconds.median()),
+        "mib_s": n_bytes / MIB / float(table.seconds.median()),
         "result_share": result_share,
-        "peaks_mib": [(n, trace.peak_mib) for n, (trace, _) in found.items()],
-        "worker_mib": float(max(found[2][1], default=math.nan)),
-        "imports_mib": float(max(memory_of(missing, masks, 2)[1], default=math.nan)),
+        "peaks_mib": [(n, one.peak_mib) for n, (one, _) in found.items()],
+        "worker_mib": max(peaks, default=math.nan),
+        "imports_mib": max(idle, default=math.nan),
+        "helpers_mib": sum(peaks[2:]),
+        "caller_mib": float(next(iter(trace.processes.values()))["anon"].max()),
     }
     with moved_into_place(file) as unfinished:
         unfinished.write_text(json.dumps(measured))
     return measured
 
 
-def storage_rate(path, n_readers):
-    """Read a file that is not in the cache, in parts at the same time; return MiB per second."""
-    size = -(-path.stat().st_size // n_readers)
-    with open(path, "rb") as file:
+def storage_rate(path):
+    """Read a file that is not in the system's cache, and discard it; return MiB per second."""
+    with open(path, "rb", buffering=0) as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    start = time.perf_counter()
-    parts = Parallel(n_readers, backend="threading")(
-        delayed(read_part)(path, number * size, size) for number in range(n_readers)
-    )
-    return sum(parts) / MIB / (time.perf_counter() - start)
-
-
-def read_part(path, start, size):
-    """Read a part of a file and discard it; return how many bytes it has."""
-    n_bytes = 0
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while n_read := len(file.read(min(size - n_bytes, MIB))):
-            n_bytes += n_read
-    return n_bytes
+        start = time.perf_counter()
+        while file.read(MIB):
+            pass
+        return file.tell() / MIB / (time.perf_counter() - start)
 
 
 def lose_a_worker(pid, folder, n_done, patience=120):
     """Kill a worker in the middle of an image, when `n_done` images are done.
 
     Images may be too short to see one begun; after `patience` seconds it is killed in any case.
-
-    Returns
-    -------
-    dict
-        ``pid`` and ``time``; ``begun``: the time when each image without a result was begun.
+    Return its ``pid``, the ``time``, and when each image without a result was ``begun``.
     """
     deadline, begun = time.time() + patience, {}
     while time.time() < deadline and (not begun or len(list(folder.glob("sub-*.npz"))) < n_done):
