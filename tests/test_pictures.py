@@ -1,11 +1,13 @@
-"""Figures are saved with their words, and shown with a caption and alternative text."""
+"""Figures of examples are saved with their words, and shown with them; warnings are errors."""
 
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import gallery_helpers
 import matplotlib.pyplot as plt
 import pictures
 import pytest
@@ -68,3 +70,14 @@ def test_picture_in_a_page(tmp_path):
         assert "picture-wide" in classes[0]
         assert "picture-narrow" in classes[1]
         assert "Its caption." in page.read_text()
+
+
+def test_only_warnings_about_the_code_stop_an_example():
+    """NaN in the reader's image is shown; a busy machine is ignored; the rest is an error."""
+    with warnings.catch_warnings(record=True) as shown:
+        gallery_helpers.warnings_are_errors(None, None, "before")
+        warnings.warn("Non-finite values detected. These values ...", stacklevel=1)
+        warnings.warn("Port 8787 is already in use.", stacklevel=1)
+        with pytest.raises(FutureWarning, match="deprecated"):
+            warnings.warn("deprecated", FutureWarning, stacklevel=1)
+    assert [str(warning.message)[:10] for warning in shown] == ["Non-finite"]

@@ -108,13 +108,17 @@ ABOUT_THE_MACHINE = (
     "Attempting to set identical low and high",  # matplotlib: a measured value is zero
 )
 
+# Of nilearn and of `stream_masker`, about NaN in the reader's own image: the page shows it.
+ABOUT_THE_IMAGE = "Non-finite values detected"
+
 
 def warnings_are_errors(gallery_conf, file_name, when):
-    """Turn warnings into errors while an example runs, except those about the machine."""
+    """Turn warnings into errors while an example runs, except those about machine and image."""
     if when == "before":
         warnings.simplefilter("error")
         for message in ABOUT_THE_MACHINE:
             warnings.filterwarnings("ignore", message)
+        warnings.filterwarnings("default", ABOUT_THE_IMAGE)
     else:
         warnings.resetwarnings()
 
