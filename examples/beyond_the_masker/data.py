@@ -86,6 +86,15 @@ def prepare_fmri(n_subjects):
     return prepare(f"{options.data}-{n_subjects}-images", depends_on, write) / "fmri.nii.gz"
 
 
+def subject_starts(n_volumes):
+    """Return where another subject begins among the first volumes of the image of a build.
+
+    The reader's own image counts as one subject's.
+    """
+    length = FMRI_SHAPE[3]  # of each subject's image, in both data sets
+    return [] if read_options().fmri else list(range(length, n_volumes, length))
+
+
 def write_fmri(data, n_subjects, folder):
     """Make or download some subjects' images, and join them in time in one file."""
     if data == "synthetic":
