@@ -9,8 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 
 from beyond_the_masker.figures import (
+    BLUE,
+    ORANGE,
     by_similarity,
     peak_text,
     plot_correlations,
@@ -24,35 +27,64 @@ from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS, Image, predict
 from beyond_the_masker.prediction_figures import KEYS, RANGE, plot_parts, plot_points, plot_scale
 from beyond_the_masker.published import PUBLISHED_GB, read_scale
+from beyond_the_masker.synthetic import FMRI_SHAPE
 from good_figures import is_a_good_figure, nothing_overlaps
 
 
-def test_words_for_a_peak():
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        ("measured", "1,234 MiB"),
+        ("predicted", "predicted 2,000 MiB"),
+        ("stopped", "stopped at 1,234 MiB"),
+    ],
+)
+def test_words_for_a_peak(status, text):
     """A peak is measured, predicted, or reached before the method was stopped."""
-    assert peak_text("measured", 1234.5, 2000) == "1,234 MiB"
-    assert peak_text("predicted", 5, 1999.6) == "predicted 2,000 MiB"
-    assert peak_text("stopped", 1234, 2000) == "stopped at 1,234 MiB"
+    assert peak_text(status, 1234.5, 1999.6) == text
 
 
 def test_saved_figure_has_its_description(tmp_path):
-    """The SVG holds the label, and is the same each time."""
-    for name in ("a.svg", "b.svg"):
-        figure = plt.figure()
-        figure.set_label("Caption & more.\n\nDescription.")
-        save(figure, tmp_path / name)
+    """The SVG holds the label, and no date, which would differ each time."""
+    figure = plt.figure()
+    figure.set_label("Caption & more.\n\nDescription.")
+    save(figure, tmp_path / "a.svg")
     svg = (tmp_path / "a.svg").read_text()
     assert "<dc:description>Caption &amp; more.\n\nDescription.</dc:description>" in svg
     assert "<dc:date>" not in svg
 
 
+def upright_lines(ax):
+    """Return the style of each upright line by its place."""
+    across = [line for line in ax.lines if list(line.get_ydata()) == [0, 1]]
+    return {line.get_xdata()[0]: line.get_linestyle() for line in across}
+
+
 def test_time_series():
-    """Lines are those of the series; borders are dotted."""
+    """Lines are those of the series; borders are dotted; a series without numbers is named."""
     series = {"NiftiMasker": np.arange(5.0), "streaming": np.arange(5.0) + 1}
-    figure = plot_series(series, "Time series of a region", "mean signal", borders=[2])
-    is_a_good_figure(figure, "NiftiMasker from 0 to 4", "streaming from 1 to 5")
-    lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
-    assert lines[:2] == [values.tolist() for values in series.values()]
-    assert figure.axes[0].lines[2].get_linestyle() == ":"
+    figure = plot_series(series | {"none": np.full(5, np.nan)}, "A region", "mean", borders=[2])
+    found = "NiftiMasker from 0 to 4", "streaming from 1 to 5", "none without a number"
+    is_a_good_figure(figure, *found)
+    ax = figure.axes[0]
+    for line, values in zip(ax.lines, series.values(), strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), values)
+    assert upright_lines(ax) == {2: ":"}
+
+
+@pytest.mark.parametrize("plot", [plot_series, plot_lanes])
+@pytest.mark.parametrize("own_image", [False, True])
+def test_a_line_where_another_subject_begins(plot, own_image, monkeypatch, tmp_path):
+    """The build's own image joins subjects, the reader's does not; the caption says so."""
+    if own_image:
+        (tmp_path / "own.nii").touch()
+        for name in ("FMRI", "ATLAS"):
+            monkeypatch.setenv(name, str(tmp_path / "own.nii"))
+    length = FMRI_SHAPE[3]
+    figure = plot({"a region": np.arange(2.0 * length + 1)}, "Region averages", "signal")
+    expected = {} if own_image else {length: "-", 2 * length: "-"}
+    assert upright_lines(figure.axes[0]) == expected
+    assert ("subject" in figure.get_label()) == (not own_image)
 
 
 def test_lanes():
@@ -61,7 +93,7 @@ def test_lanes():
     series = {f"region {i}": 100 * i + rng.normal(size=50) for i in range(4)}
     figure = plot_lanes(series, "Region averages", "signal (SD)")
     low, high = series["region 3"].min(), series["region 3"].max()
-    is_a_good_figure(figure, "4 lanes over 50 volumes", f"region 3 from {low:.2f} to {high:.2f}")
+    is_a_good_figure(figure, "4 series over 50 volumes", f"region 3 from {low:.3g} to {high:.3g}")
     lines = [line.get_ydata() for line in figure.axes[0].lines]
     for (above, below), values in zip(pairwise(lines), series.values(), strict=False):
         assert above.min() > below.max()
@@ -83,6 +115,7 @@ def test_matrix_of_correlations(n_regions):
     is_a_good_figure(figure, *numbers)
     (image,) = figure.axes[0].images
     assert image.norm.vmin == -image.norm.vmax == -np.abs(pairs).max()
+    assert [to_hex(image.cmap(at)) for at in (0.0, 1.0)] == [BLUE, ORANGE]
     order = by_similarity(correlations)
     assert sorted(order) == list(range(n_regions))
     np.testing.assert_array_equal(image.get_array(), correlations[np.ix_(order, order)])

@@ -27,21 +27,13 @@ def averages(paths, sizes):
     several = [NiftiLabelsMasker(labels, **PLAIN) for labels in atlases.values()]
     every = [*several, *(NiftiMasker(mask, **PLAIN) for mask in masks)]
     name = f"Streaming, {len(several)} atlases and {len(masks)} masks"
-    return [
-        *(one for way in maskers(path, atlases) for one in both(path, *way)),
-        *peers(path, atlases, masks[:2]),
-        (name, sum(sizes) + len(masks), stream, path, every),
-        *(
-            (
-                f"Streaming, averages, {nib.load(one).shape[3]:,} volumes",
-                sizes[1],
-                stream,
-                one,
-                several[1],
-            )
-            for one in longer
-        ),
-    ]
+    ways = [one for way in maskers(path, atlases) for one in both(path, *way)]
+    ways += peers(path, atlases, masks[:2])
+    ways.append((name, sum(sizes) + len(masks), stream, path, every))
+    for one in longer:
+        name = f"Streaming, averages, {nib.load(one).shape[3]:,} volumes"
+        ways.append((name, sizes[1], stream, one, several[1]))
+    return ways
 
 
 def maskers(path, atlases):
@@ -53,10 +45,10 @@ def maskers(path, atlases):
     spheres = NiftiSpheresMasker(seeds, radius=8, allow_overlap=True, **PLAIN)
     smoothed = NiftiLabelsMasker(labels, smoothing_fwhm=5, **PLAIN)
     return [
-        *((LABELS, AVERAGES, n, NiftiLabelsMasker(one, **PLAIN)) for n, one in atlases.items()),
         *(
-            (f"{LABELS}, cleaned", f"{AVERAGES}, cleaned", n, NiftiLabelsMasker(one, **CLEANED))
-            for n, one in atlases.items()
+            (f"{LABELS}{kind}", f"{AVERAGES}{kind}", n, NiftiLabelsMasker(labels, **options))
+            for kind, options in (("", PLAIN), (", cleaned", CLEANED))
+            for n, labels in atlases.items()
         ),
         (f"{LABELS}, smoothed", f"{AVERAGES}, smoothed", n, smoothed),
         ("NiftiMapsMasker", "Streaming, maps", N_MAPS, maps),

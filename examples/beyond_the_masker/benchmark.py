@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -41,16 +42,16 @@ COLUMNS = (*KEY, "repeat", "seconds", "limit_seconds")
 MEMORY_COLUMNS = (*KEY, "above_mib", "output_mib")
 WITH_WORKERS = [title for title, model in METHODS.items() if model.imports]
 SMALL = {  # sizes for `questions`
-    "volumes": 42,
-    "regions": 2,
-    "parallel": WITH_WORKERS[:1],
-    "lengths": [42, 168],
+    "volumes": 42,  # of the image for the comparison of methods
+    "regions": 2,  # of that comparison
+    "parallel": WITH_WORKERS[:1],  # the methods with workers that are timed
+    "lengths": [42, 168],  # volumes
     "masks": [6, 64],
-    "blocks": [1, 8, 42],
+    "blocks": [1, 8, 42],  # volumes
     "workers": [],
-    "atlases": [20, 60],
-    "2 mm": [],
-    "twenty": 42,
+    "atlases": [20, 60],  # regions that are averaged
+    "2 mm": [],  # volumes of the images whose regions are averaged, by default the image above
+    "twenty": 42,  # volumes of the image for twenty masks
 }
 FULL = {
     "volumes": 672,
@@ -107,16 +108,7 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
 
 
 def questions(sizes):
-    """Return a `Timing` for each measurement.
-
-    Parameters
-    ----------
-    sizes : dict
-        ``volumes`` and ``regions`` of the comparison of methods, ``parallel``, the titles of
-        those with workers, lists of ``lengths`` (volumes), ``masks``, ``blocks`` (volumes) and
-        ``workers``, and, for averages, regions of the ``atlases``, volumes of the images of
-        ``2 mm`` (else the default image is used) and of that with ``twenty`` masks.
-    """
+    """Return a `Timing` for each measurement of some sizes, such as SMALL."""
     path, n = cut_image(sizes["volumes"]), sizes["regions"]
     _, every = atlas_to_masks(get_atlas_path(), path, 64)
     some = every[:n]
@@ -145,7 +137,7 @@ def fits(title, path, mask_paths):
 
 def other_ways(path, every, some):
     """Return measurements of more masks, without isal, and of files that are read faster."""
-    plain, n = uncompressed(path), len(some)
+    (_, plain), n = prepare_both(path, most_mib=math.inf), len(some)
     threads = function_of("NumPy indexing, threads, parallel")
     mapped = function_of("NumPy indexing, mapped file, parallel")
     calls = (
@@ -187,11 +179,8 @@ def function_of(title):
 
 def stream_without_isal(fmri_path, mask_paths):
     """Run `stream_masks` as if isal were not installed."""
-    installed, streaming.gzip = streaming.gzip, gzip
-    try:
+    with mock.patch.object(streaming, "gzip", gzip):
         return streaming.stream_masks(fmri_path, mask_paths)
-    finally:
-        streaming.gzip = installed
 
 
 def cut_image(n_volumes):
@@ -202,11 +191,6 @@ def cut_image(n_volumes):
 def images(sizes):
     """Prepare the images whose regions are averaged; return their paths."""
     return [prepare_2mm(n) for n in sizes["2 mm"]] or [cut_image(sizes["volumes"])]
-
-
-def uncompressed(path):
-    """Prepare the same image in an uncompressed file; return its path."""
-    return prepare_both(path, most_mib=math.inf)[1]
 
 
 def time_pairs(todo, n_repeats):
@@ -284,7 +268,7 @@ def label_of(key):
 def print_ratios(times, memory, question="methods"):
     """Print what `read_benchmark` returns: seconds, their ratio to the limit, and memory if any."""
     measured = any(key in memory for key in times if key[0] == question)
-    print("MiB: peak above the start\n" * measured, end="")
+    print("MiB: peak memory in use, minus what was in use before\n" * measured, end="")
     print(f"seconds  ratio {'(spread)':16}" + "    MiB" * measured)
     for key, pairs in times.items():
         if key[0] == question:

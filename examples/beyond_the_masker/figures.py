@@ -5,30 +5,35 @@ the numbers for readers who do not see it.
 """
 
 import os
-import statistics
 import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from beyond_the_masker.data import subject_starts
 from beyond_the_masker.files import stem
 from beyond_the_masker.meter import Trace
 
 WIDTH = 4.2  # inches
-REFERENCE = {"colors": "black", "linestyles": "--", "lw": 1, "zorder": 0.5}
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
+GREY = "#707070"
 FAMILIES = {  # of methods, by a word in their names: colour, safe for colour-blind readers, marker
     "Streaming": (PURPLE, "o"),
     "shared memory": (GREEN, "D"),
     "NiftiMasker": (ORANGE, "s"),
     "NiftiLabelsMasker": (ORANGE, "P"),
+    "Nifti": (ORANGE, "v"),  # any other of nilearn's maskers
     "NumPy indexing": (BLUE, "^"),
-    "": ("#707070", "X"),  # any other method
+    "": (GREY, "X"),  # any other method
 }
+# Its ends are of medium lightness, so that they stay apart from the middle when the dark theme
+# inverts it.
+DIVERGING = LinearSegmentedColormap.from_list("blue to orange", [BLUE, "white", ORANGE])
 
 
 def family_of(method):
@@ -65,15 +70,28 @@ def save(figure, path):
     figure.savefig(path, metadata={"Description": figure.get_label(), "Date": None})
 
 
-def column_figure(height):
-    """Return a figure as wide as a column, and its axes."""
-    figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.gca()
+def column_figure(height, title, n_panels=1, **options):
+    """Return a figure as wide as a column, and its axes, or an array of them."""
+    figure, axes = plt.subplots(n_panels, figsize=(WIDTH, height), layout="constrained", **options)
+    figure.suptitle(title, fontsize=12)
+    return figure, axes
 
 
 def hide_frame(ax, *sides):
     """Hide the frame at the top, at the right and at other sides."""
     ax.spines[["top", "right", *sides]].set_visible(False)
+
+
+def rows_from_the_top(ax, n_rows, above=0.8, below=0.5):
+    """Let rows of bars or dots begin at the top, with some space above and below them."""
+    ax.set(yticks=[], ylim=(n_rows - 1 + below, -above))
+    hide_frame(ax, "left")
+
+
+def whole_numbers(axis, n_ticks=4):
+    """Write the numbers of an axis whole, with commas."""
+    axis.set_major_locator(MaxNLocator(n_ticks))
+    axis.set_major_formatter("{x:,.0f}")
 
 
 def label_above(ax, x, y, text):
@@ -88,70 +106,81 @@ def legend_above(ax, **options):
     ax.legend(frameon=False, **place | options)
 
 
-def draw_spread(ax, y, values, color):
-    """Draw a dot at the median and a line over the range; return the three numbers."""
-    low, middle, high = np.quantile(values, [0, 0.5, 1])
-    ax.plot([low, high], [y, y], color=color, lw=3, solid_capstyle="butt", alpha=0.5)
-    ax.plot(middle, y, "o", color=color, ms=7)
-    return low, middle, high
+def draw_ratios(ax, ratios, x, color):
+    """Draw a dot for the median of each array in a dict of ratios, and a line over its range.
+
+    The labels begin at `x`; `color` is a function of a name. Return the three numbers by name.
+    """
+    found = {name: np.quantile(values, [0, 0.5, 1]) for name, values in ratios.items()}
+    for y, (name, (low, middle, high)) in enumerate(found.items()):
+        ax.plot([low, high], [y, y], color=color(name), lw=3, solid_capstyle="butt", alpha=0.5)
+        ax.plot(middle, y, "o", color=color(name), ms=7)
+        label_above(ax, x, y - 0.2, f"{name}: {short(middle)}")
+    draw_reference(ax, len(found))
+    return found
 
 
 def draw_reference(ax, n_rows, x=1):
     """Draw a dashed line beside the dots or bars of all rows, leaving out their labels."""
-    rows = np.arange(n_rows)
-    ax.vlines(np.full(n_rows, x), rows - 0.15, rows + 0.35, **REFERENCE)
+    rows, look = np.arange(n_rows), {"colors": "black", "linestyles": "--", "lw": 1, "zorder": 0.5}
+    ax.vlines(np.full(n_rows, x), rows - 0.15, rows + 0.35, **look)
 
 
 def plot_series(series, title, unit, borders=()):
     """Draw a dict of time series by name.
 
     With `borders`, dotted lines are at these volumes, and the first lines are thick, so that equal
-    ones stay visible. The caption consists of the title, the unit and the names.
+    ones stay visible.
     """
-    figure, ax = column_figure(3.6)
-    ax.set_prop_cycle(color=[BLUE, ORANGE, "#707070", PURPLE, GREEN])
+    figure, ax = column_figure(3.6, title)
+    ax.set_prop_cycle(color=[BLUE, ORANGE, GREY, PURPLE, GREEN])
     for number, (name, values) in enumerate(series.items(), start=1):
         ax.plot(values, label=name, lw=5 / number if borders else 1.5)
     for volume in borders:
-        ax.axvline(volume, color="#707070", lw=1, ls=":")
-    ax.set(xlabel="volume", ylabel=unit)
-    ax.margins(x=0)
-    hide_frame(ax)
+        ax.axvline(volume, color=GREY, lw=1, ls=":")
     figure.legend(loc="outside lower left", frameon=False, ncols=2)
-    figure.suptitle(title, fontsize=12)
-    ranges = {name: (np.nanmin(values), np.nanmax(values)) for name, values in series.items()}
-    lines = [f"{name} from {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items()]
-    n_volumes = max(map(len, series.values()))
-    figure.set_label(
-        f"{title}: {unit}, at each of {n_volumes:,} volumes, of {', '.join(series)}."
-        f"{' Dotted: borders between chunks.' * bool(borders)}"
-        f"\n\nLine chart over {n_volumes} volumes; {unit}: {'; '.join(lines)}."
-    )
+    _finish_series(ax, series, unit, " Dotted: borders between chunks." * bool(borders))
     return figure
 
 
 def plot_lanes(series, title, unit):
     """Draw a dict of time series by name, one above the other, on one scale."""
-    figure, ax = column_figure(1.1 + 0.8 * len(series))
+    figure, ax = column_figure(1.1 + 0.8 * len(series), title)
     step = 1.3 * max(np.ptp(values) for values in series.values()) or 1
     for lane, (name, values) in enumerate(series.items()):
         color = [BLUE, ORANGE, GREEN, PURPLE][lane % 4]
         ax.plot(values - np.mean(values) - lane * step, color=color, lw=1)
         label_above(ax, len(values) / 100, step * (0.38 - lane), name)
-    ax.set(xlabel="volume", ylabel=unit, ylim=(step * (0.45 - len(series)), 0.75 * step))
+    ax.set_ylim(step * (0.45 - len(series)), 0.75 * step)
     ticks = MaxNLocator(4).tick_values(-step / 3, step / 3)[1:-1]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.margins(x=0)
-    hide_frame(ax, "left")
-    figure.suptitle(title, fontsize=12)
-    n_volumes = len(next(iter(series.values())))
-    found = [f"{name} from {v.min():.2f} to {v.max():.2f}" for name, v in series.items()]
-    figure.set_label(
-        f"{title}: {unit}, at each of {n_volumes:,} volumes, around the mean of each series. The "
-        f"ticks are those of the first lane; all have the same scale.\n\nLine chart with "
-        f"{len(series)} lanes over {n_volumes:,} volumes; {unit}: {'; '.join(found)}."
-    )
+    ax.spines["left"].set_visible(False)
+    lanes = " Each series is drawn around its mean, all on the scale of the first one's ticks."
+    _finish_series(ax, series, unit, lanes)
     return figure
+
+
+def _finish_series(ax, series, unit, remark):
+    """Label a panel of time series, mark where another subject begins, and describe the figure."""
+    n_volumes = max(map(len, series.values()))
+    starts = subject_starts(n_volumes)
+    for volume in starts:
+        ax.axvline(volume, color=GREY, lw=0.7, zorder=0.5)
+    ax.set(xlabel="volume", ylabel=unit)
+    ax.margins(x=0)
+    hide_frame(ax)
+    title, found = ax.figure.get_suptitle(), []
+    for name, values in series.items():
+        known = values[np.isfinite(values)]
+        ends = f"from {known.min():.3g} to {known.max():.3g}" if known.size else "without a number"
+        found.append(f"{name} {ends}")
+    subjects = " Thin upright line: the next subject's volumes begin." * bool(starts)
+    ax.figure.set_label(
+        f"{title}: {unit}, at each of {n_volumes:,} volumes, of {', '.join(series)}."
+        f"{remark}{subjects}\n\n"
+        f"Line chart of {len(series)} series over {n_volumes:,} volumes; {unit}: "
+        f"{'; '.join(found)}."
+    )
 
 
 def plot_correlations(correlations, title):
@@ -161,16 +190,15 @@ def plot_correlations(correlations, title):
     pairs = ordered[np.triu_indices(n, 1)]
     low, middle, high = np.quantile(pairs, [0, 0.5, 1])
     most = max(abs(low), abs(high))
-    figure, ax = column_figure(5.1)
-    drawn = ax.imshow(ordered, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+    figure, ax = column_figure(5.1, title)
+    drawn = ax.imshow(ordered, DIVERGING, vmin=-most, vmax=most, interpolation="nearest")
     ax.set(xlabel=f"{n} regions, sorted by similarity", xticks=[], yticks=[])
     bar = figure.colorbar(drawn, location="bottom", label="correlation", shrink=0.9, aspect=30)
     bar.outline.set_visible(False)
-    figure.suptitle(title, fontsize=12)
     figure.set_label(
-        f"{title}: red where two series rise together, blue where one falls while the other rises, "
-        "no colour where neither holds. The diagonal, a region with itself, is off the scale.\n\n"
-        f"Matrix of the correlations of {n} regions. Of {len(pairs):,} pairs, "
+        f"{title}: orange where two series rise together, blue where one falls while the other "
+        "rises, no colour where neither holds. The diagonal, a region with itself, is off the "
+        f"scale.\n\nMatrix of the correlations of {n} regions. Of {len(pairs):,} pairs, "
         f"{np.mean(pairs > 0):.0%} are positive; from {low:.2f} to {high:.2f}, median {middle:.2f}."
     )
     return figure
@@ -187,8 +215,9 @@ def plot_traces(traces, image_mib=None):
 
     The size of the image in memory is a line.
     """
-    size = WIDTH, 2 + 2.5 * len(traces)
-    figure, axes = plt.subplots(len(traces), 1, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = column_figure(
+        2 + 2.5 * len(traces), "Memory over time", len(traces), squeeze=False
+    )
     known, words = {}, []
     for ax, (name, trace) in zip(axes.flat, traces.items(), strict=True):
         if isinstance(trace, Trace):
@@ -201,7 +230,6 @@ def plot_traces(traces, image_mib=None):
         known |= dict(zip(labels, handles, strict=True))
     figure.legend(known.values(), known, loc="outside lower left", frameon=False)
     plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
-    figure.suptitle("Memory over time", fontsize=12)
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
     workers = "workers" in known
     layers = "calling process" + ", its workers and shared memory, stacked" * workers
@@ -233,7 +261,8 @@ def plot_peaks(rows):
     """Draw rows of ``summary.csv``: peaks for all masks, ranges, and the size of the image."""
     rows = [row for row in rows if row["mode"] != "single"]
     image_mib = float(rows[0]["image_mib"])
-    figure, ax = column_figure(1.5 + 0.6 * len(rows))
+    title = f"Peak memory for {rows[0]['n_masks']} masks"
+    figure, ax = column_figure(1.5 + 0.6 * len(rows), title)
     for y, row in enumerate(rows):
         _draw_bars(ax, row, y)
         gap = " " if row["status"] == "measured" else "\n"
@@ -244,21 +273,12 @@ def plot_peaks(rows):
     ax.text(image_mib, len(rows) - 0.4, words, va="center", ha="left" if left else "right")
     meaning = ["MiB of memory in use (line: range of the runs)"]
     meaning += ["thin and hatched: file pages, droppable"]
-    meaning += ["crossed: predicted, not run"] * _any_predicted(rows)
-    ax.set(xlabel="\n".join(meaning), yticks=[], ylim=(len(rows) - 0.1, -0.7))
-    ax.set_xlim(0, max(1.05 * ax.dataLim.x1, 1))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    hide_frame(ax, "left")
-    title = f"Peak memory for {rows[0]['n_masks']} masks"
-    figure.suptitle(title, fontsize=12)
+    meaning += ["crossed: predicted, not run"] * ("predicted" in {row["status"] for row in rows})
+    ax.set(xlabel="\n".join(meaning), xlim=(0, max(1.05 * ax.dataLim.x1, 1)))
+    whole_numbers(ax.xaxis)
+    rows_from_the_top(ax, len(rows), 0.7, 0.9)
     figure.set_label(f"{title}, {_peaks_in_words(rows)}")
     return figure
-
-
-def _any_predicted(rows):
-    """Return whether the peak of any method is predicted."""
-    return any(row["status"] == "predicted" for row in rows)
 
 
 def _peak_of(row, with_range=False):
@@ -281,7 +301,7 @@ def _peaks_in_words(rows):
         "the image. A loop takes one mask after the other; the other methods take all masks at "
         "once. Region averages are one series for each mask; the other methods return all its "
         "voxels."
-        f"{' Crossed: predicted, not run.' * _any_predicted(rows)}"
+        f"{' Crossed: predicted, not run.' * ('predicted' in peaks)}"
         f"\n\nBar chart of {len(rows)} methods, with the image's "
         f"{float(rows[0]['image_mib']):,.0f} MiB as a line. Peaks: {peaks}."
     )
@@ -306,23 +326,17 @@ def _draw_bars(ax, row, y):
 
 def plot_ways(ratios, above_mib, title):
     """Draw time, as multiples of that of the first way, and memory of several ways."""
-    size = WIDTH, 1.8 + 0.9 * len(ratios)
-    figure, (times, memory) = plt.subplots(2, 1, figsize=size, layout="constrained")
+    figure, (times, memory) = column_figure(1.8 + 0.9 * len(ratios), title, 2)
+    drawn = draw_ratios(times, ratios, 0, lambda name: BLUE)
     first, found = next(iter(ratios)), []
-    for y, (name, values) in enumerate(ratios.items()):
-        _, median, _ = draw_spread(times, y, values, BLUE)
+    for y, (name, (_, median, _)) in enumerate(drawn.items()):
         memory.barh(y, above_mib[name], 0.3, color=ORANGE, hatch="//", edgecolor="white", lw=0)
-        for ax, number in ((times, f"{median:.2f}"), (memory, f"{above_mib[name]:,.0f}")):
-            label_above(ax, 0, y - 0.2, f"{name}: {number}")
-        found.append(f"{name}: {median:.2f}, {above_mib[name]:,.0f} MiB")
-    draw_reference(times, len(ratios))
-    times.set(xlabel=f"time, as a multiple of {first}")
-    times.set_xlim(0, 1.05 * max(values.max() for values in ratios.values()))
+        label_above(memory, 0, y - 0.2, f"{name}: {above_mib[name]:,.0f}")
+        found.append(f"{name}: {short(median)}, {above_mib[name]:,.0f} MiB")
+    times.set(xlabel=f"time, as a multiple of {first}", xlim=(0, 1.05 * times.dataLim.x1))
     memory.set(xlabel="peak above the start, MiB", xlim=(0, None))
     for ax in (times, memory):
-        ax.set(ylim=(len(ratios) - 0.6, -0.8), yticks=[])
-        hide_frame(ax, "left")
-    figure.suptitle(title, fontsize=12)
+        rows_from_the_top(ax, len(ratios), below=0.4)
     figure.set_label(
         f"{title}. Top: time, a dot for the median of the runs, a line from the fastest to the "
         f"slowest; the dashed line is {first}. Bottom: the peak of memory in use above the start."
@@ -334,10 +348,9 @@ def plot_ways(ratios, above_mib, title):
 
 def plot_workers(speed, peaks):
     """Draw by the number of workers how many times as fast as one they are, and peaks in MiB."""
-    size = WIDTH, 5.2
-    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=size, layout="constrained")
+    figure, (above, below) = column_figure(5.5, "Speed and memory of a study", 2, sharex=True)
     numbers = list(peaks)
-    middle = [1.0, *(statistics.median(ratios) for ratios in speed.values())]
+    middle = [1.0, *map(np.median, speed.values())]
     above.plot(numbers, numbers, ":", color="black", label="proportional to the workers")
     for n, ratios in speed.items():
         above.plot([n, n], [ratios[0], ratios[-1]], color=BLUE, lw=4, alpha=0.5)
@@ -367,7 +380,7 @@ def plot_workers(speed, peaks):
 
 def plot_plan(hours):
     """Draw the hours that each part of a `plan` needs, by the number of nodes."""
-    figure, ax = column_figure(4.6)
+    figure, ax = column_figure(4.9, "How long the study takes")
     looks = {"processors": (BLUE, "o-"), "storage": (ORANGE, "s--")}
     for name, (color, style) in looks.items():
         ax.plot(hours.index, hours[name], style, color=color, label=name)
@@ -376,9 +389,9 @@ def plot_plan(hours):
         place = {"ha": "right" if n == hours.index[-1] else "left", "textcoords": "offset points"}
         ax.annotate(f"{row.hours:.3g} h", (n, row.hours), (0, 9), **place)
     ax.set(xscale="log", yscale="log", xlabel="nodes", ylabel="hours", xticks=hours.index)
-    ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.minorticks_off()
-    ax.yaxis.set_major_formatter("{x:g}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
     ax.margins(0.12)
     hide_frame(ax)
     legend_above(ax, ncols=2)
@@ -406,7 +419,7 @@ def plot_work(table, lost):
     pids = dict.fromkeys([lost["pid"], *table.pid])
     lanes = {pid: lane for lane, pid in enumerate(pids, start=1)}
     zero, end = table.started.min(), (table.started + table.seconds).max()
-    figure, ax = column_figure(1.7 + 0.6 * len(lanes))
+    figure, ax = column_figure(1.7 + 0.6 * len(lanes), "A worker is lost (×)")
     ax.set(xlabel="seconds", xlim=(0, end - zero), ylim=(len(lanes) + 0.5, 0.4))
     ax.plot(lost["time"] - zero, 1, "x", color=ORANGE, ms=10, mew=3, zorder=3)
     done = {pid: [] for pid in lanes}
@@ -422,8 +435,7 @@ def plot_work(table, lost):
     ax.tick_params(axis="y", length=0)
     hide_frame(ax, "left")
     patches = [Patch(label=kind, **style) for kind, style in KINDS_OF_WORK.items()]
-    figure.legend(handles=patches, loc="outside lower left", frameon=False, ncols=2)
-    figure.suptitle("A worker is lost (×)", fontsize=12)
+    figure.legend(loc="outside lower left", frameon=False, handles=patches, ncols=2)
     each = [f"worker {lanes[pid]} did {', '.join(own) or 'none'}" for pid, own in done.items()]
     figure.set_label(
         "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if "

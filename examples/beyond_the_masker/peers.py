@@ -1,6 +1,5 @@
 """Average regions with other programs, in a way they document, to compare them with streaming."""
 
-import io
 import re
 import shutil
 import subprocess
@@ -46,13 +45,13 @@ def apply_masks(fmri_path, mask_paths):
 def mrtrix_stats(fmri_path, mask_paths):
     """Call MRtrix3's ``mrstats`` for each mask."""
     options = "-quiet", "-output", "mean", "-mask"
-    return [numbers(run("mrstats", fmri_path, *options, path)) for path in mask_paths]
+    return [numbers("mrstats", fmri_path, *options, path) for path in mask_paths]
 
 
 def workbench_stats(fmri_path, mask_paths):
     """Call Connectome Workbench's ``-volume-stats`` for each mask."""
     command = "wb_command", "-volume-stats", fmri_path, "-reduce", "MEAN", "-roi"
-    return [numbers(run(*command, path)) for path in mask_paths]
+    return [numbers(*command, path) for path in mask_paths]
 
 
 def workbench_parcellate(fmri_path, labels_path):
@@ -92,12 +91,12 @@ def write_names(path, names):
 
 def afni_stats(fmri_path, labels_path):
     """Call AFNI's ``3dROIstats``."""
-    return [numbers(run("3dROIstats", "-quiet", "-mask", labels_path, fmri_path))]
+    return [numbers("3dROIstats", "-quiet", "-mask", labels_path, fmri_path)]
 
 
 def fsl_means(fmri_path, labels_path):
     """Call FSL's ``fslmeants``."""
-    return [numbers(run("fslmeants", "-i", fmri_path, f"--label={labels_path}"))]
+    return [numbers("fslmeants", "-i", fmri_path, f"--label={labels_path}")]
 
 
 def run(*command):
@@ -106,9 +105,9 @@ def run(*command):
     return done.stdout
 
 
-def numbers(text):
-    """Return a table of numbers as an array."""
-    return np.loadtxt(io.StringIO(text))
+def numbers(*command):
+    """Run a program that prints a table of numbers; return them as an array."""
+    return np.loadtxt(run(*command).splitlines())
 
 
 PEERS = {

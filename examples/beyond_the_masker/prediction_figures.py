@@ -4,23 +4,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from beyond_the_masker.comparison import count_of, tolerance
 from beyond_the_masker.figures import (
     BLUE,
     FAMILIES,
     GREEN,
+    GREY,
     ORANGE,
     column_figure,
     family_of,
-    hide_frame,
     label_above,
+    rows_from_the_top,
+    whole_numbers,
 )
 from beyond_the_masker.published import in_gib, kinds_of
 
 HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
-    "imports": ("#707070", "", "interpreters and imports"),
+    "imports": (GREY, "", "interpreters and imports"),
     "caller": (BLUE, "xxxx", "the calling process"),
     "worker": (ORANGE, "///", "workers"),
     "block": (GREEN, "+++", "shared memory"),
@@ -29,26 +31,24 @@ HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
 
 def plot_parts(predictions, measured):
     """Draw the parts of predicted peaks as bars, and a dict of measured ones as dots."""
-    figure, ax = column_figure(2.3 + 0.5 * len(predictions))
-    bars = []
-    for i, prediction in enumerate(predictions):
-        known = measured.get(prediction.method)
-        total = _draw_parts(ax, i, prediction)
-        if known is not None:
-            ax.plot(known, i, "o", ms=6, mfc="white", mec="black")
-        label_above(ax, 0, i - 0.25, prediction.method)
-        found = "not measured" if known is None else f"measured {known:,.0f} MiB"
-        bars.append(f"{prediction.method}: predicted {total:,.0f} MiB, {found}")
+    title, dot = "Predicted peaks and their parts", {"ms": 6, "mfc": "white", "mec": "black"}
+    figure, ax = column_figure(2.3 + 0.5 * len(predictions), title)
     for color, hatch, name in HOLDERS.values():
         ax.barh(0, 0, color=color, hatch=hatch, edgecolor="white", lw=0, label=name)
-    ax.plot([], [], "o", ms=6, mfc="white", mec="black", label="measured")
+    ax.plot([], [], "o", label="measured", **dot)
     ax.plot([], [], color="black", lw=1, label="range of the prediction")
-    ax.set(xlabel="MiB in use", yticks=[], ylim=(len(predictions) - 0.5, -0.8), xlim=(0, None))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    hide_frame(ax, "left")
+    bars = []
+    for i, prediction in enumerate(predictions):
+        total, known = _draw_parts(ax, i, prediction), measured.get(prediction.method)
+        found = "not measured" if known is None else f"measured {known:,.0f} MiB"
+        if known is not None:
+            ax.plot(known, i, "o", **dot)
+        label_above(ax, 0, i - 0.25, prediction.method)
+        bars.append(f"{prediction.method}: predicted {total:,.0f} MiB, {found}")
+    ax.set(xlabel="MiB in use", xlim=(0, None))
+    whole_numbers(ax.xaxis)
+    rows_from_the_top(ax, len(predictions))
     figure.legend(loc="outside lower left", frameon=False, handlelength=2.5, handleheight=1.2)
-    figure.suptitle("Predicted peaks and their parts", fontsize=12)
     figure.set_label(
         "Each method's likely peak, made of its parts. The line is the range of the prediction, "
         "the dot the measured peak.\n\n"
@@ -80,7 +80,7 @@ RANGE = "low_mib", "high_mib"
 
 def plot_points(points, title):
     """Draw points of `compare`, each family in its colour, with the tolerance as a band."""
-    figure, ax = column_figure(6.2)
+    figure, ax = column_figure(6.2, title)
     every = [point[key] for point in points for key in (*KEYS, *RANGE)]
     low, high = min(every) / 1.15, max(every) * 1.15
     line = np.geomspace(low, high, 200)
@@ -95,7 +95,6 @@ def plot_points(points, title):
     ax.plot([], [], color="0.4", lw=1, marker="|", ls="", ms=14, label="range of the prediction")
     _logarithmic(ax, low, high)
     figure.legend(loc="outside lower left", frameon=False)
-    figure.suptitle(title, fontsize=12)
     ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
     peaks = [point["measured_mib"] for point in points]
     figure.set_label(
@@ -121,7 +120,7 @@ def _logarithmic(ax, low, high):
 
 
 STYLES = {  # of the kinds of peaks
-    "published_gib": {"fc": "#707070", "ec": "#707070"},
+    "published_gib": {"fc": GREY, "ec": GREY},
     "measured_rss_gib": {"fc": BLUE, "ec": BLUE},
     "predicted_gib": {"fc": "white", "ec": ORANGE, "hatch": "xxxx"},
     "measured_gib": {"fc": ORANGE, "ec": ORANGE},
@@ -130,8 +129,8 @@ STYLES = {  # of the kinds of peaks
 
 def plot_scale(table):
     """Draw the table of `read_scale`: published, predicted and measured peaks of each method."""
-    figure, ax = column_figure(2 + 1.1 * len(table))
-    kinds, described = kinds_of(table), []
+    title, kinds, described = "Ten subjects, twenty regions", kinds_of(table), []
+    figure, ax = column_figure(2 + 1.1 * len(table), title)
     for i, row in enumerate(table):
         texts = {name: in_gib(row, key) for key, name in kinds.items()}
         for k, (key, name) in enumerate(kinds.items()):
@@ -143,16 +142,15 @@ def plot_scale(table):
         ax.text(0, i - 0.29, row["method"], va="bottom", weight="bold")
         described.append(f"{row['method']}: {', '.join(map(' '.join, texts.items()))}")
     right = max(row[key] or 0 for row in table for key in kinds)
-    ax.set(xlabel="GiB", yticks=[], ylim=(len(table) - 0.45, -0.55), xlim=(0, right * 1.2))
-    hide_frame(ax, "left")
+    ax.set(xlabel="GiB", xlim=(0, right * 1.2))
+    rows_from_the_top(ax, len(table), 0.55, 0.55)
     patches = [
         Patch(label=name if "RSS" in name else f"{name} (memory in use)", lw=0.7, **STYLES[key])
         for key, name in kinds.items()
     ]
-    figure.legend(handles=patches, loc="outside lower left", frameon=False)
-    figure.suptitle("Ten subjects, twenty regions", fontsize=12)
+    figure.legend(loc="outside lower left", frameon=False, handles=patches)
     figure.set_label(
-        "Ten subjects, twenty regions: published, predicted and measured peaks of each method for "
+        f"{title}: published, predicted and measured peaks of each method for "
         "all masks, in GiB. The first two are sums of RSS, the others memory in use.\n\n"
         f"Bar chart of {len(table)} methods, in GiB. {'; '.join(described)}."
     )

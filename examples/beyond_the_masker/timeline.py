@@ -5,10 +5,13 @@ from itertools import cycle, islice
 
 import matplotlib.pyplot as plt
 import numpy as np
+from bokeh.embed import json_item
+from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, NumeralTickFormatter
+from bokeh.palettes import Colorblind
+from bokeh.plotting import figure as bokeh_figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
-from beyond_the_masker.figures import color_of, hide_frame, name_of, peak_text
+from beyond_the_masker.figures import WIDTH, color_of, hide_frame, name_of, peak_text, whole_numbers
 
 
 def plot_phases(times, mib, phases, metric, tall=False):
@@ -22,32 +25,28 @@ def plot_phases(times, mib, phases, metric, tall=False):
     tall : bool
         Put the list below the curve instead of beside it, for a narrow screen.
     """
-    between = "\n     " if tall else " "
-    labels = [
-        f"{number}  {name_of(phase)}:{between}{peak_of(phase)}"
-        for number, phase in enumerate(phases, start=1)
-    ]
-    size = (4.2, 4.2 + 0.45 * len(phases)) if tall else (9.2, max(0.9 + 0.25 * len(phases), 4.6))
+    n = len(phases)
+    lines = [f"{i}  {name_of(phase)}: {peak_of(phase)}" for i, phase in enumerate(phases, start=1)]
+    size = (WIDTH, 4.2 + 0.45 * n) if tall else (9.2, max(0.9 + 0.25 * n, 4.6))
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     _draw_curve(ax, times, mib, phases)
     ax.set_ylabel(f"MiB ({metric}, all processes)")
     _draw_numbers(ax, phases)
     figure.legend(
         [Patch(**_style(phase)) for phase in phases],
-        labels,
+        [line.replace(": ", ":\n     ") for line in lines] if tall else lines,
         loc="outside lower left" if tall else "outside right center",
         frameon=False,
         handlelength=1,
         handleheight=1,
     )
     figure.suptitle(f"Memory over time ({metric}), all methods", fontsize=12)
-    peaks = "; ".join(f"{i}, {name_of(p)}: {peak_of(p)}" for i, p in enumerate(phases, start=1))
     figure.set_label(
         f"Memory of the process and its workers over time ({metric}). Each method is shaded and "
         "numbered, and listed with its peak. Grey: pauses between methods. A peak includes what "
         "the process kept from earlier methods. The figures of RSS and of PSS show one run.\n\n"
         f"Area chart of the {metric} of all processes together over {phases[-1]['ended'] + 1:,.0f} "
-        f"seconds, while {len(phases)} methods run one after the other. Their peaks are: {peaks}."
+        f"seconds, while {n} methods run one after the other. Their peaks are: {'; '.join(lines)}."
     )
     return figure
 
@@ -65,8 +64,7 @@ def _draw_curve(ax, times, mib, phases):
             style["alpha"] = 0.18
         ax.axvspan(phase["began"], phase["ended"], lw=0, **style)
     ax.set(xlabel="seconds", xlim=(0, phases[-1]["ended"] + 1), ylim=(0, max(mib.max(), 1) * 1.05))
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    whole_numbers(ax.yaxis, 5)
     hide_frame(ax)
 
 
@@ -137,8 +135,6 @@ def timeline_html(runs):
     Without scripts nothing is shown. The page needs bokeh's own ``bokeh.min.js`` among its static
     files, and loads it when the reader opens the drawing.
     """
-    from bokeh.embed import json_item
-
     # docutils refuses very long lines
     data = json.dumps(json_item(_explorable(runs)), separators=(",\n", ":"))
     return FRAGMENT.format(data=data.replace("<", "\\u003c"))
@@ -146,14 +142,10 @@ def timeline_html(runs):
 
 def _explorable(runs):
     """Return a bokeh figure: RSS of each process stacked, the other metric as a line, phases."""
-    from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
-    from bokeh.palettes import Colorblind
-    from bokeh.plotting import figure
-
     (metric, other), (_, (times, mib, phases, children)) = runs.items()
     columns = samples(times, mib, phases, children)
     processes, source = list(columns)[3:], ColumnDataSource(columns)
-    plot = figure(
+    plot = bokeh_figure(
         title=f"RSS of each process, stacked; line: {metric} of all",
         x_axis_label="seconds",
         y_axis_label="MiB",
@@ -178,8 +170,6 @@ def _explorable(runs):
 
 def _explorable_phases(plot, phases, height):
     """Draw the phases behind a bokeh figure, with their numbers at the top."""
-    from bokeh.models import BoxAnnotation
-
     for phase in phases:
         span = {"left": phase["began"], "right": phase["ended"], "level": "underlay"}
         look = {"fill_color": color_of(phase["method"]), "fill_alpha": 0.25, "line_alpha": 0}
