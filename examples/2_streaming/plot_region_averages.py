@@ -3,10 +3,10 @@ Region averages
 ===============
 
 Most analyses of many regions begin with one series for each region of a label atlas: the average of
-its :term:`voxels <voxel>`, cleaned. nilearn's :class:`~nilearn.maskers.NiftiLabelsMasker` computes
-it with the whole image in memory, and users have asked for a way `to use several cores
-<https://github.com/nilearn/nilearn/issues/6038>`_. But an average needs one volume at a time, so
-one pass over the file is enough. On this page you will
+its :term:`voxels <voxel>`, cleaned. nilearn's :class:`~nilearn.maskers.NiftiLabelsMasker` holds the
+whole image in memory to compute it, and users have asked for a way `to use several cores
+<https://github.com/nilearn/nilearn/issues/6038>`_. But an average needs only one volume at a time,
+so one pass over the file is enough. On this page you will
 
 1. write this in a dozen lines, and compare the result with NiftiLabelsMasker's,
 2. average and clean all regions of an atlas with one call,
@@ -18,13 +18,13 @@ one pass over the file is enough. On this page you will
 # The idea in a dozen lines
 # -------------------------
 # The loop is that of :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: read a volume,
-# take the labelled voxels, discard the volume. In addition, each of these voxels has the number of
-# its region, its code. ``bincount`` sums the voxels of each code; the sum divided by the number of
-# voxels is the average.
+# take the labelled voxels, discard the volume. Each of these voxels also has a code, the number of
+# its region. ``bincount`` sums the voxels of each code; the sum divided by the number of voxels is
+# the average. As in NiftiLabelsMasker, values that are not finite become zero.
 #
 # The order of a sum decides how it is rounded. NiftiLabelsMasker calls ``scipy.ndimage.mean``,
-# which also sums with ``bincount``, in C order. Here the voxels are in that order, so the averages
-# have the same bits, if all values are finite: NiftiLabelsMasker replaces others by zero.
+# which also sums with ``bincount``, in C order. Here the voxels are in the same order, so the
+# averages are equal bit for bit.
 
 import nibabel as nib
 import numpy as np
@@ -44,6 +44,7 @@ def average_regions(fmri_path, labels_path):
         for _ in range(proxy.shape[3]):
             volume = np.frombuffer(file.read(in_file.size * proxy.dtype.itemsize), proxy.dtype)
             voxels = apply_read_scaling(volume[places], proxy.slope, proxy.inter)
+            voxels = np.where(np.isfinite(voxels), voxels, 0)
             means.append(np.bincount(codes, weights=voxels) / counts)
     return np.array(means, "float32" if voxels.dtype == np.float32 else "float64")
 
@@ -66,8 +67,8 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 # --------------------------
 # :func:`~beyond_the_masker.maskers.stream_masker` does the same for a NiftiLabelsMasker, with all
 # its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. It adds the
-# voxels in the same order with a sparse matrix, which is faster, and on a second core it
-# decompresses the next volume meanwhile. When all volumes are read, it cleans the averages with the
+# voxels in the same order, but with a sparse matrix, which is faster, and decompresses the next
+# volume on a second core meanwhile. When it has read all volumes, it cleans the averages with the
 # function that ``fit_transform`` itself calls.
 #
 # Here it averages all regions of the build's atlas. The :term:`confounds` are random walks, which
@@ -90,12 +91,12 @@ cleaned = clean(average_regions(fmri_path, labels_path), confounds=confounds, **
 print(f"equal to averages that are cleaned afterwards: {np.array_equal(series, cleaned)}")
 
 # %%
-# For an image from fMRIPrep, ``load_confounds`` reads the confounds: :ref:`Any masker
-# <fmriprep_confounds>` has the lines to copy.
+# For an image from fMRIPrep, ``load_confounds`` reads the confounds: copy the lines from
+# :ref:`Any masker <fmriprep_confounds>`.
 #
 # How similar are the regions?
 # ----------------------------
-# With one series for each region, the matrix of their correlations is a line of NumPy. In the
+# With one series for each region, the matrix of their correlations takes one line of NumPy. In the
 # figure, regions with similar series are next to each other, so that groups become visible. (A
 # region without variance has no correlation and is left out.)
 
@@ -146,12 +147,13 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 # More regions
 # ------------
 # ``make benchmark`` in the repository times each call right after the :term:`decompression` of the
-# same file, which no method can do without, and records the results. ``ratio`` is the time as a
-# multiple of the decompression time, ``MiB`` the peak above the start. "Cleaned" series are
-# detrended, filtered and standardised, with 12 confounds removed. :func:`apply_mask
-# <nilearn.masking.apply_mask>` takes one mask at a time, and reads the image for each. :ref:`How
-# close to the limit <sphx_glr_auto_examples_3_cost_plot_limit.py>` has all rows, other programs
-# included.
+# same file, which no method can avoid, and records the results. In the table, ``ratio`` is the time
+# as a multiple of the decompression time: the median of several runs, and from the smallest to the
+# largest. ``MiB`` is the peak of :term:`memory in use` during the call, minus what was in use
+# before it, such as Python and its imports. "Cleaned" series are detrended, filtered and
+# standardised, and their confounds are removed. :func:`apply_mask <nilearn.masking.apply_mask>`
+# takes one mask at a time, and reads the image for each. :ref:`How close to the limit
+# <sphx_glr_auto_examples_3_cost_plot_limit.py>` also compares other maskers and other programs.
 
 import json
 from pathlib import Path
@@ -178,8 +180,8 @@ else:
 # ----------------
 # An average needs only the labelled voxels of each volume. So one pass over the file and the memory
 # of a few volumes are enough, and ``stream_masker`` returns exactly the numbers of
-# NiftiLabelsMasker. The number of regions hardly matters to the averages, since each labelled voxel
-# is added once; it does to cleaning.
+# NiftiLabelsMasker. The number of regions hardly affects the time to average, since each labelled
+# voxel is added once; but more regions take longer to clean.
 #
 # Regions that overlap, or that have weights, need :class:`~nilearn.maskers.NiftiMapsMasker`, which
 # ``stream_masker`` takes too.

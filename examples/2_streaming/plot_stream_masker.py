@@ -2,8 +2,8 @@
 Any masker, without the image in memory
 =======================================
 
-Region averages, smoothing, filtering, :term:`confounds`: nilearn's maskers do all of it, with the
-whole image in memory. Users have long asked for a masker that `takes 500 volumes at a time
+Region averages, smoothing, filtering, removing :term:`confounds`: nilearn's maskers do all of it,
+with the whole image in memory. Users have long asked for a masker that `takes 500 volumes at a time
 <https://github.com/nilearn/nilearn/issues/1281>`_. Cutting the image into chunks by hand is easy,
 but `confounds cannot be removed from each chunk alone
 <https://github.com/nilearn/nilearn/issues/1415>`_.
@@ -12,17 +12,17 @@ A masker works in two parts. The spatial part (resampling, smoothing, extraction
 at a time. The temporal part (detrending, filtering, confounds, standardising) needs the whole
 series, which is small. On this page you will
 
-1. compare chunks that are cleaned one by one with blocks that are cleaned together,
+1. compare cleaning each chunk on its own with cleaning the whole series once,
 2. use :func:`~beyond_the_masker.maskers.stream_masker`, which does the latter, and
-3. look up how it treats each parameter.
+3. look up how it handles each parameter of a masker.
 """
 
 # %%
 # Chunks, and blocks
 # ------------------
-# If ``fit_transform`` gets one chunk after the other, each chunk has its own trend, mean, variance
-# and fit of the confounds. So extract :term:`blocks <block>` without any cleaning, and clean the
-# series once, with the function that ``fit_transform`` itself calls:
+# If ``fit_transform`` gets one chunk after the other, it removes the trend, mean, variance and
+# confounds of each chunk separately. So extract :term:`blocks <block>` without any cleaning, and
+# clean the series once, with the function that ``fit_transform`` itself calls:
 
 import nibabel as nib
 import numpy as np
@@ -74,9 +74,9 @@ masker = NiftiLabelsMasker(labels_img, reports=False, **cleaning)
 #
 # Any masker, streamed
 # --------------------
-# ``stream_masker`` gets a masker as you would configure it for ``fit_transform``, and the same
-# arguments. A list of maskers shares one pass over the file. With a label atlas and an image from
-# fMRIPrep, in the folder of its confounds:
+# Give ``stream_masker`` a masker, configured as for ``fit_transform``, and the arguments of
+# ``fit_transform``. A list of maskers shares one pass over the file. With a label atlas, and an
+# image from fMRIPrep that has its confounds next to it:
 #
 # .. code-block:: python
 #
@@ -95,7 +95,7 @@ streamed = stream_masker(masker, fmri_path, confounds=confounds)
 print(f"{streamed.shape[0]} volumes, {streamed.shape[1]} regions")
 
 # %%
-# Compare all three with ``fit_transform`` of the whole image, if it fits into memory:
+# Compare the three results with ``fit_transform`` of the whole image, if it fits into memory:
 
 reason = guard("NiftiMasker, path, single", fmri_path, mask_paths, 1)[1]
 if n_timepoints < 40:
@@ -122,18 +122,18 @@ else:
 # %%
 # What ``stream_masker`` adds
 # ---------------------------
-# Extraction alone needs the voxels of the regions and no others, as for masks: they are taken from
-# each volume and reduced to the masker's series, in nilearn's order, so that the sums are the same
-# to the last bit. Any number of maskers can share this one read of the file.
+# As with masks, extraction needs only the voxels of the regions. ``stream_masker`` takes them from
+# each volume and reduces them to the masker's series, in nilearn's order, so that the sums are the
+# same to the last bit. Any number of maskers can share this one read of the file.
 #
-# If a masker smooths, or resamples the image, blocks of whole volumes pass through its own code,
-# with the temporal parameters turned off meanwhile. Resampling clips its result to the range of the
-# whole image and may crop it to where the image is not zero: so the file is first read once for the
-# range, and a volume with this range is added to every block.
+# If a masker smooths, or resamples the image, blocks of whole volumes pass through nilearn's own
+# code, with the temporal parameters turned off. Resampling clips its result to the range of the
+# whole image, and may crop it to where the image is not zero. So ``stream_masker`` first reads the
+# file once to find the range, and adds a volume with this range to every block.
 #
-# Two options need the whole image before the first block, and get it in further passes over the
-# file: a mask that nilearn computes from the mean of all volumes, and ``high_variance_confounds``,
-# for which the variance of each voxel is found first, then the series of those with the highest.
+# Two options need the whole image before the first block, and so further passes over the file: a
+# mask that nilearn computes from the mean of all volumes, and ``high_variance_confounds``, which
+# needs the variance of each voxel, then the series of the voxels with the highest.
 
 import pandas as pd
 
@@ -147,7 +147,7 @@ treatment_table()
 # %%
 # What it costs
 # -------------
-# Measured with NiftiMaskers that only extract, which is the work of the other methods:
+# Measured with NiftiMaskers that only extract, so that the work is that of the other methods:
 
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
@@ -158,11 +158,12 @@ plot_traces(measure_methods(stream_nifti_maskers), image_mib)
 # %%
 # What to conclude
 # ----------------
-# A few volumes are enough for the spatial part, and the extracted series are small enough to be
-# cleaned whole. So memory depends on the regions and on the result, not on the length of the image.
-# Values are those of ``fit_transform`` bit for bit, with one exception: NiftiMapsMasker rounds
-# differently, because its least squares are factorised once. If you remove a large mean or a trend,
-# maps of float64 keep the difference negligible.
+# The spatial part needs only a few volumes at a time, and the extracted series are small enough to
+# be cleaned whole. So memory depends on the regions and on the result, not on the length of the
+# image. The values equal those of ``fit_transform`` bit for bit, with one exception: with
+# NiftiMapsMasker, ``stream_masker`` factorises the least-squares problem once for all volumes,
+# which rounds differently. If you remove a large mean or a trend, use maps of float64 to keep the
+# difference negligible.
 #
 # Recommended next
 # ----------------

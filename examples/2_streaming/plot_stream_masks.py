@@ -16,12 +16,12 @@ page you will
 # The idea in fifteen lines
 # -------------------------
 # nibabel interprets the header: its :term:`proxy <proxy image>` has the type of the data and the
-# place where they begin, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale
+# position where they begin, and :func:`~nibabel.volumeutils.apply_read_scaling` applies the scale
 # factors, here only to the voxels in the masks.
 #
 # The order of voxels needs care. In the file x changes fastest (Fortran order), in NiftiMasker's
-# arrays z does (C order). An array of all positions in Fortran order, indexed with the mask,
-# contains the positions in NiftiMasker's order.
+# arrays z does (C order). So number the grid in Fortran order, then index these numbers with the
+# mask: the result is each voxel's position in the file, in NiftiMasker's order.
 
 import nibabel as nib
 import numpy as np
@@ -112,8 +112,8 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 # What it costs
 # -------------
-# The same measurement as for the other methods: a fresh process, sampled from outside. There are no
-# workers, and most of the time goes into :term:`decompression`.
+# Measured like the other methods: in a fresh process, sampled from outside. There are no workers,
+# and most of the time goes into :term:`decompression`.
 
 from beyond_the_masker.experiment import measure_methods
 from beyond_the_masker.figures import plot_traces
@@ -129,9 +129,10 @@ print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8
 # %%
 # What to conclude
 # ----------------
-# For the voxels of any number of masks, this function is enough on any machine, for an image of any
-# length: memory grows with the result only, and a result too large for memory can go into files. It
-# does not resample a mask. An image that changes while being read raises an error.
+# For the voxels of any number of masks, this function is enough on any machine and for an image of
+# any length: memory grows only with the result, and a result too large for memory can go into
+# files. The function does not resample masks. If the image changes while it is read, you get an
+# error.
 #
 # One image needs no workers. For many images, use one task per image:
 # :mod:`beyond_the_masker.study` does that, on one machine or on a cluster, and continues where it

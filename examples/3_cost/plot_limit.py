@@ -2,22 +2,26 @@
 How close to the limit
 ======================
 
-How fast can voxels be extracted from an image's file? Not faster than the file can be
-:term:`decompressed <decompression>`. On this page you will compare the time of the methods, of
-nilearn's maskers, and of other programs with that limit, and see how time and memory grow with the
-length of the image, the number of masks or regions and the size of a :term:`block`: first at the
-size of this build, then at full size, as recorded on one machine.
+How fast can voxels be extracted from an image's file? No faster than the file can be
+:term:`decompressed <decompression>`: this time is the limit. On this page you will compare the
+methods, nilearn's maskers and other programs with the limit, and see how time and memory grow with
+the length of the image, the number of masks or regions and the size of a :term:`block`: first at
+the size of this build, then at full size, as recorded on one machine.
 
-These times are not those of the other pages: there a call is timed in a fresh process. Here imports
-are done and workers are started before the clock starts.
+These times differ from those of the other pages, where each call is timed in a fresh process. Here
+all imports are done and all workers started before the clock starts.
 """
 
 # %%
 # This build
 # ----------
 # The sizes are small, so that a build does not take long, and the image is always the default one.
-# Most methods with workers are left out: at this size they mostly wait for tasks. For the lines
-# labelled "uncompressed" the limit is reading the file.
+# Calls this short are noisy, because whatever else the machine does can take as long as the call:
+# use this table to see that everything runs, and compare methods at full size, below.
+#
+# ``ratio`` is the time divided by the limit, which is timed right before each call: the median of
+# several runs, and from the smallest to the largest. Most methods with workers are left out: at
+# this size they mostly wait for tasks. For "uncompressed", the limit is the time to read the file.
 
 import json
 import subprocess
@@ -37,8 +41,7 @@ print(f"{small}, each timed {about['n_repeats']} times:\n")
 print_ratios(times, memory)
 
 # %%
-# Each method is a dot: the median of several runs, each divided by the limit that was timed right
-# before it.
+# The ratios as dots, with lines from the smallest to the largest:
 
 import matplotlib.pyplot as plt
 
@@ -48,8 +51,9 @@ plot_ratios(times, f"Time and the limit, {small}")
 plt.show()
 
 # %%
-# How time and memory grow. Memory is the peak above the level before the call; it contains the
-# output. What the table has, too, was measured a second time, so the numbers differ.
+# How time and memory grow. Memory is the peak of :term:`memory in use` during the call, minus what
+# was in use before it; it includes the output. These are measurements of their own, so the numbers
+# differ from those of the table.
 
 plot_growth(times, "How time grows, small sizes", SMALL)
 if memory:
@@ -60,11 +64,12 @@ plt.show()
 # Averages over regions
 # ---------------------
 # The regions are those of synthetic label images, of overlapping maps as in DiFuMo, and of spheres.
-# "Cleaned" series are detrended, high-pass filtered and standardised, with 12 confounds removed;
-# "smoothed" ones come from smoothed volumes. The last two rows extract voxels instead of averages:
-# the same voxels with a list of NiftiMaskers, and with ``stream_masks``. Other programs average
-# regions too. Before they are timed, their averages are compared with those of streaming: they
-# agree to five digits. Programs that take one mask at a time read the file again for each.
+# "Cleaned" series are detrended, high-pass filtered and standardised, and their confounds are
+# removed; "smoothed" ones come from smoothed volumes. The last two rows extract voxels instead of
+# averages: the same voxels with a list of NiftiMaskers, and with ``stream_masks``.
+#
+# Other programs average regions too. They are timed only if their averages agree with those of
+# streaming to five digits. Programs that take one mask at a time read the file again for each.
 
 from beyond_the_masker.benchmark import print_peers
 
@@ -73,7 +78,7 @@ print()
 print_peers(about)
 
 # %%
-# A row with several numbers of regions is drawn with the largest.
+# If a method has rows for several numbers of regions, the figure shows the largest.
 
 plot_ratios(times, f"Regions and the limit, {SMALL['volumes']} volumes", "regions")
 plt.show()
@@ -83,12 +88,13 @@ plt.show()
 #
 # Full size
 # ---------
-# ``make benchmark`` in the repository measures the methods with four subjects in one image, and
-# streaming with up to twenty, and writes the results into ``doc/recorded``. Rows of the table that
-# appear in the figures of growth too, such as six workers, were measured a second time. With
-# workers, memory differs more than time: chance decides how many are at their own peak together.
-# Averages are computed from a larger image, with MNI152's grid of 2 mm; the rows that extract
-# voxels have the masks and the image of the published scale.
+# ``make benchmark`` in the repository measures the methods on a longer image, and streaming on
+# images of several lengths, and writes the results into ``doc/recorded``. The figures of growth are
+# again measurements of their own. Repeated measurements of methods with workers agree less well in
+# memory than in time, because chance decides how many workers reach their peak at the same moment.
+# The averages are computed from a larger image, on MNI152's grid of 2 mm; the rows that extract
+# voxels use the image and the masks of :ref:`the published scale
+# <sphx_glr_auto_examples_3_cost_plot_published_scale.py>`.
 
 from beyond_the_masker.benchmark import FULL
 from beyond_the_masker.model import METHODS
@@ -132,7 +138,7 @@ else:
 #
 # What to conclude
 # ----------------
-# Streaming against the limit, and its growth:
+# How streaming compares with the limit, and how it grows:
 
 from beyond_the_masker.benchmark import print_conclusions
 
@@ -140,18 +146,17 @@ print(f"Recorded on {about['date']}:" if exists else "This build:")
 print_conclusions(times, memory)
 
 # %%
-# Every method must decompress the file, but it can do so once instead of once for each worker.
-# Threads share the work on one array, but only one of them reads the file. A larger block needs
-# more memory and need not save time: a volume's voxels are extracted while the volume is in the
-# processor's cache, whatever the size of a block. Averaging adds each labelled voxel once, so its
-# time depends on these voxels more than on the number of regions; cleaning takes longer with more
-# regions.
+# Every method must decompress the file, but once is enough: not once for each worker. Threads share
+# the work on one array, but only one of them reads the file. A larger block needs more memory
+# without necessarily saving time: whatever its size, each volume's voxels are extracted while the
+# volume is in the processor's cache. Averaging adds each labelled voxel once, so its time depends
+# on these voxels more than on the number of regions; cleaning takes longer with more regions.
 #
-# If a file is read often, keep it uncompressed: the limit is then the disk.
+# If you read a file often, keep it uncompressed: the limit is then the disk.
 #
 # Recommended next
 # ----------------
-# * :mod:`beyond_the_masker.benchmark`: how the times were measured, to repeat it on your machine.
+# * :mod:`beyond_the_masker.benchmark`: how to time the methods on your machine.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_region_averages.py`: averages of regions, from the
 #   idea to the correlations.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: all masks in one pass, as a

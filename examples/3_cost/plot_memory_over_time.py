@@ -2,9 +2,9 @@
 Memory over time, with every method labelled
 ============================================
 
-``mprof`` records the memory of a process and its workers over time. It does not record which part
-of the curve belongs to which method. On this page you will run all methods in sequence, draw memory
-over time with each method labelled, and compare the :term:`peaks <peak>` of all methods.
+``mprof`` records the memory of a process and its workers over time, but not which part of the curve
+belongs to which method. On this page you will run all methods in sequence, draw memory over time
+with each method labelled, and compare the :term:`peaks <peak>` of all methods.
 """
 
 # %%
@@ -16,10 +16,10 @@ over time with each method labelled, and compare the :term:`peaks <peak>` of all
 #
 # With ``--include-children``, mprof adds up the memory of all processes, and with
 # ``--multiprocess`` it also records each worker. By default it reads the resident set size
-# (:term:`RSS`), in which a page that several workers share counts several times. In the
-# proportional set size (:term:`PSS`) it counts once. One run gives both: while mprof samples RSS,
-# ``memory_usage``, the function that mprof itself calls, samples PSS of the same processes.
-# Systems without PSS provide the unique set size (:term:`USS`) instead.
+# (:term:`RSS`), which counts a page once for each process that shares it. The proportional set size
+# (:term:`PSS`) counts it once. One run gives both: while mprof samples RSS, ``memory_usage``, the
+# function that mprof itself calls, samples PSS of the same processes. Where the system does not
+# provide PSS, the unique set size (:term:`USS`) takes its place.
 
 from pathlib import Path
 
@@ -34,9 +34,9 @@ finished = run_under_mprof(measured)
 # %%
 # Label the curve
 # ---------------
-# The peak of a method is the largest sample between its beginning and its end. A method that did
-# not run has a hatched area in the figure, and its label shows the model's prediction. First the
-# default metric, as in ``mprof plot``, then PSS of the same run, which counts a shared page once:
+# The peak of a method is the largest sample between its beginning and its end. For a method that
+# did not run, the figure has a hatched area, and the label shows the model's prediction. First the
+# default metric, as in ``mprof plot``, then PSS of the same run:
 
 from beyond_the_masker.figures import save
 from beyond_the_masker.mprof_run import read_run
@@ -52,8 +52,8 @@ for metric, run in reversed(runs.items()):  # for a wide screen, and for a narro
 # Explore the figure
 # ------------------
 # In a browser, point at the curve to see the method and its processes at each moment. The areas are
-# RSS, because mprof records each child process as RSS, with any backend. A child that outlives a
-# method is not a worker, but a resource tracker, which removes what other processes leave behind.
+# RSS, because mprof records child processes as RSS, with any backend. A child that outlives a
+# method is not a worker but a resource tracker, which removes what other processes leave behind.
 
 from beyond_the_masker.timeline import timeline_html
 
@@ -68,9 +68,9 @@ if finished:
 # The peaks in this chart come from the memory meter, which gives each method a process of its own.
 # It samples the :term:`memory in use`: the memory that the machine cannot take back during the
 # call. The faint part is the calling process's interpreter and its imports, before the call. The
-# dashed line is the size of the image, from 0: a method that holds the whole image needs at least
-# that much on top of the faint part. A method with workers is measured three times, and the line
-# goes from the smallest peak to the largest.
+# dashed line marks the size of the image: a method that holds the whole image needs at least that
+# much on top of the faint part. A method with workers is measured several times, and the line goes
+# from the smallest peak to the largest.
 
 from beyond_the_masker.figures import plot_peaks
 
@@ -80,8 +80,8 @@ save(plot_peaks(rows), measured / "peaks.svg")
 # What to conclude
 # ----------------
 # Every worker of NiftiMasker adds copies of the image, while shared memory holds one copy for all
-# workers, and one pass over the file needs none. The two metrics show the same run: where the curve
-# of RSS is higher, it counts shared pages once for each process.
+# workers, and one pass over the file needs none. The two metrics show the same run: where RSS is
+# higher than PSS, it counts shared pages more than once.
 #
 # Recommended next
 # ----------------

@@ -19,9 +19,9 @@ each peak consists of, and compare the predictions with measurements. For your o
 # One method
 # ----------
 # ``predict_peak`` reads the header and counts the voxels of the masks. The prediction is a range,
-# because chance decides how many workers are at their own peak at the same moment: the lower
-# end is for one of them, the upper end for all. The likely peak is between them, so it can count
-# less than twice as much for two workers as for one.
+# because chance decides how many workers are at their own peak at the same moment: the lower end
+# is for one of them, the upper end for all. The likely peak lies in between, so for two workers it
+# can count less than twice the memory of one.
 
 from beyond_the_masker.budget import predict_peak
 from beyond_the_masker.experiment import complete_summary, prepare_all
@@ -38,9 +38,9 @@ for part in prediction.parts:
 # All methods
 # -----------
 # ``print_budget`` compares every method with the free memory, and with the space in ``/dev/shm``,
-# whose files occupy the same memory. All numbers are :term:`memory in use`. A build runs a
-# method only if its upper end fits; otherwise it shows the prediction. With ``--explain`` the
-# command also prints the parts, and the reason for each.
+# whose files occupy the same memory. All numbers are :term:`memory in use`. A build runs a method
+# only if the upper end of its range fits; otherwise it shows the prediction. With ``--explain``,
+# the command ``budget`` also prints the parts, and the reason for each.
 
 from beyond_the_masker.budget import print_budget
 
@@ -48,7 +48,7 @@ budget_rows = print_budget(fmri_path, mask_paths)
 
 # %%
 # Each bar below is a likely peak, made of its parts; the thin line is the range. The dot is the
-# measured peak of this build; with workers, the median of several runs.
+# peak measured in this build; with workers, the median of several runs.
 
 import matplotlib.pyplot as plt
 
@@ -66,9 +66,9 @@ plt.show()
 # %%
 # This build's measurements
 # -------------------------
-# Now predicted against measured peaks. The budget above starts from what an interpreter with the
-# imports usually takes; here each prediction starts from the memory measured before the call. So
-# the same method can differ by a few MiB between the two tables.
+# Now compare predicted with measured peaks. The budget above starts from what an interpreter with
+# the imports usually takes; here each prediction starts from the memory measured before the call.
+# So a method's prediction can differ by a few MiB between the two tables.
 
 from beyond_the_masker.comparison import compare_summary, count_of, is_outside, table_of
 from beyond_the_masker.headers import count_all, read_header
@@ -84,16 +84,18 @@ ratios = [point["predicted_mib"] / point["measured_mib"] for point in points]
 print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 
 # %%
-# With workers the ranges are wide, so the ratio is the stricter test. A peak is outside its range
-# if the machine was so busy that the method did not run as usual, or if a library now makes more
-# or fewer copies. ``make check-model`` in the repository decides: it measures several times, and
-# fails if a median is outside.
+# A peak is marked as outside if it is farther from its range than the line below the table allows.
+# The machine may have been so busy that the method did not run as usual, or a library may now make
+# more or fewer copies: ``make check-model`` in the repository tells these apart. It measures
+# several times, and fails if a median is outside. With workers the ranges are wide, so the ratio of
+# the two peaks is the stricter test.
 #
 # The whole grid
 # --------------
-# ``make record`` measured one, two and four subjects in one image, float32 and int16, compressed
-# and not, and also integers with scale factors, with two and six workers. The model is that of this
-# build; the memory of imports is that of the machine that measured.
+# ``make record`` has measured images of several lengths, float32 and int16, compressed and not, and
+# also integers with scale factors, each with few and with more workers. The predictions are those
+# of this build's model, with the memory of imports as on the machine that measured. The table lists
+# only the points that are outside:
 
 from pathlib import Path
 
@@ -115,10 +117,10 @@ else:
     print("There is no recorded grid in doc/recorded: run 'make record'.")
 
 # %%
-# The likely peak, compared with the measured one: the median over the grid, and the range. A method
-# whose median is far from 0% is predicted too low (-) or too high (+). A single point that is far
-# away was measured while the machine was busy, or had a copy that the model does not know: its run
-# was not repeated, so the recording does not tell which.
+# Each point was measured once. So the recording does not show why a single one is outside: the
+# machine may have been busy, or there was a copy that the model does not count. A fault of the
+# model would put many points of a method outside, and move its median. Here is how far the likely
+# peak is above (+) or below (-) the measured one: the median over the grid, and the range.
 
 print(distances(grid))
 
@@ -128,9 +130,9 @@ print(distances(grid))
 #
 # What to conclude
 # ----------------
-# A method's memory follows from the copies that it makes, and these can be counted. With workers
-# that copy the image, a single measurement can be far from the likely peak, in either direction.
-# If other programs on the machine must not be disturbed, plan for the upper end of the range.
+# A method's memory follows from the copies that it makes, and you can count them. With workers that
+# copy the image, a single measurement can be far from the likely peak, in either direction. If you
+# must not disturb other programs on the machine, plan for the upper end of the range.
 #
 # Recommended next
 # ----------------

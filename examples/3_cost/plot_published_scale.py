@@ -2,22 +2,22 @@
 At the scale of the published figure
 ====================================
 
-A figure in a draft chapter for nilearn's user guide has ten subjects in one image, twenty regions
-and twenty workers, and shows a peak of about 110 GB. On this page you will compare these published
-numbers with measurements on a machine of known size, with the model's predictions, and with what
+A figure in a draft chapter for nilearn's user guide shows a peak of about 110 GB, for ten subjects
+in one image, twenty regions and twenty workers. On this page you will compare the published numbers
+with measurements on a machine of known size, with the model's predictions, and with what
 :term:`streaming` needs for the same result.
 """
 
 # %%
 # What was published
 # ------------------
-# The numbers are read from that figure, which shows the memory of a script over time and is from
-# 2025. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, the source of nilearn's example,
-# also has a figure of ten images and twenty regions.) They are approximate sums of :term:`RSS`. The
-# script uses the methods of this site, with three important differences: the calling process holds
-# the image in memory all the time, even while workers read it from a path; the workers of one
-# method are alive while the next one runs; and the array over shared memory is passed to joblib,
-# which copies it. The figure does not show how much of a peak each of these explains. It is
+# The numbers were read off that figure, which is from 2025 and shows the memory of a script over
+# time. (`#5113 <https://github.com/nilearn/nilearn/pull/5113>`_, the source of nilearn's example,
+# also has a figure for ten images and twenty regions.) They are approximate sums of :term:`RSS`.
+# The script uses the methods of this site, with three important differences: the calling process
+# holds the image in memory all the time, even while workers read it from a path; the workers of one
+# method are still alive while the next one runs; and the array over shared memory is passed to
+# joblib, which copies it. The figure does not show how much of a peak each of these explains. It is
 # labelled in GB (110 GB are 102 GiB); from here on, all peaks are in GiB.
 
 # %%
@@ -25,8 +25,8 @@ numbers with measurements on a machine of known size, with the model's predictio
 # ----------------------
 # ``make record`` in the repository runs the experiment at this scale. A method that might not fit
 # into the machine's memory does not run, so a machine with 64 GiB or more is best. Memory in use is
-# predicted and measured. The sum of RSS is only measured: compare it with the published numbers,
-# not with the prediction, because it counts shared memory once for each process.
+# both predicted and measured. Sums of RSS are only measured: compare them with the published
+# numbers, not with the prediction, because they count shared memory once for each process.
 
 from pathlib import Path
 
@@ -53,12 +53,13 @@ else:
 #
 # What to conclude
 # ----------------
-# A worker of NiftiMasker from a path holds two copies of the image at its peak, so twenty workers
-# can hold forty. How many of them are at their peak at once is chance, so what is predicted for
-# workers with copies of their own is a likely peak, not a certain one. The published peaks cannot
-# be compared more closely with those of this site: they are sums of RSS and contain what other
-# methods left behind. But you do not need a larger machine: shared memory holds one copy of the
-# image for all workers, and one pass over the file needs no copy at all.
+# A worker of NiftiMasker that reads from a path holds two copies of the image at its peak, so
+# twenty workers can hold forty. How many of them reach their peak at the same moment is chance, so
+# the prediction for workers with copies of their own is a likely peak, not a certain one. The
+# published peaks cannot be compared more closely with those of this site, because they are sums of
+# RSS and include what earlier methods left behind. But you do not need a larger machine: shared
+# memory holds one copy of the image for all workers, and one pass over the file needs no copy at
+# all.
 #
 # Recommended next
 # ----------------
