@@ -20,10 +20,11 @@ from joblib import parallel_config
 
 from beyond_the_masker import block_costs
 from beyond_the_masker import blocks as module
-from beyond_the_masker.blocks import Volumes, extract_block, mask_blocks
+from beyond_the_masker.blocks import divide, extract_block, mask_blocks
 from beyond_the_masker.figures import plot_ways
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.running import start_workers
+from beyond_the_masker.streaming import Part, stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, named_after, shared_blocks
 from made_images import OBLIQUE, SHAPE, STRAIGHT, make_masks
@@ -60,14 +61,24 @@ def test_the_arrays_are_those_of_one_pass(image, name, block_mib, n_jobs):
         assert all(series.dtype.isnative and series.flags.writeable for series in found)
 
 
-def test_processes_give_the_arrays_of_one_pass(tmp_path):
-    """Rows from other processes are put in their place; a backend that would wait is refused."""
+def test_processes_give_the_arrays_of_one_pass(tmp_path, monkeypatch):
+    """Workers of another folder find the file; a backend that returns nothing early is refused."""
     fmri_path, masks = image_and_masks(tmp_path, shape=(5, 6, 4, 23), scaling=(0.37, -5.1))
-    named = dict(enumerate(masks))
-    found = mask_blocks(str(fmri_path), named, n_jobs=2, block_mib=2 * 240 / MIB)
+    start_workers(2)
+    monkeypatch.chdir(tmp_path)
+    found = mask_blocks(fmri_path.name, masks, n_jobs=2, block_mib=2 * 240 / MIB)
     assert same(found, stream_masks(fmri_path, masks))
     with parallel_config("multiprocessing"), pytest.raises(ValueError, match="loky"):
         mask_blocks(fmri_path, masks, n_jobs=2)
+
+
+def test_masks_are_those_of_one_pass(tmp_path):
+    """A dict of masks, a label image and a threshold are taken as in one pass."""
+    fmri_path, masks = image_and_masks(tmp_path)
+    labels = nib.Nifti1Image(np.arange(120, dtype="u1").reshape(SHAPE[:3]) % 4, STRAIGHT)
+    for regions, threshold in ((dict(enumerate(masks)), None), (labels, None), (labels, 1)):
+        found = mask_blocks(fmri_path, regions, block_mib=0, threshold=threshold)
+        assert same(found, stream_masks(fmri_path, regions, threshold=threshold))
 
 
 def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
@@ -90,10 +101,10 @@ def test_only_the_bytes_of_a_block_are_read(tmp_path):
         return int(Path("/proc/self/io").read_text().split()[1])
 
     fmri_path = write(tmp_path / "fmri.nii", any_bits((64, 64, 64, 9), "<i2"))
-    volumes, positions = Volumes.of(nib.load(fmri_path)), np.arange(64**3)
-    assert len(pickle.dumps(volumes)) < 1000
+    part, positions = Part.of(nib.load(fmri_path)), np.arange(64**3)
+    assert len(pickle.dumps(part)) < 1000
     before = n_read()
-    start, rows = extract_block(volumes, positions, 4, 6)
+    start, rows = extract_block(part, 64**3, positions, 4, 6)
     assert 2 * 2**19 <= n_read() - before <= 2 * 2**19 + 2**16
     assert start == 4
     expected = np.asarray(nib.load(fmri_path).dataobj)[..., 4:6]
@@ -103,7 +114,7 @@ def test_only_the_bytes_of_a_block_are_read(tmp_path):
 @pytest.mark.chance
 def test_a_worker_needs_its_block_and_rows(tmp_path):
     """A worker has its block once, unscaled, and the rows of the block."""
-    path = write(tmp_path / "fmri.nii", any_bits((64, 64, 32, 512), "<i2"), scaling=(0.1, 3))
+    path = write(tmp_path / "fmri.nii", any_bits((64, 64, 32, 256), "<i2"), scaling=(0.1, 3))
     inside = np.zeros((64, 64, 32), "u1")
     inside[:8] = 1
     mask = [nib.Nifti1Image(inside, STRAIGHT)]
@@ -114,13 +125,12 @@ def test_a_worker_needs_its_block_and_rows(tmp_path):
     assert 20 < max(of_workers[1]) - max(of_workers[0]) < 32 + rows + 16, of_workers
 
 
-@pytest.mark.parametrize(("block_mib", "expected"), [(0, 5), (2.9, 3), (5, 1)])
-def test_blocks_cover_all_volumes_once(block_mib, expected):
-    """Every volume is in one block, and no block is larger than asked for."""
-    volumes = Volumes("file", (64, 64, 64, 5), np.dtype("<f4"), 352, 1.0, 0.0, ())  # of 1 MiB each
-    blocks = volumes.blocks(block_mib)
+@pytest.mark.parametrize(("most", "n_blocks"), [(0, 5), (2.9, 3), (5, 1)])
+def test_blocks_cover_all_volumes_once(most, n_blocks):
+    """Every volume is in one block, and no block has more volumes than it may."""
+    blocks = divide(5, most)
     assert [n for block in blocks for n in range(*block)] == list(range(5))
-    assert len(blocks) == expected
+    assert len(blocks) == n_blocks
 
 
 def test_images_and_masks_are_checked_as_in_one_pass(tmp_path):
@@ -161,16 +171,16 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, missing):
 def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
     """A block that is missing when the worker reads it raises an error."""
     fmri_path, _ = image_and_masks(tmp_path)
-    volumes = Volumes.of(nib.load(fmri_path))
+    block = Part.of(nib.load(fmri_path)), 120, np.arange(5)
     os.truncate(fmri_path, 352 + 3 * 240 + 17)
     with pytest.raises(OSError, match="changed"):
-        extract_block(volumes, np.arange(5), 0, 3)
+        extract_block(*block, 0, 3)
     with pytest.raises(OSError, match="damaged") as raised:
-        extract_block(volumes, np.arange(5), 2, 4)
+        extract_block(*block, 2, 4)
     assert str(fmri_path) in str(raised.value)
     fmri_path.unlink()
     with pytest.raises(FileNotFoundError, match=r"fmri.nii"):
-        extract_block(volumes, np.arange(5), 0, 3)
+        extract_block(*block, 0, 3)
 
 
 SCRIPT = """
