@@ -10,7 +10,6 @@
   const SHAPE = ["x", "y", "z", "t"];
   const IMAGE_FIELDS = [...SHAPE, "dtype", "compressed", "scaling"];
   const FIELDS = [...IMAGE_FIELDS, "masks", "voxels", "workers", "memory", "shm"];
-  const IN_ADDRESS = FIELDS.slice(4); // besides the shape
   const SCALING = {
     none: [false, false], slope: [true, false], both: [true, true], intercept: [false, true],
   };
@@ -128,7 +127,7 @@
     const memoryMib = read("memory", memory);
     const shmMib = value("shm") ? read("shm", memory) : memoryMib / 2;
     if (!errors.length) {
-      read("", () => model.check(image, masks, nJobs));
+      read("", () => model.check(image, masks));
     }
     return { errors, image, masks, nJobs, memoryMib, shmMib };
   }
@@ -139,7 +138,7 @@
       const wrong = errors.some((error) => error.field === field);
       byId(field)[wrong ? "setAttribute" : "removeAttribute"]("aria-invalid", "true");
     }
-    for (const group of ["file", "address", "shape", ...IN_ADDRESS]) {
+    for (const group of ["file", "address", "shape", ...FIELDS.slice(SHAPE.length)]) {
       const messages = errors.filter((error) => error.group === group);
       setText(`${group}-error`, messages.map((error) => error.message).join(" "));
     }
@@ -361,10 +360,8 @@
   function keepAddress() {
     clearTimeout(timer);
     timer = setTimeout(() => {
-      const shape = SHAPE.map(value).join("x");
-      const given = IN_ADDRESS.map((field) => [field, value(field)]);
-      const text = new URLSearchParams([["shape", shape], ...given]).toString();
-      history.replaceState(null, "", `#${text.replaceAll("%2C", ",")}`);
+      const given = new URLSearchParams(FIELDS.map((field) => [field, value(field)]));
+      history.replaceState(null, "", `#${given.toString().replaceAll("%2C", ",")}`);
     }, 150);
   }
 
@@ -387,22 +384,13 @@
     }
     own = true;
     const given = new URLSearchParams(text);
-    const unknown = [...given.keys()].filter((key) => !["shape", ...IN_ADDRESS].includes(key));
-    const problems = unknown.map(
-      (key) => `The address has '${key}'; known are shape, ${IN_ADDRESS.join(", ")}.`,
-    );
-    for (const field of IN_ADDRESS) {
+    for (const field of FIELDS) {
       fill(field, given.has(field) ? given.get(field).trim() : defaults[field]);
     }
-    const shape = given.has("shape") ? given.get("shape").split("x") : null;
-    SHAPE.forEach((field, i) => fill(field, shape ? shape[i] || "" : defaults[field]));
-    if (shape && shape.length !== 4) {
-      problems.push(
-        `The shape in the address is '${given.get("shape")}'; allowed: four whole numbers, ` +
-          "joined by x.",
-      );
-    }
-    outside = problems.map((message) => ({ group: "address", message }));
+    const unknown = [...given.keys()].filter((key) => !FIELDS.includes(key));
+    outside = unknown.map((key) => ({
+      group: "address", message: `The address has '${key}'; known are ${FIELDS.join(", ")}.`,
+    }));
     setText("file-status", "");
   }
 
@@ -425,14 +413,11 @@
 
   let reads = 0;
 
-  async function take(files) {
+  async function take(chosen) {
     const current = ++reads; // only the last of several files counts
     let [image, problem] = [null, ""];
     try {
-      if (files.length !== 1) {
-        throw new Error(`${files.length} files were given; allowed: one NIfTI image.`);
-      }
-      image = await model.readHeader(files[0]);
+      image = await model.readHeader(chosen);
     } catch ({ message }) {
       problem = message;
     }
@@ -441,7 +426,7 @@
     }
     own = true;
     outside = problem ? [{ field: "file", group: "file", message: problem }] : [];
-    setText("file-status", image ? `Filled in from the header of ${files[0].name}.` : "");
+    setText("file-status", image ? `Filled in from the header of ${chosen.name}.` : "");
     if (image) {
       SHAPE.forEach((field, i) => fill(field, String(image.shape[i])));
       fill("dtype", image.dtype);
@@ -453,20 +438,11 @@
     update();
   }
 
-  const [file, drop] = [byId("file"), byId("drop")];
-  file.addEventListener("change", () => file.files.length && take([...file.files]));
+  const file = byId("file"); // browsers let a file be dropped on it
+  file.addEventListener("change", () => file.files.length && take(file.files[0]));
   file.addEventListener("click", () => { file.value = ""; }); // the same file may have changed
-  for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
-    drop.addEventListener(name, (event) => {
-      event.preventDefault();
-      drop.classList.toggle("calc-over", name === "dragenter" || name === "dragover");
-      if (name === "drop") {
-        file.value = "";
-        take([...event.dataTransfer.files]);
-      }
-    });
-    // A file that misses the frame does not replace the page.
-    window.addEventListener(name, (event) => event.preventDefault());
+  for (const name of ["dragover", "drop"]) { // a file that misses it does not replace the page
+    window.addEventListener(name, (event) => event.target === file || event.preventDefault());
   }
   window.addEventListener("hashchange", () => {
     readAddress();

@@ -1,7 +1,7 @@
 /* The model of beyond_the_masker/model.py and budget.py in the browser, and NIfTI headers.
  *
  * The functions have the names of Python's and their order of statements, so change both
- * together; tests/test_calculator.py compares them. The table of methods is in the page, as JSON.
+ * together; tests/site/test_calculator.py compares them. The table of methods is in the page, as JSON.
  * Nothing here touches the page: calculator.js does.
  */
 "use strict";
@@ -13,36 +13,22 @@ window.memoryCalculator = (() => {
   const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
   const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
 
-  /** An error of an entry, with the field that it belongs to. */
-  class EntryError extends Error {
-    constructor(field, message) {
-      super(message);
-      this.field = field;
-    }
-  }
-
   // -- model.py ------------------------------------------------------------------------------
 
-  function check(image, maskVoxels, nJobs) {
-    const shape = `(${image.shape.join(", ")})`;
+  /** Check what single entries do not show; an error has the field that it belongs to. */
+  function check(image, maskVoxels) {
     const grid = product(image.shape.slice(0, 3));
-    if (image.shape.length !== 4 || !image.shape.every((n) => Number.isInteger(n) && n > 0)) {
-      throw new EntryError("shape", `The shape is ${shape}; four positive whole numbers are needed.`);
-    }
+    const reject = (field, message) => {
+      throw Object.assign(new Error(message), { field });
+    };
     if (grid * image.shape[3] > Number.MAX_SAFE_INTEGER) { // Python's integers have no end
       const most = Number.MAX_SAFE_INTEGER;
-      throw new EntryError("shape", `The shape is ${shape}; allowed: up to ${most} values.`);
+      reject("shape", `The shape is (${image.shape.join(", ")}); allowed: up to ${most} values.`);
     }
-    for (const voxels of maskVoxels) {
-      if (!(Number.isInteger(voxels) && 1 <= voxels && voxels <= grid)) {
-        throw new EntryError(
-          "voxels",
-          `A mask has ${voxels} voxels; allowed: 1 to ${grid}, the voxels of a volume.`,
-        );
-      }
-    }
-    if (!(Number.isInteger(nJobs) && nJobs >= 1)) {
-      throw new EntryError("workers", `The number of workers is ${nJobs}; 1 or more is needed.`);
+    const tooLarge = maskVoxels.find((voxels) => voxels > grid);
+    if (tooLarge) {
+      const allowed = `1 to ${grid}, the voxels of a volume`;
+      reject("voxels", `A mask has ${tooLarge} voxels; allowed: ${allowed}.`);
     }
   }
 
@@ -83,7 +69,7 @@ window.memoryCalculator = (() => {
   }
 
   function predict(method, image, masks, nJobs, machine) {
-    check(image, masks, nJobs);
+    check(image, masks);
     const model = METHODS[method];
     const workers = model.mode === "parallel" && model.imports && nJobs > 1 ? nJobs : 0;
     const active = Math.min(workers, masks.length);
@@ -304,32 +290,7 @@ window.memoryCalculator = (() => {
     }
   }
 
-  /** Return how many bytes a gzip file holds, and from where that is known. */
-  async function unpackedSize(file, promised) {
-    const size = BigInt(file.size);
-    if (size * DEFLATE_AT_MOST < promised) {
-      const most = `no gzip file holds more than ${DEFLATE_AT_MOST} times its size`;
-      return [size, `${most}, which is ${size}`];
-    }
-    const flags = new Uint8Array(await file.slice(0, 4).arrayBuffer())[3];
-    const end = new DataView(await file.slice(-4).arrayBuffer());
-    // bgzip writes many parts, with an extra field; browsers unpack only the first one.
-    if (BigInt(end.getUint32(0, true)) === promised % 2n ** 32n || flags & 4) {
-      return [promised, ""];
-    }
-    let unpacked = 0n;
-    try {
-      const reader = file.stream().pipeThrough(new DecompressionStream("gzip")).getReader();
-      for (let part = await reader.read(); !part.done; part = await reader.read()) {
-        unpacked += BigInt(part.value.length);
-      }
-    } catch {
-      return [0n, "it is damaged, or cut off"];
-    }
-    return [unpacked, `it unpacks to ${unpacked}`];
-  }
-
-  /** Read the header of a File, and nothing else but gzip's last bytes. */
+  /** Read the header of a File, and nothing else of it. */
   async function readHeader(file) {
     const compressed = /\.gz$/i.test(file.name);
     let header;
@@ -356,10 +317,10 @@ window.memoryCalculator = (() => {
     }
     const values = shape.reduce((total, n) => total * n, 1n);
     const promised = offset + values * BigInt(DTYPES[dtype]);
-    const [there, says] = compressed
-      ? await unpackedSize(file, promised)
-      : [BigInt(file.size), `it has ${file.size}`];
-    if (there < promised) {
+    if (BigInt(file.size) * (compressed ? DEFLATE_AT_MOST : 1n) < promised) {
+      const says = compressed
+        ? `no gzip file holds more than ${DEFLATE_AT_MOST} times its size, which is ${file.size}`
+        : `it has ${file.size}`;
       throw new Error(
         `${file.name} is incomplete, or its header is wrong: by its header, ${written} of ` +
           `${dtype}, it should hold ${promised} bytes, and ${says}.`,
@@ -372,7 +333,7 @@ window.memoryCalculator = (() => {
   }
 
   return {
-    ...{ MODEL, MIB, EntryError, check, quantities, predict, whyNot, mostWorkers, budget },
+    ...{ MODEL, MIB, check, quantities, predict, whyNot, mostWorkers, budget },
     ...{ recommend, sbatchLines, parseMemory, readHeader, grouped },
   };
 })();
