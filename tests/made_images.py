@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 
 import nibabel as nib
 import numpy as np
@@ -70,6 +71,14 @@ def assert_same(series, reference, name=""):
     assert kinds[0] == kinds[1], name
     for a, b in zip(series, reference, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def flip(path):
+    """Change one byte of a file, but not its time."""
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def sparse_image(path, shape=(100, 100, 100, 2500)):

@@ -80,7 +80,8 @@ def level(trace, mib, step):
 
 def machine_path():
     """Return where the measurement of this machine is kept: in the folder MASKER_CACHE."""
-    return Path(os.environ.get("MASKER_CACHE") or "masker_cache") / "machine.json"
+    cache = os.environ.get("MASKER_CACHE") or "masker_cache"
+    return Path(os.path.expanduser(cache)) / "machine.json"
 
 
 def this_machine():

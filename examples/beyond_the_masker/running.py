@@ -18,7 +18,8 @@ def load_in_memory(path):
         data = np.asanyarray(img.dataobj)
     if isinstance(data, np.memmap):  # an uncompressed file: mapped, not read
         data = np.array(data)
-    return nib.Nifti1Image(data, img.affine, img.header, dtype=data.dtype)
+    kind = type(img) if isinstance(img, nib.Nifti1Image) else nib.Nifti1Image  # or NIfTI-2
+    return kind(data, img.affine, img.header, dtype=data.dtype)
 
 
 def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, workers=False):

@@ -42,7 +42,7 @@ def prepare_study(n_images=8, most_mib=512):
         for number in range(1, n_images + 1):
             (folder / f"sub-{number:02d}_bold{ending}").symlink_to(image)
 
-    return sorted(prepare("study", [str(image), n_images], fill).iterdir()), masks
+    return sorted(prepare("study", [str(image), n_images], fill).glob("sub-*")), masks
 
 
 def time_study(images, masks, n_jobs):
