@@ -10,12 +10,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from nilearn.image import concat_imgs, resample_to_img
+from nilearn.image import concat_imgs, load_img, resample_to_img
 
 from beyond_the_masker import data, synthetic
 from beyond_the_masker.data import (
+    CHECKSUMS,
     atlas_to_labels,
     atlas_to_masks,
+    cut_to,
     first_volumes,
     get_atlas_path,
     labels_image,
@@ -24,8 +26,10 @@ from beyond_the_masker.data import (
     prepare_fmri,
     write_2mm,
     write_joined,
+    write_stored,
 )
-from made_images import make_image
+from beyond_the_masker.files import files_of_image
+from made_images import flip, make_image, save_all
 
 GRID = (9, 10, 8)
 AFFINE = np.array([[4.0, 0, 0, -10], [0, 4, 0, 5], [0, 0, 4, -3], [0, 0, 0, 1]])
@@ -123,6 +127,52 @@ def test_images_are_joined_as_nilearn_joins_them(tmp_path, dtype):
     assert joined.header.get_zooms() == expected.header.get_zooms()
     with gzip.open(tmp_path / "joined.nii.gz") as file:
         assert nib.Nifti1Header.from_fileobj(file).get_slope_inter() == (1, 0)
+
+
+def test_more_volumes_than_nifti1_can_count(tmp_path):
+    """From 32,768 volumes on the file is NIfTI-2, with the same grid, units and values."""
+    img = make_image((2, 1, 1, 2**14))
+    img.header.set_zooms((*img.header.get_zooms()[:3], 2))
+    img.header.set_xyzt_units("mm", "sec")
+    for n_images, kind in ((1, nib.Nifti1Image), (2, nib.Nifti2Image)):
+        path = tmp_path / f"{n_images}.nii"
+        write_joined([img] * n_images, n_images * 2**14, path)
+        joined = nib.load(path)
+        assert type(joined) is kind
+        expected = np.concatenate([img.dataobj] * n_images, axis=3)
+        np.testing.assert_array_equal(joined.dataobj, expected)
+        np.testing.assert_array_equal(joined.affine, img.affine)
+        assert joined.header.get_zooms() == img.header.get_zooms()
+        assert joined.header.get_xyzt_units() == ("mm", "sec")
+    write_stored(joined, 2**15, tmp_path / "stored.nii")
+    assert (tmp_path / "stored.nii").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".img", ".hdr.gz"])
+@pytest.mark.parametrize("image", [{"dtype": ">f8"}, {"dtype": "<i2", "scaling": (0.5, 2)}])
+def test_first_volumes_are_copied_as_they_are_stored(suffix, image, tmp_path):
+    """A cut image has the stored values, type and scale factors of its source."""
+    path, _ = save_all(tmp_path, make_image(**image), [], suffix)
+    whole, cut = nib.load(path).dataobj, nib.load(cut_to(path, 3)).dataobj
+    np.testing.assert_array_equal(cut.get_unscaled(), whole.get_unscaled()[..., :3])
+    assert cut.dtype.newbyteorder("=") == whole.dtype.newbyteorder("=")
+    assert (cut.slope, cut.inter) == (whole.slope, whole.inter)
+    assert cut_to(path, 7) == path
+
+
+@pytest.mark.parametrize("name", ["fmri.hdr", "fmri.img.gz", "run[1].nii", "a*b?.nii.bz2"])
+def test_own_image_that_nilearn_cannot_name(name, tmp_path, monkeypatch):
+    """A pair is copied, a file with brackets linked: nilearn reads it, until the file changes."""
+    img = make_image(dtype="<i2", scaling=(0.5, 2))
+    nib.save(img, tmp_path / name)
+    monkeypatch.setenv("FMRI", str(tmp_path / name))
+    monkeypatch.setenv("ATLAS", str(tmp_path / name))
+    path = prepare_fmri(2)
+    np.testing.assert_array_equal(load_img(path).dataobj, nib.load(tmp_path / name).dataobj)
+    assert prepare_fmri(2) == path
+    for file in files_of_image(tmp_path / name)[-1:]:
+        os.utime(file, ns=(0, 0))
+        assert prepare_fmri(2) != path
 
 
 def test_image_and_labels_of_the_benchmark(monkeypatch, cache):
@@ -320,7 +370,7 @@ def test_failed_preparation_leaves_nothing(error, cache):
     with pytest.raises(type(error)):
         prepare("thing", [1], fail)
     assert not list(cache.iterdir())
-    assert len(list(prepare("thing", [1], fill).iterdir())) == 2
+    assert (prepare("thing", [1], fill) / "second").exists()
 
 
 def test_two_builds_at_once(cache):
@@ -331,7 +381,39 @@ def test_two_builds_at_once(cache):
         fill(folder)
 
     folder = prepare("thing", [1], fill_after_the_other)
-    assert len(list(folder.iterdir())) == 2
+    assert (folder / "second").exists()
+    assert list(cache.iterdir()) == [folder]
+
+
+DAMAGES = {
+    "flipped": lambda folder: flip(folder / "data"),
+    "cut off": lambda folder: os.truncate(folder / "data", 999),
+    "longer": lambda folder: (folder / "data").write_bytes(bytes(1001)),
+    "emptied": lambda folder: (folder / "data").unlink(),
+    "one file more": lambda folder: (folder / "more").touch(),
+    "link to another file": lambda folder: (folder / "link").rename(folder / "data"),
+    "checksums lost": lambda folder: (folder / CHECKSUMS).unlink(),
+    "checksums cut off": lambda folder: os.truncate(folder / CHECKSUMS, 5),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_files_of_the_cache_are_made_again(damage, cache):
+    """Whatever happened to the files, the next call returns them as they were."""
+    made = []
+
+    def fill(folder):
+        made.append(folder)
+        (folder / "data").write_bytes(bytes(1000))
+        (folder / "link").symlink_to("data")
+
+    folder = prepare("thing", [1], fill)
+    damage(folder)
+    assert prepare("thing", [1], fill) == folder
+    assert (folder / "data").read_bytes() == bytes(1000)
+    os.utime(folder / "data", (0, 0))
+    assert prepare("thing", [1], fill) == folder
+    assert len(made) == 2
     assert list(cache.iterdir()) == [folder]
 
 

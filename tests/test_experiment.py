@@ -6,16 +6,19 @@ import functools
 import json
 import os
 import platform
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mprof
 import nibabel as nib
 import numpy as np
 import pytest
+from joblib import parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
-from beyond_the_masker import budget, experiment, sequence
+from beyond_the_masker import budget, experiment, imports, sequence
 from beyond_the_masker.experiment import (
     COLUMNS,
     N_RUNS,
@@ -26,15 +29,17 @@ from beyond_the_masker.experiment import (
     in_blocks,
     measure_methods,
     prepare_all,
+    prepare_averages,
     read_summary,
-    reference_series,
 )
 from beyond_the_masker.figures import plot_traces
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.meter import Trace, measure
 from beyond_the_masker.methods import Method, all_methods
 from beyond_the_masker.model import Image, predict
+from beyond_the_masker.pages import PAGES
 from good_figures import is_a_good_figure
+from made_images import flip
 
 FUNCTIONS = {method.function.__name__: method.function for method in all_methods()}
 nifti_masker_single = FUNCTIONS["nifti_masker_single"]
@@ -89,13 +94,9 @@ class Here:
     def __init__(self):
         self.called, self.peaks, self.spoil, self.errors, self.limits = [], [100.0], [0], [None], []
 
-    def within(self, memory_mib, func, *args):
-        """Note the limit."""
-        self.limits.append(memory_mib)
-        return self(func, *args)
-
-    def __call__(self, func, *args):
+    def __call__(self, memory_mib, func, *args):
         """Return a trace with the next peak, and values changed by the next `spoil`."""
+        self.limits.append(memory_mib)
         self.called.append(func.__name__)
         peak, spoil, error = (
             one.pop(0) if len(one) > 1 else one[0] for one in (self.peaks, self.spoil, self.errors)
@@ -118,8 +119,7 @@ class Here:
 def here(monkeypatch):
     """Replace the meter."""
     here = Here()
-    monkeypatch.setattr(experiment, "measure", here)
-    monkeypatch.setattr(experiment, "measure_within", here.within)
+    monkeypatch.setattr(experiment, "measure_within", here)
     return here
 
 
@@ -142,15 +142,19 @@ def ends(row, key="peak_mib"):
 ONE = np.array([[1, 2, np.nan]], dtype="float32")
 
 
-def test_identical_means_every_value_shape_and_type():
-    """Lists are identical if length, shape, type and values are; the reference's order is not."""
+def test_identical_means_every_bit_shape_and_type():
+    """Lists are identical if length, shape, type and bits are, in any order of bytes."""
     short = ONE[:, :2]
     for reference in ([ONE, short], [ONE.astype(">f4"), short]):
         assert identical([ONE.copy(), short.copy()], reference)
         for other in (ONE + np.float32(1e-6), np.nan_to_num(ONE), ONE.astype("float64"), ONE[0]):
             assert not identical([other, short], reference)
-        for series in ([ONE], [short, ONE], [ONE.astype(">f4"), short]):
+        for series in ([], [ONE], [short, ONE], [ONE.astype(">f4"), short]):
             assert not identical(series, reference)
+    for reference in ([], [ONE]):
+        assert not identical([ONE, short], reference)
+    assert not identical([], [])
+    assert not identical([np.zeros(1)], [-np.zeros(1)])
 
 
 @pytest.mark.chance
@@ -247,7 +251,6 @@ def test_rows_are_in_order_and_replaced(measured, here):
     assert [row["peak_mib"] for row in read_summary()] == ["100.000", "100.000", "200.000"]
     assert [row["peak_file_mib"] for row in read_summary()] == ["50.000", "50.000", "100.000"]
     assert len(list((measured / "traces").iterdir())) == 3
-    assert here.called.count("reference_series") == 1  # it is kept in the cache
 
 
 @pytest.mark.parametrize("change", ["values", "regions", "N_REGIONS", "machine"])
@@ -290,9 +293,7 @@ def test_complete_summary_measures_what_is_missing(measured, here, monkeypatch):
 
 @pytest.fixture
 def three(here, monkeypatch):
-    """The reference, and the call that measures one method with workers, in three runs."""
-    prepare_all()
-    here.called.clear()
+    """The call that measures one method with workers, in three runs."""
 
     def alone(fmri_path, mask_paths, n_jobs):
         return [numpy_masker_single_path(fmri_path, mask_path) for mask_path in mask_paths]
@@ -360,38 +361,112 @@ def test_an_error_of_a_method_is_raised(here, three, error):
     assert read_summary() == []
 
 
-def test_reference_of_a_masker_that_was_stopped(here, capfd):
-    """If the masker is stopped, the reference comes from blocks of volumes."""
-    here.errors = [MemoryError("stopped"), None]
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"image": 1}', b"[1]", b"\xff"])
+def test_damaged_description_is_made_again(damage, measured, here):
+    """Where the description is damaged, the folder is emptied and everything measured anew."""
+    for _ in range(2):
+        measure_methods(nifti_masker_single)
+        summary = (measured / "summary.csv").read_text()
+        (measured / "experiment.json").write_bytes(damage)
+    (measured / "summary.csv").write_text(summary[:-9])
+    assert len(read_summary()) == 1
     prepare_all()
-    assert here.called == ["reference_series", "in_blocks"]
-    assert "The reference comes from blocks of volumes: stopped" in capfd.readouterr().err
+    assert read_summary() == []
+
+
+SMALL_SUBJECTS = """
+import functools, re, resource
+from pathlib import Path
+import numpy as np
+from beyond_the_masker import data, experiment, synthetic
+
+affine = np.array([[8.0, 0, 0, -96], [0, 8, 0, -132], [0, 0, 8, -78], [0, 0, 0, 1]])
+data.FMRI_SHAPE = (25, 30, 25, 84)
+make = functools.partial(synthetic.synthetic_fmri, shape=data.FMRI_SHAPE, affine=affine)
+data.synthetic_fmri = make
+data.get_atlas_path()
+used = re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+resource.setrlimit(resource.RLIMIT_DATA, [int(used) * 2**10 + 80 * 2**20] * 2)
+print(experiment.prepare_all()[3])
+"""
+
+
+@pytest.mark.extensive
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+def test_data_are_prepared_in_constant_memory(tmp_path):
+    """An image of 120 MiB, and what it is compared with, are made in less than 80 MiB."""
+    imports.machine_path().parent.mkdir()
+    machine = TYPICAL | {"measured": imports.versions()}  # to measure it takes a while
+    imports.machine_path().write_text(json.dumps(machine))
+    environ = {k: v for k, v in os.environ.items() if k not in ("FMRI", "ATLAS")}
+    environ |= {"N_IMAGES": "20", "PYTHONPATH": str(PAGES)}
+    command = [sys.executable, "-c", SMALL_SUBJECTS]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 120
 
 
 @pytest.mark.parametrize("n_volumes", [1, 3, 7])
-def test_reference_from_blocks_is_that_of_the_whole_image(here, n_volumes):
-    """The masker's own series of blocks, joined, are those of the whole image."""
+def test_reference_from_blocks_is_that_of_the_whole_image(n_volumes, tmp_path):
+    """The series of blocks, joined, are those of the whole image, of each masker."""
+    fmri, labels = tmp_path / "fmri.nii", tmp_path / "labels.nii.gz"
+    plain = {"standardize": None, "reports": False}
+    maskers = NiftiMasker(labels, **plain), NiftiLabelsMasker(labels, **plain)
+    whole = [masker.fit_transform(fmri) for masker in maskers]
+    assert identical(in_blocks(maskers, fmri, n_volumes * 4 * 5 * 6 * 8 / 2**20), whole)
+
+
+def test_reference_is_kept_and_damage_to_it_is_found(monkeypatch):
+    """References come from the cache; those that are lost, flipped or cut are made again."""
+    made = []
+    monkeypatch.setattr(experiment, "in_blocks", lambda *_: made.append(1) or in_blocks(*_))
     fmri_path, mask_paths, reference, _ = prepare_all()
-    joined = in_blocks(reference_series, fmri_path, mask_paths, n_volumes)
-    assert identical(joined, reference)
+    for spoil in (flip, lambda path: os.truncate(path, 300), Path.unlink, None):
+        for path in Path(os.environ["MASKER_CACHE"]).glob("reference-*/1.npy"):
+            (spoil or Path.touch)(path)
+        assert identical(prepare_all()[2], reference)
+    assert len(made) == 4
+    (averages,) = prepare_averages(fmri_path, mask_paths)
+    np.testing.assert_allclose(averages[:, 0], reference[0].mean(axis=1))
 
 
 def test_averages_are_compared_with_those_of_nifti_labels_masker(here, capsys):
-    """Averages have a reference of their own, also from blocks of volumes."""
+    """Averages have a reference of their own."""
     stream = FUNCTIONS["stream_labels_masker"]
-    for error, function in ((None, "reference_averages"), (MemoryError(), "in_blocks")):
-        here.called.clear()
-        here.errors = [None, error, None]
-        for folder in Path(os.environ["MASKER_CACHE"]).glob("*"):
-            shutil.rmtree(folder)
-        assert measure_methods(stream)
-        assert here.called[-2:] == [function, "Streaming, region averages"]
+    for spoil, same in ((0, "true"), (1, "false")):
+        here.spoil = [spoil]
+        measure_methods(stream)
         (row,) = read_summary()
-        assert (row["n_masks"], row["identical"]) == ("2", "true")
-        assert "identical to NiftiLabelsMasker: true" in capsys.readouterr().out
-    here.errors, here.spoil = [None], [1]
-    measure_methods(stream)
-    assert read_summary()[0]["identical"] == "false"
+        assert (row["n_masks"], row["identical"]) == ("2", same)
+        assert f"identical to NiftiLabelsMasker: {same}" in capsys.readouterr().out
+
+
+KINDS = {  # name: kind of image, type of its values
+    "pair.hdr": (nib.Nifti1Pair, ">i2"),
+    "pair.img.gz": (nib.Nifti1Pair, "<f4"),
+    "two.nii": (nib.Nifti2Image, "<f8"),
+    "long.nii.bz2": (nib.Nifti1Image, "<i8"),
+    "UPPER.NII.GZ": (nib.Nifti1Image, ">f4"),
+    "run [1].nii": (nib.Nifti1Image, "u1"),
+    "50% of \u00fc's \"$~#;.nii.gz": (nib.Nifti1Image, "<u8"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Data array used")  # nilearn warns of 64-bit integers
+@pytest.mark.parametrize("name", KINDS)
+def test_every_method_takes_what_the_header_reader_takes(name, tmp_path, here, monkeypatch):
+    """Any kind of NIfTI file, by any name and through a link, goes through the whole build."""
+    kind, dtype = KINDS[name]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to("own")
+    data = np.random.default_rng(1).integers(0, 99, (4, 5, 6, 7)).astype(dtype)
+    kind(data, AFFINE, dtype=data.dtype).to_filename(tmp_path / "own" / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FMRI", f"~/link/{name}")
+    with parallel_config(backend="sequential"):
+        measure_methods(*FUNCTIONS.values())
+    assert len(read_summary()) == len(all_methods())
+    assert {row["identical"] for row in read_summary()} == {"true"}
 
 
 def test_method_that_may_not_fit_is_not_run(here, monkeypatch, capsys):
@@ -399,7 +474,7 @@ def test_method_that_may_not_fit_is_not_run(here, monkeypatch, capsys):
     monkeypatch.setenv("MEMORY", "300M")
     traces = measure_methods(nifti_masker_single, FUNCTIONS["nifti_masker_parallel"])
     ran = [name for name in traces if name.endswith("single")]
-    assert here.called == ["reference_series", *ran]
+    assert here.called == ran
     assert here.limits == [300, 300]
     rows = read_summary()
     assert [row["status"] for row in rows] == ["measured"] * 2 + ["predicted"] * 2
@@ -423,10 +498,10 @@ def test_method_that_may_not_fit_is_not_run(here, monkeypatch, capsys):
 
 
 def test_nothing_fits(here, monkeypatch):
-    """Where nothing fits, all methods are predicted, and the references come from blocks."""
+    """Where nothing fits, all methods are predicted."""
     monkeypatch.setenv("MEMORY", "1M")
     measure_methods(*FUNCTIONS.values())
-    assert here.called == ["in_blocks", "in_blocks"]
+    assert here.called == []
     assert names(read_summary()) == [(method.name, method.mode) for method in all_methods()]
     assert {row["status"] for row in read_summary()} == {"predicted"}
 

@@ -16,6 +16,7 @@ from beyond_the_masker.pages import PAGES
 
 FILES = ("fmri.nii.gz", "my fmri.nii", "atlas.nii", "my atlas.nii", "roi_1.nii", "roi_2.nii")
 ODD_FILES = ("left roi 1.nii", "left roi 2.nii", "it's one.nii", "roi[12].nii")
+ODD_FILES += ('~ 50% \u00fc"$\n#.nii ',)
 OWN = {"FMRI": "fmri.nii.gz", "ATLAS": "atlas.nii"}
 
 
@@ -106,6 +107,7 @@ PAUSE = "a number, 0 to 3600."
         (OWN | {"ATLAS": "roi_1.nii none.nii"}, "ATLAS is 'none.nii'; there is no such file"),
         (OWN | {"ATLAS": "none_*.nii"}, "ATLAS is 'none_*.nii'; there is no such file"),
         (OWN | {"ATLAS": "no one's.nii"}, 'ATLAS is "no one\'s.nii"; '),
+        ({"MASKER_CACHE": "a[1]"}, "MASKER_CACHE is 'a[1]'; allowed: a folder without"),
     ],
     ids=as_for_make,
 )
@@ -143,12 +145,25 @@ def test_atlas_is_one_file_or_several_or_a_pattern(folder, text, names):
     assert read_options(OWN | {"ATLAS": text}).atlas == tuple(str(folder / name) for name in names)
 
 
+def test_home_and_links(folder, monkeypatch):
+    """``~`` is the home in every path, also in a pattern; a link stays a link."""
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "link").symlink_to(folder)
+    environ = {"FMRI": "~/my fmri.nii", "ATLAS": "~/link/roi_?.nii ~/atlas.nii"}
+    found = read_options(environ | {"MASKER_CACHE": "~/cache", "MEASURED": "~"})
+    assert found.fmri == str(folder / "my fmri.nii")
+    names = "link/roi_1.nii", "link/roi_2.nii", "atlas.nii"
+    assert found.atlas == tuple(str(folder / name) for name in names)
+    assert (found.cache, found.measured) == (str(folder / "cache"), str(folder))
+
+
 @pytest.mark.parametrize(
     "environ",
     [
         {"N_IMAGES": "3", "N_REGIONS": "4", "DATA": "development_fmri", "PAUSE": "0"},
         OWN | {"MEMORY": "unlimited"},
         {"MASKER_CACHE": "a cache", "MEASURED": "measured here"},
+        {"FMRI": ODD_FILES[-1], "ATLAS": ODD_FILES[-1]},
         {"FMRI": "fmri.nii.gz", "ATLAS": shlex.join(ODD_FILES)},
     ],
     ids=as_for_make,

@@ -1,10 +1,14 @@
 """Prepare the image, its atlas and the masks that all pages work on, and keep them in a cache."""
 
 import functools
+import glob
 import hashlib
 import inspect
+import itertools
+import json
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +17,7 @@ from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
 
 from beyond_the_masker import synthetic
 from beyond_the_masker.checks import (
+    damaged_file_named,
     is_inside,
     read_3d,
     read_mask,
@@ -20,17 +25,62 @@ from beyond_the_masker.checks import (
     to_grid,
     value_type,
 )
+from beyond_the_masker.files import COMPRESSED, files_of_image
 from beyond_the_masker.options import read_options
 from beyond_the_masker.running import load_in_memory
+from beyond_the_masker.streaming import read_volumes as read_stored
 from beyond_the_masker.synthetic import FMRI_SHAPE, synthetic_atlas, synthetic_fmri
 
 MASK_NAME = "region_{:02d}.nii.gz"
+CHECKSUMS = ".checksums.json"
+MOST_IN_NIFTI1 = 2**15 - 1  # volumes
 
 
 def prepare(name, depends_on, fill):
-    """Return the folder of the cache for a name and all that it depends on; fill a missing one."""
+    """Return the folder of the cache for a name and all that it depends on.
+
+    A folder that is missing, or whose files are not as they were written, is filled.
+    """
     digest = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:12]
-    return filled(Path(read_options().cache) / f"{name}-{digest}", fill)
+    folder = Path(read_options().cache) / f"{name}-{digest}"
+
+    def fill_and_sum(unfinished):
+        fill(unfinished)
+        (unfinished / CHECKSUMS).write_text(json.dumps(checksums(unfinished)))
+
+    if folder.is_dir() and not is_sound(folder):
+        shutil.rmtree(folder)
+    return filled(folder, fill_and_sum)
+
+
+def is_sound(folder):
+    """Return whether a folder has the files that were written into it, and no byte is changed."""
+    try:
+        return json.loads((folder / CHECKSUMS).read_text()) == checksums(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def checksums(folder):
+    """Return the checksum of each file in a folder by its name, and where each link leads."""
+    files = [path for path in folder.iterdir() if path.name != CHECKSUMS]
+    return {f.name: str(f.readlink()) if f.is_symlink() else checksum_of(f) for f in files}
+
+
+def checksum_of(path):
+    """Return a file's checksum; a file that was not touched since is not read again."""
+    stat = path.stat()
+    return _checksum(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.cache
+def _checksum(path, *_):
+    """Read a file for its checksum."""
+    total = 0
+    with open(path, "rb") as file:
+        while content := file.read(2**20):
+            total = zlib.crc32(content, total)
+    return total
 
 
 def filled(folder, fill):
@@ -70,9 +120,9 @@ def cut_to(fmri_path, n_volumes):
         return fmri_path
 
     def fill(folder):
-        img.slicer[..., :n_volumes].to_filename(folder / "fmri.nii.gz")
+        write_stored(img, n_volumes, folder / "fmri.nii.gz")
 
-    stamp = [*stamp_of(fmri_path), n_volumes]
+    stamp = [stamp_of(fmri_path), n_volumes]
     return prepare(f"{n_volumes}-volumes", stamp, fill) / "fmri.nii.gz"
 
 
@@ -80,10 +130,31 @@ def prepare_fmri(n_subjects):
     """Return the path of the reader's own image, or of one of some subjects, joined in time."""
     options = read_options()
     if options.fmri:
-        return Path(options.fmri)
-    depends_on = [inspect.getsource(code) for code in (synthetic, write_fmri, write_joined)]
+        return prepare_own(Path(options.fmri))
+    depends_on = [inspect.getsource(code) for code in (synthetic, write_fmri, *WRITING)]
     write = functools.partial(write_fmri, options.data, n_subjects)
     return prepare(f"{options.data}-{n_subjects}-images", depends_on, write) / "fmri.nii.gz"
+
+
+def prepare_own(fmri_path):
+    """Return the path of an image; of a copy or a link in the cache if nilearn needs one.
+
+    nilearn reads no pair of files, and takes brackets in a name for a pattern.
+    """
+    is_pair = len(files_of_image(fmri_path)) == 2
+    if not is_pair and not glob.has_magic(str(fmri_path)):
+        return fmri_path
+    name = "fmri.nii" + "".join(end for end in COMPRESSED if fmri_path.suffix.lower() == end)
+    with damaged_file_named(fmri_path):
+        img = nib.load(fmri_path)
+
+    def fill(folder):
+        if is_pair:
+            write_stored(img, img.shape[3], folder / name)
+        else:
+            (folder / name).symlink_to(fmri_path)
+
+    return prepare("own-image", stamp_of(fmri_path), fill) / name
 
 
 def subject_starts(n_volumes):
@@ -108,7 +179,7 @@ def write_fmri(data, n_subjects, folder):
 
 def prepare_2mm(n_volumes):
     """Return the path of a synthetic image with MNI152's grid of 2 mm."""
-    depends_on = [inspect.getsource(code) for code in (synthetic, write_2mm, write_joined)]
+    depends_on = [inspect.getsource(code) for code in (synthetic, write_2mm, *WRITING)]
     write = functools.partial(write_2mm, n_volumes)
     return prepare(f"2mm-{n_volumes}-volumes", depends_on, write) / "fmri.nii.gz"
 
@@ -134,17 +205,46 @@ def on_grid_of(fmri_path, make, *arguments):
 
 
 def write_joined(imgs, n_volumes, path, dtype="float32"):
-    """Write 4D images of one grid, one after the other in time, with one volume in memory."""
+    """Write 4D images of one grid, one after the other in time, with one image in memory."""
     with nib.openers.ImageOpener(path, "wb") as file:
-        for number, img in enumerate(imgs):
-            if number == 0:
-                shape = (*img.shape[:3], n_volumes)
-                empty = np.broadcast_to(np.zeros((), dtype), shape)
-                header = nib.Nifti1Image(empty, img.affine, img.header, dtype=dtype).header
-                header.set_slope_inter(1, 0)  # as NaN, Workbench returns NaN
-                header.write_to(file)
-            for volume in read_volumes(img):
-                file.write(np.asarray(volume, header.get_data_dtype()).tobytes("F"))
+        header = None
+        for img in imgs:
+            if header is None:
+                header = write_header(file, img, n_volumes, dtype)
+            write_volumes(file, read_volumes(img), header)
+            del img  # before the next one is made
+
+
+def write_stored(img, n_volumes, path):
+    """Write the first volumes of an image's file into another one, as they are stored."""
+    proxy, volumes = img.dataobj, read_stored(img, img.get_filename())
+    if n_volumes < img.shape[3]:  # otherwise to the end of the file, where gzip has a checksum
+        volumes = itertools.islice(volumes, n_volumes)
+    with nib.openers.ImageOpener(path, "wb") as file:
+        header = write_header(file, img, n_volumes, proxy.dtype, (proxy.slope, proxy.inter))
+        write_volumes(file, volumes, header)
+
+
+def write_header(file, img, n_volumes, dtype, scaling=(1, 0)):
+    """Write the header of an image on the grid of another one, and return it.
+
+    More volumes than NIfTI-1 can count make it one of NIfTI-2.
+    """
+    kind = nib.Nifti1Image if n_volumes <= MOST_IN_NIFTI1 else nib.Nifti2Image
+    empty = np.broadcast_to(np.zeros((), dtype), (*img.shape[:3], n_volumes))
+    header = kind(empty, img.affine, img.header, dtype=dtype).header
+    header.set_slope_inter(*scaling)  # as NaN, Workbench returns NaN
+    header.write_to(file)
+    return header
+
+
+def write_volumes(file, volumes, header):
+    """Write volumes in the type of a header."""
+    for volume in volumes:
+        file.write(np.asarray(volume, header.get_data_dtype()).tobytes("F"))
+
+
+WRITING = (write_joined, write_header, write_volumes)  # a change makes the data anew
 
 
 def download(fetch, **arguments):
@@ -244,9 +344,9 @@ def atlas_to_labels(atlas_path, fmri_path):
 
 
 def stamp_of(path):
-    """Return what changes with a file: its name, size and time."""
-    stat = path.stat()
-    return str(path.absolute()), stat.st_size, stat.st_mtime_ns
+    """Return what changes with an image: its name, and the sizes and times of its files."""
+    stats = [file.stat() for file in files_of_image(path)]
+    return str(path.absolute()), *((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def atlas_regions(files, n_regions=None):

@@ -6,11 +6,13 @@ the image and the machine. A method that might not fit into memory is predicted 
 
 import csv
 import datetime
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
+import warnings
 from concurrent.futures import BrokenExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,18 +24,20 @@ import psutil
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
 from beyond_the_masker.budget import allowed_mib, guard
-from beyond_the_masker.checks import size_in_bytes, value_type
+from beyond_the_masker.checks import read_volumes, size_in_bytes, value_type
 from beyond_the_masker.data import (
     atlas_to_masks,
     get_atlas_path,
     labels_image,
+    n_volumes_within,
     prepare,
     prepare_fmri,
+    stamp_of,
 )
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL, calibrate, this_machine
-from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure, measure_within
+from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure_within
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import AVERAGES, Prediction
 from beyond_the_masker.options import read_options
@@ -77,58 +81,43 @@ def prepare_all():
 
 def prepare_reference(fmri_path, mask_paths):
     """Return NiftiMasker's array for each mask, from the cache if it has them."""
-    return _kept("reference", "NiftiMasker, path, loop", reference_series, fmri_path, mask_paths)
+    maskers = [NiftiMasker(path, standardize=None, reports=False) for path in mask_paths]
+    return prepare_series("reference", maskers, fmri_path, mask_paths)
 
 
 def prepare_averages(fmri_path, mask_paths):
     """Return NiftiLabelsMasker's array for all regions, in a list, from the cache if it has it."""
-    title, labels = f"NiftiLabelsMasker, {AVERAGES}", labels_image(mask_paths)
-    return _kept("averages", title, reference_averages, fmri_path, mask_paths, labels)
+    masker = NiftiLabelsMasker(labels_image(mask_paths), standardize=None, reports=False)
+    return prepare_series("averages", [masker], fmri_path, mask_paths)
 
 
-def _kept(name, title, function, fmri_path, mask_paths, regions=None):
-    """Return what a function of image and regions returns, from the cache if it has it.
-
-    If the image does not fit into memory, the function gets blocks of volumes.
-    """
+def prepare_series(name, maskers, fmri_path, mask_paths):
+    """Return each masker's array, from the cache if it has it."""
 
     def fill(folder):
-        reason = guard(title, fmri_path, mask_paths, 1)[1]
-        if not reason:
-            trace = measure(function, fmri_path, regions or mask_paths)
-            reason = why_stopped(trace)
-        if reason:
-            show_progress(f"The reference comes from blocks of volumes: {reason}")
-            trace = measure(in_blocks, function, fmri_path, regions or mask_paths)
-        for i, series in enumerate(trace.result()):
-            np.save(folder / f"{i:03d}.npy", series)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the methods' own calls are not silenced
+            every_series = in_blocks(maskers, fmri_path)
+        for number, series in enumerate(every_series):
+            np.save(folder / f"{number}.npy", series)
 
-    stamp = [str(fmri_path), fmri_path.stat().st_size, fmri_path.stat().st_mtime_ns]
     used = [version(package) for package in ("nilearn", "nibabel", "numpy")]
-    folder = prepare(name, [stamp, [str(path) for path in mask_paths], used], fill)
-    return [np.load(path) for path in sorted(folder.iterdir())]
+    depends_on = [stamp_of(fmri_path), [str(path) for path in mask_paths], used]
+    folder = prepare(name, depends_on, fill)
+    return [np.load(folder / f"{number}.npy") for number in range(len(maskers))]
 
 
-def reference_series(fmri, mask_paths):
-    """Extract each mask with NiftiMasker itself, one after the other."""
-    return [
-        NiftiMasker(mask_img=mask_path, standardize=None).fit_transform(fmri)
-        for mask_path in mask_paths
-    ]
-
-
-def reference_averages(fmri, labels_path):
-    """Average each region with NiftiLabelsMasker itself."""
-    masker = NiftiLabelsMasker(labels_path, standardize=None, reports=False)
-    return [masker.fit_transform(fmri)]
-
-
-def in_blocks(function, fmri_path, regions, n_volumes=16):
-    """Call a function of image and regions with blocks of volumes, and join what it returns."""
-    img = nib.load(fmri_path, keep_file_open=True)
-    starts = range(0, img.shape[3], n_volumes)
-    blocks = (img.slicer[..., start : start + n_volumes] for start in starts)
-    parts = [function(block, regions) for block in blocks]
+def in_blocks(maskers, fmri_path, block_mib=16):
+    """Return each masker's array of an image that is read in blocks of volumes, once."""
+    img = nib.load(fmri_path)
+    volumes, n_volumes = read_volumes(img), n_volumes_within(img, block_mib)
+    parts = []
+    for masker in maskers:
+        masker.fit()
+    while block := list(itertools.islice(volumes, n_volumes)):
+        data = np.stack(block, axis=3)
+        block_img = nib.Nifti1Image(data, img.affine, dtype=data.dtype)
+        parts.append([masker.transform(block_img) for masker in maskers])
     return [np.concatenate(series) for series in zip(*parts, strict=True)]
 
 
@@ -229,11 +218,20 @@ def median_and_range(column, values, digits):
 
 
 def identical(series, reference):
-    """Return whether two lists of arrays agree in length, and in shape, type and every value."""
-    return len(series) == len(reference) and all(
-        a.dtype == b.dtype.newbyteorder("=") and np.array_equal(a, b, equal_nan=True)
-        for a, b in zip(series, reference, strict=True)
-    )
+    """Return whether two lists of arrays agree: in length, and in shape, type and every bit.
+
+    The order of bytes in the reference does not matter. Without a reference nothing is identical.
+    """
+    return 0 < len(series) == len(reference) and all(map(same_bits, series, reference))
+
+
+def same_bits(array, reference):
+    """Return whether two arrays agree in shape, type and every bit."""
+    reference = reference.astype(reference.dtype.newbyteorder("="), copy=False)
+    if (array.shape, array.dtype) != (reference.shape, reference.dtype):
+        return False
+    as_bits = f"u{array.itemsize}"
+    return np.array_equal(array.view(as_bits), reference.view(as_bits))
 
 
 def in_a_line(row):
@@ -291,14 +289,16 @@ def complete_summary():
 def read_summary():
     """Return the rows of ``summary.csv``, each a dict of str to str.
 
-    The list is empty if there is no such file, or one of another version with other columns.
+    The list is empty if there is no such file, or one of another version with other columns. A row
+    that was cut off is left out.
     """
     path = Path(read_options().measured) / "summary.csv"
     if not path.exists():
         return []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+        rows = reader if tuple(reader.fieldnames or ()) == COLUMNS else ()
+        return [row for row in rows if None not in row.values()]
 
 
 def keep_row(row):
@@ -316,7 +316,7 @@ def describe_image(options, fmri_path, mask_imgs):
     """Return the description of the image and the masks for ``experiment.json``."""
     fmri_img = nib.load(fmri_path)
     return {
-        "name": fmri_path.name,
+        "name": Path(options.fmri or fmri_path).name,
         "source": "own" if options.fmri else options.data,
         "path": options.fmri or os.path.relpath(fmri_path, options.cache),
         "changed": fmri_path.stat().st_mtime,
@@ -338,10 +338,8 @@ def start_folder(folder, image):
     """
     machine = describe_machine()
     path, summary = folder / "experiment.json", folder / "summary.csv"
-    if path.exists() and (read_summary() or not summary.exists()):
-        known = json.loads(path.read_text())
-        if (known.get("image"), known.get("machine")) == (image, machine):
-            return
+    if is_known(path, image, machine) and (read_summary() or not summary.exists()):
+        return
     for pattern in ("*.csv", "*.dat", "*.svg", "*.json", "*.html", "traces/*.dat"):
         for stale in folder.glob(pattern):
             stale.unlink()
@@ -349,6 +347,15 @@ def start_folder(folder, image):
     date = datetime.date.today().isoformat()
     with moved_into_place(path) as unfinished:
         unfinished.write_text(json.dumps({"image": image, "machine": machine, "date": date}))
+
+
+def is_known(path, image, machine):
+    """Return whether an ``experiment.json`` describes an image and a machine."""
+    try:
+        known = json.loads(path.read_text())
+        return (known["image"], known["machine"]) == (image, machine)
+    except (OSError, ValueError, LookupError, TypeError):  # missing or damaged
+        return False
 
 
 def describe_machine():

@@ -4,10 +4,24 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+COMPRESSED = (".gz", ".bz2", ".zst")
+
 
 def stem(path):
     """Return a file's name without its folder, ``.nii`` and ``.gz``."""
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def files_of_image(path):
+    """Return the files of an image: one, or the header and the data of a pair."""
+    path = Path(path)
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    if name.suffix.lower() not in (".hdr", ".img"):
+        return [path]
+    from nibabel import Nifti1Pair
+
+    file_map = Nifti1Pair.filespec_to_file_map(path)
+    return [Path(file_map[part].filename) for part in ("header", "image")]
 
 
 @contextmanager

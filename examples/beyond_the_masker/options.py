@@ -67,28 +67,35 @@ def read_options(environ=None):
     A ValueError has a line for each impossible value. An empty value counts as not given.
     """
     environ = os.environ if environ is None else environ
-    given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    data, memory = given.get("DATA", "synthetic"), given.get("MEMORY", "")
+    given = {name: value for name, value in environ.items() if value.strip()}
+    data = given.get("DATA", "synthetic").strip()
+    memory = given.get("MEMORY", "").strip()
     fmri, atlas = given.get("FMRI", ""), split_atlas(given.get("ATLAS", ""))
+    cache, measured = (given.get(name) or name.lower() for name in ("MASKER_CACHE", "MEASURED"))
     most_images, most_regions = DATA_SETS.get(data, DATA_SETS["synthetic"])
     if fmri or atlas:
         most_regions = math.inf  # known when the reader's atlas is read
-    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(memory)]
+    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(memory), *wrong_cache(cache)]
     number = functools.partial(read_number, given, wrong)
     options = Options(
         n_images=number("N_IMAGES", 2, int, 1, most_images),
         n_regions=number("N_REGIONS", 6, int, 1, most_regions),
         data=data,
-        fmri=fmri and str(Path(fmri).absolute()),
-        atlas=tuple(str(Path(path).absolute()) for path in atlas),
+        fmri=fmri and absolute(fmri),
+        atlas=tuple(map(absolute, atlas)),
         memory=memory,
         pause=number("PAUSE", 0.5, float, 0, 3600),
-        cache=str(Path(given.get("MASKER_CACHE", "masker_cache")).absolute()),
-        measured=str(Path(given.get("MEASURED", "measured")).absolute()),
+        cache=absolute(cache),
+        measured=absolute(measured),
     )
     if wrong:
         raise ValueError("\n".join(wrong))
     return options
+
+
+def absolute(path):
+    """Return a path that holds in any folder; ``~`` is the home."""
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def read_number(given, wrong, name, default, kind, lowest, highest):
@@ -110,6 +117,15 @@ def wrong_memory(memory):
         yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
 
 
+def wrong_cache(cache):
+    """Yield what is wrong with the folder of the masks, which nilearn reads."""
+    if glob.has_magic(absolute(cache)):
+        yield (
+            f"MASKER_CACHE is {cache!r}; allowed: a folder without *, ? or [ in its path, "
+            f"{absolute(cache)}, which nilearn would take for a pattern."
+        )
+
+
 def wrong_data(data, given, fmri, atlas):
     """Yield what is wrong with the options that choose the data."""
     if data not in DATA_SETS:
@@ -122,7 +138,7 @@ def wrong_data(data, given, fmri, atlas):
     if not (fmri and atlas):
         yield "FMRI and ATLAS go together: give an image and its regions."
     for path in filter(None, (fmri, *atlas)):
-        if not Path(path).is_file():
+        if not is_file(path):
             name = "FMRI" if path == fmri else "ATLAS"
             yield f"{name} is {path!r}; there is no such file in {Path.cwd()}."
 
@@ -150,13 +166,18 @@ def parse_memory(size):
     return mib
 
 
+def is_file(path):
+    """Return whether a path, which may begin with ``~``, is that of a file."""
+    return Path(absolute(path)).is_file()
+
+
 def split_atlas(text):
     """Return the file names in ATLAS: one file, or shell words with patterns."""
-    if not text or Path(text).is_file():
+    if not text or is_file(text):
         return [text] if text else []
     try:
         words = shlex.split(text)
     except ValueError:  # a quotation mark without its partner
         words = [text]
-    found = ([w] if Path(w).is_file() else sorted(glob.glob(w)) or [w] for w in words)
+    found = ([w] if is_file(w) else sorted(glob.glob(os.path.expanduser(w))) or [w] for w in words)
     return [path for paths in found for path in paths]

@@ -4,10 +4,10 @@ import json
 import os
 import zipfile
 import zlib
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+
+from beyond_the_masker.files import files_of_image
 
 ABOUT = "about.json"
 OF_DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -42,11 +42,7 @@ def is_undamaged(file):
 
 def describe(image, masks, options):
     """Return the record of everything that an image's results depend on."""
-    files = [image]
-    if image.name.removesuffix(".gz").endswith((".hdr", ".img")):
-        file_map = nib.Nifti1Pair.filespec_to_file_map(image)
-        files = [Path(file_map[part].filename) for part in ("header", "image")]
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in files_of_image(image)]
     return {
         "image": str(image),
         "file": os.path.realpath(image),

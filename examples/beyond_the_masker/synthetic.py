@@ -42,10 +42,21 @@ def template_on(shape, affine):
 def region_maps(brain, affine):
     """Return the weights of brain voxels in each map, float32 of shape (n_brain_voxels, 64)."""
     points = nib.affines.apply_affine(affine, np.argwhere(brain))
-    weights = np.exp(
-        -0.5 * ((points[:, None, :] - centres()) ** 2).sum(axis=2) / REGION_WIDTH_MM**2
-    )
-    return np.where(weights > 0.1, weights, 0).astype("float32")
+    maps = np.empty((len(points), N_MAPS), dtype="float32")
+    for column, centre in zip(maps.T, centres(), strict=True):
+        weights = np.exp(-0.5 * ((points - centre) ** 2).sum(axis=1) / REGION_WIDTH_MM**2)
+        column[:] = np.where(weights > 0.1, weights, 0)
+    return maps
+
+
+@functools.lru_cache(maxsize=1)
+def anatomy(shape, affine):
+    """Return the brain on a grid, and the region maps: the same for all subjects.
+
+    `affine` is a tuple of rows, so that the result can be kept.
+    """
+    brain = template_on(shape, np.array(affine))
+    return brain, region_maps(brain, np.array(affine))
 
 
 @functools.cache
@@ -64,15 +75,14 @@ def centres():
 def synthetic_fmri(subject, shape=FMRI_SHAPE, affine=FMRI_AFFINE):
     """Make the image of one subject, from 0: float32, repetition time 2 s."""
     rng = np.random.default_rng(subject)
-    brain = template_on(shape[:3], affine)
-    inside = brain > 0
-    n_volumes = shape[3]
+    brain, maps = anatomy(tuple(shape[:3]), tuple(map(tuple, affine)))
+    inside, n_volumes = brain > 0, shape[3]
     courses = gaussian_filter1d(rng.standard_normal((N_MAPS, n_volumes)), sigma=3, axis=1)
-    noise = rng.standard_normal((int(inside.sum()), n_volumes), dtype="float32")
+    series = rng.standard_normal((len(maps), n_volumes), dtype="float32")  # noise
     shared = gaussian_filter1d(rng.standard_normal((N_NETWORKS, n_volumes)), sigma=3, axis=1)
     courses += shared[np.arange(N_MAPS) % N_NETWORKS]
-    series = 1000 * brain[inside][:, None] + noise
-    series += 30 * region_maps(brain, affine) @ courses.astype("float32")
+    series += 1000 * brain[inside][:, None]
+    series += 30 * maps @ courses.astype("float32")
     data = np.zeros(shape, dtype="float32", order="F")
     data[inside] = series
     img = nib.Nifti1Image(data, affine)
