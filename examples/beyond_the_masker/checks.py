@@ -158,10 +158,11 @@ def size_in_bytes(img):
     return value_type(img).itemsize * int(np.prod(img.shape))
 
 
-def read_volumes(fmri_img):
-    """Yield the volumes of a 4D image, each read when its turn comes, scale factors applied.
+def read_volumes(fmri_img, scaled=True):
+    """Yield the volumes of a 4D image, each read when its turn comes.
 
-    A file is read to its end, where gzip stores its checksum.
+    Scale factors are applied, unless the values of a file are wanted as they are stored. A file is
+    read to its end, where gzip stores its checksum.
     """
     from nibabel.arrayproxy import ArrayProxy
     from nibabel.volumeutils import apply_read_scaling
@@ -178,7 +179,7 @@ def read_volumes(fmri_img):
         file.seek(proxy.offset)
         for _ in range(n_volumes):
             volume = np.frombuffer(file.read(n_bytes), proxy.dtype).reshape(grid, order="F")
-            yield apply_read_scaling(volume, proxy.slope, proxy.inter)
+            yield apply_read_scaling(volume, proxy.slope, proxy.inter) if scaled else volume
         while file.read(2**20):
             pass
 
