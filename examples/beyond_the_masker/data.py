@@ -28,7 +28,6 @@ from beyond_the_masker.checks import (
 from beyond_the_masker.files import COMPRESSED, files_of_image
 from beyond_the_masker.options import read_options
 from beyond_the_masker.running import load_in_memory
-from beyond_the_masker.streaming import read_volumes as read_stored
 from beyond_the_masker.synthetic import FMRI_SHAPE, synthetic_atlas, synthetic_fmri
 
 MASK_NAME = "region_{:02d}.nii.gz"
@@ -217,7 +216,7 @@ def write_joined(imgs, n_volumes, path, dtype="float32"):
 
 def write_stored(img, n_volumes, path):
     """Write the first volumes of an image's file into another one, as they are stored."""
-    proxy, volumes = img.dataobj, read_stored(img, img.get_filename())
+    proxy, volumes = img.dataobj, read_volumes(img, scaled=False)
     if n_volumes < img.shape[3]:  # otherwise to the end of the file, where gzip has a checksum
         volumes = itertools.islice(volumes, n_volumes)
     with nib.openers.ImageOpener(path, "wb") as file:
