@@ -108,8 +108,8 @@ ABOUT_THE_MACHINE = (
     "Attempting to set identical low and high",  # matplotlib: a measured value is zero
 )
 
-# Of nilearn and of `stream_masker`, about NaN in the reader's own image: the page shows it.
-ABOUT_THE_IMAGE = "Non-finite values detected"
+# Of nilearn and `stream_masker`, about NaN or 64-bit integers in an own image: the page shows it.
+ABOUT_THE_IMAGE = "Non-finite values detected|Data array used to create a new image contains 64-bit"
 
 
 def warnings_are_errors(gallery_conf, file_name, when):

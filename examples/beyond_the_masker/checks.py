@@ -59,7 +59,7 @@ def damaged_file_named(path):
     """Turn any error that reading a damaged file raises into an OSError that names the file."""
     try:
         yield
-    except (FileNotFoundError, MemoryError, TypeError):
+    except (FileNotFoundError, MemoryError, TypeError, Warning):
         raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
