@@ -359,7 +359,7 @@ def test_region_averages_are_those_of_nilearn(
 
 def test_whole_volumes_are_taken_where_the_short_way_differs(files, monkeypatch):
     """If nilearn's own series of the first volume differs, the masker gets whole volumes."""
-    wrong = regions.Regions(np.arange(5), np.dtype("f4"), lambda values: values)
+    wrong = regions.Regions(np.arange(5), np.dtype("f4"), lambda *columns: np.asarray)
     monkeypatch.setattr(module, "find_regions", lambda masker, img: wrong)
     for spatial in ("mask", "labels"):
         expected = make_masker(spatial).fit_transform(files["float32"])

@@ -157,30 +157,54 @@ def extract(parts, fmri, block_size, memory_mib):
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(part.spatial_only())
+        for part in unlike(parts):
             part.try_short_way()
-        needs_all = any(part.regions is None for part in parts)
-        whole = np.arange(np.prod(fmri.shape[:3]) if needs_all else 0)
-        positions = [whole, *(part.regions.positions for part in parts if part.regions)]
-        ends = np.cumsum([len(one) for one in positions])[:-1]
-        positions = np.concatenate(positions)
+        positions = share_voxels(parts, fmri)
         n_rows = block_size or size_of_block(memory_mib, fmri, parts, len(positions))
         envelope = None
         if any(part.resampled for part in parts):
             envelope = envelope_of(fmri, n_rows)
         blocks = stack.enter_context(closing(read_voxels(fmri, positions, n_rows)))
         for start, stored in blocks:
-            extract_block(parts, fmri, start, np.split(stored, ends, axis=1), envelope)
+            for part in parts:
+                part.extract(stored[:, part.shared], start, envelope)
 
 
-def extract_block(parts, fmri, start, columns, envelope):
-    """Extract the series of a block, from whole volumes and the voxels of each short part."""
-    whole, *others = columns
+def unlike(parts):
+    """Return all parts but each NiftiMasker that differs from another one in its mask alone."""
+    kinds = {}
+    for number, part in enumerate(parts):
+        if type(part.masker) is NiftiMasker and part.regions:
+            others = {name: each for name, each in part.parameters.items() if name != "mask_img"}
+            mask_img = part.masker.mask_img_
+            number = mask_img.get_data_dtype(), mask_img.affine.tobytes(), str(others)
+        kinds.setdefault(number, part)
+    return list(kinds.values())
+
+
+def share_voxels(parts, fmri):
+    """Return the positions of the voxels to read, and tell each part where its own will be.
+
+    First those that maskers share, each once: all voxels, if any masker needs whole volumes. Then
+    those of each NiftiMasker, which copies its voxels in any case.
+    """
+    needed = np.full(np.prod(fmri.shape[:3]), any(part.regions is None for part in parts))
+    short = [part for part in parts if part.regions]
+    alone = [part for part in short if type(part.masker) is NiftiMasker]
+    for part in short:
+        if part not in alone:
+            needed[part.regions.positions] = True
+    columns, positions = np.cumsum(needed) - 1, [np.flatnonzero(needed)]
     for part in parts:
-        if part.regions:
-            series = part.reduce(others.pop(0))
-        else:
-            series = part.transform_block(as_volumes(whole, fmri), envelope)
-        part.keep(series, start)
+        part.shared = slice(0, len(positions[0]))
+        if part in alone:
+            start, n_own = sum(map(len, positions)), len(part.regions.positions)
+            part.shared = slice(start, start + n_own)
+            part.place(slice(None), n_own)
+            positions.append(part.regions.positions)
+        elif part.regions:
+            part.place(columns[part.regions.positions], len(positions[0]))
+    return np.concatenate(positions)
 
 
 def refuse(masker):
@@ -314,6 +338,8 @@ class StreamedMasker:
             return
         volume = self.block_image(as_volumes(self.first, self.fmri), None)
         expected = self.transform(volume)[:1]
+        n_voxels = len(self.regions.positions)
+        self.place(np.arange(n_voxels), n_voxels)
         found = self.reduce(self.first[:, self.regions.positions])
         is_exact = type(masker) in (NiftiMasker, NiftiLabelsMasker)
         largest = np.abs(expected).max(initial=0)
@@ -321,31 +347,43 @@ class StreamedMasker:
         if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=atol):
             self.regions = None
 
+    def place(self, columns, n_columns):
+        """Note in which columns of a block the masker's voxels will be."""
+        self.own, self.reduce_values = columns, self.regions.reducer(columns, n_columns)
+
+    def extract(self, stored, start, envelope):
+        """Extract the series of a block of stored numbers, which begins at volume `start`."""
+        if self.regions:
+            series = self.reduce(stored)
+        else:
+            series = self.transform_block(as_volumes(stored, self.fmri), envelope)
+        if self.series is None:
+            n_timepoints = self.fmri.shape[3]
+            self.series = np.empty((n_timepoints, series.shape[1]), series.dtype)
+        self.series[start : start + len(series)] = series
+
     def reduce(self, stored):
         """Return the series of a block, from the stored numbers of the masker's voxels."""
         values = scale(stored, self.fmri, self.regions.dtype)
         finite = np.isfinite(values)
         if not finite.all():
-            is_silent = type(self.masker) is NiftiMasker  # as nilearn is
-            if self.is_spheres:
-                self.refuse_infinite(values)
-                is_silent = self.masker.mask_img is not None
-            if not is_silent:
-                text = f"Non-finite values detected in {self.fmri.name}: they become zero."
-                self.warn(text, UserWarning)
+            self.report_not_finite(values[:, self.own])
             values = np.where(finite, values, 0)
-        return self.regions.reduce(values)
+        return self.reduce_values(values)
+
+    def report_not_finite(self, values):
+        """Warn of values that are not finite, or refuse them, as nilearn does."""
+        is_silent = type(self.masker) is NiftiMasker
+        if self.is_spheres:
+            self.refuse_infinite(values)
+            is_silent = self.masker.mask_img is not None
+        if not is_silent and not np.isfinite(values).all():
+            text = f"Non-finite values detected in {self.fmri.name}: they become zero."
+            self.warn(text, UserWarning)
 
     def transform_block(self, block, envelope):
         """Return the series of a block of whole volumes."""
         return self.transform(self.block_image(block, envelope))[: block.shape[3]]
-
-    def keep(self, series, start):
-        """Keep the series of a block whose first volume has the number `start`."""
-        if self.series is None:
-            n_timepoints = self.fmri.shape[3]
-            self.series = np.empty((n_timepoints, series.shape[1]), series.dtype)
-        self.series[start : start + len(series)] = series
 
     def block_image(self, block, envelope):
         """Return a copy of a block as an image, with volumes that make it like the whole image.

@@ -20,11 +20,15 @@ from beyond_the_masker.streaming import in_file, result_dtype, value_type
 
 
 class Regions(NamedTuple):
-    """The voxels of a masker, and what it makes of them."""
+    """The voxels of a masker, and what it makes of them.
 
-    positions: np.ndarray  # of the voxels in a volume of the file, in C order of the grid
-    dtype: np.dtype  # of the values that `reduce` needs
-    reduce: Callable  # values of shape (n_volumes, n_voxels) to series
+    Several maskers share a block of values, of shape (n_volumes, n_columns). `reducer` gets the
+    columns of the masker's voxels, and their number, and returns a function from block to series.
+    """
+
+    positions: np.ndarray  # of the voxels in a volume of the file
+    dtype: np.dtype  # of the values in the block
+    reducer: Callable
 
 
 def find_regions(masker, img):
@@ -41,7 +45,8 @@ def find_regions(masker, img):
 def find_mask(masker, img, data_dtype):
     """Return the voxels of a mask; its series are their values."""
     inside = finite(masker.mask_img_) != 0
-    return Regions(in_file(inside), result_dtype(img), np.asarray)
+    dtype = result_dtype(img)
+    return Regions(in_file(inside), dtype, lambda columns, n: lambda block: block[:, columns])
 
 
 def find_labels(masker, img, data_dtype):
@@ -57,14 +62,17 @@ def find_labels(masker, img, data_dtype):
     names = names[names != masker.background_label] if masker.keep_masked_labels else present
     codes = np.searchsorted(names, labels_data[inside])
     order = np.argsort(codes, kind="stable")
-    reduce_volume = reduce_by(masker.strategy, codes[order], len(names))
     dtype = np.float32 if data_dtype == np.float32 else np.float64  # of nilearn's result
-    positions = in_file(inside)[order]
-    return Regions(positions, data_dtype, lambda v: np.array([*map(reduce_volume, v)], dtype))
+
+    def reducer(*where):
+        reduce_volume = reduce_by(masker.strategy, codes[order], len(names), *where)
+        return lambda block: np.array([*map(reduce_volume, block)], dtype)
+
+    return Regions(in_file(inside)[order], data_dtype, reducer)
 
 
-def reduce_by(strategy, codes, n):
-    """Return a function of the voxels of a volume, for the strategy of NiftiLabelsMasker.
+def reduce_by(strategy, codes, n, columns, n_columns):
+    """Return a function of a row of a block, for the strategy of NiftiLabelsMasker.
 
     The product with a sparse matrix adds the voxels of a region one after the other, as
     `numpy.bincount` does for `scipy.ndimage.mean`, in two thirds of the time.
@@ -72,11 +80,11 @@ def reduce_by(strategy, codes, n):
     counts = np.bincount(codes, minlength=n)
     if strategy not in ("mean", "sum"):
         function = getattr(ndimage, strategy)
-        return lambda voxels: np.where(counts, function(voxels, codes, np.arange(n)), 0)
+        return lambda row: np.where(counts, function(row[columns], codes, np.arange(n)), 0)
     ends = np.concatenate([[0], counts.cumsum()])
-    add = sparse.csr_array((np.ones(len(codes)), np.arange(len(codes)), ends), (n, len(codes)))
+    add = sparse.csr_array((np.ones(len(codes)), columns, ends), (n, n_columns))
     divisor = np.maximum(counts, 1) if strategy == "mean" else 1
-    return lambda voxels: add @ voxels.astype(float) / divisor
+    return lambda row: add @ row.astype(float) / divisor
 
 
 def find_maps(masker, img, data_dtype):
@@ -92,7 +100,11 @@ def find_maps(masker, img, data_dtype):
     # nilearn calls scipy.linalg.lstsq, which drops singular values that are as small as this
     basis, rest = factorise(maps.astype(float))
     inverse = basis @ linalg.pinv(rest, atol=0, rtol=np.finfo(dtype).eps).T
-    return Regions(in_file(inside), data_dtype, lambda values: (values @ inverse).astype(dtype))
+
+    def reducer(columns, n):
+        return lambda block: (block.take(columns, axis=1) @ inverse).astype(dtype)
+
+    return Regions(in_file(inside), data_dtype, reducer)
 
 
 def factorise(maps):
@@ -127,15 +139,18 @@ def find_spheres(masker, img, data_dtype):
         return None
     inside = np.zeros(img.shape[:3], bool)
     inside.flat[found] = True
-    columns = [np.searchsorted(found, sphere) for sphere in spheres]
+    members = [np.searchsorted(found, sphere) for sphere in spheres]
 
-    def reduce(values):
-        if len(values) == 1 < img.shape[3]:  # NumPy adds in another order for a single volume
-            values = np.repeat(values, 2, axis=0)
-        values = np.asfortranarray(values)
-        return np.stack([values[:, each].mean(axis=1) for each in columns], 1).astype(data_dtype)
+    def reduce(block, columns):
+        if len(block) == 1 < img.shape[3]:  # NumPy adds in another order for a single volume
+            block = np.repeat(block, 2, axis=0)
+        values = np.asfortranarray(block.take(columns, axis=1))
+        return np.stack([values[:, each].mean(axis=1) for each in members], 1).astype(data_dtype)
 
-    return Regions(in_file(inside), dtype, lambda values: reduce(values)[: len(values)])
+    def reducer(columns, n):
+        return lambda block: reduce(block, columns)[: len(block)]
+
+    return Regions(in_file(inside), dtype, reducer)
 
 
 def sphere_voxels(masker, img):
