@@ -157,8 +157,7 @@ def extract(parts, fmri, block_size, memory_mib):
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(part.spatial_only())
-        for part in unlike(parts):
-            part.try_short_way()
+        try_short_ways(parts)
         positions = share_voxels(parts, fmri)
         n_rows = block_size or size_of_block(memory_mib, fmri, parts, len(positions))
         envelope = None
@@ -170,16 +169,19 @@ def extract(parts, fmri, block_size, memory_mib):
                 part.extract(stored[:, part.shared], start, envelope)
 
 
-def unlike(parts):
-    """Return all parts but each NiftiMasker that differs from another one in its mask alone."""
+def try_short_ways(parts):
+    """Try the short way of each part; of those that differ in their mask alone, of the first."""
     kinds = {}
     for number, part in enumerate(parts):
         if type(part.masker) is NiftiMasker and part.regions:
             others = {name: each for name, each in part.parameters.items() if name != "mask_img"}
             mask_img = part.masker.mask_img_
             number = mask_img.get_data_dtype(), mask_img.affine.tobytes(), str(others)
-        kinds.setdefault(number, part)
-    return list(kinds.values())
+        kinds.setdefault(number, []).append(part)
+    for first, *others in kinds.values():
+        first.try_short_way()
+        for part in others:
+            part.regions = part.regions if first.regions else None
 
 
 def share_voxels(parts, fmri):
