@@ -26,8 +26,11 @@ try:
     os.environ.update(read_options().to_environ())
 except ValueError as error:
     sys.exit(str(error))
-if ROOT / "doc" not in Path(os.environ["MEASURED"]).resolve().parents:
-    sys.exit(f"MEASURED is {os.environ['MEASURED']}; the pages need it below {ROOT / 'doc'}.")
+measured = Path(os.environ["MEASURED"])
+measured = measured.parent.resolve() / measured.name  # this folder itself may be a link
+if ROOT / "doc" not in measured.parents:
+    sys.exit(f"MEASURED is {measured}; the pages need it below {ROOT / 'doc'}.")
+os.environ["MEASURED"] = str(measured)
 
 # -- Project ----------------------------------------------------------------------------
 
