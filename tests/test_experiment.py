@@ -413,7 +413,8 @@ def test_reference_from_blocks_is_that_of_the_whole_image(n_volumes, tmp_path):
     plain = {"standardize": None, "reports": False}
     maskers = NiftiMasker(labels, **plain), NiftiLabelsMasker(labels, **plain)
     whole = [masker.fit_transform(fmri) for masker in maskers]
-    assert identical(in_blocks(maskers, fmri, n_volumes * 4 * 5 * 6 * 8 / 2**20), whole)
+    joined = list(in_blocks(maskers, fmri, n_volumes * 4 * 5 * 6 * 8 / 2**20))
+    assert identical(joined, whole)
 
 
 def test_reference_is_kept_and_damage_to_it_is_found(monkeypatch):

@@ -97,9 +97,8 @@ def prepare_series(name, maskers, fmri_path, mask_paths):
     def fill(folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the methods' own calls are not silenced
-            every_series = in_blocks(maskers, fmri_path)
-        for number, series in enumerate(every_series):
-            np.save(folder / f"{number}.npy", series)
+            for number, series in enumerate(in_blocks(maskers, fmri_path)):
+                np.save(folder / f"{number}.npy", series)
 
     used = [version(package) for package in ("nilearn", "nibabel", "numpy")]
     depends_on = [stamp_of(fmri_path), [str(path) for path in mask_paths], used]
@@ -108,7 +107,7 @@ def prepare_series(name, maskers, fmri_path, mask_paths):
 
 
 def in_blocks(maskers, fmri_path, block_mib=16):
-    """Return each masker's array of an image that is read in blocks of volumes, once."""
+    """Yield each masker's array of an image that is read in blocks of volumes, once."""
     img = nib.load(fmri_path)
     volumes, n_volumes = read_volumes(img), n_volumes_within(img, block_mib)
     parts = []
@@ -118,7 +117,7 @@ def in_blocks(maskers, fmri_path, block_mib=16):
         data = np.stack(block, axis=3)
         block_img = nib.Nifti1Image(data, img.affine, dtype=data.dtype)
         parts.append([masker.transform(block_img) for masker in maskers])
-    return [np.concatenate(series) for series in zip(*parts, strict=True)]
+    yield from map(np.concatenate, zip(*parts, strict=True))
 
 
 def show_progress(text):
