@@ -17,6 +17,7 @@ from sklearn import get_config
 from beyond_the_masker.regions import find_regions
 from beyond_the_masker.streaming import (
     damaged_file_named,
+    list_files,
     open_series,
     read_to_end,
     read_volumes,
@@ -132,7 +133,7 @@ def fit_all(maskers, fmri):
     """Fit maskers to the first volume, or to the mean where the mask depends on it."""
     first = first_volume(fmri)
     mean = mean_image(fmri) if any(map(needs_mean, maskers)) else None
-    for path in {path for each in maskers for path in region_files(each)}:
+    for path in region_files(maskers):
         with damaged_file_named(path):
             read_to_end(nib.load(path))  # nilearn does not read its checksum
     return [StreamedMasker(each, fmri, first, mean) for each in maskers]
@@ -146,10 +147,11 @@ def first_volume(fmri):
     return row
 
 
-def region_files(masker):
-    """Return the files of a masker's regions."""
-    given = (getattr(masker, name, None) for name in ("mask_img", "labels_img", "maps_img"))
-    return [path for path in given if isinstance(path, (str, Path))]
+def region_files(maskers):
+    """Return the files of the maskers' regions."""
+    names = ("mask_img", "labels_img", "maps_img")
+    given = [getattr(masker, name, None) for masker in maskers for name in names]
+    return {file for path in given if isinstance(path, (str, Path)) for file in list_files(path)}
 
 
 def extract(parts, fmri, block_size, memory_mib):
@@ -160,9 +162,7 @@ def extract(parts, fmri, block_size, memory_mib):
         try_short_ways(parts)
         positions = share_voxels(parts, fmri)
         n_rows = block_size or size_of_block(memory_mib, fmri, parts, len(positions))
-        envelope = None
-        if any(part.resampled for part in parts):
-            envelope = envelope_of(fmri, n_rows)
+        envelope = envelope_of(fmri, n_rows) if any(part.resampled for part in parts) else None
         blocks = stack.enter_context(closing(read_voxels(fmri, positions, n_rows)))
         for start, stored in blocks:
             for part in parts:
@@ -263,13 +263,6 @@ def envelope_of(fmri, n_rows):
     return np.stack(volumes + [with_nan] * int(np.isnan(with_nan).any()), axis=3)
 
 
-def volumes_like(fmri, data):
-    """Return an image of some volumes, with the affine and the header of a series."""
-    volumes = image_like(fmri, data)
-    volumes.set_data_dtype(data.dtype)
-    return volumes
-
-
 class StreamedMasker:
     """One fitted masker: extract blocks, then clean the whole series."""
 
@@ -277,30 +270,21 @@ class StreamedMasker:
         self.masker, self.fmri, self.first = masker, fmri, first
         self.parameters = masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
-        self.is_integer = value_type(fmri).kind == "i"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Generation of a mask.*")  # as fit_transform
-            volume = volumes_like(fmri, as_volumes(first.copy(), fmri))
+            volume = image_like(fmri, as_volumes(first.copy(), fmri))
             masker.fit(mean if needs_mean(masker) else volume)
         self.fitted = masker.clean_args_, masker.memory_
-        self.regions = None if self.is_spatial else find_regions(masker, fmri)
+        imgs = (getattr(masker, f"{name}_img_", None) for name in ("mask", "labels", "maps"))
+        self.grids = [img for img in imgs if img is not None]
+        self.resampled = self.is_resampled()
+        is_spatial = self.resampled or self.parameters["smoothing_fwhm"] is not None
+        self.regions = None if is_spatial else find_regions(masker, fmri)
         self.series = self.columns = None
         self.warned = set()
 
-    @property
-    def is_spatial(self):
-        """Whether volumes are resampled or smoothed before voxels are extracted."""
-        return self.resampled or self.parameters["smoothing_fwhm"] is not None
-
-    @property
-    def grids(self):
-        """The images whose grid the volumes may be brought to."""
-        imgs = (getattr(self.masker, f"{name}_img_", None) for name in ("mask", "labels", "maps"))
-        return [img for img in imgs if img is not None]
-
-    @property
-    def resampled(self):
-        """Whether the image is resampled; for spheres, the mask is."""
+    def is_resampled(self):
+        """Return whether the image is resampled; for spheres, the mask is."""
         if self.is_spheres:
             return False
         if self.parameters.get("target_affine") is not None:
@@ -358,10 +342,10 @@ class StreamedMasker:
         if self.regions:
             series = self.reduce(stored)
         else:
-            series = self.transform_block(as_volumes(stored, self.fmri), envelope)
+            block_img = self.block_image(as_volumes(stored, self.fmri), envelope)
+            series = self.transform(block_img)[: len(stored)]
         if self.series is None:
-            n_timepoints = self.fmri.shape[3]
-            self.series = np.empty((n_timepoints, series.shape[1]), series.dtype)
+            self.series = np.empty((self.fmri.shape[3], series.shape[1]), series.dtype)
         self.series[start : start + len(series)] = series
 
     def reduce(self, stored):
@@ -383,23 +367,20 @@ class StreamedMasker:
             text = f"Non-finite values detected in {self.fmri.name}: they become zero."
             self.warn(text, UserWarning)
 
-    def transform_block(self, block, envelope):
-        """Return the series of a block of whole volumes."""
-        return self.transform(self.block_image(block, envelope))[: block.shape[3]]
-
     def block_image(self, block, envelope):
         """Return a copy of a block as an image, with volumes that make it like the whole image.
 
         Resampling clips values to the range of the image, and crops where it is zero. A mean over
         a sphere is summed in another order for a single volume.
         """
+        alone = False
         if self.is_spheres:
             self.refuse_infinite(block)
-        alone = block.shape[3] == 1 < self.fmri.shape[3]
+            alone = block.shape[3] == 1 < self.fmri.shape[3]
         extra = envelope if self.resampled else block[..., : int(alone)]
         data = np.empty((*block.shape[:3], block.shape[3] + extra.shape[3]), block.dtype, order="F")
         data[..., : block.shape[3]], data[..., block.shape[3] :] = block, extra
-        block_img = volumes_like(self.fmri, data)
+        block_img = image_like(self.fmri, data)
         as_spheres = self.is_spheres and self.parameters["dtype"] == "auto"
         return load_img(block_img, dtype="auto") if as_spheres else block_img
 
@@ -463,7 +444,7 @@ class StreamedMasker:
         self.series = None  # frees what was extracted
         dtype = self.parameters["dtype"]
         if isinstance(dtype, str) and dtype == "auto":
-            dtype = "int32" if self.is_integer else "float32"
+            dtype = "int32" if value_type(self.fmri).kind == "i" else "float32"
         series = series if dtype is None else series.astype(dtype)
         return series if self.columns is None else pd.DataFrame(series, columns=self.columns)
 

@@ -54,18 +54,18 @@ def find_labels(masker, img, data_dtype):
     labels_data = finite(masker.labels_img_)
     if not np.isfinite(get_data(masker.labels_img_)).all():  # nilearn warns of labels, not of maps
         warnings.warn("Non-finite values detected in labels_img: they become zero.", stacklevel=5)
-    names = np.unique(labels_data)
-    if masker.mask_img_ is not None:
-        labels_data = np.where(finite(masker.mask_img_) != 0, labels_data, masker.background_label)
     inside = labels_data != masker.background_label
-    present = np.unique(labels_data[inside])
-    names = names[names != masker.background_label] if masker.keep_masked_labels else present
-    codes = np.searchsorted(names, labels_data[inside])
-    order = np.argsort(codes, kind="stable")
+    before = labels_data[inside]
+    if masker.mask_img_ is not None:
+        inside &= finite(masker.mask_img_) != 0
+    labels = labels_data[inside]
+    names = np.unique(before if masker.keep_masked_labels else labels)
+    order = np.argsort(labels, kind="stable")
+    codes = np.searchsorted(names, labels[order])
     dtype = np.float32 if data_dtype == np.float32 else np.float64  # of nilearn's result
 
     def reducer(*where):
-        reduce_volume = reduce_by(masker.strategy, codes[order], len(names), *where)
+        reduce_volume = reduce_by(masker.strategy, codes, len(names), *where)
         return lambda block: np.array([*map(reduce_volume, block)], dtype)
 
     return Regions(in_file(inside)[order], data_dtype, reducer)

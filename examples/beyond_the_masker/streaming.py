@@ -123,8 +123,7 @@ class Series:
     def __init__(self, img, parts):
         self.parts, self.affine, self.header = parts, img.affine, img.header
         self.shape = (*img.shape[:3], sum(part.n_volumes for part in parts))
-        self.name = f"{parts[0].path} and {len(parts) - 1} more files"
-        self.name = self.name if len(parts) > 1 else parts[0].path
+        self.name = parts[0].path + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
         kinds = {(part.dtype, part.slope, part.inter) for part in parts}
         self.is_uniform = len(kinds) == 1
         if self.is_uniform:
@@ -137,9 +136,9 @@ def open_series(fmri_path):
     """Return the volumes of a file, of a list of files, or of those that match a pattern."""
     if isinstance(fmri_path, Series):
         return fmri_path
-    is_one = isinstance(fmri_path, (str, Path)) and os.path.lexists(os.path.expanduser(fmri_path))
-    first, parts = None, {}
-    for path in [fmri_path] if is_one else list_files(fmri_path):
+    files, first, parts = list_files(fmri_path), None, {}
+    is_one = isinstance(fmri_path, (str, Path)) and files == [os.path.expanduser(fmri_path)]
+    for path in files:
         img = open_image(path, n_axes=(4,) if is_one else (3, 4))
         first, part = first or img, Part.of(img)
         if part.path in parts:
@@ -159,9 +158,11 @@ def list_files(fmri_path):
         files = fmri_path
         warn_of_order(files)
     elif isinstance(fmri_path, (str, Path)):
-        folder, name = os.path.split(os.path.expanduser(fmri_path))
+        path = os.path.expanduser(fmri_path)
+        folder, name = os.path.split(path)
         folder = glob.escape(folder) if os.path.isdir(folder) else folder
-        files = sorted(glob.glob(os.path.join(folder, name)), key=by_numbers)
+        found = [path] if os.path.lexists(path) else glob.glob(os.path.join(folder, name))
+        files = sorted(found, key=by_numbers)
     else:
         raise ValueError(
             "The path of a NIfTI file is needed, or a list of paths, not a "

@@ -49,8 +49,8 @@ def mean_image(fmri_path):
 
 def image_like(fmri, data):
     """Return an image of some volumes, with the affine and the header of a series."""
-    is_nifti2 = isinstance(fmri.header, nib.Nifti2Header)
-    return (nib.Nifti2Image if is_nifti2 else nib.Nifti1Image)(data, fmri.affine, fmri.header)
+    kind = nib.Nifti2Image if isinstance(fmri.header, nib.Nifti2Header) else nib.Nifti1Image
+    return kind(data, fmri.affine, fmri.header)
 
 
 def high_variance_confounds(fmri_path, n_confounds=5, percentile=2.0):
