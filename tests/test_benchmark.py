@@ -12,7 +12,7 @@ import pytest
 
 from beyond_the_masker import benchmark, methods, streaming
 from beyond_the_masker.averages import AVERAGES, LABELS, averages, twenty
-from beyond_the_masker.benchmark import FULL, QUESTIONS, SMALL, Timing, read_benchmark
+from beyond_the_masker.benchmark import FULL, QUESTIONS, SMALL, Timing, label_of, read_benchmark
 from beyond_the_masker.benchmark_figures import GROWTH, plot_growth, plot_memory_growth, plot_ratios
 from beyond_the_masker.data import write_joined
 from beyond_the_masker.figures import short
@@ -40,7 +40,7 @@ def test_call_and_limit_are_timed_in_turns(monkeypatch):
     events = []
     monkeypatch.setattr(benchmark, "read_and_discard", lambda path: events.append(path))
     todo = [
-        Timing("masks", name, x, functools.partial(events.append, name), f"file {name}")
+        Timing(("masks", name, x), functools.partial(events.append, name), f"file {name}")
         for x, name in enumerate("ab", start=1)
     ]
     rows = benchmark.time_pairs(todo, 2)
@@ -64,8 +64,8 @@ def test_written_results_can_be_read(tmp_path, monkeypatch, image):
     """A run writes two tables and a description."""
     fmri_path, _ = image
     call = functools.partial(stream_masks, *image)
-    todo = [Timing("methods", "Streaming, masks", 1, call, fmri_path)]
-    todo += [Timing("masks", "Streaming, masks", n, call, fmri_path) for n in (1, 6)]
+    keys = ("methods", "Streaming", 1), ("masks", "Streaming", 1), ("masks", "Streaming", 6)
+    todo = [Timing(key, call, fmri_path) for key in keys]
     monkeypatch.setattr(benchmark, "questions", lambda sizes: todo)
     monkeypatch.setattr(benchmark, "cut_image", lambda n_volumes: fmri_path)
     benchmark.benchmark(tmp_path / "out", {"volumes": 9, "2 mm": []}, 3, with_memory=("masks",))
@@ -210,27 +210,6 @@ def test_what_peers_can_do_is_printed(capsys):
     assert len(lines) == len(PEERS)
 
 
-def test_figures_of_averages():
-    """Each name is a dot, with most regions; those with several numbers of regions are lines."""
-    names = {LABELS: 9.0, f"{LABELS}, cleaned": 9.5, AVERAGES: 1.1, f"{AVERAGES}, cleaned": 1.2}
-    times = {
-        ("regions", name, n): np.array([[ratio, 1.0], [2 * ratio, 2.0]])
-        for name, ratio in names.items()
-        for n in (100, 1000)
-    }
-    times["regions", "Streaming, maps", 64] = np.array([[3.0, 1.0]])
-    figure = plot_ratios(times, "Regions and the limit", "regions")
-    is_a_good_figure(figure, "Streaming, maps, 64 regions 3.00", f"{LABELS}, 1,000 regions 9.00 (")
-    nothing_overlaps(figure.axes[0].texts)
-    memory = {key: (1000.0, 1.0) for key in times}
-    growth = plot_growth(times, "Time", FULL), plot_memory_growth(memory, "Memory", FULL, "PSS")
-    for figure in growth:
-        is_a_good_figure(figure, f"{AVERAGES}, cleaned, regions that are averaged from 100 to 1000")
-        labels = [line.get_label() for line in figure.axes[0].lines]
-        assert labels[0] in ("the limit", "the output")
-        assert labels[1:] == sorted(names)
-
-
 @pytest.mark.parametrize("sizes", [SMALL, FULL], ids=["small", "full"])
 def test_every_way_is_among_the_questions(monkeypatch, tmp_path, sizes):
     """All methods, nilearn's other ways, and all that grows are measured at either size."""
@@ -248,11 +227,11 @@ def test_every_way_is_among_the_questions(monkeypatch, tmp_path, sizes):
         monkeypatch.setattr(benchmark, name, stand_in)
     monkeypatch.setattr(methods, "labels_image", lambda paths: tmp_path / "labels.nii.gz")
     todo = benchmark.questions(sizes)
-    names = [one.name for one in todo if one.question == "methods"]
+    names = [one.key[1] for one in todo if one.key[0] == "methods"]
     left_out = set(benchmark.WITH_WORKERS) - set(sizes["parallel"])
     assert [name for name in names if name in TITLES] == [t for t in TITLES if t not in left_out]
     assert {"Streaming, 64 masks", "Streaming, without isal"} <= set(names)
-    assert {q: {one.x for one in todo if one.question == q} for q in GROWTH} == {
+    assert {q: {one.key[2] for one in todo if one.key[0] == q} for q in GROWTH} == {
         "length": set(sizes["lengths"]),
         "masks": set(sizes["masks"]),
         "block size": set(sizes["blocks"]),
@@ -281,25 +260,34 @@ def test_recorded_results_are_complete():
     assert about["shape"][3] == FULL["volumes"]
 
 
-def test_figures_of_the_benchmark():
-    """Each method and each question is drawn, and the descriptions have the numbers."""
-    times, memory = read_benchmark(RECORDED)
-    rows = {key[1]: pairs for key, pairs in times.items() if key[0] == "methods"}
-    ratios = {name: np.median(pairs[:, 0] / pairs[:, 1]) for name, pairs in rows.items()}
-    figure = plot_ratios(times, "Time and the limit, 672 volumes")
+@pytest.mark.parametrize("question", ["methods", "regions"])
+def test_every_recorded_ratio_is_drawn(question):
+    """Each name has a dot, a label and a description; of several numbers of regions, the last."""
+    times, _ = read_benchmark(RECORDED)
+    last = {name: (asked, name, x) for asked, name, x in times if asked == question}.values()
+    ratios = {label_of(key): np.median(times[key][:, 0] / times[key][:, 1]) for key in last}
+    assert (f"{LABELS}, 1,000 regions" in ratios) == (question == "regions")
+    figure = plot_ratios(times, "Time and the limit, 672 volumes", question)
     is_a_good_figure(figure, *(f"{name} {short(ratio)} (" for name, ratio in ratios.items()))
     texts = figure.axes[0].texts
     nothing_overlaps(texts)
-    assert {text.get_text() for text in texts} == {
-        *(f"{name}: {short(ratio)}" for name, ratio in ratios.items()),
-        "the limit",
+    labels = {f"{name}: {short(ratio)}" for name, ratio in ratios.items()}
+    assert {text.get_text() for text in texts} == labels | {"the limit"}
+
+
+def test_growth_is_drawn():
+    """Each question has a panel with a reference; a name with one number of regions is no line."""
+    times, memory = read_benchmark(RECORDED)
+    figures = {
+        "the limit": plot_growth(times, "How time grows, full sizes", FULL),
+        "the output": plot_memory_growth(memory, "How memory grows, full sizes", FULL, "PSS"),
     }
-    number = "Streaming, masks, masks from 1 to 64: "
-    for figure in (
-        plot_growth(times, "How time grows, full sizes", FULL),
-        plot_memory_growth(memory, "How memory grows, full sizes", FULL, "PSS"),
-    ):
-        is_a_good_figure(figure, number)
+    averaged = f"{AVERAGES}, cleaned, regions that are averaged from 100 to 1000: "
+    for reference, figure in figures.items():
+        is_a_good_figure(figure, "Streaming, masks, masks from 1 to 64: ", averaged)
         labels = [ax.get_xlabel() for ax in figure.axes]
-        asked = {question for question, *_ in times}
-        assert labels == [GROWTH[q].format(**FULL) for q in GROWTH if q in asked]
+        assert labels == [xlabel.format(**FULL) for xlabel in GROWTH.values()]
+        lines = [line.get_label() for line in figure.axes[-1].lines]
+        assert lines[0] == reference
+        assert {LABELS, AVERAGES} < set(lines)
+        assert "Streaming, maps" not in lines

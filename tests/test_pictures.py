@@ -75,6 +75,7 @@ def test_picture_in_a_page(tmp_path):
 def test_only_warnings_about_the_code_stop_an_example():
     """NaN in the reader's image is shown; a busy machine is ignored; the rest is an error."""
     with warnings.catch_warnings(record=True) as shown:
+        warnings.resetwarnings()
         gallery_helpers.warnings_are_errors(None, None, "before")
         warnings.warn("Non-finite values detected. These values ...", stacklevel=1)
         warnings.warn("Port 8787 is already in use.", stacklevel=1)

@@ -69,18 +69,11 @@ QUESTIONS = ("methods", "length", "masks", "block size", "workers", "regions")
 
 
 class Timing(NamedTuple):
-    """One measurement of a question: the name, the value of what changes, the call and its file."""
+    """A measurement: question, name and the value of what changes; the call, and its file."""
 
-    question: str
-    name: str
-    x: int
+    key: tuple
     call: Callable
     path: Path
-
-    @property
-    def key(self):
-        """Question, name and x, by which results are listed."""
-        return self.question, self.name, self.x
 
 
 def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks")):
@@ -91,7 +84,7 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
     """
     todo = questions(sizes)
     times = time_pairs(todo, n_repeats)
-    memory = measure_memory([one for one in todo if one.question in with_memory])
+    memory = measure_memory([one for one in todo if one.key[0] in with_memory])
     write_table(Path(folder, "benchmark.csv"), COLUMNS, times)
     write_table(Path(folder, "benchmark_memory.csv"), MEMORY_COLUMNS, memory)
     about = {
@@ -119,7 +112,7 @@ def questions(sizes):
         if fits(method.title, path, some)
     ]
     return [
-        *(Timing("methods", m.title, n, m.call(path, some), path) for m in methods),
+        *(Timing(("methods", m.title, n), m.call(path, some), path) for m in methods),
         *other_ways(path, every, some),
         *growth(path, every, some, sizes),
         *(timing("regions", *one) for one in averages(images(sizes), sizes["atlases"])),
@@ -169,7 +162,7 @@ def growth(path, every, some, sizes):
 
 def timing(question, name, x, function, path, *arguments):
     """Return the measurement of a function that is called with an image and other arguments."""
-    return Timing(question, name, x, functools.partial(function, path, *arguments), path)
+    return Timing((question, name, x), functools.partial(function, path, *arguments), path)
 
 
 def function_of(title):
@@ -197,7 +190,7 @@ def time_pairs(todo, n_repeats):
     """Time each call right after the limit, several times; return rows of ``benchmark.csv``."""
     rows = []
     for number, one in enumerate(todo, start=1):
-        show_progress(f"[{number} of {len(todo)}] {one.question}: {one.name}, {one.x}")
+        show_progress(f"[{number} of {len(todo)}] {', '.join(map(str, one.key))}")
         one.call()
         for repeat in range(1, n_repeats + 1):
             start = time.perf_counter()

@@ -96,8 +96,7 @@ def whole_numbers(axis, n_ticks=4):
 
 def label_above(ax, x, y, text):
     """Write a label above a bar or a dot, on white."""
-    label = ax.text(x, y, text, va="bottom")
-    label.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
+    ax.text(x, y, text, va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
 
 
 def legend_above(ax, **options):
@@ -215,9 +214,8 @@ def plot_traces(traces, image_mib=None):
 
     The size of the image in memory is a line.
     """
-    figure, axes = column_figure(
-        2 + 2.5 * len(traces), "Memory over time", len(traces), squeeze=False
-    )
+    n, title = len(traces), "Memory over time"
+    figure, axes = column_figure(2 + 2.5 * n, title, n, squeeze=False)
     known, words = {}, []
     for ax, (name, trace) in zip(axes.flat, traces.items(), strict=True):
         if isinstance(trace, Trace):
@@ -235,9 +233,9 @@ def plot_traces(traces, image_mib=None):
     layers = "calling process" + ", its workers and shared memory, stacked" * workers
     median = " Of several runs, the one with the median peak is drawn." * workers
     figure.set_label(
-        f"{next(iter(traces)) if len(traces) == 1 else 'Each method'}: memory over time of the "
-        f"{layers}. The dashed line adds mapped files.{median}\n\n"
-        f"Area chart, panels on one scale: {len(traces)}. {' '.join(words)}{image}"
+        f"{next(iter(traces)) if n == 1 else 'Each method'}: memory over time of the {layers}. The "
+        f"dashed line adds mapped files.{median}\n\n"
+        f"Area chart, panels on one scale: {n}. {' '.join(words)}{image}"
     )
     plt.show()
     return figure
@@ -248,8 +246,8 @@ def _draw_prediction(ax, not_run, image_mib, title):
     peak = not_run.prediction.peak_mib
     ax.barh(peak / 2, 1, peak, color="white", edgecolor="0.4", hatch="xx", lw=0)
     reason = "\n".join(textwrap.wrap(f"Not run. {not_run.reason}", 34))
-    words = ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center")
-    words.set_bbox({"facecolor": "white", "linewidth": 0})
+    place = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+    ax.text(0.5, 0.5, reason, bbox={"facecolor": "white", "linewidth": 0}, **place)
     if image_mib:
         ax.axhline(image_mib, color="#cc79a7", label="the image")
     ax.set(xlim=(0, 1), xticks=[], ylabel="MiB")
@@ -284,9 +282,8 @@ def plot_peaks(rows):
 def _peak_of(row, with_range=False):
     """Return the peak of a method as text, with the range of its runs or without it."""
     peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
-    if not with_range or int(row["n_runs"]) <= 1:
-        return peak
-    return f"{peak} ({float(row['peak_mib_min']):,.0f} to {float(row['peak_mib_max']):,.0f})"
+    low, high = (f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max"))
+    return f"{peak} ({low} to {high})" if with_range and int(row["n_runs"]) > 1 else peak
 
 
 def _peaks_in_words(rows):
@@ -295,12 +292,11 @@ def _peaks_in_words(rows):
     return (
         "each method in a process of its own. Bars: memory in use. The faint part is the calling "
         "process's interpreter and imports, before the call; those of workers are in the solid "
-        "part. A method with workers is measured several times: the bar is the median, and the "
-        "line goes from the smallest to the largest peak. Thin hatched bars: file pages, which the "
+        "part. A method with workers is measured several times: the bar is the median, the line "
+        "goes from the smallest to the largest peak. Thin hatched bars: file pages, which the "
         "kernel may drop, where they exceed a quarter of the image. The dashed line is the size of "
         "the image. A loop takes one mask after the other; the other methods take all masks at "
-        "once. Region averages are one series for each mask; the other methods return all its "
-        "voxels."
+        "once. Region averages are one series for each mask; the other methods return all voxels."
         f"{' Crossed: predicted, not run.' * ('predicted' in peaks)}"
         f"\n\nBar chart of {len(rows)} methods, with the image's "
         f"{float(rows[0]['image_mib']):,.0f} MiB as a line. Peaks: {peaks}."
@@ -358,9 +354,8 @@ def plot_workers(speed, peaks):
     above.axvline(os.cpu_count(), color=ORANGE, ls="--", label="cores of this machine")
     above.set(ylabel="times as fast as one process", ylim=(0, numbers[-1]))
     legend_above(above)
-    below.bar(numbers, peaks.values(), width=0.6, color=BLUE)
-    for n, mib in peaks.items():
-        below.text(n, mib, f"{mib:,.0f}", ha="center", va="bottom")
+    bars = below.bar(numbers, peaks.values(), width=0.6, color=BLUE)
+    below.bar_label(bars, fmt="{:,.0f}")
     below.set(xlabel="workers", ylabel="peak memory in use, MiB")
     below.set_xticks(numbers, ["1\n(this process)" if n == 1 else n for n in numbers])
     below.margins(y=0.15)

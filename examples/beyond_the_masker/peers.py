@@ -126,6 +126,6 @@ def check_peer(name, found, expected):
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-5, atol=1e-5):
         raise ValueError(
             f"{name} returns other averages than streaming, of shape {found.shape} and "
-            f"{expected.shape}: it does other work, so it cannot be compared. Take its program "
-            "off the PATH, or mend its function in beyond_the_masker/peers.py."
+            f"{expected.shape}: it does other work, so its time cannot be compared. Remove the "
+            "program from the PATH, or correct its function in beyond_the_masker/peers.py."
         )

@@ -122,10 +122,9 @@ def numbers(run, place):
     found = {name: fact(run.facts, keys) for name, keys in FACTS.items()}
     for title in METHODS:
         for quantity, column in QUANTITIES.items():
-            name = f"{title.replace(',', '')} {quantity}"
-            found[name] = value(run.rows.get(title), column)
-            if column in RANGES:
-                found[f"{name} range"] = value(run.rows.get(title), column, with_range=True)
+            name, row = f"{title.replace(',', '')} {quantity}", run.rows.get(title)
+            found[name] = value(row, column)
+            found[f"{name} range"] = value(row, column, with_range=True)
     found["peak ratio"] = ratio(run.rows, "peak_mib")
     found["time ratio"] = ratio(run.rows, "seconds")
     lines = [f".. |{name}| replace:: {escaped(text)}\n" for name, text in found.items()]
@@ -145,7 +144,7 @@ def value(row, column, with_range=False):
     if row is None:
         return PLACEHOLDER
     text = written(column, row[column])
-    if with_range and row[column] and int(row["n_runs"]) > 1:
+    if with_range and column in RANGES and row[column] and int(row["n_runs"]) > 1:
         low, high = (written(column, row[f"{column}_{end}"]) for end in ("min", "max"))
         text += f" ({low.rsplit(' ', 1)[0]}–{high.rsplit(' ', 1)[0]})"
     remarks = {"predicted": " (predicted)", "stopped": " (then stopped)"}
@@ -208,7 +207,7 @@ def table(run, columns, classes):
     lines = [".. list-table::", "   :header-rows: 1", f"   :class: {classes}", "   :widths: auto"]
     cells = [["Method", *columns.values()]]
     for title, row in run.rows.items():
-        texts = [title, *(value(row, column, column in RANGES) for column in columns)]
+        texts = [title, *(value(row, column, with_range=True) for column in columns)]
         texts = [escaped(re.sub(" (MiB|s)(?= |$)", "", text)) for text in texts]  # in the heading
         cells.append([f"*{text}*" for text in texts] if row["status"] == "predicted" else texts)
     for row in cells:
