@@ -4,6 +4,7 @@ nibabel is imported where it is needed: a worker that only takes voxels loads Nu
 """
 
 import gzip
+import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,9 +70,11 @@ def damaged_file_named(path):
 
 def problem_of(path, error):
     """Return an OSError that says why a file cannot be read: most likely it is damaged."""
-    if isinstance(path, (str, Path)) and Path(path).is_dir():
-        return IsADirectoryError(f"{path} is a folder; a file is needed.")
-    with suppress(OSError, TypeError), open(path, "rb") as file:
+    place = os.path.expanduser(path) if isinstance(path, (str, Path)) else ""
+    if os.path.exists(place) and not os.path.isfile(place):  # reading a pipe would wait
+        kind = IsADirectoryError if os.path.isdir(place) else OSError
+        return kind(f"{path} is a folder or a pipe; a file is needed.")
+    with suppress(OSError), open(place, "rb") as file:
         start = file.read(200)
         if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
             return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
