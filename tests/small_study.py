@@ -115,16 +115,17 @@ def replace(path, to, original=Path.replace):
 if "resource_tracker" not in " ".join(sys.orig_argv):
     from beyond_the_masker import streaming
 
-    def stream_masks(image, masks, original=streaming.stream_masks):
+    def stream_voxels(fmri, positions, original=streaming.stream_voxels):
+        image = Path(fmri.name)
         stop("being read", image)
         if is_chosen("DIES", image):
             os.kill(os.getpid(), signal.SIGKILL)
         if is_chosen("FILLS", image):
             memory = b"x" * 2**28
             time.sleep(600)
-        return original(image, masks)
+        return original(fmri, positions)
 
-    streaming.stream_masks = stream_masks
+    streaming.stream_voxels = stream_voxels
     Path.replace = replace
 """
 

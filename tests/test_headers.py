@@ -3,7 +3,6 @@
 import gzip
 import math
 import struct
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +10,7 @@ import nibabel.testing
 import numpy as np
 import pytest
 
-from beyond_the_masker.headers import count_all, count_voxels, read_header
+from beyond_the_masker.headers import count_all, read_header
 from beyond_the_masker.model import quantities
 from made_images import SHAPE, bgzip, make_image, make_masks, save_all
 
@@ -95,7 +94,8 @@ def test_file_that_does_not_hold_what_its_header_claims(n_volumes, part, suffix,
     raw[48:50] = struct.pack("<h", n_volumes)
     stored = gzip.compress(raw) if suffix == ".nii.gz" else raw
     path.write_bytes(stored[: int(len(stored) * part)])
-    with pytest.raises(ValueError, match=f"spoiled{suffix}") as error:
+    kind = ValueError if n_volumes < 0 and part == 1 else OSError
+    with pytest.raises(kind, match=f"spoiled{suffix}") as error:
         read_header(path)
     assert n_volumes < 0 or f"it should hold {352 + 480 * n_volumes} bytes" in str(error.value)
 
@@ -115,7 +115,8 @@ def test_other_files_than_4d_images(tmp_path):
     names = [p.name for p in tmp_path.iterdir() if p.suffix != ".img"]
     assert len(names) == 9
     for name in names:
-        with pytest.raises(ValueError, match=name):
+        error = OSError if name.startswith(("text", "empty")) else ValueError
+        with pytest.raises(error, match=name):
             read_header(tmp_path / name)
 
 
@@ -128,31 +129,16 @@ def test_voxels_are_counted(tmp_path):
     assert counts[2:4] == [1, 120]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("surface.gii", r"\(\)"),
-        ("none_inside.nii", "0 voxels"),
-        ("other.nii", r"\(5, 6, 5\).* \(5, 6, 4\)"),
-        ("text.nii", "not an image that can be read"),
-        ("huge.nii.gz", "32000"),  # no machine has memory for it: it must not be read
-    ],
-)
-def test_masks_are_refused(name, message, tmp_path):
-    """A mask is readable, on the image's grid and not empty."""
-    make_image(data=np.full(SHAPE[:3], np.nan)).to_filename(tmp_path / "none_inside.nii")
-    make_image(data=np.ones((5, 6, 5)), dtype="u1").to_filename(tmp_path / "other.nii")
-    (tmp_path / "text.nii").write_text("not an image")
-    nib.GiftiImage().to_filename(tmp_path / "surface.gii")
-    raw = bytearray((tmp_path / "other.nii").read_bytes())
+def test_a_mask_on_another_grid_is_not_read(tmp_path):
+    """No machine has memory for this one."""
+    raw = bytearray(make_image(data=np.ones((5, 6, 5)), dtype="u1").to_bytes())
     raw[42:48] = struct.pack("<3h", 32000, 32000, 32000)
     (tmp_path / "huge.nii.gz").write_bytes(gzip.compress(bytes(raw)))
-    with pytest.raises(ValueError, match=f"{name} .*{message}"):
-        count_voxels(tmp_path / name, SHAPE[:3])
+    with pytest.raises(ValueError, match=r"huge.nii.gz .*32000.* \(5, 6, 4\)"):
+        count_all([tmp_path / "huge.nii.gz"], SHAPE[:3])
 
 
 def test_missing_files_are_not_called_damaged(tmp_path):
     """A file that does not exist raises the system's error."""
-    for read in (read_header, partial(count_voxels, shape=SHAPE[:3])):
-        with pytest.raises(FileNotFoundError, match=r"none\.nii"):
-            read(tmp_path / "none.nii")
+    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
+        read_header(tmp_path / "none.nii")

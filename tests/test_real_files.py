@@ -16,7 +16,7 @@ from beyond_the_masker import checks, streaming
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.checks import is_same_grid, to_grid
 from beyond_the_masker.data import atlas_to_labels, atlas_to_masks
-from beyond_the_masker.headers import count_voxels
+from beyond_the_masker.headers import count_all
 from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.streaming import is_same_grid as is_same_grid_in_streaming
@@ -161,7 +161,7 @@ def test_mask_with_another_axis(fmri_path, tmp_path, entrance):
     mask = write(tmp_path / "mask.nii.gz", INSIDE[..., np.newaxis], OF_IMAGE)
     (series,) = ENTRANCES[entrance](fmri_path, mask)
     np.testing.assert_array_equal(series, EXPECTED)
-    assert count_voxels(mask, GRID) == 1200
+    assert count_all([mask], GRID) == [1200]
 
 
 def test_labels_with_another_axis(fmri_path, tmp_path):
@@ -183,7 +183,7 @@ DAMAGED = {
     "stream_masker": lambda fmri_path, mask: stream_masker(NiftiMasker(mask), fmri_path),
     "stream_masker, labels": lambda *files: stream_masker(NiftiLabelsMasker(files[1]), files[0]),
     "atlas_to_masks": lambda fmri_path, mask: atlas_to_masks(mask, fmri_path, 1),
-    "count_voxels": lambda fmri_path, mask: count_voxels(mask, GRID),
+    "count_all": lambda fmri_path, mask: count_all([mask], GRID),
     "methods": lambda *files: list(with_methods(*files)),
 }
 
@@ -234,7 +234,7 @@ def other_kinds(folder):
 
 
 @pytest.mark.parametrize(
-    "entrance", ["stream_masks", "mask_blocks", "mask_study", "count_voxels", "methods"]
+    "entrance", ["stream_masks", "mask_blocks", "mask_study", "count_all", "methods"]
 )
 def test_other_kinds_of_files_are_refused(fmri_path, tmp_path, entrance):
     """What is no image of numbers is refused, as an image and as a mask, with its name."""

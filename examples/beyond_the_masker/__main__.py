@@ -4,16 +4,21 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 
 from beyond_the_masker.pages import check_pages
 
 COMMANDS = {}  # name: function, whether it needs the pages, its arguments, options of its parser
+MASKS = "3D masks on one grid; or one image of labels, or of a mask in each volume"
 FROM_ENVIRONMENT = "Options of the build, such as N_REGIONS, are read from the environment."
 
 
 def argument(*names, **how):
     """Describe an argument, as for `argparse.ArgumentParser.add_argument`."""
     return names, how
+
+
+THRESHOLD = argument("--threshold", type=float, help="for probabilities: take values above it")
 
 
 def command(*arguments, pages=False, **options):
@@ -44,6 +49,8 @@ def make_parser():
 
 def main(arguments=None):
     """Run a command, by default that of the command line, and exit with its status or error."""
+    warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"
+    sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text
     arguments = make_parser().parse_args(arguments)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
@@ -60,7 +67,8 @@ def main(arguments=None):
 
 @command(
     argument("image", help="4D NIfTI file; only its header is read"),
-    argument("masks", nargs="+", help="3D masks on its grid"),
+    argument("masks", nargs="+", help=MASKS),
+    THRESHOLD,
     argument("--jobs", type=int, metavar="N", help="workers; one for each mask by default"),
     argument("--memory", metavar="SIZE", help="such as 16G; by default the free memory"),
     argument("--shm", metavar="SIZE", help="space in /dev/shm; by default its free space"),
@@ -74,8 +82,14 @@ def run_budget(arguments):
 
     if arguments.measure:
         calibrate()
-    names = ("image", "masks", "jobs", "memory", "shm", "explain")
-    print_budget(*(getattr(arguments, name) for name in names))
+    names = ("jobs", "memory", "shm", "explain", "threshold")
+    options = (getattr(arguments, name) for name in names)
+    print_budget(arguments.image, one_or_list(arguments.masks), *options)
+
+
+def one_or_list(paths):
+    """Return a path that is given alone, of which the values make the regions; else a list."""
+    return paths[0] if len(paths) == 1 else paths
 
 
 def part_of(text):
@@ -85,12 +99,14 @@ def part_of(text):
 
 @command(
     argument("images", nargs="+", help="4D NIfTI files; @FILE reads their paths from FILE's lines"),
-    argument("--masks", nargs="+", required=True, help="3D masks on one grid"),
+    argument("--masks", nargs="+", required=True, help=MASKS),
+    THRESHOLD,
     argument("--output", metavar="FOLDER", default="series", help="folder of the results"),
     argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
     argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"),
     argument("--relative-to", metavar="FOLDER", help="keep the folders below this one"),
     argument("--resample", action="store_true", help="resample masks to the images' grids"),
+    argument("--verify", action="store_true", help="read finished files, replace damaged ones"),
     epilog="Run the same command again to continue. The exit status is 1 if an image failed.",
     fromfile_prefix_chars="@",
 )
@@ -99,9 +115,11 @@ def run_study(arguments):
     from beyond_the_masker.study import mask_study
 
     images = [line for line in arguments.images if line.strip()]
-    how = {name: getattr(arguments, name) for name in ("relative_to", "resample", "part")}
+    names = ("relative_to", "resample", "part", "threshold", "verify")
+    how = {name: getattr(arguments, name) for name in names}
+    masks = one_or_list([line for line in arguments.masks if line.strip()])
     try:
-        table = mask_study(images, arguments.masks, arguments.output, arguments.jobs, **how)
+        table = mask_study(images, masks, arguments.output, arguments.jobs, **how)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Run the same command again to continue.")
     for row in table[table.status == "failed"].itertuples():

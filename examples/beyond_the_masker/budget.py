@@ -27,7 +27,7 @@ __all__ = ["predict_peak", "print_budget"]
 STREAMING = "Streaming, masks, one pass"
 
 
-def predict_peak(method, image, masks, n_jobs=1):
+def predict_peak(method, image, masks, n_jobs=1, threshold=None):
     """Predict the peak memory of a method, with all its processes.
 
     Parameters
@@ -36,10 +36,13 @@ def predict_peak(method, image, masks, n_jobs=1):
         A key of `model.METHODS`: its name and its mode, as `print_budget` prints it.
     image : model.Image, str or pathlib.Path
         A header, or the file to read it from.
-    masks : list of int, str or pathlib.Path
-        The masks' voxels, or the files to count them in.
+    masks : list of int, str or pathlib.Path, or one str or pathlib.Path
+        The masks' voxels, or the files to count them in, as for `stream_masks`: a list of masks,
+        one label image or one 4D image.
     n_jobs : int
         Workers; methods without workers ignore it.
+    threshold : float, optional
+        As for `stream_masks`.
 
     Returns
     -------
@@ -47,12 +50,14 @@ def predict_peak(method, image, masks, n_jobs=1):
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        A file is missing, or a value is impossible: no worker, a mask without voxels, a header
-        that claims more than the file holds, an unknown method.
+    ValueError
+        A value is impossible: no worker, a mask without voxels, an unknown method.
+    OSError
+        A file is missing or damaged, or its header claims more than it holds.
     """
     image = image if isinstance(image, Image) else read_header(image)
-    return predict(method, image, count_all(masks, image.shape[:3]), n_jobs, this_machine())
+    masks = count_all(masks, image.shape[:3], threshold)
+    return predict(method, image, masks, n_jobs, this_machine())
 
 
 def why_not(prediction, memory_mib, shm_mib):
@@ -112,15 +117,17 @@ class Row(NamedTuple):
     most_workers: int
 
 
-def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=False):
+def print_budget(
+    fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, explain=False, threshold=None
+):
     """Print what each method would need, whether that fits, and with how many workers.
 
     Parameters
     ----------
     fmri_path : str or pathlib.Path
         4D NIfTI image; only its header is read.
-    mask_paths : list of str, pathlib.Path or int
-        The masks' files, or their numbers of voxels.
+    mask_paths : list of str, pathlib.Path or int, or one str or pathlib.Path
+        The masks' files, or their numbers of voxels; one label image or one 4D image.
     n_jobs : int, optional
         Workers of the parallel methods; one for each mask by default.
     memory, shm : str or float, optional
@@ -128,6 +135,8 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
         default the free memory of the machine and its control groups, and the free space.
     explain : bool
         Print also what is in memory at the peak of each method, and why.
+    threshold : float, optional
+        As for `stream_masks`.
 
     Returns
     -------
@@ -135,7 +144,7 @@ def print_budget(fmri_path, mask_paths, n_jobs=None, memory=None, shm=None, expl
         One for each method. Errors are raised as by `predict_peak`.
     """
     image = read_header(fmri_path)
-    masks = count_all(mask_paths, image.shape[:3])
+    masks = count_all(mask_paths, image.shape[:3], threshold)
     n_jobs = len(masks) if n_jobs is None else n_jobs
     check(image, masks, n_jobs)
     memory_mib = available_mib() if memory is None else parse_memory(memory)

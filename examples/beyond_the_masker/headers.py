@@ -7,36 +7,26 @@ whether it can hold the data that its header claims. Only if they disagree is it
 import gzip
 import os
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import is_inside, read_to_end
+from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.model import DTYPES, Image
+from beyond_the_masker.streaming import is_alone, open_mask, regions_in
 
 MOST_FROM_A_BYTE = 1032  # bytes that a byte of gzip can become: https://zlib.net/zlib_tech.html
 
 
-@contextmanager
-def readable(path, kind):
-    """Turn all errors that nibabel raises for an existing file into a ValueError that names it."""
-    try:
-        yield
-    except (FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:  # nibabel lets a damaged file raise almost anything
-        raise ValueError(f"{path} is not {kind} that can be read ({error}).") from error
-
-
 def read_header(fmri_path):
-    """Return the header of a 4D NIfTI image as an `Image`, or raise a ValueError.
+    """Return the header of a 4D NIfTI image of numbers as an `Image`.
 
-    The file must be a 4D NIfTI image of numbers, and hold as much as its header claims.
+    A ValueError names any other image, an OSError a file that cannot be read, or that holds less
+    than its header claims.
     """
     path = Path(fmri_path)
-    with readable(path, "a NIfTI image"):
+    with damaged_file_named(path):
         img = nib.load(path)
     shape = getattr(img, "shape", ())  # a surface has none
     if not isinstance(img, nib.Nifti1Pair) or len(shape) != 4 or min(shape) < 1:
@@ -50,7 +40,7 @@ def read_header(fmri_path):
     source = Path(img.file_map["image"].filename)
     needed = int(proxy.offset) + int(np.prod(shape, dtype=object)) * proxy.dtype.itemsize
     if problem := _too_small(source, needed):
-        raise ValueError(
+        raise OSError(
             f"{path} is incomplete, or its header is wrong: by its header, {shape} of {dtype}, "
             f"it should hold {needed} bytes, and {problem}."
         )
@@ -80,27 +70,22 @@ def _too_small(path, needed):
     return f"it unpacks to {size}" if size < needed else ""
 
 
-def count_voxels(mask_path, shape):
-    """Count the voxels of a mask, or raise a ValueError if it is on another grid or empty."""
-    with readable(mask_path, "an image"):
-        mask_img = nib.load(mask_path)
-        grid = getattr(mask_img, "shape", ())  # a surface has none
-        grid = grid[:3] if grid[3:] == (1,) else grid
-        if same := grid == tuple(shape):  # otherwise it may be large
-            inside = int(np.count_nonzero(is_inside(np.asarray(mask_img.dataobj))))
-            read_to_end(mask_img)
-    if not same:
-        raise ValueError(
-            f"{mask_path} is on the grid {grid}; the image is on {tuple(shape)}. To "
-            "bring a mask there: "
-            "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
-        )
-    if not inside:
-        raise ValueError(f"{mask_path} has 0 voxels that are not zero; a mask has some.")
-    return inside
+def count_all(masks, shape, threshold=None):
+    """Count the voxels of each region, as `stream_masks` finds them; return numbers as they are.
 
-
-def count_all(masks, shape):
-    """Count the voxels of the masks that are files; return numbers as they are."""
-    masks = [masks] if isinstance(masks, (str, Path)) else masks
-    return [count_voxels(m, shape) if isinstance(m, (str, Path)) else m for m in masks]
+    A ValueError names a mask that is empty or on another grid.
+    """
+    alone, counts = is_alone(masks), []
+    for mask in [masks] if alone else masks:
+        if not is_alone(mask):
+            counts.append(mask)
+            continue
+        mask_img, name = open_mask(mask)
+        if mask_img.shape[:3] != tuple(shape):  # before it is read: it may be large
+            raise ValueError(
+                f"{name} is on the grid {mask_img.shape}; the image is on {tuple(shape)}. To bring "
+                "a mask there: "
+                "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+            )
+        counts += [len(found) for _, found in regions_in(mask_img, name, threshold, alone)]
+    return counts

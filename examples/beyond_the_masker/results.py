@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import zipfile
 import zlib
 
@@ -11,6 +12,7 @@ from beyond_the_masker.files import files_of_image
 
 ABOUT = "about.json"
 OF_DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+OF_DAMAGE += (struct.error,)
 
 
 def write_arrays(path, names, arrays, about):
@@ -38,6 +40,15 @@ def is_undamaged(file):
             return archive.testzip() is None and ABOUT in archive.namelist()
     except OF_DAMAGE:
         return False
+
+
+def read_arrays(file):
+    """Return the arrays in a file by their names; an OSError names a file that is damaged."""
+    open(file, "rb").close()  # an error of the system is no damage
+    if not is_undamaged(file):
+        raise OSError(f"{file} is damaged: run its study again, with verify=True.")
+    with np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files if name != ABOUT}
 
 
 def describe(image, masks, options):

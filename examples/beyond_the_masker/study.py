@@ -5,6 +5,7 @@
   end, each alone. (With ``n_jobs=1`` there is no worker. If the process dies, run it again: the
   suspect image is done last.)
 * **Run it again to continue.** Complete files made from the same image and masks are skipped.
+* **A region that is cut off is named**, with the number of its voxels that are left.
 * **Results can be traced.** Each file has a record of its image and masks.
 """
 
@@ -12,26 +13,37 @@ import os
 import re
 import socket
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 
-import nibabel as nib
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from beyond_the_masker.checks import is_same_grid
 from beyond_the_masker.files import find_unfinished, moved_into_place, remove_unfinished, stem
 from beyond_the_masker.masks import load_masks, read_masks, save_masks
-from beyond_the_masker.results import describe, read_about, write_arrays
+from beyond_the_masker.results import describe, is_undamaged, read_about, write_arrays
 from beyond_the_masker.running import results_as_ready
-from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.streaming import in_file_order, open_series, stream_voxels
 
 __all__ = ["mask_study"]
-COLUMNS = ["image", "file", "status", "reason", "volumes", "seconds", "peak_rss_mib"]
+COLUMNS = ["image", "file", "status", "reason", "incomplete", "volumes", "seconds", "peak_rss_mib"]
 COLUMNS += ["started", "host", "pid"]
 
 
 def mask_study(
-    images, masks, output_dir, n_jobs=None, *, relative_to=None, resample=False, part=(1, 1)
+    images,
+    masks,
+    output_dir,
+    n_jobs=None,
+    *,
+    relative_to=None,
+    resample=False,
+    part=(1, 1),
+    threshold=None,
+    verify=False,
 ):
     """Extract the voxel time series of several masks from every image of a study.
 
@@ -39,9 +51,11 @@ def mask_study(
     ----------
     images : list of str or pathlib.Path
         4D NIfTI images, compressed or not.
-    masks : list of str or pathlib.Path, or dict of str to str, pathlib.Path or Nifti1Image
-        3D masks on one grid: non-zero in the region. A file's name, without folder and ending,
-        becomes the name of its mask; a dict gives the names itself.
+    masks : str, pathlib.Path or nibabel.Nifti1Image, or a list or dict of them
+        As for `stream_masks`: a list of 3D masks on one grid, a label image, or a 4D image of
+        masks. A file's name, without folder and ending, becomes the name of its mask; a dict gives
+        the names itself. The columns ``index`` and ``name`` of a table beside a label image, with
+        the same name and the ending ``.tsv``, name its labels. Others become ``region_12``.
     output_dir : str or pathlib.Path
         Folder of the results: for each image an ``.npz`` file with the image's name.
     n_jobs : int, optional
@@ -56,15 +70,22 @@ def mask_study(
         fails.
     part : tuple of int
         ``(3, 10)`` does the third of ten parts: every tenth image. Parts can run at the same time.
+    threshold : float, optional
+        As for `stream_masks`.
+    verify : bool
+        Read finished files, too, and replace those that are damaged. By default only their records
+        are read, at the end of the files: a file that was cut off is replaced, but not one with
+        changed bytes in its arrays.
 
     Returns
     -------
     pandas.DataFrame
         A row per image, in their order; also written to ``study.tsv`` in the output folder, or
         to ``study_3_of_10.tsv``. Columns: ``image``, ``file``, ``status`` (done, skipped, failed;
-        after an interruption also not done), ``reason``, ``volumes``, ``seconds``,
-        ``peak_rss_mib`` (of the worker process during this image; on Linux), ``started``
-        (seconds since 1970), ``host``, ``pid``.
+        after an interruption also not done), ``reason``, ``incomplete`` (regions that are partly
+        outside the image, or vanish on a coarser grid, and how many of their voxels are left; a
+        warning names them, too), ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process
+        during this image; on Linux), ``started`` (seconds since 1970), ``host``, ``pid``.
 
     Raises
     ------
@@ -79,24 +100,24 @@ def mask_study(
     `numpy.load` opens a file of results: an array of shape (n_timepoints, n_voxels) for each mask's
     name, as `stream_masks` returns it, and ``about.json``, the record of their origin, for
     `json.loads`. There ``masks`` counts the voxels of the masks as given, ``voxels`` those of the
-    arrays.
+    arrays. `beyond_the_masker.results.read_arrays` also compares the checksums of all arrays.
 
-    An image is skipped if its path, size and time of change, the masks and `resample` are the same
+    An image is skipped if its file, size and time of change, the masks and `resample` are the same
     as before. Results of another image that still exists are never overwritten.
     """
     import pandas as pd  # here: workers do not need it
 
     paths = [images] if isinstance(images, str | Path) else images
-    files = name_files([Path(path).absolute() for path in paths], output_dir, relative_to)
+    output_dir = absolute(output_dir)
+    files = name_files([absolute(path) for path in paths], output_dir, relative_to)
     files, table = one_part(files, part)
-    masks, options = read_masks(masks), {"resample": bool(resample)}
-    output_dir = Path(output_dir).absolute()
+    masks, options = read_masks(masks, threshold), {"resample": bool(resample)}
     output_dir.mkdir(parents=True, exist_ok=True)
     masks_file = save_masks(masks, output_dir)
     written = {*files.values(), output_dir / table}
     begun = remove_unfinished(written)  # these may have killed their process
     tasks = {
-        image: delayed(mask_image)(image, file, masks_file, options)
+        image: delayed(mask_image)(image, file, masks_file, options, verify)
         for image, file in sorted(files.items(), key=lambda item: item[1] in begun)
     }
     rows = {image: new_row(image, file, "not done") for image, file in files.items()}
@@ -108,15 +129,21 @@ def mask_study(
         frame = pd.DataFrame(rows.values(), columns=COLUMNS)
         with moved_into_place(output_dir / table) as unfinished:
             frame.to_csv(unfinished, sep="\t", index=False, errors="surrogateescape")
+    warn_of_incomplete(frame, output_dir / table)
     return frame
+
+
+def absolute(path):
+    """Return a path that depends neither on the working directory nor on ``~``."""
+    return Path(path).expanduser().absolute()
 
 
 def name_files(images, output_dir, relative_to=None):
     """Return for each image the file of its results; see `mask_study`."""
     files, images_of = {}, {}
     for image in images:
-        below = image.relative_to(Path(relative_to).absolute()) if relative_to else image.name
-        file = Path(output_dir).absolute() / Path(below).with_name(f"{stem(image)}.npz")
+        below = place_below(image, absolute(relative_to)) if relative_to else Path(image.name)
+        file = output_dir / below.with_name(f"{stem(image)}.npz")
         if (other := images_of.setdefault(file, image)) != image:
             raise ValueError(
                 f"{image} and {other} would both become {file}. If they are in different folders, "
@@ -126,6 +153,13 @@ def name_files(images, output_dir, relative_to=None):
     if len(files) < max(len(images), 1):
         raise ValueError(f"Give at least one image, and none twice; there are {len(images)}.")
     return files
+
+
+def place_below(image, folder):
+    """Return the path of an image below a folder, either of which may be named through a link."""
+    if ".." in image.parts + folder.parts or not image.is_relative_to(folder):
+        image, folder = image.parent.resolve() / image.name, folder.resolve()
+    return image.relative_to(folder)
 
 
 def one_part(files, part):
@@ -138,8 +172,21 @@ def one_part(files, part):
 
 
 def new_row(image, file, status, **more):
-    """Return a row of the table of `mask_study`."""
-    return {"image": str(image), "file": str(file), "status": status, **more}
+    """Return a row of the table of `mask_study`; only a finished image has a file."""
+    file = str(file) if status in ("done", "skipped") else ""
+    return {"image": str(image), "file": file, "status": status, "incomplete": "", **more}
+
+
+def warn_of_incomplete(frame, table):
+    """Warn of regions that are incomplete, or vanished, in some images."""
+    rows = frame[frame.incomplete != ""]
+    if len(rows):
+        image, incomplete = rows.iloc[0][["image", "incomplete"]]
+        warnings.warn(
+            f"{len(rows)} of {len(frame)} images lack voxels of regions, for example {image}: "
+            f"{shorten(incomplete, 500)}. The column incomplete of {table} names all.",
+            stacklevel=3,
+        )
 
 
 def show_progress(rows, total):
@@ -184,40 +231,70 @@ def run_tasks(tasks, n_jobs, files):
             yield new_row(image, files[image], "failed", reason=reason, volumes=0)
 
 
-def mask_image(image, file, masks_file, options):
+def mask_image(image, file, masks_file, options, verify=False):
     """Stream an image's time series into a file, unless they are there; return its row."""
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     forget_peak()
-    status, volumes, reason = "failed", 0, ""
     try:
-        status, volumes = extract(image, file, load_masks(masks_file), options)
+        result = extract(image, file, load_masks(masks_file), options, verify)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        result = {"status": "failed", "reason": reason, "volumes": 0}
     cost = {"seconds": time.time() - process["started"], "peak_rss_mib": peak_rss_mib()}
-    return new_row(image, file, status, reason=reason, volumes=volumes, **process, **cost)
+    return new_row(image, file, **result, **process, **cost)
 
 
-def extract(image, file, masks, options):
-    """Write the results of an image; return the status and the number of volumes."""
+def extract(image, file, masks, options, verify=False):
+    """Write the results of an image, unless they are there; return what its row says of them."""
     about, found = describe(image, masks, options), read_about(file)
-    if about.items() <= found.items():
-        return "skipped", found["shape"][3]
+    is_finished = about.items() <= (found | {"image": str(image)}).items()
+    if is_finished and not (verify and not is_undamaged(file)):
+        return summary("skipped", found)
     other = found.get("image", str(image))
-    if other != str(image) and os.path.exists(other):
+    if other != str(image) and os.path.exists(other) and not os.path.samefile(other, image):
         raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
     if len(find_unfinished([file])) > 1:  # from a backend that repeats tasks, such as Dask
         raise RuntimeError("The worker died twice while it did this image.")
     with moved_into_place(file) as unfinished:
-        every_series = stream_masks(
-            image, masks.resampled(image) if options["resample"] else masks.images()
-        )
-        if describe(image, masks, options) != about:
+        fmri = open_series(image)
+        positions, about["incomplete"] = place(masks, fmri, **options)
+        in_file = [in_file_order(one, fmri.shape) for one in positions]
+        every_series = stream_voxels(fmri, in_file)
+        if not describe(image, masks, options).items() <= about.items():
             raise OSError(f"{image} was changed while it was read. Run the study again.")
-        voxels = [series.shape[1] for series in every_series]
-        about["voxels"] = dict(zip(masks.names, voxels, strict=True))
-        about["shape"] = nib.load(image).shape
+        about["voxels"] = dict(zip(masks.names, map(len, positions), strict=True))
+        about["shape"] = fmri.shape
         write_arrays(unfinished, masks.names, every_series, about)
-    return "done", about["shape"][3]
+    return summary("done", about)
+
+
+def place(masks, fmri, resample):
+    """Return where regions lie in an image, and for incomplete ones how many voxels are left."""
+    if is_same_grid(masks, fmri):
+        return masks.positions, {}
+    if not resample:
+        raise ValueError(
+            f"The masks are on the grid {masks.shape}\n{masks.affine}\nThe image is on the grid "
+            f"{fmri.shape[:3]}\n{fmri.affine}\nSet resample, or see "
+            "nilearn.image.resample_to_img, interpolation='nearest'."
+        )
+    positions, inside = masks.resampled(fmri), masks.inside(fmri)
+    left = {
+        name: n if len(there) else 0
+        for name, n, there in zip(masks.names, inside, positions, strict=True)
+    }
+    if not any(map(len, positions)):
+        raise ValueError(f"No region has a voxel in the image: {shorten(', '.join(left), 500)}.")
+    n_voxels = zip(masks.names, map(len, masks.positions), strict=True)
+    return positions, {name: left[name] for name, n in n_voxels if left[name] < n}
+
+
+def summary(status, about):
+    """Return what the row of a finished image says of its results."""
+    incomplete = about.get("incomplete", {}).items()
+    counts = (f"{name} {left} of {about['masks'][name]}" for name, left in incomplete)
+    row = {"status": status, "reason": "", "incomplete": "; ".join(counts)}
+    return row | {"volumes": about["shape"][3]}
 
 
 def forget_peak():

@@ -1,0 +1,324 @@
+"""Regions as people have them: label images, 4D images, soft masks, cut off, and their names."""
+
+import tempfile
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nilearn.maskers import NiftiLabelsMasker
+
+from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.headers import count_all
+from beyond_the_masker.results import read_about, read_arrays
+from beyond_the_masker.streaming import find_voxels, stream_masks
+from beyond_the_masker.study import mask_study
+from made_images import SHAPE, STRAIGHT, assert_same, make_image, nifti_masker
+
+GRID = SHAPE[:3]
+CHANCE = np.random.default_rng(3).random(GRID)
+LABELS = np.digitize(CHANCE, [0.4, 0.6, 0.8]) * [[[-7, 3, 12, 400]]]  # varies along z
+
+
+def study_arrays(fmri_path, masks, **options):
+    """Return the arrays and names that `mask_study` writes."""
+    table = mask_study([fmri_path], masks, fmri_path.parent / "series", **options)
+    assert table.status[0] in ("done", "skipped"), table.reason[0]
+    return read_arrays(table.file[0])
+
+
+ENTRANCES = {
+    "stream_masks": stream_masks,
+    "mask_blocks": mask_blocks,
+    "mask_study": lambda *given, **options: [*study_arrays(*given, **options).values()],
+}
+entrances = pytest.mark.parametrize("entrance", ENTRANCES)
+
+
+@pytest.fixture
+def fmri_path(tmp_path):
+    """Write an image."""
+    return write(tmp_path / "fmri.nii", np.random.default_rng(0).normal(100, 30, SHAPE), "<f4")
+
+
+def write(path, data, dtype=None, affine=STRAIGHT):
+    """Write an image; return its path."""
+    make_image(data=np.asarray(data), dtype=dtype or data.dtype, affine=affine).to_filename(path)
+    return path
+
+
+def image_of(data, affine=STRAIGHT):
+    """Return an image of an array."""
+    return nib.Nifti1Image(data.astype("u1"), affine)
+
+
+def masks_of(labels):
+    """Return an image of each label's voxels, in increasing order."""
+    return [image_of(labels == label) for label in np.unique(labels) if label]
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    values=st.lists(st.integers(-120, 120), min_size=2, max_size=6, unique=True),
+    dtype=st.sampled_from(["i1", "<i2", ">i4", "<f4", ">f8"]),
+    more_axes=st.sampled_from([(), (1,)]),
+    suffix=st.sampled_from([".nii", ".nii.gz", ".nii.bz2", None]),
+    entrance=st.sampled_from([*ENTRANCES]),
+)
+def test_each_label_is_a_region(seed, values, dtype, more_axes, suffix, entrance):
+    """A label image, in a file or in memory, gives NiftiMasker's arrays in increasing order."""
+    labels = np.random.default_rng(seed).choice([0, *values], GRID)
+    labels.flat[: len(values)] = values  # none is missing
+    with tempfile.TemporaryDirectory() as name:
+        fmri_path = write(Path(name) / "fmri.nii", make_image().get_fdata(), "<f4")
+        img = make_image(data=labels.reshape(GRID + more_axes), dtype=dtype)
+        if suffix:
+            img.to_filename(Path(name) / f"atlas{suffix}")
+            img = Path(name) / f"atlas{suffix}"
+        reference = nifti_masker(fmri_path, masks_of(labels))
+        assert_same(ENTRANCES[entrance](fmri_path, img), reference)
+        assert count_all(img, GRID) == [series.shape[1] for series in reference]
+
+
+def test_averages_are_nifti_labels_maskers(fmri_path, tmp_path):
+    """The regions of a label image are those of NiftiLabelsMasker, in its order."""
+    atlas = write(tmp_path / "atlas.nii.gz", LABELS, "<i2")
+    means = [series.mean(axis=1) for series in stream_masks(fmri_path, str(atlas))]
+    reference = NiftiLabelsMasker(atlas, standardize=None).fit_transform(fmri_path)
+    np.testing.assert_allclose(np.transpose(means), reference, rtol=1e-5)
+
+
+@entrances
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_each_volume_is_a_region(fmri_path, tmp_path, entrance, in_memory):
+    """The volumes of a 4D image are masks, or maps that a threshold makes masks."""
+    maps = np.stack([CHANCE, CHANCE[::-1], CHANCE**4 * 200], axis=3)
+    for data, options in ((maps > 0.5, {}), (maps, {"threshold": 0.5})):
+        mask = write(tmp_path / f"maps_{len(options)}.nii.gz", data.astype(">f4"))
+        mask = nib.Nifti1Image(data.astype(float), STRAIGHT) if in_memory else mask
+        reference = nifti_masker(
+            fmri_path, [image_of(one > 0.5) for one in np.moveaxis(maps, 3, 0)]
+        )
+        assert_same(ENTRANCES[entrance](fmri_path, mask, **options), reference)
+        assert count_all(mask, GRID, **options) == [series.shape[1] for series in reference]
+
+
+@entrances
+def test_threshold(fmri_path, entrance):
+    """A threshold takes the values above it, in a list and alone, from labels, too."""
+    for values, threshold in (
+        (CHANCE, 0.5),
+        (np.where(CHANCE > 0.5, CHANCE, np.inf), 0),
+        (LABELS, 3),
+    ):
+        img = nib.Nifti1Image(values.astype(float), STRAIGHT)
+        expected = nifti_masker(fmri_path, [image_of(np.isfinite(values) & (values > threshold))])
+        for masks in ({"one": img}, img):
+            assert_same(ENTRANCES[entrance](fmri_path, masks, threshold=threshold), expected)
+        assert count_all([img], GRID, threshold) == [expected[0].shape[1]]
+
+
+SOUND = {
+    "255": 255 * (CHANCE > 0.5),
+    "a label": 12 * (CHANCE > 0.5),
+    "negative": -1 * (CHANCE > 0.5),
+    "not whole": 0.9999999 * (CHANCE > 0.5),
+    "NaN around": np.where(CHANCE > 0.5, 1, np.nan),
+    "no background": np.ones(GRID),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Non-finite")
+@entrances
+@pytest.mark.parametrize("name", SOUND)
+def test_one_value_is_a_mask(fmri_path, entrance, name):
+    """A mask with one value is one region, alone and in a list, without a warning."""
+    img = nib.Nifti1Image(np.asarray(SOUND[name], float), STRAIGHT)
+    reference = nifti_masker(fmri_path, [img])
+    for masks in (img, {"one": img}):
+        assert_same(ENTRANCES[entrance](fmri_path, masks), reference)
+
+
+SEVERAL = {  # values, and what the warning says
+    "labels": (LABELS, "instead of a list"),
+    "noise": ((CHANCE > 0.5) + 1e-15, "threshold"),
+    "rounded": (np.where(CHANCE > 0.5, 1, 0.9999999) * (CHANCE > 0.2), "threshold"),
+    "signs": (np.sign(CHANCE - 0.5) * (CHANCE > 0.2), "instead of a list"),
+    "resampled": (np.clip(255 * CHANCE - 99, 0, 99).astype(int), "instead of a list"),
+    "probabilities": (CHANCE, "threshold"),
+}
+
+
+@entrances
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_values_in_a_list(fmri_path, entrance, name, tmp_path):
+    """A mask in a list is what is not zero, as for NiftiMasker; one warning counts other values."""
+    values, remedy = SEVERAL[name]
+    path = write(tmp_path / "odd.nii.gz", values, "<f8")
+    n_others = np.count_nonzero(~np.isin(values, [0, 1]))
+    with pytest.warns(UserWarning, match=remedy) as found:
+        series = ENTRANCES[entrance](fmri_path, [path])
+    assert_same(series, nifti_masker(fmri_path, [path]))
+    (message,) = (str(one.message) for one in found)
+    assert message.startswith(f"{path} has {n_others} voxels whose values are neither 0 nor 1")
+    assert f"All {np.count_nonzero(values)} that are not zero" in message
+    assert found[0].filename == __file__ or entrance == "mask_study"
+
+
+EMPTY = np.stack([CHANCE > 0.5, CHANCE > 2], axis=3)
+REFUSED = {  # masks, threshold, what the error says
+    "probabilities": (CHANCE, None, "{path} has 120 voxels .*threshold"),
+    "noise": (1e-15 + (CHANCE > 0.5), None, "{path} has .* voxels .*threshold"),
+    "labels that were scaled": (LABELS * 0.9999, None, "whole numbers"),
+    "maps": (np.stack([CHANCE > 0.5, CHANCE], 3), None, "Volume 2 of {path} has 120 .*threshold"),
+    "labels in 4D": (np.stack([LABELS] * 2, 3), None, "Volume 1 of {path} .*3D"),
+    "empty volume": (EMPTY, None, "Volume 2 of {path} has 0 voxels"),
+    "nothing above": (CHANCE, 1, "{path} has 0 voxels above 1"),
+    "empty": (np.zeros(GRID), None, "{path} has 0 voxels that are not zero"),
+    "negative": (CHANCE, -0.5, "threshold is -0.5"),
+    "no number": (CHANCE, np.nan, "threshold is nan"),
+    "5D": (np.ones((*GRID, 2, 2)), None, r"{path} has the shape \(5, 6, 4, 2, 2\)"),
+    "another grid": (np.ones((5, 6, 5)), None, r"{path}.* \(5, 6, 5\).* \(5, 6, 4\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all"])
+def test_what_is_no_region_is_refused(fmri_path, tmp_path, entrance, name):
+    """What the rule cannot decide needs the reader's word; the error names the file and volume."""
+    values, threshold, message = REFUSED[name]
+    path = write(tmp_path / "odd.nii.gz", np.asarray(values), "<f8")
+    if entrance == "mask_study" and name == "another grid":
+        return  # each image is compared with the masks
+    entrances = ENTRANCES | {"count_all": lambda _, *given, **how: count_all(*given, GRID, **how)}
+    with pytest.raises(ValueError, match=f"(?s){message.format(path=path)}"):
+        entrances[entrance](fmri_path, path, threshold=threshold)
+
+
+@entrances
+def test_4d_image_in_a_list_is_refused(fmri_path, tmp_path, entrance):
+    """The error explains that the volumes of a 4D image are regions if it is given alone."""
+    path = write(tmp_path / "maps.nii", EMPTY[..., [0, 0]], "u1")
+    with pytest.raises(ValueError, match=r"maps.nii .*\(5, 6, 4, 2\); .* instead of a list"):
+        ENTRANCES[entrance](fmri_path, [path])
+
+
+def test_a_thousand_labels_take_little_memory():
+    """Labels are sorted once: no volume is made for each."""
+    labels = np.random.default_rng(0).integers(0, 1001, (91, 109, 91)).astype("i2")
+    img = nib.Nifti1Image(labels, STRAIGHT)
+    tracemalloc.start()
+    found = find_voxels(img, img, "fmri.nii")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 1000
+    assert peak < 40 * labels.size
+
+
+# Names of regions, in a study
+# ----------------------------
+
+
+def names_of(fmri_path, masks):
+    """Return the names under which a study keeps its regions."""
+    return [*study_arrays(fmri_path, masks)]
+
+
+TABLE = "index\tname\tcolour\n0\tBackground\t\n3\tleft\tred\n-7\tright\tblue\n12\tleft\tred\n"
+NAMED = ["right", "left_3", "left_12", "region_400"]
+TABLES = {  # name of the image, of the table, its content, the names of labels
+    "beside it": ("atlas.nii.gz", "atlas.tsv", TABLE, NAMED),
+    "BIDS": ("tpl-A_res-02_dseg.nii.gz", "tpl-A_res-02_dseg.tsv", TABLE, NAMED),
+    "fewer entities": ("tpl-A_res-02_dseg.nii.gz", "tpl-A_dseg.tsv", TABLE, NAMED),
+    "spreadsheet": ("atlas.nii", "atlas.tsv", "\ufeff" + TABLE.replace("\n", "\r\n"), NAMED),
+    "decimals": ("atlas.nii", "atlas.tsv", TABLE.replace("3\t", "3.0\t"), NAMED),
+    "of another image": ("tpl-A_dseg.nii.gz", "tpl-B_dseg.tsv", TABLE, None),
+    "of another kind": ("tpl-A_dseg.nii.gz", "tpl-A_probseg.tsv", TABLE, None),
+    "other columns": ("atlas.nii.gz", "atlas.tsv", "label\tname\n3\tleft\n", None),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_names_come_from_the_lookup_table(fmri_path, tmp_path, name):
+    """Labels have the names of the table beside their image, or their numbers."""
+    image, table, content, expected = TABLES[name]
+    labels = np.resize([0, -7, 3, 12, 400], GRID)
+    (tmp_path / table).write_text(content, newline="")
+    expected = expected or ["region_-7", "region_3", "region_12", "region_400"]
+    assert names_of(fmri_path, write(tmp_path / image, labels, "<i2")) == expected
+
+
+def test_regions_that_only_the_table_has_are_named(fmri_path, tmp_path):
+    """A label without voxels is no region, and a warning names it."""
+    (tmp_path / "atlas.tsv").write_text(TABLE)
+    atlas = write(tmp_path / "atlas.nii.gz", np.resize([0, 3, 12], GRID), "<i2")
+    with pytest.warns(UserWarning, match=r"atlas.nii.gz has no voxels of right\.$"):
+        assert names_of(fmri_path, atlas) == ["left_3", "left_12"]
+
+
+def test_names_without_a_table(fmri_path, tmp_path):
+    """A mask has the name of its file, volumes and labels have their numbers."""
+    mask, maps = CHANCE > 0.5, np.stack([CHANCE > 0.5] * 2, 3)
+    assert names_of(fmri_path, write(tmp_path / "v1.nii.gz", mask, "u1")) == ["v1"]
+    assert names_of(fmri_path, write(tmp_path / "maps.nii", maps, "u1")) == ["region_1", "region_2"]
+    assert names_of(fmri_path, image_of(mask)) == ["region"]
+    assert names_of(fmri_path, {1: image_of(mask)}) == ["1"]
+    big = np.where(mask, 100_000_001, 100_000_002)
+    expected = ["region_100000001", "region_100000002"]
+    assert names_of(fmri_path, nib.Nifti1Image(big.astype("i4"), STRAIGHT)) == expected
+
+
+# Regions that are cut off, or vanish
+# -----------------------------------
+
+
+def boxes():
+    """Return regions: inside, across the edge, outside, and too small for voxels of 6 mm."""
+    labels = np.zeros((12, 12, 12), "u1")
+    labels[2:6, 2:6, 2:6], labels[8:12, 2:6, 2:6] = 1, 2
+    labels[10:12, 8:10, 8:10], labels[4, 9, 4] = 3, 4
+    return labels
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_incomplete_regions_are_named(tmp_path, as_list):
+    """The table and a warning count the voxels left; all other regions are NiftiMasker's."""
+    fine, coarse = np.diag([3.0, 3, 3, 1]), np.diag([6.0, 6, 6, 1])
+    coarse[:3, 3] = 1.5
+    labels, shape = boxes(), (5, 6, 6, 3)
+    fmri_path = write(tmp_path / "fmri.nii", make_image(shape).get_fdata(), "<f4", coarse)
+    masks = nib.Nifti1Image(labels, fine)
+    if as_list:
+        masks = {f"region_{n}": image_of(labels == n, fine) for n in range(1, 5)}
+    output = tmp_path / "series"
+    for status in ("done", "skipped"):
+        with pytest.warns(UserWarning, match=r"^1 of 1 images .*fmri.nii: region_2 32 of 64; "):
+            table = mask_study([fmri_path], masks, output, resample=True)
+        assert list(table.status) == [status]
+        assert table.incomplete[0] == "region_2 32 of 64; region_3 0 of 8; region_4 0 of 1"
+    arrays = read_arrays(table.file[0])
+    assert arrays["region_3"].shape == arrays["region_4"].shape == (3, 0)
+    halves = [labels[1::2, 1::2, 1::2][:5] == n for n in (1, 2)]  # the voxel that is nearest
+    reference = nifti_masker(fmri_path, [image_of(half, coarse) for half in halves])
+    assert_same([arrays["region_1"], arrays["region_2"]], reference)
+    assert read_about(table.file[0])["incomplete"] == {"region_2": 32, "region_3": 0, "region_4": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = mask_study([fmri_path], masks, output)  # without `resample`
+    assert list(table.incomplete) == [""]
+    assert "resample" in table.reason[0]
+
+
+def test_an_image_without_any_region_fails(tmp_path):
+    """If nothing is left, the image fails, and its reason names the regions."""
+    fmri_path = write(tmp_path / "fmri.nii", make_image((5, 6, 6, 3)).get_fdata(), "<f4", np.eye(4))
+    far = np.diag([3.0, 3, 3, 1])
+    far[:3, 3] = 4
+    mask = image_of(boxes() == 3, far)
+    table = mask_study([fmri_path], {"far": mask}, tmp_path / "series", resample=True)
+    assert list(table.status) == ["failed"]
+    assert "No region has a voxel in the image: far" in table.reason[0]
