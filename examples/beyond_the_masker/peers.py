@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +43,11 @@ def apply_masks(fmri_path, mask_paths):
     return [apply_mask(fmri_path, path).mean(axis=1) for path in mask_paths]
 
 
-def mrtrix_stats(fmri_path, mask_paths):
-    """Call MRtrix3's ``mrstats`` for each mask."""
-    options = "-quiet", "-output", "mean", "-mask"
-    return [numbers("mrstats", fmri_path, *options, path) for path in mask_paths]
-
-
-def workbench_stats(fmri_path, mask_paths):
-    """Call Connectome Workbench's ``-volume-stats`` for each mask."""
-    command = "wb_command", "-volume-stats", fmri_path, "-reduce", "MEAN", "-roi"
-    return [numbers(*command, path) for path in mask_paths]
+def call(command, fmri_path, regions):
+    """Call a program for a label image, or for each of some masks; return what it prints."""
+    every = regions if isinstance(regions, list) else [regions]
+    words = [[word.format(image=fmri_path, regions=path) for word in command] for path in every]
+    return [np.loadtxt(run(*own).splitlines()) for own in words]
 
 
 def workbench_parcellate(fmri_path, labels_path):
@@ -89,34 +85,28 @@ def write_names(path, names):
     path.write_text("".join(lines))
 
 
-def afni_stats(fmri_path, labels_path):
-    """Call AFNI's ``3dROIstats``."""
-    return [numbers("3dROIstats", "-quiet", "-mask", labels_path, fmri_path)]
-
-
-def fsl_means(fmri_path, labels_path):
-    """Call FSL's ``fslmeants``."""
-    return [numbers("fslmeants", "-i", fmri_path, f"--label={labels_path}")]
-
-
 def run(*command):
     """Run a program; return what it prints."""
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
 
-def numbers(*command):
-    """Run a program that prints a table of numbers; return them as an array."""
-    return np.loadtxt(run(*command).splitlines())
+def printing(command, at_once):
+    """Return the peer of a command that prints a table of averages."""
+    return Peer(command.split()[0], partial(call, command.split()), at_once)
 
 
 PEERS = {
     "apply_mask, mask by mask": Peer("", apply_masks, at_once=False),
-    "Workbench, volume-stats, mask by mask": Peer("wb_command", workbench_stats, at_once=False),
-    "MRtrix3, mrstats, mask by mask": Peer("mrstats", mrtrix_stats, at_once=False),
+    "Workbench, volume-stats, mask by mask": printing(
+        "wb_command -volume-stats {image} -reduce MEAN -roi {regions}", at_once=False
+    ),
+    "MRtrix3, mrstats, mask by mask": printing(
+        "mrstats {image} -quiet -output mean -mask {regions}", at_once=False
+    ),
     "Workbench, cifti-parcellate": Peer("wb_command", workbench_parcellate, at_once=True),
-    "AFNI, 3dROIstats": Peer("3dROIstats", afni_stats, at_once=True),
-    "FSL, fslmeants": Peer("fslmeants", fsl_means, at_once=True),
+    "AFNI, 3dROIstats": printing("3dROIstats -quiet -mask {regions} {image}", at_once=True),
+    "FSL, fslmeants": printing("fslmeants -i {image} --label={regions}", at_once=True),
 }
 
 
