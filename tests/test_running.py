@@ -63,6 +63,6 @@ def test_a_backend_that_returns_all_results_at_the_end_is_refused():
     """The error names the backends to choose from; another error of joblib passes unchanged."""
     with parallel_config(backend="multiprocessing"):
         with pytest.raises(ValueError, match=r"loky .*threading or dask.*Multiprocessing"):
-            results_as_ready([], 2)
+            results_as_ready([], 2).__enter__()
         with pytest.raises(ValueError, match=r"^n_jobs could not"):
-            results_as_ready([], "two")
+            results_as_ready([], "two").__enter__()

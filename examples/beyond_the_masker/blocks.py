@@ -62,8 +62,9 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, threshold=None):
     positions, ends = np.concatenate(positions), np.cumsum(sizes)
     blocks = divide(part.n_volumes, block_mib * 2**20 / (n_voxels * part.dtype.itemsize))
     tasks = [delayed(extract_block)(part, n_voxels, positions, *block) for block in blocks]
-    with tqdm(total=part.n_volumes, unit="volume", delay=2) as progress:
-        for start, rows in results_as_ready(tasks, n_jobs):
+    progress = tqdm(total=part.n_volumes, unit="volume", delay=2)
+    with progress, results_as_ready(tasks, n_jobs) as results:
+        for start, rows in results:
             parts = np.split(rows, ends[:-1], axis=1)
             for series, values in zip(every_series, parts, strict=True):
                 series[start : start + len(rows)] = values

@@ -1,6 +1,7 @@
 """Run the whole work of a method, and workers, with only the imports that these need."""
 
 import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -70,10 +71,12 @@ def start_workers(n_workers, modules=(), stay=0.0):
     return max(starts), min(ends)
 
 
+@contextmanager
 def results_as_ready(tasks, n_jobs, **options):
-    """Return an iterator over the results of joblib's tasks, in the order in which they are ready.
+    """Yield an iterator over the results of joblib's tasks, in the order in which they are ready.
 
-    Raise a ValueError for a backend that returns results only when all are ready.
+    An error or Ctrl-C while they are used ends the workers, even if its traceback is kept. Raise a
+    ValueError for a backend that returns results only when all are ready.
     """
     from joblib import Parallel
 
@@ -86,4 +89,10 @@ def results_as_ready(tasks, n_jobs, **options):
             "This backend returns results only when all are ready. Choose another one with "
             f"joblib.parallel_config: loky (joblib's default), threading or dask. {error}"
         ) from error
-    return parallel(tasks)
+    results = parallel(tasks)
+    try:
+        yield results
+    except BaseException:
+        with suppress(KeyboardInterrupt):
+            results.throw(KeyboardInterrupt)
+        raise

@@ -211,9 +211,10 @@ def run_tasks(tasks, n_jobs, files):
     while todo:
         try:
             # All tasks at once: Dask gives them to workers that come later, too.
-            for row in results_as_ready(list(todo.values()), n_jobs, pre_dispatch="all"):
-                del todo[Path(row["image"])]
-                yield row
+            with results_as_ready([*todo.values()], n_jobs, pre_dispatch="all") as rows:
+                for row in rows:
+                    del todo[Path(row["image"])]
+                    yield row
         except Exception:  # of the backend: errors of an image are in its row
             begun = set(find_unfinished(files.values()).values())
             found = [image for image in todo if files[image] in begun]
