@@ -14,10 +14,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
 from leftovers import eventually, processes_with
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "sinfo", "squeue")
+OF_ANOTHER_SLURM = ("SLURM", "SBATCH", "SCANCEL", "SCONTROL", "SINFO", "SQUEUE")
 PATH = f"{os.environ['PATH']}:/usr/sbin"  # daemons are in a folder that not every user has
 CPUS, MEMORY_MB = 2, 4000  # of the node, whatever the machine has
 
@@ -55,8 +57,6 @@ def settings(folder):
         "KillWait": 1,
         "MessageTimeout": 100,  # on a busy machine each answer takes its time
         "BatchStartTimeout": 100,
-        "MaxArraySize": 10_001,
-        "MaxJobCount": 20_000,
     }
     return [f"{name}={value}" for name, value in values.items()] + [
         f"NodeName=localhost NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB}",
@@ -86,12 +86,6 @@ class Slurm:
         (folder / "munge.key").chmod(0o600)
         self.conf.write_text("\n".join([*settings(folder), ""]))
 
-    def environment(self):
-        """Return the caller's environment without variables of another Slurm."""
-        others = ("SLURM", "SBATCH", "SCANCEL", "SCONTROL", "SINFO", "SQUEUE")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        return kept | {"PATH": f"{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(self.conf)}
-
     def start(self):
         """Start the daemons; wait until the node takes jobs."""
         socket_path = self.folder / "munge.socket"
@@ -108,7 +102,6 @@ class Slurm:
         with open(self.folder / f"{name}.log", "w") as log:
             self.daemons[name] = subprocess.Popen(
                 [shutil.which(name, path=PATH), *arguments],
-                env=self.environment(),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -136,9 +129,7 @@ class Slurm:
 
     def ask(self, *command, **options):
         """Run one of Slurm's commands; return the completed process."""
-        return subprocess.run(
-            command, env=self.environment(), capture_output=True, text=True, timeout=300, **options
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
     def queue(self):
         """Return the numbers of the jobs that wait or run."""
@@ -170,11 +161,16 @@ class Slurm:
 
 @contextmanager
 def one_node_slurm():
-    """Yield a Slurm that takes jobs, and end it."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+    """Yield a Slurm that takes jobs, which all of Slurm's commands reach meanwhile; end it."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-"))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         slurm = Slurm(Path(folder))
-        with ExitStack() as stack:
-            stack.callback(slurm.stop)
-            slurm.start()
-            stack.callback(slurm.cancel)
-            yield slurm
+        for name in [name for name in os.environ if name.startswith(OF_ANOTHER_SLURM)]:
+            patch.delenv(name)
+        patch.setenv("SLURM_CONF", str(slurm.conf))
+        patch.setenv("PATH", PATH)
+        stack.callback(slurm.stop)
+        slurm.start()
+        stack.callback(slurm.cancel)
+        yield slurm

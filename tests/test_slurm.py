@@ -30,11 +30,8 @@ def slurm_programs():
 
 @pytest.fixture(scope="module")
 def running_slurm(slurm_programs):
-    """A Slurm that takes jobs; all calls of Slurm's commands reach this one only."""
-    with one_node_slurm() as slurm, pytest.MonkeyPatch.context() as patch:
-        for name in os.environ.keys() - slurm.environment().keys():
-            patch.delenv(name)
-        patch.setenv("SLURM_CONF", str(slurm.conf))
+    """A Slurm that takes jobs."""
+    with one_node_slurm() as slurm:
         yield slurm
 
 

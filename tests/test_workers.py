@@ -98,18 +98,18 @@ def test_figure_of_a_lost_worker():
     assert len([bar for bar in figure.gca().patches if bar.get_width()]) == 7
 
 
-def test_hours_of_a_known_case():
-    """The hours of a case that can be computed by hand."""
-    study = {"n_images": 3600, "image_mib": 1000, "worker_mib_s": 100}
-    cluster = {"cores": 10, "node_mib_s": 625, "storage_mib_s": 2500, "result_mib": 250}
-    assert page.plan(1, **study, **cluster) == {"processors": 1, "storage": 2}
-    assert page.plan(4, **study, **cluster) == {"processors": 0.25, "storage": 0.5}
-    assert page.plan(8, **study, **cluster)["storage"] == 0.5  # it is shared by all nodes
-
-
-def test_last_round_counts_in_full():
-    """One image more than workers takes one more round."""
-    rates = {"worker_mib_s": 200, "result_mib": 50}
-    options = page.CLUSTER | {"cores": 8, "image_mib": 1} | rates
-    times = [page.plan(1, n_images=n, **options)["processors"] for n in (8, 9, 16, 17)]
-    assert np.allclose(np.array(times) / times[0], [1, 2, 2, 3])
+@pytest.mark.parametrize(
+    ("n_nodes", "n_images", "processors", "storage"),
+    [
+        (1, 3600, 1, 2),
+        (4, 3600, 0.25, 0.5),
+        (8, 3600, 0.125, 0.5),  # all nodes share the storage
+        (1, 3601, 361 / 360, 3601 / 1800),  # the last round counts in full
+    ],
+)
+def test_hours_of_known_cases(n_nodes, n_images, processors, storage):
+    """The hours are those that can be computed by hand."""
+    study = {"n_images": n_images, "image_mib": 1000, "result_mib": 250, "worker_mib_s": 100}
+    cluster = {"cores": 10, "node_mib_s": 625, "storage_mib_s": 2500}
+    hours = page.plan(n_nodes, **study, **cluster)
+    assert hours == pytest.approx({"processors": processors, "storage": storage})
