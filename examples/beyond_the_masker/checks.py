@@ -116,21 +116,23 @@ def open_checked(fmri, masks):
 
     Both are given as paths or as images.
     """
-    import nibabel as nib
-
-    def load(item):
-        if not isinstance(item, (str, Path)):
-            return item
-        with damaged_file_named(item):
-            img = nib.load(item)
-        check_numbers(img, item)
-        return img
-
-    fmri_img, mask_arrays = load(fmri), []
-    for mask_img in map(load, masks):
+    fmri_img, mask_arrays = open_image(fmri), []
+    for mask_img in map(open_image, masks):
         check_same_grid(fmri_img, mask_img)
         mask_arrays.append(read_mask(mask_img))
     return fmri_img, mask_arrays
+
+
+def open_image(item):
+    """Return the image of a path, its data not read, or an image as it is; refuse other files."""
+    import nibabel as nib
+
+    if not isinstance(item, (str, Path)):
+        return item
+    with damaged_file_named(item):
+        img = nib.load(item)
+    check_numbers(img, item)
+    return img
 
 
 def to_grid(region, img):

@@ -17,10 +17,9 @@ from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
 
 from beyond_the_masker import synthetic
 from beyond_the_masker.checks import (
-    damaged_file_named,
     is_inside,
+    open_image,
     read_3d,
-    read_mask,
     read_volumes,
     to_grid,
     value_type,
@@ -130,9 +129,20 @@ def prepare_fmri(n_subjects):
     options = read_options()
     if options.fmri:
         return prepare_own(Path(options.fmri))
-    depends_on = [inspect.getsource(code) for code in (synthetic, write_fmri, *WRITING)]
-    write = functools.partial(write_fmri, options.data, n_subjects)
-    return prepare(f"{options.data}-{n_subjects}-images", depends_on, write) / "fmri.nii.gz"
+    name = f"{options.data}-{n_subjects}-images"
+    return prepare_joined(name, write_fmri, options.data, n_subjects)
+
+
+def prepare_2mm(n_volumes):
+    """Return the path of a synthetic image with MNI152's grid of 2 mm."""
+    return prepare_joined(f"2mm-{n_volumes}-volumes", write_2mm, n_volumes)
+
+
+def prepare_joined(name, write, *arguments):
+    """Return the path of an image that one of the functions below writes into a folder."""
+    code = synthetic, write, write_joined, write_header, write_volumes
+    depends_on = [inspect.getsource(each) for each in code]
+    return prepare(name, depends_on, functools.partial(write, *arguments)) / "fmri.nii.gz"
 
 
 def prepare_own(fmri_path):
@@ -144,8 +154,7 @@ def prepare_own(fmri_path):
     if not is_pair and not glob.has_magic(str(fmri_path)):
         return fmri_path
     name = "fmri.nii" + "".join(end for end in COMPRESSED if fmri_path.suffix.lower() == end)
-    with damaged_file_named(fmri_path):
-        img = nib.load(fmri_path)
+    img = open_image(fmri_path)
 
     def fill(folder):
         if is_pair:
@@ -176,30 +185,22 @@ def write_fmri(data, n_subjects, folder):
     write_joined(imgs, n_volumes, folder / "fmri.nii.gz")
 
 
-def prepare_2mm(n_volumes):
-    """Return the path of a synthetic image with MNI152's grid of 2 mm."""
-    depends_on = [inspect.getsource(code) for code in (synthetic, write_2mm, *WRITING)]
-    write = functools.partial(write_2mm, n_volumes)
-    return prepare(f"2mm-{n_volumes}-volumes", depends_on, write) / "fmri.nii.gz"
-
-
 def write_2mm(n_volumes, folder, n_at_once=50):
     """Make a synthetic image with MNI152's grid of 2 mm, some volumes at a time."""
+    shape, affine = synthetic.MNI_SHAPE, synthetic.MNI_AFFINE
     lengths = [min(n_at_once, n_volumes - start) for start in range(0, n_volumes, n_at_once)]
-    grid = synthetic.MNI_SHAPE, synthetic.MNI_AFFINE
-    imgs = (synthetic_fmri(part, (*grid[0], n), grid[1]) for part, n in enumerate(lengths))
+    imgs = (synthetic_fmri(part, (*shape, n), affine) for part, n in enumerate(lengths))
     write_joined(imgs, n_volumes, folder / "fmri.nii.gz")
 
 
 def on_grid_of(fmri_path, make, *arguments):
     """Return the path of the atlas that a function of `synthetic` makes on an image's grid."""
     img = nib.load(fmri_path)
-    grid = img.shape[:3], img.affine
 
     def fill(folder):
-        make(*arguments, *grid).to_filename(folder / "atlas.nii.gz")
+        make(*arguments, img.shape[:3], img.affine).to_filename(folder / "atlas.nii.gz")
 
-    depends_on = [arguments, grid[0], grid[1].tolist(), inspect.getsource(synthetic)]
+    depends_on = [arguments, grid_of(img), inspect.getsource(synthetic)]
     return prepare(make.__name__.replace("_", "-"), depends_on, fill) / "atlas.nii.gz"
 
 
@@ -241,9 +242,6 @@ def write_volumes(file, volumes, header):
     """Write volumes in the type of a header."""
     for volume in volumes:
         file.write(np.asarray(volume, header.get_data_dtype()).tobytes("F"))
-
-
-WRITING = (write_joined, write_header, write_volumes)  # a change makes the data anew
 
 
 def download(fetch, **arguments):
@@ -295,10 +293,9 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
         raise ValueError(f"{fmri_path} has shape {fmri_img.shape}; a 4D image is needed.")
     if n_regions < 1:
         raise ValueError(f"{n_regions} regions were asked for; at least 1 is needed.")
-    depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist()]
+    depends_on = [grid_of(fmri_img), *map(stamp_of, files)]
     code = write_masks, atlas_regions, regions_of, to_grid
     depends_on += [inspect.getsource(function) for function in code]
-    depends_on += map(stamp_of, files)
     write = functools.partial(write_masks, files, fmri_path, n_regions)
     folder = prepare(f"{n_regions}-masks", depends_on, write)
     mask_paths = [folder / MASK_NAME.format(number) for number in range(1, n_regions + 1)]
@@ -332,14 +329,16 @@ def atlas_to_labels(atlas_path, fmri_path):
     fmri_img = nib.load(fmri_path)
 
     def fill(folder):
-        labels = np.zeros(fmri_img.shape[:3], "int32")
-        for number, (_, region) in enumerate(atlas_regions(files), start=1):
-            labels[np.asarray(to_grid(region, fmri_img).dataobj) != 0] = number
-        nib.Nifti1Image(labels, fmri_img.affine).to_filename(folder / "labels.nii.gz")
+        regions = (to_grid(region, fmri_img) for _, region in atlas_regions(files))
+        write_labels(regions, fmri_img, folder)
 
-    depends_on = [fmri_img.shape[:3], fmri_img.affine.tolist(), inspect.getsource(atlas_regions)]
-    depends_on += map(stamp_of, files)
+    depends_on = [grid_of(fmri_img), inspect.getsource(atlas_regions), *map(stamp_of, files)]
     return prepare("atlas-labels", depends_on, fill) / "labels.nii.gz"
+
+
+def grid_of(img):
+    """Return an image's grid: the shape of a volume, and the affine."""
+    return img.shape[:3], img.affine.tolist()
 
 
 def stamp_of(path):
@@ -353,7 +352,7 @@ def atlas_regions(files, n_regions=None):
 
     An image of shape (x, y, z, 1) has labels if its values are whole numbers, else it is one map.
     """
-    imgs = [nib.load(file) for file in files]
+    imgs = [open_image(file) for file in files]
     for file, img in zip(files, imgs, strict=True):
         if img.ndim != 3 and (img.ndim != 4 or (len(imgs) > 1 and img.shape[3] > 1)):
             raise ValueError(
@@ -371,9 +370,9 @@ def atlas_regions(files, n_regions=None):
             f"{'and the others have' if len(files) > 1 else 'has'} {len(names)}: set "
             f"N_REGIONS to {len(names)} or less."
         )
-    affines = [img.affine for img in imgs] if len(imgs) > 1 else [imgs[0].affine] * len(names)
-    for name, affine, volume in zip(names[:n_regions], affines, volumes, strict=False):
-        yield name, nib.Nifti1Image(is_inside(volume).astype("uint8"), affine)
+    like = imgs if len(imgs) > 1 else itertools.repeat(imgs[0])
+    for name, img, volume in zip(names[:n_regions], like, volumes, strict=False):
+        yield name, nib.Nifti1Image(is_inside(volume).astype("uint8"), img.affine)
 
 
 def regions_of(file, img):
@@ -389,16 +388,15 @@ def regions_of(file, img):
 
 
 def labels_image(mask_paths):
-    """Prepare one image with the number of each voxel's mask, 1 for the first; return its path.
-
-    Where masks overlap, the last one counts.
-    """
-
-    def fill(folder):
-        imgs = [nib.load(path) for path in mask_paths]
-        labels = np.zeros(imgs[0].shape[:3], "int32")
-        for number, img in enumerate(imgs, start=1):
-            labels[read_mask(img)] = number
-        nib.Nifti1Image(labels, imgs[0].affine).to_filename(folder / "labels.nii.gz")
-
+    """Prepare one label image of several masks, as `atlas_to_labels` does; return its path."""
+    imgs = map(nib.load, mask_paths)
+    fill = functools.partial(write_labels, imgs, nib.load(mask_paths[0]))
     return prepare("label-image", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
+
+
+def write_labels(regions, like, folder):
+    """Write an image with the number of each voxel's region, 1 for the first, on a grid."""
+    labels = np.zeros(like.shape[:3], "int32")
+    for number, region in enumerate(regions, start=1):
+        labels[read_3d(region) != 0] = number
+    nib.Nifti1Image(labels, like.affine).to_filename(folder / "labels.nii.gz")

@@ -7,14 +7,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import check_numbers, damaged_file_named
+from beyond_the_masker.checks import damaged_file_named, open_image
 
 
 def load_in_memory(path):
     """Return an image whose data are an array, scale factors applied, not a proxy to the file."""
-    with damaged_file_named(path):
-        img = nib.load(path)
-    check_numbers(img, path)
+    img = open_image(path)
     with damaged_file_named(path):
         data = np.asanyarray(img.dataobj)
     if isinstance(data, np.memmap):  # an uncompressed file: mapped, not read
