@@ -1,7 +1,6 @@
 """stream_masker returns what fit_transform returns, for every masker, or refuses with a reason."""
 
 import gc
-import gzip
 import tempfile
 import warnings
 
@@ -31,7 +30,7 @@ from beyond_the_masker.maskers import (
 )
 from beyond_the_masker.meter import measure
 from made_images import make_image
-from test_streaming import NOISE, changed, open_files
+from test_streaming import open_files
 
 N = 37
 GRID = (9, 10, 8)
@@ -136,6 +135,7 @@ SPATIAL = {  # masker, its parameters
         NiftiMapsMasker,
         {"maps_img": COARSE_MAPS, "resampling_target": "maps", "mask_img": MASK},
     ),
+    "maps in float32": (NiftiMapsMasker, {"maps_img": region(MAPS.dataobj, "f4")}),
     "maps and data to mask": (
         NiftiMapsMasker,
         {"maps_img": MAPS, "resampling_target": "mask", "mask_img": COARSE_MASK},
@@ -180,7 +180,8 @@ def assert_same(series, reference, spatial):
     assert series.dtype.newbyteorder("=") == reference.dtype.newbyteorder("=")
     if "maps" in spatial:
         size = np.nanmax(np.abs(reference), initial=0)
-        places = 1 if reference.dtype.kind == "i" else 1e-6 if reference.dtype == "f4" else 1e-12
+        is_single = reference.dtype == "f4" or spatial == "maps in float32"
+        places = 1 if reference.dtype.kind == "i" else 1e-5 if is_single else 1e-12
         np.testing.assert_allclose(series, reference, rtol=0, atol=places * max(size, 1))
     else:
         np.testing.assert_array_equal(series, reference)
@@ -210,19 +211,6 @@ def test_every_masker_returns_what_fit_transform_returns(files, spatial, share):
         assert_same(series, reference, spatial)
 
 
-def test_maps_in_single_precision(files):
-    """The tolerance that the page states for float32 image and maps is kept."""
-    maps = region(MAPS.dataobj, "f4")
-    reference = NiftiMapsMasker(maps, standardize=None).fit_transform(files["float32"])
-    assert reference.dtype == "f4"
-    masker = NiftiMapsMasker(maps, standardize=None, reports=False)
-    for block_size in (1, 2, 7, N):
-        series = stream_masker(masker, files["float32"], block_size=block_size)
-        assert series.dtype == "f4"
-        size = 1e-5 * np.abs(reference).max()
-        np.testing.assert_allclose(series, reference, rtol=0, atol=size)
-
-
 @pytest.mark.parametrize("kind", ["whole-brain", pytest.param("gm", marks=pytest.mark.extensive)])
 def test_template_strategies_need_no_mask(tmp_path, kind):
     """A mask that depends on the grid alone is computed as in fit_transform."""
@@ -234,18 +222,6 @@ def test_template_strategies_need_no_mask(tmp_path, kind):
     np.testing.assert_array_equal(stream_masker(NiftiMasker(**options), path), reference)
 
 
-@pytest.mark.parametrize("image", ["float32", "int16 scaled"])
-@pytest.mark.parametrize("strategy", ["background", "epi"])
-def test_mask_from_the_mean_image(files, image, strategy):
-    """A mask that depends on the whole image is computed from its mean, as in fit_transform."""
-    options = {"mask_strategy": strategy, "mask_args": {"opening": 0}, "standardize": None}
-    options |= {"smoothing_fwhm": 5, "reports": False}
-    masker, usual = NiftiMasker(**options), NiftiMasker(**options)
-    reference = usual.fit_transform(files[image])
-    assert_same(stream_masker(masker, files[image], block_size=5), reference, "mask")
-    np.testing.assert_array_equal(masker.mask_img_.dataobj, usual.mask_img_.dataobj)
-
-
 @QUIET
 @pytest.mark.parametrize("spatial", ["mask", "labels", "maps", "spheres"])
 def test_confounds_with_high_variance(files, spatial):
@@ -254,7 +230,7 @@ def test_confounds_with_high_variance(files, spatial):
     reference = make_masker(spatial, **options).fit_transform(files["NaN"], confounds=CONFOUNDS)
     masker, other = make_masker(spatial, **options), make_masker(spatial)
     series, plain = stream_masker([masker, other], files["NaN"], CONFOUNDS)
-    np.testing.assert_allclose(series, reference, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(series, reference, rtol=0, atol=1e-6 * np.abs(reference).max())
     assert masker.high_variance_confounds is True
     whole = make_masker(spatial).fit_transform(files["NaN"], confounds=CONFOUNDS)
     assert_same(plain, whole, spatial)
@@ -299,19 +275,6 @@ def test_image_of_one_volume_in_4d(tmp_path):
     for spatial in ("mask", "labels", "maps", "spheres", "spheres, coarse mask"):
         reference = make_masker(spatial).fit_transform(path)
         assert_same(stream_masker(make_masker(spatial), path), reference, spatial)
-
-
-@QUIET
-def test_other_nifti_files(tmp_path):
-    """NIfTI-2 and pairs of files are read."""
-    img = nib.Nifti1Image(DATA.astype("f4"), AFFINE)
-    nib.Nifti2Image.from_image(img).to_filename(tmp_path / "two.nii.gz")
-    nib.Nifti1Pair.from_image(img).to_filename(tmp_path / "pair.img.gz")
-    for spatial in ("mask", "data to coarse labels"):
-        reference = make_masker(spatial).fit_transform(img)  # nilearn 0.14 fails with pairs
-        for name in ("two.nii.gz", "pair.hdr.gz", "pair.img.gz"):
-            series = stream_masker(make_masker(spatial), str(tmp_path / name), block_size=5)
-            assert_same(series, reference, spatial)
 
 
 STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
@@ -479,18 +442,6 @@ def test_masker_that_needs_the_whole_image_is_refused(files, masker, text):
             stream_masker(maskers, files["float32"])
 
 
-def test_other_formats_and_types_are_refused(tmp_path, files):
-    """An image in memory, or of another format, is refused."""
-    nib.MGHImage(DATA.astype("f4"), AFFINE).to_filename(tmp_path / "image.mgz")
-    with pytest.raises(ValueError, match=r"image.mgz is not a 4D NIfTI"):
-        stream_masker(make_masker("mask"), tmp_path / "image.mgz")
-    for image in (nib.load(files["float32"]), None):
-        with pytest.raises(ValueError, match="path"):
-            stream_masker(make_masker("mask"), image)
-    with pytest.raises(FileNotFoundError):
-        stream_masker(make_masker("mask"), tmp_path / "none.nii")
-
-
 def test_bad_block_size_is_refused(files):
     """A block has one volume at least, and a whole number of them."""
     for block_size in (0, 2.5):
@@ -515,29 +466,6 @@ def test_mistakes_show_before_the_file_is_read(files, monkeypatch):
         stream_masker(make_masker("mask"), files["float32"], CONFOUNDS[1:])
     with pytest.raises(ValueError, match="t_r"):
         stream_masker(make_masker("mask", low_pass=0.1), files["float32"])
-
-
-# Damaged files
-# -------------
-
-
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-def test_damaged_file_is_named(tmp_path):
-    """A file that is cut off, or has one wrong byte that gzip's checksum reveals, is named."""
-    plain = save(tmp_path / "whole.nii", DATA).read_bytes()
-    packed = gzip.compress(plain, 1)
-    places = np.linspace(2000, len(packed) - 1, 20, dtype=int)
-    contents = {
-        "cut.nii": [plain[:n] for n in (0, 100, 351, 352, 9000, len(plain) - 1)],
-        "cut.nii.gz": [packed[:n] for n in (0, 17, 348, *places)],
-        "changed.nii.gz": [changed(packed, n, 0x10) for n in places],
-        "after_the_volumes.nii.gz": [changed(gzip.compress(plain + NOISE, 1), -9, 1)],
-    }
-    for name, damaged in contents.items():
-        for content in damaged:
-            (tmp_path / name).write_bytes(content)
-            with pytest.raises(OSError, match=rf"{name} is incomplete or damaged.*copy it again"):
-                stream_masker(make_masker("mask"), tmp_path / name, block_size=4)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

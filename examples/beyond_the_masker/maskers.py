@@ -105,7 +105,7 @@ def stream_masker(
     -----
     Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently: its
     least squares are factorised once. Extracted series differ by less than 1e-12 of their largest
-    value, or by 1e-5 if image and maps are both float32. ``high_variance_confounds`` may differ
+    value, or 1e-5 where nilearn's are in single precision. ``high_variance_confounds`` may differ
     by 1e-6 of theirs: see `beyond_the_masker.two_passes`. If the image is resampled, the file is
     read twice.
     ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.

@@ -96,7 +96,7 @@ def find_maps(masker, img, data_dtype):
     maps = maps[inside]
     if masker.mask_img_ is not None and not masker.keep_masked_maps:
         maps = maps[:, maps.any(axis=0)]
-    dtype = np.float32 if maps.dtype == data_dtype == np.float32 else np.float64
+    _, dtype, _ = linalg.find_best_blas_type((maps, np.empty(0, data_dtype)))
     # nilearn calls scipy.linalg.lstsq, which drops singular values that are as small as this
     basis, rest = factorise(maps.astype(float))
     inverse = basis @ linalg.pinv(rest, atol=0, rtol=np.finfo(dtype).eps).T
