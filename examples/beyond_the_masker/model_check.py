@@ -21,11 +21,10 @@ import numpy as np
 from beyond_the_masker.budget import guard
 from beyond_the_masker.comparison import compare_grid_row, count_of, is_outside, table_of
 from beyond_the_masker.data import atlas_to_masks, synthetic_atlas_path
-from beyond_the_masker.experiment import describe_machine, show_progress
+from beyond_the_masker.experiment import describe_machine, repeat, show_progress, why_stopped
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.headers import count_all, read_header
 from beyond_the_masker.imports import calibrate
-from beyond_the_masker.meter import measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.synthetic import synthetic_fmri
 
@@ -93,12 +92,10 @@ def measure_point(point, method, fmri_path, mask_paths, n_runs):
         show_progress(f"{method.title}: {reason}")
         return
     call = method.call(fmri_path, masks, point.n_jobs)
-    traces = [measure(call) for _ in range(n_runs if method.workers else 1)]
-    for trace in traces:
-        if isinstance(trace.exception, MemoryError):
-            show_progress(trace.exception)
-            return
-        trace.result()
+    outcome, traces = repeat(call, n_runs if method.workers else 1, method.title)
+    if reason := why_stopped(outcome):
+        show_progress(reason)
+        return
     image = read_header(fmri_path)
     row = {"method": method.title, **point._asdict(), "slope": image.slope, "inter": image.inter}
     row["mask_voxels"] = " ".join(str(n) for n in count_all(masks, image.shape[:3]))
