@@ -141,7 +141,7 @@ print(table.status.value_counts().to_dict())
 # %%
 # Each bar is an image, with its number. Another worker repeats the image that the lost worker had
 # begun. The nanny, a process that supervises workers, starts a new one, which takes part if images
-# are left.
+# are left. An image is "skipped" if its file was complete when the worker was lost.
 
 import matplotlib.pyplot as plt
 
