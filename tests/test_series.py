@@ -12,9 +12,12 @@ from nilearn.image import concat_imgs
 from nilearn.maskers import NiftiMasker
 
 from beyond_the_masker import streaming
+from beyond_the_masker.__main__ import main
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.results import read_arrays
 from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.study import mask_study
 from made_images import SHAPE, STRAIGHT
 from test_maskers import AFFINE, DATA, QUIET, SPATIAL, make_masker
 from test_maskers import assert_same as assert_same_series
@@ -182,6 +185,39 @@ def test_list_in_another_order_than_its_numbers(volumes):
     assert caught[0].filename == __file__
     write(Path("rest.nii"), any_bits(SHAPE[:3], "<f4", 12))
     stream_masks([*volumes, "rest.nii", "vol_3.nii.gz"][10:13], MASKS)  # other names: no warning
+
+
+# A study of series
+# -----------------
+
+
+def test_study_of_patterns(tmp_path, monkeypatch, capsys):
+    """A pattern is one image of a study, also on the command line; changed files are noticed."""
+    labels = np.random.default_rng(0).integers(0, 4, SHAPE[:3]).astype("u1")
+    write(tmp_path / "atlas.nii.gz", labels)
+    monkeypatch.chdir(tmp_path)
+    for n in range(2, 12):
+        write(tmp_path / f"sub-01_vol-{n}.nii", any_bits(SHAPE[:3], "<f4", n))
+        (tmp_path / "[2]").mkdir(exist_ok=True)
+        write(tmp_path / "[2]" / f"{n}.nii", any_bits(SHAPE[:3], "<i2", n))
+    command = ["study", "sub-01_vol-*.nii", "[2]/*.nii", "--masks", "atlas.nii.gz"]
+    for expected in ("2 done", "2 skipped", "1 skipped, 1 done"):
+        with pytest.raises(SystemExit, match="0"):
+            main(command)
+        assert expected in capsys.readouterr().out
+        if expected == "2 skipped":
+            write(tmp_path / "[2]" / "7.nii", any_bits(SHAPE[:3], "<i2", 77))
+    for pattern, name in (("sub-01_vol-*.nii", "sub-01_vol"), ("[2]/*.nii", "[2]")):
+        found = read_arrays(f"series/{name}.npz")
+        assert list(found) == ["region_1", "region_2", "region_3"]
+        assert_same(list(found.values()), stream_masks(pattern, "atlas.nii.gz"))
+
+
+@pytest.mark.parametrize("pattern", ["sub-*/vol.nii", "sub-0?_vol-1.nii", "sub-*.nii"])
+def test_pattern_for_several_people_is_refused(tmp_path, pattern):
+    """Images of several people are no series, so a study refuses what may join them."""
+    with pytest.raises(ValueError, match="may be of several people"):
+        mask_study([tmp_path / pattern], MASKS[0], tmp_path / "out")
 
 
 # Refusals

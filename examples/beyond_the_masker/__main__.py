@@ -98,7 +98,12 @@ def part_of(text):
 
 
 @command(
-    argument("images", nargs="+", help="4D NIfTI files; @FILE reads their paths from FILE's lines"),
+    argument(
+        "images",
+        nargs="+",
+        help="4D NIfTI files; @FILE reads their paths from FILE's lines. A pattern in quotes, such "
+        "as 'sub-01/vol_*.nii', is one image: its files in the order of their numbers",
+    ),
     argument("--masks", nargs="+", required=True, help=MASKS),
     THRESHOLD,
     argument("--output", metavar="FOLDER", default="series", help="folder of the results"),

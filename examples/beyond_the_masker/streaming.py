@@ -200,9 +200,10 @@ def open_image(fmri_path, n_axes=(4,)):
     shape = getattr(img, "shape", ())  # a surface has none
     has_numbers = isinstance(img, nib.Nifti1Pair) and img.dataobj.dtype.kind in "fiu"
     if not has_numbers or len(shape) not in n_axes or min(shape) < 1:
+        hint = "Volumes of a series are given as a list or a pattern." if len(shape) == 3 else ""
         raise ValueError(
             f"{fmri_path} is not a 4D NIfTI image of numbers, but a {type(img).__name__} with the "
-            f"shape {shape} and the type {getattr(img, 'get_data_dtype', object)()}."
+            f"shape {shape} and the type {getattr(img, 'get_data_dtype', object)()}. {hint}"
         )
     return img
 

@@ -15,6 +15,7 @@ import socket
 import time
 import warnings
 from contextlib import suppress
+from glob import has_magic
 from pathlib import Path
 from textwrap import shorten
 
@@ -26,7 +27,7 @@ from beyond_the_masker.files import find_unfinished, moved_into_place, remove_un
 from beyond_the_masker.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.results import describe, is_undamaged, read_about, write_arrays
 from beyond_the_masker.running import results_as_ready
-from beyond_the_masker.streaming import in_file_order, open_series, stream_voxels
+from beyond_the_masker.streaming import in_file_order, list_files, open_series, stream_voxels
 
 __all__ = ["mask_study"]
 COLUMNS = ["image", "file", "status", "reason", "incomplete", "volumes", "seconds", "peak_rss_mib"]
@@ -50,14 +51,16 @@ def mask_study(
     Parameters
     ----------
     images : list of str or pathlib.Path
-        4D NIfTI images, compressed or not.
+        4D NIfTI images, compressed or not. A pattern, such as ``"sub-01/vol_*.nii"``, is one image:
+        its files in the order of their numbers, as for `stream_masks`.
     masks : str, pathlib.Path or nibabel.Nifti1Image, or a list or dict of them
         As for `stream_masks`: a list of 3D masks on one grid, a label image, or a 4D image of
         masks. A file's name, without folder and ending, becomes the name of its mask; a dict gives
         the names itself. The columns ``index`` and ``name`` of a table beside a label image, with
         the same name and the ending ``.tsv``, name its labels. Others become ``region_12``.
     output_dir : str or pathlib.Path
-        Folder of the results: for each image an ``.npz`` file with the image's name.
+        Folder of the results: for each image an ``.npz`` file with the image's name, or with the
+        pattern's name without wildcards.
     n_jobs : int, optional
         Workers, as for :class:`joblib.Parallel`; by default the calling process does the work.
         `joblib.parallel_config` selects the backend: loky, threading or dask.
@@ -143,7 +146,7 @@ def name_files(images, output_dir, relative_to=None):
     files, images_of = {}, {}
     for image in images:
         below = place_below(image, absolute(relative_to)) if relative_to else Path(image.name)
-        file = output_dir / below.with_name(f"{stem(image)}.npz")
+        file = output_dir / below.with_name(f"{name_of(image)}.npz")
         if (other := images_of.setdefault(file, image)) != image:
             raise ValueError(
                 f"{image} and {other} would both become {file}. If they are in different folders, "
@@ -153,6 +156,20 @@ def name_files(images, output_dir, relative_to=None):
     if len(files) < max(len(images), 1):
         raise ValueError(f"Give at least one image, and none twice; there are {len(images)}.")
     return files
+
+
+def name_of(image):
+    """Return the name of an image's results; refuse a pattern for the images of several people."""
+    name = stem(image)
+    if os.path.lexists(image):
+        return name
+    folder_is_pattern = has_magic(str(image.parent)) and not image.parent.is_dir()
+    if folder_is_pattern or re.search(r"sub-[^_]*[*?[]", name):
+        raise ValueError(
+            f"{image} is a pattern, so its files are one image, and may be of several people: only "
+            "the name may have wildcards, but not that of the subject. Or give the files in a list."
+        )
+    return re.sub(r"[-_.]*([*?]|\[.*?\])+", "", name) or image.parent.name
 
 
 def place_below(image, folder):
@@ -252,7 +269,7 @@ def extract(image, file, masks, options, verify=False):
     if is_finished and not (verify and not is_undamaged(file)):
         return summary("skipped", found)
     other = found.get("image", str(image))
-    if other != str(image) and os.path.exists(other) and not os.path.samefile(other, image):
+    if other != str(image) and found.get("file") != about["file"] and is_there(other):
         raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
     if len(find_unfinished([file])) > 1:  # from a backend that repeats tasks, such as Dask
         raise RuntimeError("The worker died twice while it did this image.")
@@ -267,6 +284,13 @@ def extract(image, file, masks, options, verify=False):
         about["shape"] = fmri.shape
         write_arrays(unfinished, masks.names, every_series, about)
     return summary("done", about)
+
+
+def is_there(image):
+    """Return whether an image exists, or a file that matches its pattern."""
+    with suppress(FileNotFoundError):
+        return bool(list_files(image))
+    return False
 
 
 def place(masks, fmri, resample):
