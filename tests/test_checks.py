@@ -1,12 +1,14 @@
 """The shared checks: which errors name a damaged file."""
 
 import errno
+import os
 
 import nibabel as nib
 import pytest
 
 from beyond_the_masker import streaming
-from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.checks import damaged_file_named, read_volumes
+from made_images import make_image
 
 
 @pytest.mark.parametrize("error", [EOFError, OSError, nib.filebasedimages.ImageFileError])
@@ -46,3 +48,20 @@ def test_other_errors_pass(error):
     """An error that is not about the file's content passes unchanged."""
     with pytest.raises(error, match=r"^odd$"), damaged_file_named("a.nii"):
         raise error("odd")
+
+
+@pytest.mark.parametrize("change", ["written", "replaced"])
+def test_volumes_are_of_one_version(tmp_path, change):
+    """A file that is written or replaced while it is read raises an error at its end."""
+    path, other = tmp_path / "fmri.nii.gz", tmp_path / "other.nii.gz"
+    make_image().to_filename(path)
+    make_image().to_filename(other)
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    volumes = read_volumes(nib.load(path))
+    next(volumes)
+    if change == "written":
+        os.utime(path, (0, 0))
+    else:
+        other.replace(path)
+    with pytest.raises(OSError, match=r"fmri.nii.gz was changed while it was read"):
+        list(volumes)

@@ -147,6 +147,19 @@ def test_nothing_is_left_when_a_region_fails(
     assert len(there) == (function in WITH_FILE)  # and the fixture sees that it is gone
 
 
+def test_a_mapped_file_that_changes_is_noticed(files, monkeypatch):
+    """A file that is written while it is mapped raises an error, even if its size is the same."""
+
+    class Late(page.Parallel):
+        def __call__(self, tasks):
+            os.utime(files[".nii"], (0, 0))
+            return super().__call__(tasks)
+
+    monkeypatch.setattr(page, "Parallel", Late)
+    with pytest.raises(OSError, match=r"fmri.nii was changed while it was read. Run this again"):
+        page.numpy_masker_mapped(files[".nii"], files["masks"], 1)
+
+
 def open_files(process):
     """The files of a process, open or mapped, that are images or copies."""
     maps = process.memory_maps() if hasattr(process, "memory_maps") else []

@@ -68,11 +68,12 @@ def write_values(fmri_img, path):
 # An uncompressed NIfTI file without scale factors holds the very bytes of the array. nibabel maps
 # such a file when you ask for its data as a whole, and joblib lets the workers map it, too. They
 # read only the pages that they touch. A compressed file must be decompressed first, and scaled
-# integers multiplied. For these, the function writes a copy.
+# integers multiplied. For these, the function writes a copy. A file that is written meanwhile would
+# mix two versions in the results, so that raises an error.
 
 import nibabel as nib
 
-from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.checks import damaged_file_named, unchanged
 
 
 def numpy_masker_mapped(fmri, masks, n_jobs):
@@ -82,7 +83,8 @@ def numpy_masker_mapped(fmri, masks, n_jobs):
         return numpy_masker_joblib_map(fmri_img, masks, n_jobs)
     with damaged_file_named(fmri_img.get_filename()):
         data = np.asanyarray(fmri_img.dataobj)
-    return Parallel(n_jobs=n_jobs)(delayed(take)(data, mask) for mask in mask_arrays)
+    with unchanged(fmri_img.dataobj.file_like):
+        return Parallel(n_jobs=n_jobs)(delayed(take)(data, mask) for mask in mask_arrays)
 
 
 def can_be_mapped(data):

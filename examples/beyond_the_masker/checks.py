@@ -81,6 +81,20 @@ def problem_of(path, error):
     return OSError(f"{path} is incomplete or damaged ({error}). Copy or download it again.")
 
 
+@contextmanager
+def unchanged(path):
+    """Raise an OSError if a file is another one afterwards, or was written: never mix versions."""
+
+    def version():
+        stat = os.stat(path)
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+    before = path and version()  # an image from bytes has no file
+    yield
+    if path and version() != before:
+        raise OSError(f"{path} was changed while it was read. Run this again.")
+
+
 def is_inside(values):
     """Return which values are inside a mask: not zero, nor NaN or infinity, as SPM writes."""
     return np.isfinite(values) & (values != 0)
@@ -176,10 +190,11 @@ def read_volumes(fmri_img, scaled=True):
     if not isinstance(proxy, ArrayProxy):  # in memory
         yield from (proxy[..., i] for i in range(n_volumes))
         return
-    n_bytes = int(np.prod(grid)) * proxy.dtype.itemsize
+    n_bytes, holder = int(np.prod(grid)) * proxy.dtype.itemsize, fmri_img.file_map["image"]
     with (
+        unchanged(holder.filename),
         damaged_file_named(fmri_img.get_filename()),
-        fmri_img.file_map["image"].get_prepare_fileobj("rb") as file,
+        holder.get_prepare_fileobj("rb") as file,
     ):
         file.seek(proxy.offset)
         for _ in range(n_volumes):
