@@ -433,8 +433,8 @@ def plot_work(table, lost):
     figure.legend(loc="outside lower left", frameon=False, handles=patches, ncols=2)
     each = [f"worker {lanes[pid]} did {', '.join(own) or 'none'}" for pid, own in done.items()]
     figure.set_label(
-        "Which worker did which image, and when. Worker 1 was killed at the cross; worker 3, if "
-        "there is one, replaced it.\n\n"
+        "Which worker processed which image, and when. Worker 1 was killed at the cross; worker 3, "
+        "if there is one, replaced it.\n\n"
         f"Bar chart over {end - zero:.1f} seconds, with {len(lanes)} workers and {len(table)} "
         f"images. Worker 1 was killed after {lost['time'] - zero:.1f} seconds. {'; '.join(each)}."
     )

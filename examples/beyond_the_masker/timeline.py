@@ -15,15 +15,10 @@ from beyond_the_masker.figures import WIDTH, color_of, hide_frame, name_of, peak
 
 
 def plot_phases(times, mib, phases, metric, tall=False):
-    """Draw memory over time, each phase shaded, numbered, and listed with its peak.
+    """Draw what `read_phases` returns: memory over time, each phase shaded, numbered, and listed.
 
-    Parameters
-    ----------
-    times, mib, phases
-        As `read_phases` returns them.
-    metric : {"PSS", "USS", "RSS"}
-    tall : bool
-        Put the list below the curve instead of beside it, for a narrow screen.
+    The metric is that of the samples, such as PSS. For a narrow screen, `tall` puts the list below
+    the curve instead of beside it.
     """
     n = len(phases)
     lines = [f"{i}  {name_of(phase)}: {peak_of(phase)}" for i, phase in enumerate(phases, start=1)]
