@@ -4,10 +4,11 @@ import errno
 import os
 
 import nibabel as nib
+import numpy as np
 import pytest
 
 from beyond_the_masker import streaming
-from beyond_the_masker.checks import damaged_file_named, read_volumes
+from beyond_the_masker.checks import damaged_file_named, read_mask, read_volumes
 from made_images import make_image
 
 
@@ -41,6 +42,30 @@ def test_a_pointer_to_the_content_is_no_damage(tmp_path, named, content):
     path.write_text(content)
     with pytest.raises(OSError, match=r"a.nii.gz is not here yet: get it"), named(path):
         nib.load(path).get_fdata()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+@pytest.mark.parametrize("named", [damaged_file_named, streaming.damaged_file_named])
+def test_a_pipe_is_not_read(tmp_path, named):
+    """A pipe is named as such, and not read: without a writer, that would not end."""
+    path = tmp_path / "pipe.nii"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, bytes(500))
+    with pytest.raises(OSError, match=r"pipe.nii is a folder or a pipe"), named(path):
+        raise EOFError
+    os.close(writer)
+
+
+def test_values_other_than_0_and_1_are_counted():
+    """A mask of the methods in memory is what is not zero, and a warning counts other values."""
+    values = np.array([0, 1, 1e-15, -1, np.nan, np.inf]).reshape(1, 2, 3)
+    with pytest.warns(
+        UserWarning, match=r"A mask has 2 voxels .* 0 nor 1. All 3 that are not zero"
+    ):
+        inside = read_mask(nib.Nifti1Image(values, np.eye(4)))
+    assert inside.ravel().tolist() == [False, True, True, True, False, False]
+    assert read_mask(nib.Nifti1Image(np.array([[[0.0, 255]]]), np.eye(4))).sum() == 1
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])

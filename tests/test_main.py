@@ -1,15 +1,18 @@
 """The command line: help, results and errors."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from beyond_the_masker.__main__ import COMMANDS, main
 from beyond_the_masker.model import METHODS
-from made_images import make_image, make_masks, save_all
+from beyond_the_masker.results import read_arrays
+from made_images import SHAPE, make_image, make_masks, save_all
 
 
 def start(*arguments):
@@ -92,11 +95,12 @@ def test_without_pages(name, tmp_path, monkeypatch):
 
 def test_budget(files, capsys):
     """The command prints the table and follows its options."""
-    arguments = ("budget", files[0], *files[1], "--jobs", 2, "--memory", "2G", "--shm", "64M")
+    arguments = ("budget", files[0], *files[1], "--jobs", 7, "--memory", "2G", "--shm", "64M")
     assert not status_of(*arguments, "--explain")
     out, err = capsys.readouterr()
     assert err == ""
     assert "available 2,048 MiB; in /dev/shm 64 MiB" in out
+    assert "3 of 7 workers have no mask" in out
     for method in METHODS:
         assert f"\n{method}" in out
         assert f"\n{method}, while " in out
@@ -111,6 +115,35 @@ def test_study(files, capsys):
     out = capsys.readouterr().out
     assert "none.nii\n    " in out
     assert "1 failed" in out
+
+
+def test_regions_of_one_image(files, capsys):
+    """A label image or a 4D image, alone, has many regions; a file lists paths, of any bytes."""
+    labels = np.resize([0, 3, 5, 5], SHAPE[:3])
+    make_image(data=labels, dtype="i2").to_filename("atlas.nii.gz")
+    make_image(data=np.stack([labels / 5, labels / 7], 3)).to_filename("maps.nii.gz")
+    odd = os.fsdecode(b"sub-\xe9.nii.gz")
+    shutil.copy("fmri.nii.gz", odd)
+    Path("images.txt").write_bytes(os.fsencode(odd) + b"\r\n\nnone.nii\n")
+    for masks, names in (
+        (["atlas.nii.gz"], ["region_3", "region_5"]),
+        (["maps.nii.gz", "--threshold", "0.5"], ["region_1", "region_2"]),
+    ):
+        assert not status_of("budget", "fmri.nii.gz", *masks)
+        assert "\n2 masks, " in capsys.readouterr().out
+        assert status_of("study", "@images.txt", "--masks", *masks) == 1
+        assert "none.nii\n    FileNotFoundError" in capsys.readouterr().out
+        assert [*read_arrays(Path("series", odd[:-7] + ".npz"))] == names
+
+
+def test_warnings_are_short(files):
+    """A warning is a line on standard error, without a place in the code."""
+    make_image(data=np.resize([0, 3, 5], SHAPE[:3]), dtype="i2").to_filename("atlas.nii.gz")
+    _, err = start("budget", "fmri.nii.gz", "atlas.nii.gz", "mask_0.nii.gz").communicate(
+        timeout=600
+    )
+    assert err.startswith("Warning: atlas.nii.gz has 80 voxels")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")

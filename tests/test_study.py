@@ -18,7 +18,7 @@ from beyond_the_masker import masks as masks_module
 from beyond_the_masker import study as module
 from beyond_the_masker.files import stem
 from beyond_the_masker.meter import MIB
-from beyond_the_masker.results import read_about
+from beyond_the_masker.results import is_undamaged, read_about, read_arrays
 from beyond_the_masker.study import mask_study
 from beyond_the_masker.workers import memory_of
 from leftovers import eventually
@@ -231,10 +231,13 @@ def test_parts_at_the_same_time(study, monkeypatch):
 
 
 def test_name_in_another_encoding(study):
-    """A file name that is no text is in the table as it is on disk."""
+    """A file name that is no text is in the table as it is on disk; a mask's is made text."""
     image = study.images[0].rename(study.folder / os.fsdecode(b"sub-\xe9.nii.gz"))
     study.images[0] = image
-    assert list(study.run().status) == ["done"] * 6
+    study.masks[0] = study.masks[0].rename(study.folder / os.fsdecode(b"region-\xe9.nii.gz"))
+    table = study.run()
+    assert list(table.status) == ["done"] * 6, table.reason[0]
+    assert "region-\ufffd" in read_arrays(table.file[0])
     assert os.fsencode(image) in (study.output / "study.tsv").read_bytes()
 
 
@@ -308,6 +311,83 @@ def test_only_changed_images_are_repeated(study, change):
     assert list(table.status) == expected
     for image in study.images:
         assert_same(study.results(image), nifti_masker(image, study.masks))
+
+
+@pytest.mark.parametrize("share", np.linspace(0, 0.999, 25))
+def test_damaged_results_are_named_and_done_again(tmp_path, share):
+    """No changed bit is believed: an error names the file, and `verify` replaces it."""
+    study = Study(tmp_path / "study", 1)
+    study.run()
+    file = study.output / "sub-00_bold.npz"
+    sound, arrays = file.read_bytes(), read_arrays(file)
+    for bits in (1, 0x10, 0xFF):
+        damaged = bytearray(sound)
+        damaged[int(len(sound) * share)] ^= bits
+        file.write_bytes(damaged)
+        if is_undamaged(file):  # the bits have no meaning
+            assert_same([*read_arrays(file).values()], [*arrays.values()])
+            continue
+        with pytest.raises(OSError, match=f"{file} is damaged"):
+            read_arrays(file)
+        assert list(study.run(verify=True).status) == ["done"]
+        assert file.read_bytes() == sound
+
+
+def test_the_same_image_through_a_link(study):
+    """An image that is given through a link, or through a folder that is one, is the same image."""
+    study.images = study.images[:1]
+    study.run()
+    folder = study.folder.with_name("link")
+    folder.symlink_to(study.folder)
+    (study.folder / "other").mkdir()
+    link = study.folder / "other" / study.images[0].name
+    link.symlink_to(study.images[0])
+    for image in (link, folder / link.name, folder / "other" / ".." / link.name):
+        study.images = [image]
+        assert list(study.run().status) == ["skipped"]
+
+
+def test_folders_above_the_images_may_be_links(study):
+    """With `relative_to`, results stay below the output folder, whatever the paths look like."""
+    (study.folder / "sub").mkdir()
+    image = study.images[0].rename(study.folder / "sub" / "a.nii.gz")
+    link = study.folder.with_name("link")
+    link.symlink_to(study.folder)
+    for above, path in (
+        (link, image),
+        (study.folder, link / "sub" / "a.nii.gz"),
+        (study.folder / "sub" / "..", image),
+        (study.folder, study.folder / "sub" / ".." / "sub" / "a.nii.gz"),
+    ):
+        study.images = [path]
+        assert study.run(relative_to=above).status[0] in ("done", "skipped")
+        assert set(study.files()) == {"sub/a.npz"}
+
+
+def test_home_folder(study, monkeypatch):
+    """All paths may begin with ``~``."""
+    monkeypatch.setenv("HOME", str(study.folder))
+    images, masks = ([f"~/{path.name}" for path in paths] for paths in (study.images, study.masks))
+    table = mask_study(images, masks, "~/series", relative_to="~")
+    assert list(table.file) == [str(study.output / f"{stem(path)}.npz") for path in study.images]
+    for image in study.images:
+        assert_same(study.results(image), nifti_masker(image, study.masks))
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "[x]*?", "é\u2028", "n\new", "t\tab", "r\return", "q\"'", "~", "#%&"]
+)
+def test_any_character_in_a_name(study, name):
+    """Names of images, masks and folders may have any character; so has the table."""
+    folder = study.folder / name
+    folder.mkdir()
+    image = study.images[0].rename(folder / f"{name}.nii.gz")
+    mask = study.masks[0].rename(folder / f"m{name}.nii.gz")
+    table = mask_study([image], [mask], folder / "out")
+    assert list(table.status) == ["done"], table.reason[0]
+    assert [*read_arrays(table.file[0])] == [f"m{name}"]
+    read = pd.read_csv(folder / "out" / "study.tsv", sep="\t", keep_default_na=False)
+    assert list(read.image) == [str(image)]
 
 
 def test_link_to_another_image(study):

@@ -5,17 +5,37 @@ import os
 import signal
 import sys
 import warnings
+from itertools import chain
+from pathlib import Path
 
 from beyond_the_masker.pages import check_pages
 
 COMMANDS = {}  # name: function, whether it needs the pages, its arguments, options of its parser
-MASKS = "3D masks on one grid; or one image of labels, or of a mask in each volume"
+AT_FILE = "; @FILE reads their paths from FILE's lines"
+MASKS = f"3D masks on one grid; or one image of labels, or of a mask in each volume{AT_FILE}"
 FROM_ENVIRONMENT = "Options of the build, such as N_REGIONS, are read from the environment."
 
 
 def argument(*names, **how):
     """Describe an argument, as for `argparse.ArgumentParser.add_argument`."""
     return names, how
+
+
+def paths_in(text):
+    """Return a path as a list, or for ``@FILE`` the paths on the lines of a file."""
+    if not text.startswith("@"):
+        return [text]
+    try:
+        lines = Path(os.path.expanduser(text[1:])).read_bytes().splitlines()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(error) from error
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def one_or_list(masks):
+    """Return a mask that is given alone, so that it may be a label image; else a list."""
+    masks = list(chain(*masks))
+    return masks[0] if len(masks) == 1 else masks
 
 
 THRESHOLD = argument("--threshold", type=float, help="for probabilities: take values above it")
@@ -67,7 +87,7 @@ def main(arguments=None):
 
 @command(
     argument("image", help="4D NIfTI file; only its header is read"),
-    argument("masks", nargs="+", help=MASKS),
+    argument("masks", nargs="+", type=paths_in, help=MASKS),
     THRESHOLD,
     argument("--jobs", type=int, metavar="N", help="workers; one for each mask by default"),
     argument("--memory", metavar="SIZE", help="such as 16G; by default the free memory"),
@@ -87,11 +107,6 @@ def run_budget(arguments):
     print_budget(arguments.image, one_or_list(arguments.masks), *options)
 
 
-def one_or_list(paths):
-    """Return a path that is given alone, of which the values make the regions; else a list."""
-    return paths[0] if len(paths) == 1 else paths
-
-
 def part_of(text):
     """Read ``3/10`` as the third of ten parts."""
     return tuple(int(word) for word in text.split("/"))
@@ -101,10 +116,11 @@ def part_of(text):
     argument(
         "images",
         nargs="+",
-        help="4D NIfTI files; @FILE reads their paths from FILE's lines. A pattern in quotes, such "
-        "as 'sub-01/vol_*.nii', is one image: its files in the order of their numbers",
+        type=paths_in,
+        help=f"4D NIfTI files{AT_FILE}. A pattern in quotes, such as 'sub-01/vol_*.nii', is one "
+        "image: its files in the order of their numbers",
     ),
-    argument("--masks", nargs="+", required=True, help=MASKS),
+    argument("--masks", nargs="+", type=paths_in, required=True, help=MASKS),
     THRESHOLD,
     argument("--output", metavar="FOLDER", default="series", help="folder of the results"),
     argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
@@ -113,16 +129,14 @@ def part_of(text):
     argument("--resample", action="store_true", help="resample masks to the images' grids"),
     argument("--verify", action="store_true", help="read finished files, replace damaged ones"),
     epilog="Run the same command again to continue. The exit status is 1 if an image failed.",
-    fromfile_prefix_chars="@",
 )
 def run_study(arguments):
     """Extract the voxel time series of several masks from every image of a study."""
     from beyond_the_masker.study import mask_study
 
-    images = [line for line in arguments.images if line.strip()]
     names = ("relative_to", "resample", "part", "threshold", "verify")
     how = {name: getattr(arguments, name) for name in names}
-    masks = one_or_list([line for line in arguments.masks if line.strip()])
+    images, masks = list(chain(*arguments.images)), one_or_list(arguments.masks)
     try:
         table = mask_study(images, masks, arguments.output, arguments.jobs, **how)
     except KeyboardInterrupt:

@@ -155,7 +155,7 @@ def print_budget(
         reason = why_not(prediction, memory_mib, shm_mib)
         most = most_workers(method, image, masks, memory_mib, shm_mib, machine)
         rows.append(Row(prediction, reason, most))
-    _print_basis(image, masks, memory_mib, shm_mib, machine)
+    _print_basis(image, masks, n_jobs, memory_mib, shm_mib, machine)
     _print_table(rows)
     print(f"\n{recommend(rows, memory_mib)}")
     print("\nA Slurm job whose script streams one such image; time in minutes:")
@@ -165,7 +165,7 @@ def print_budget(
     return rows
 
 
-def _print_basis(image, masks, memory_mib, shm_mib, machine):
+def _print_basis(image, masks, n_jobs, memory_mib, shm_mib, machine):
     """Print the numbers that a budget is based on."""
     amounts = quantities(image, masks, "parallel")
     array_mib, output_mib = amounts["array"] / MIB, amounts["outputs"] / MIB
@@ -175,6 +175,8 @@ def _print_basis(image, masks, memory_mib, shm_mib, machine):
     print(f"{len(masks)} masks, {sum(masks):,} voxels: {output_mib:,.0f} MiB of time series")
     shm = f"{shm_mib:,.0f} MiB" if shm_mib < math.inf else "no limit"
     print(f"available {memory_mib:,.0f} MiB; in /dev/shm {shm}")
+    if n_jobs > len(masks):
+        print(f"{n_jobs - len(masks)} of {n_jobs} workers have no mask; joblib starts them, too")
     origin = "measured here" if machine["measured"] else "typical; --measure does it here"
     print(f"imports: {origin}\n")
 

@@ -5,6 +5,7 @@ nibabel is imported where it is needed: a worker that only takes voxels loads Nu
 
 import gzip
 import os
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -101,10 +102,21 @@ def is_inside(values):
 
 
 def read_mask(mask_img):
-    """Return a mask's voxels as booleans, or raise a ValueError if there are none."""
-    inside = is_inside(read_3d(mask_img))
-    if not inside.any():
+    """Return a mask's voxels as booleans, or raise a ValueError if there are none.
+
+    Values other than 0 are inside, as for NiftiMasker; if they differ, a warning counts them.
+    """
+    values = read_3d(mask_img)
+    inside = is_inside(values)
+    values = values[inside]
+    if not len(values):
         raise ValueError("The mask is empty: none of its voxels differs from zero.")
+    if (values != values[0]).any():
+        warnings.warn(
+            f"{mask_img.get_filename() or 'A mask'} has {np.count_nonzero(values != 1):,} voxels "
+            f"whose values are neither 0 nor 1. All {len(values):,} that are not zero are inside.",
+            stacklevel=3,
+        )
     return inside
 
 

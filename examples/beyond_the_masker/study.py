@@ -9,6 +9,7 @@
 * **Results can be traced.** Each file has a record of its image and masks.
 """
 
+import csv
 import os
 import re
 import socket
@@ -108,8 +109,6 @@ def mask_study(
     An image is skipped if its file, size and time of change, the masks and `resample` are the same
     as before. Results of another image that still exists are never overwritten.
     """
-    import pandas as pd  # here: workers do not need it
-
     paths = [images] if isinstance(images, str | Path) else images
     output_dir = absolute(output_dir)
     files = name_files([absolute(path) for path in paths], output_dir, relative_to)
@@ -129,16 +128,14 @@ def mask_study(
             rows[Path(row["image"])] = row
     finally:
         remove_unfinished(written)
-        frame = pd.DataFrame(rows.values(), columns=COLUMNS)
-        with moved_into_place(output_dir / table) as unfinished:
-            frame.to_csv(unfinished, sep="\t", index=False, errors="surrogateescape")
+        frame = write_table(rows.values(), output_dir / table)
     warn_of_incomplete(frame, output_dir / table)
     return frame
 
 
 def absolute(path):
     """Return a path that depends neither on the working directory nor on ``~``."""
-    return Path(path).expanduser().absolute()
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def name_files(images, output_dir, relative_to=None):
@@ -192,6 +189,19 @@ def new_row(image, file, status, **more):
     """Return a row of the table of `mask_study`; only a finished image has a file."""
     file = str(file) if status in ("done", "skipped") else ""
     return {"image": str(image), "file": file, "status": status, "incomplete": "", **more}
+
+
+def write_table(rows, file):
+    """Write rows into a file; return them as a DataFrame."""
+    import pandas as pd  # here: workers do not need it
+
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    how = {"sep": "\t", "index": False, "errors": "surrogateescape"}
+    if "\r" in "".join(frame.image):  # pandas quotes a line feed itself
+        how["quoting"] = csv.QUOTE_NONNUMERIC
+    with moved_into_place(file) as unfinished:
+        frame.to_csv(unfinished, **how)
+    return frame
 
 
 def warn_of_incomplete(frame, table):
