@@ -5,12 +5,15 @@ import inspect
 import os
 import shlex
 import socket
+from functools import partial
+from pathlib import Path
+from unittest.mock import create_autospec
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 from nilearn.image import concat_imgs, load_img, resample_to_img
+from sklearn.utils import Bunch
 
 from beyond_the_masker import data, synthetic
 from beyond_the_masker.data import (
@@ -262,8 +265,6 @@ def test_masks_are_the_regions_on_the_grid_of_the_image(kind, outside, tmp_path,
             assert img.get_data_dtype() == np.uint8
             np.testing.assert_array_equal(img.affine, AFFINE)
             np.testing.assert_array_equal(img.dataobj, on_grid(region, fmri_path))
-    with pytest.raises(ValueError, match=r"4 regions were asked for.* 3\b.*to 3"):
-        atlas_to_masks(atlas_path, fmri_path, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,46 +285,57 @@ def test_labels_are_the_numbers_of_the_regions(kind, boxes, tmp_path, fmri_path)
         np.testing.assert_array_equal(of_masks.dataobj, expected)
 
 
-BAD = {  # name: kind of atlas, its boxes, number of regions, parts of the message
-    "none": ("maps", INSIDE, 0, "^0 regions were asked for; at least 1"),
-    "empty map": ("maps", OUTSIDE, 3, "map 2 of .*maps.nii.gz is empty on the grid of .*own fmri"),
-    "empty label": ("labels", OUTSIDE, 3, "label 5 of .*labels.nii is empty on the grid of"),
-    "empty mask": ("masks", OUTSIDE, 3, "roi 1.* is empty on the grid of"),
+def cut(path):
+    """Cut the end of a file off."""
+    os.truncate(path, path.stat().st_size - 50)
+
+
+OF_5D = nib.Nifti1Image(np.ones((*ATLAS_GRID, 2, 2), "uint8"), ATLAS_AFFINE)
+OF_4D = nib.Nifti1Image(np.ones((*ATLAS_GRID, 2), "uint8"), ATLAS_AFFINE)
+COMPLEX = nib.Nifti1Image(np.ones(ATLAS_GRID, "complex64"), ATLAS_AFFINE)
+OF_3D = nib.Nifti1Image(np.ones(GRID, "uint8"), AFFINE)
+SHAPE = r"has shape \(30, 32, 28, .*; an atlas is"
+BAD = {  # name: kind of atlas, boxes, number of regions, what happens to which file, message
+    "none": ("maps", INSIDE, 0, None, 0, "^0 regions were asked for; at least 1"),
+    "too many": ("masks", INSIDE, 4, None, 0, r"4 regions were asked for.* 3\b.*to 3"),
+    "empty map": ("maps", OUTSIDE, 3, None, 0, "map 2 of .*maps.nii.gz is empty on the .* fmri"),
+    "empty label": ("labels", OUTSIDE, 3, None, 0, "label 5 of .*labels.nii is empty on the grid"),
+    "empty mask": ("masks", OUTSIDE, 3, None, 0, "roi 1.* is empty on the grid of"),
+    "4D mask": ("masks", INSIDE, 1, partial(nib.save, OF_4D), 1, SHAPE),
+    "5D atlas": ("maps", INSIDE, 1, partial(nib.save, OF_5D), 0, SHAPE),
+    "complex": ("maps", INSIDE, 1, partial(nib.save, COMPLEX), 0, "maps.* not an image of real"),
+    "text": (
+        "labels",
+        INSIDE,
+        1,
+        partial(Path.write_text, data="a"),
+        0,
+        "labels.nii is incomplete",
+    ),
+    "cut off": ("masks", INSIDE, 3, cut, 1, "roi 1.nii.gz is incomplete or damaged"),
+    "missing mask": ("masks", INSIDE, 3, Path.unlink, 1, "roi 1.nii.gz"),
+    "missing image": ("masks", INSIDE, 3, Path.unlink, -1, "own fmri.nii.gz"),
+    "3D image": (
+        "masks",
+        INSIDE,
+        1,
+        partial(nib.save, OF_3D),
+        -1,
+        "fmri.* shape .*8.; a 4D image",
+    ),
 }
 
 
-@pytest.mark.parametrize(("kind", "boxes", "n_regions", "message"), BAD.values(), ids=BAD.keys())
-def test_regions_that_cannot_be_had(kind, boxes, n_regions, message, tmp_path, fmri_path, cache):
-    """More regions than there are, none, or an empty one: the error names it, nothing is kept."""
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_regions_that_cannot_be_had(bad, tmp_path, fmri_path, cache):
+    """Whatever is wrong with atlas or image, the error names the file, and nothing is kept."""
+    kind, boxes, n_regions, spoil, which, message = bad
     atlas_path, _ = write_atlas(kind, tmp_path, boxes)
-    with pytest.raises(ValueError, match=message):
+    if spoil:
+        spoil([*np.atleast_1d(atlas_path), fmri_path][which])
+    with pytest.raises((ValueError, OSError), match=message):
         atlas_to_masks(atlas_path, fmri_path, n_regions)
     assert not cache.exists() or not list(cache.iterdir())
-
-
-@pytest.mark.parametrize(("shape", "kind"), [((2,), "masks"), ((2, 2), "maps")])
-def test_atlas_of_another_shape(shape, kind, tmp_path, fmri_path):
-    """A 4D image among masks, a 5D atlas, or an image that is not 4D is named."""
-    atlas_path, _ = write_atlas(kind, tmp_path)
-    wrong = write(tmp_path / "wrong.nii", np.ones((*ATLAS_GRID, *shape), "uint8"), ATLAS_AFFINE)
-    files = [atlas_path[0], wrong] if kind == "masks" else wrong
-    with pytest.raises(ValueError, match=r"wrong\.nii has shape \(30, 32, 28, .*; an atlas is"):
-        atlas_to_masks(files, fmri_path, 1)
-    path = write(tmp_path / "one volume.nii", np.ones(GRID, dtype="float32"))
-    with pytest.raises(ValueError, match=r"one volume.nii has shape \(9, 10, 8\); a 4D image"):
-        atlas_to_masks(atlas_path, path, 1)
-
-
-def test_damaged_and_missing_files_are_named(tmp_path, fmri_path):
-    """A file that is cut off or missing is named."""
-    atlas_path, _ = write_atlas("masks", tmp_path)
-    os.truncate(atlas_path[1], atlas_path[1].stat().st_size - 50)
-    with pytest.raises(OSError, match=r"roi 1.nii.gz is incomplete or damaged"):
-        atlas_to_masks(atlas_path, fmri_path, 3)
-    for path in (atlas_path[1], fmri_path):
-        path.unlink()
-        with pytest.raises(FileNotFoundError, match=path.name):
-            atlas_to_masks(atlas_path, fmri_path, 3)
 
 
 def test_masks_are_reused_until_a_file_or_the_code_changes(tmp_path, fmri_path, monkeypatch):
@@ -417,9 +429,33 @@ def test_damaged_files_of_the_cache_are_made_again(damage, cache):
     assert list(cache.iterdir()) == [folder]
 
 
-@pytest.fixture
-def nilearn_data(tmp_path, monkeypatch):
-    """Choose nilearn's data in an empty folder, and block the network."""
+def test_downloaded_data_are_used(tmp_path, fmri_path, monkeypatch):
+    """The image is joined from the files that nilearn returns, and the atlas is its file."""
+    adult = write(tmp_path / "adult.nii.gz", read(fmri_path)[..., ::-1])
+    maps, regions = write_atlas("maps", tmp_path)
+    found = {"func": [adult, fmri_path], "maps": str(maps)}
+    for name in ("fetch_development_fmri", "fetch_atlas_difumo"):
+        fetcher = create_autospec(getattr(data, name), return_value=Bunch(**found))
+        monkeypatch.setattr(data, name, fetcher)
+    monkeypatch.setenv("DATA", "development_fmri")
+    path = prepare_fmri(2)
+    data.fetch_development_fmri.assert_called_once_with(verbose=0, n_subjects=2)
+    expected = np.concatenate([read(adult), read(fmri_path)], axis=3)
+    np.testing.assert_array_equal(read(path), expected)
+    np.testing.assert_array_equal(nib.load(path).affine, AFFINE)
+    assert get_atlas_path() == maps
+    data.fetch_atlas_difumo.assert_called_once_with(verbose=0, dimension=64, resolution_mm=2)
+    (mask_img,), _ = atlas_to_masks(get_atlas_path(), path, 1)
+    np.testing.assert_array_equal(mask_img.dataobj, on_grid(regions[0], path))
+
+
+@pytest.mark.parametrize(
+    ("get", "fetcher"),
+    [(lambda: prepare_fmri(2), "fetch_development_fmri"), (get_atlas_path, "fetch_atlas_difumo")],
+    ids=["image", "atlas"],
+)
+def test_download_without_a_network(get, fetcher, cache, tmp_path, monkeypatch):
+    """Without a network, the error says in one sentence what to do."""
 
     def refuse(*args, **kwargs):
         raise OSError("this test has no network")
@@ -428,64 +464,9 @@ def nilearn_data(tmp_path, monkeypatch):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("DATA", "development_fmri")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NILEARN_SHARED_DATA", raising=False)
     monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn_data"))
-    return tmp_path / "nilearn_data"
-
-
-# Columns of fMRIPrep's table that nilearn's fetcher keeps.
-CONFOUNDS = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
-CONFOUNDS += ["framewise_displacement", *(f"a_comp_cor_{i:02d}" for i in range(6))]
-CONFOUNDS += ["csf", "white_matter"]
-
-
-def test_development_fmri_that_is_there_already(nilearn_data):
-    """Data that nilearn has downloaded before are used."""
-    folder = nilearn_data / "development_fmri"
-    folder.mkdir(parents=True)
-    columns = ["participant_id", "Age", "AgeGroup", "Child_Adult", "Gender", "Handedness"]
-    child, adult = (4.77, "4yo", "child", "M", "R"), (27.06, "Adult", "adult", "F", "R")
-    people = [("sub-pixar001", *child), ("sub-pixar002", *child), ("sub-pixar123", *adult)]
-    participants = pd.DataFrame(people, columns=columns)
-    participants.to_csv(folder / "participants.tsv", sep="\t", index=False)
-    series = {}
-    rng = np.random.default_rng(0)
-    for subject in ("sub-pixar001", "sub-pixar123"):
-        stem = f"{subject}_task-pixar"
-        data = rng.standard_normal((*GRID, 3)).astype("float32")
-        image = f"{stem}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
-        series[subject] = read(write(folder / image, data))
-        table = pd.DataFrame(rng.standard_normal((3, len(CONFOUNDS))), columns=CONFOUNDS)
-        table.to_csv(folder / f"{stem}_desc-confounds_regressors.tsv", sep="\t", index=False)
-
-    path = prepare_fmri(2)
-    expected = np.concatenate([series["sub-pixar123"], series["sub-pixar001"]], axis=3)
-    np.testing.assert_array_equal(read(path), expected)
-    np.testing.assert_array_equal(nib.load(path).affine, AFFINE)
-
-
-def test_difumo_that_is_there_already(nilearn_data, fmri_path):
-    """An atlas that nilearn has downloaded before is used."""
-    folder = nilearn_data / "difumo_atlases"
-    (folder / "64" / "2mm").mkdir(parents=True)
-    (folder / "README.md").touch()
-    labels = pd.DataFrame({"Component": [1, 2, 3], "Difumo_names": ["one", "two", "three"]})
-    labels.to_csv(folder / "64" / "labels_64_dictionary.csv", index=False)
-    maps, regions = write_atlas("maps", folder / "64" / "2mm")
-
-    assert get_atlas_path() == maps
-    (mask_img,), _ = atlas_to_masks(get_atlas_path(), fmri_path, 1)
-    np.testing.assert_array_equal(mask_img.dataobj, on_grid(regions[0], fmri_path))
-
-
-@pytest.mark.parametrize(
-    ("get", "fetcher"),
-    [(lambda: prepare_fmri(2), "fetch_development_fmri"), (get_atlas_path, "fetch_atlas_difumo")],
-    ids=["image", "atlas"],
-)
-def test_download_without_a_network(get, fetcher, nilearn_data, cache):
-    """Without a network, the error says in one sentence what to do."""
+    monkeypatch.delenv("NILEARN_SHARED_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConnectionError) as error:
         get()
     message = str(error.value)
