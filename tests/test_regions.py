@@ -1,5 +1,6 @@
 """Regions as people have them: label images, 4D images, soft masks, cut off, and their names."""
 
+import contextlib
 import tempfile
 import tracemalloc
 import warnings
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nilearn.image.resampling import BoundingBoxError
 from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.checks import to_grid
 from beyond_the_masker.headers import count_all
+from beyond_the_masker.masks import read_masks
 from beyond_the_masker.results import read_about, read_arrays
 from beyond_the_masker.streaming import find_voxels, stream_masks
 from beyond_the_masker.study import mask_study
@@ -56,9 +60,9 @@ def image_of(data, affine=STRAIGHT):
     return nib.Nifti1Image(data.astype("u1"), affine)
 
 
-def masks_of(labels):
+def masks_of(labels, affine=STRAIGHT):
     """Return an image of each label's voxels, in increasing order."""
-    return [image_of(labels == label) for label in np.unique(labels) if label]
+    return [image_of(labels == label, affine) for label in np.unique(labels) if label]
 
 
 @given(
@@ -313,11 +317,34 @@ def test_incomplete_regions_are_named(tmp_path, as_list):
     assert "resample" in table.reason[0]
 
 
-def test_an_image_without_any_region_fails(tmp_path):
+@given(
+    zooms=st.tuples(*[st.floats(-3, -0.4) | st.floats(0.4, 3)] * 3),
+    angle=st.sampled_from([0, 0, 0.3, 2]),
+    shift=st.tuples(*[st.integers(-8, 8) | st.floats(-8, 8)] * 3),
+    seed=st.integers(0, 2**32),
+)
+def test_regions_are_resampled_as_masks_are(zooms, angle, shift, seed):
+    """The positions of all regions, resampled at once, are those of each mask alone."""
+    turn = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    img = nib.Nifti1Image(
+        np.zeros((6, 7, 5)), nib.affines.from_matvec(turn * np.array(zooms), shift)
+    )
+    labels = np.random.default_rng(seed).integers(0, 4, GRID)
+    masks = read_masks(nib.Nifti1Image(labels.astype("i2"), np.eye(4)))
+    for positions, mask_img in zip(masks.resampled(img), masks_of(labels, np.eye(4)), strict=True):
+        with contextlib.suppress(BoundingBoxError):
+            alone = np.flatnonzero(to_grid(mask_img, img).dataobj)
+            np.testing.assert_array_equal(positions, alone)
+            continue
+        assert len(positions) == 0
+
+
+@pytest.mark.parametrize("shift", [4, -40])
+def test_an_image_without_any_region_fails(tmp_path, shift):
     """If nothing is left, the image fails, and its reason names the regions."""
     fmri_path = write(tmp_path / "fmri.nii", make_image((5, 6, 6, 3)).get_fdata(), "<f4", np.eye(4))
     far = np.diag([3.0, 3, 3, 1])
-    far[:3, 3] = 4
+    far[:3, 3] = shift
     mask = image_of(boxes() == 3, far)
     table = mask_study([fmri_path], {"far": mask}, tmp_path / "series", resample=True)
     assert list(table.status) == ["failed"]

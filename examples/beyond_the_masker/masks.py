@@ -40,10 +40,14 @@ class Masks:
 
     def resampled(self, img):
         """Return the positions on the grid of an image, by nearest neighbour."""
-        from scipy import sparse  # here: few studies need it
+        from nilearn.image.resampling import BoundingBoxError  # here: few studies need them
+        from scipy import sparse
 
         numbers = np.arange(1, math.prod(self.shape) + 1, dtype="int32").reshape(self.shape)
-        nearest = to_grid(nib.Nifti1Image(numbers, self.affine), img)
+        try:
+            nearest = to_grid(nib.Nifti1Image(numbers, self.affine), img)
+        except BoundingBoxError:  # the grids do not overlap
+            return [positions[:0] for positions in self.positions]
         nearest = np.asarray(nearest.dataobj).ravel()  # for each voxel of the image; 0 is outside
         voxels = np.arange(len(nearest))
         where = sparse.csr_array((np.ones(len(voxels), "i1"), (nearest, voxels)))
