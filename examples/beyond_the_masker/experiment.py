@@ -204,7 +204,7 @@ def measured_row(outcome, runs, reference):
         row[key] = f"{getattr(outcome, key):.3f}"
     row |= median_and_range("peak_mib", [run.peak_mib for run in runs], 3)
     if reason:
-        return row | dict.fromkeys(("seconds", "seconds_min", "seconds_max", "identical"), "")
+        return row
     same = all(identical(run.result(), reference) for run in runs)
     row |= median_and_range("seconds", [run.seconds for run in runs], 6)
     return row | {"identical": str(same).lower()}
@@ -258,7 +258,7 @@ class NotRun(NamedTuple):
 
     def row(self):
         """Return the columns of ``summary.csv`` that a measurement would fill."""
-        return dict.fromkeys(COLUMNS[COLUMNS.index("n_runs") :], "") | {
+        return {
             "n_runs": 0,
             "before_mib": f"{self.prediction.parts[0].mib:.3f}",
             "peak_mib": f"{self.prediction.peak_mib:.3f}",

@@ -101,10 +101,14 @@ def absolute(path):
 def read_number(given, wrong, name, default, kind, lowest, highest):
     """Return an option that is a number; append what is wrong with it to a list."""
     try:
-        return parse_number(given.get(name, default), kind, lowest, highest)
-    except ValueError as error:
-        wrong.append(f"{name} is {given[name]!r}; allowed: {error}.")
-        return default
+        value = kind(given.get(name, default))
+    except ValueError:
+        value = math.nan
+    if not lowest <= value <= highest:
+        noun = "a whole number" if kind is int else "a number"
+        end = " or more" if math.isinf(highest) else f" to {highest:g}"
+        wrong.append(f"{name} is {given[name]!r}; allowed: {noun}, {lowest:g}{end}.")
+    return value
 
 
 def wrong_memory(memory):
@@ -141,19 +145,6 @@ def wrong_data(data, given, fmri, atlas):
         if not is_file(path):
             name = "FMRI" if path == fmri else "ATLAS"
             yield f"{name} is {path!r}; there is no such file in {Path.cwd()}."
-
-
-def parse_number(text, kind, lowest, highest):
-    """Convert text to a number; raise a ValueError that describes the allowed ones."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not lowest <= value <= highest:
-        noun = "a whole number" if kind is int else "a number"
-        end = " or more" if math.isinf(highest) else f" to {highest:g}"
-        raise ValueError(f"{noun}, {lowest:g}{end}")
-    return value
 
 
 def parse_memory(size):
