@@ -520,8 +520,9 @@ def test_figure_of_several_traces(here, monkeypatch):
     assert titles[2].startswith("NiftiMasker, path, loop:\npredicted peak ")
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert labels == {"calling process", "with mapped files", "before the call", "the image"}
-    numbers = "peak of 100 MiB", "peak of 300 MiB", "not run, predicted", "The image has 70 MiB"
-    is_a_good_figure(figure, *numbers)
+    numbers = "10 MiB before the call to a peak of 100 MiB, 0.200 s into", "peak of 300 MiB"
+    words = "no child process; mapped files take 50 MiB", "not run, predicted"
+    is_a_good_figure(figure, *numbers, *words, "The image has 70 MiB")
     (limits,) = {ax.get_ylim() for ax in figure.axes}
     assert limits[1] >= 300
     (words,) = figure.axes[2].texts

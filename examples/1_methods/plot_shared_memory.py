@@ -172,7 +172,7 @@ if reason or 2 * image_mib > available_shm_mib():
 else:
     sent = measure(shared_array_as_argument, fmri_path, mask_paths, len(mask_paths))
     print_copies(sent)
-    ax = sent.plot(image_mib=image_mib, title="The array is sent to the workers")
+    plot_traces({"The array is sent to the workers": sent}, image_mib, repeated=False)
 
 # %%
 # What to conclude

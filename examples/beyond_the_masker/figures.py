@@ -17,7 +17,7 @@ from scipy.spatial.distance import squareform
 
 from beyond_the_masker.data import subject_starts
 from beyond_the_masker.files import stem
-from beyond_the_masker.meter import Trace
+from beyond_the_masker.meter import Trace, counted, in_seconds
 
 WIDTH = 4.2  # inches
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
@@ -209,10 +209,11 @@ def by_similarity(correlations):
     return leaves_list(linkage(distances, "average", optimal_ordering=True))
 
 
-def plot_traces(traces, image_mib=None):
+def plot_traces(traces, image_mib=None, repeated=True):
     """Draw a dict of traces, or of `NotRun` in place of them, one below the other on one scale.
 
-    The size of the image in memory is a line.
+    The size of the image in memory is a line. Calls with workers are `repeated`: their traces are
+    those of the run with the median peak.
     """
     n, title = len(traces), "Memory over time"
     figure, axes = column_figure(2 + 2.5 * n, title, n, squeeze=False)
@@ -220,7 +221,7 @@ def plot_traces(traces, image_mib=None):
     for ax, (name, trace) in zip(axes.flat, traces.items(), strict=True):
         if isinstance(trace, Trace):
             trace.plot(ax, image_mib, name)
-            words.append(trace.in_words(name))
+            words.append(_trace_in_words(trace, name))
             ax.get_legend().remove()
         else:
             words.append(_draw_prediction(ax, trace, image_mib, name))
@@ -231,7 +232,7 @@ def plot_traces(traces, image_mib=None):
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
     workers = "workers" in known
     layers = "calling process" + ", its workers and shared memory, stacked" * workers
-    median = " Of several runs, the one with the median peak is drawn." * workers
+    median = " Of several runs, the one with the median peak is drawn." * (workers and repeated)
     figure.set_label(
         f"{next(iter(traces)) if n == 1 else 'Each method'}: memory over time of the {layers}. The "
         f"dashed line adds mapped files.{median}\n\n"
@@ -239,6 +240,19 @@ def plot_traces(traces, image_mib=None):
     )
     plt.show()
     return figure
+
+
+def _trace_in_words(trace, title):
+    """Describe the drawing of a trace, with its numbers."""
+    moment = f"{in_seconds(max(trace.times[trace.total().argmax()], 0))} into"
+    if trace.high_water_mib > trace.total().max():
+        moment = "between two samples of"
+    return (
+        f"{title}: {trace.metric} rises from {trace.before_mib:,.0f} MiB before the call to a peak "
+        f"of {trace.peak_mib:,.0f} MiB, {moment} the call of {in_seconds(trace.seconds)}, with "
+        f"{counted(len(trace.processes) - 1, 'child process')}; mapped files take "
+        f"{trace.peak_file_mib:,.0f} MiB at most."
+    )
 
 
 def _draw_prediction(ax, not_run, image_mib, title):
