@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import signal
 import subprocess
 import tempfile
 import threading
@@ -14,55 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beyond_the_masker.meter import HAS_PSS, MIB, SHM, measure
+from beyond_the_masker.meter import GROUPS, HAS_PSS, MIB, SHM, measure
 from leftovers import eventually
 
 pytestmark = pytest.mark.chance
 HOLD = 0.3  # seconds for which known amounts are held
 
 
-class Group:
-    """A memory control group, and the most that the kernel charged it without page cache."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.peak = 0
-        self.over = threading.Event()
-
-    def charged(self):
-        """Return bytes of anonymous and of shared memory, swapped parts included."""
-        lines = (self.folder / "memory.stat").read_text().splitlines()
-        stat = {name: int(value) for name, value in map(str.split, lines)}
-        swap = stat.get("swap", 0)
-        if (self.folder / "memory.swap.current").exists():
-            swap = int((self.folder / "memory.swap.current").read_text())
-        return stat.get("anon", stat.get("rss", 0)) + stat.get("shmem", 0) + swap
-
-    def watch(self):
-        """Read the charge as often as possible, until the call is over; kill a call that hangs."""
-        deadline = time.monotonic() + 300
-        while not self.over.wait(0.001):
-            self.peak = max(self.peak, self.charged())
-            if time.monotonic() > deadline:
-                for pid in (self.folder / "cgroup.procs").read_text().split():
-                    with suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-
-
 def group_folders():
-    """Yield the folders where a control group could be made, for version 2 and 1."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    """Yield the folders where a control group could be made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines() if HAS_PSS else ():
         _, controllers, place = line.split(":", maxsplit=2)
-        if controllers == "":
-            yield from (Path("/sys/fs/cgroup", place.strip("/")), Path("/sys/fs/cgroup"))
-        elif "memory" in controllers.split(","):
-            yield Path("/sys/fs/cgroup/memory", place.strip("/"))
+        for controller in GROUPS.keys() & set(controllers.split(",")):
+            top = Path("/", GROUPS[controller][0])
+            yield from (top / place.strip("/"), top)
 
 
 @pytest.fixture
 def group():
-    """Make a group; skip the test where that is not possible."""
-    for parent in group_folders() if HAS_PSS else ():
+    """Make a memory control group; skip the test where that is not possible."""
+    for parent in group_folders():
         with suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="meter_", dir=parent))
             if (folder / "memory.stat").exists():
@@ -70,9 +40,7 @@ def group():
             folder.rmdir()  # the controller is not on for it
     else:
         pytest.skip("no memory control group can be made here: only root can, on Linux")
-    group = Group(folder)
-    yield group
-    group.over.set()
+    yield folder
     eventually(lambda: remove(folder), 60)  # a process in it may still be ending
 
 
@@ -83,23 +51,39 @@ def remove(folder):
     return not folder.exists()
 
 
-def inside(folder, function, *args):
+def charged_mib(group):
+    """Return what the kernel charges: anonymous and shared memory, swapped parts included."""
+    lines = (group / "memory.stat").read_text().splitlines()
+    stat = {name: int(value) for name, value in map(str.split, lines)}
+    if (group / "memory.swap.current").exists():  # version 2
+        stat["swap"] = int((group / "memory.swap.current").read_text())
+    kinds = "anon" if "anon" in stat else "rss", "shmem", "swap"
+    return sum(stat.get(kind, 0) for kind in kinds) / MIB
+
+
+def inside(group, function, *args):
     """Make a call in a control group, which is charged for all that it takes from here on."""
-    Path(folder, "cgroup.procs").write_text(str(os.getpid()))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
     return function(*args)
 
 
 def agree(group, function, *args):
     """Measure a call in the group, and compare the meter's peak with the kernel's."""
-    thread = threading.Thread(target=group.watch)
+    charges, over = [0], threading.Event()
+
+    def watch():
+        while not over.wait(0.001):
+            charges.append(charged_mib(group))
+
+    thread = threading.Thread(target=watch)
     thread.start()
     try:
-        trace = measure(inside, group.folder, function, *args)
+        trace = measure(inside, group, function, *args)
     finally:
-        group.over.set()
+        over.set()
         thread.join()
     trace.result()
-    assert trace.above_mib == pytest.approx(group.peak / MIB, rel=0.05, abs=15)
+    assert trace.above_mib == pytest.approx(max(charges), rel=0.05, abs=15)
     return trace
 
 
@@ -209,7 +193,7 @@ def map_anonymously(mib):
 
 
 def make_segment(mib):
-    """Hold a System V segment, which no process has attached at last."""
+    """Hold a System V segment that no process has attached, and as much memory again."""
     import ctypes
 
     library = ctypes.CDLL(None)
@@ -218,8 +202,10 @@ def make_segment(mib):
     address = ctypes.c_void_p(library.shmat(segment, None, 0))
     ctypes.memset(address, 1, mib * MIB)
     library.shmdt(address)
+    block = np.ones(mib * MIB, "uint8")
     time.sleep(HOLD)
     library.shmctl(segment, 0, None)
+    return int(block[-1])
 
 
 def map_a_file(path):

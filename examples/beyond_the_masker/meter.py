@@ -40,7 +40,6 @@ two samples counts as memory. A call is stopped before the machine runs out of m
 
 import contextlib
 import functools
-import itertools
 import json
 import math
 import os
@@ -48,7 +47,6 @@ import pickle
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -73,6 +71,11 @@ SHM = Path("/dev/shm")
 ROLLUP = Path("/proc/self/smaps_rollup")
 HAS_PSS = ROLLUP.exists() and "Pss_Anon" in ROLLUP.read_text()
 KINDS = ("anon", "file", "pss", "rss", "uss")
+GROUPS = {  # by the controller in /proc/self/cgroup: folder, limit and use of control groups
+    "": ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+
 
 # The result of a measurement
 
@@ -173,22 +176,24 @@ class Trace:
         as a line for comparison. The title is the function's name by default.
         """
         import matplotlib.pyplot as plt
+        from matplotlib.patheffects import withStroke
 
-        title = title or self.name
         if ax is None:
             ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
-            ax.figure.set_label(
-                f"{title}: memory over time of the calling process, its workers and shared "
-                "memory, stacked. The dashed line adds mapped files.\n\n"
-                f"Area chart. {self.in_words(title)}"
-            )
         self._stack_layers(ax)
-        self._draw_levels(ax, image_mib)
+        halo = [withStroke(linewidth=3.5, foreground="white")]
+        black = {"color": "black", "path_effects": halo}
+        with_files = self.total() + self.total("file")
+        ax.plot(self.times, with_files, ls="--", label="with mapped files", **black)
+        ax.axhline(self.before_mib, ls=":", label="before the call", **black)
+        if image_mib:
+            ax.axhline(image_mib, color="#cc79a7", path_effects=halo, label="the image")
         right = max(self.times[-1], self.seconds)  # a short call may have one sample, before it
         ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, right))
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter("{x:,.0f}")
-        ax.set_title(f"{title}:\npeak {self.peak_mib:,.0f} MiB", loc="left", fontsize=11)
+        text = f"{title or self.name}:\npeak {self.peak_mib:,.0f} MiB"
+        ax.set_title(text, loc="left", fontsize=11)
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
         return ax
 
@@ -204,33 +209,6 @@ class Trace:
         style = {"colors": colors, "hatch": hatches, "edgecolor": "white", "lw": 0}
         ax.stackplot(self.times, values, labels=labels, **style)
 
-    def _draw_levels(self, ax, image_mib):
-        """Draw the lines: with mapped files, before the call, and the image's size."""
-        from matplotlib import patheffects
-
-        halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
-        black = {"color": "black", "path_effects": halo}
-        with_files = self.total() + self.total("file")
-        before = np.full(len(self.times), self.before_mib)
-        ax.plot(self.times, with_files, ls="--", label="with mapped files", **black)
-        ax.plot(self.times, before, ls=":", label="before the call", **black)
-        if image_mib:
-            ax.axhline(image_mib, color="#cc79a7", path_effects=halo, label="the image")
-
-    def in_words(self, title=None):
-        """Describe a figure of the trace, with its numbers."""
-        when = max(self.times[self.total().argmax()], 0)
-        children = counted(len(self.processes) - 1, "child process")
-        moment = f"{in_seconds(when)} into"
-        if self.high_water_mib > self.total().max():
-            moment = "between two samples of"
-        return (
-            f"{title or self.name}: {self.metric} rises from {self.before_mib:,.0f} MiB before the "
-            f"call to a peak of {self.peak_mib:,.0f} MiB, {moment} the call of "
-            f"{in_seconds(self.seconds)}, with {children}; mapped files take "
-            f"{self.peak_file_mib:,.0f} MiB at most."
-        )
-
 
 def in_seconds(seconds):
     """Write a duration: 0.173 s, 21.3 s, 1,203 s."""
@@ -240,313 +218,6 @@ def in_seconds(seconds):
 def counted(number, name):
     """Write a number of processes: 1 process, 2 processes, no process."""
     return f"{number or 'no'} {name}{'es' if number > 1 else ''}"
-
-
-# Free memory, of the machine and of the control groups of containers and cluster jobs
-
-
-def available_mib(root="/"):
-    """Return the free memory of the machine, or of this process's control groups if less, in MiB.
-
-    Cached files that the kernel can drop count as free. `root` has the folders proc and sys.
-    """
-    free = [psutil.virtual_memory().available]
-    for limit, used, statistics in _control_groups(root):
-        with contextlib.suppress(OSError, ValueError):
-            lines = statistics.read_text().splitlines()
-            numbers = {name: int(value) for name, value in map(str.split, lines)}
-            cached = numbers.get("total_inactive_file", numbers.get("inactive_file", 0))
-            free.append(limit - int(used.read_text()) + cached)
-    return max(min(free), 0) / MIB
-
-
-@functools.cache
-def _control_groups(root):
-    """List the control groups that limit this process: limit, and the files to read."""
-    found, names = [], Path(root, "proc/self/cgroup")
-    for line in names.read_text().splitlines() if names.exists() else ():
-        _, controllers, place = line.split(":", maxsplit=2)
-        if controllers == "":  # version 2
-            top, limit, used = Path(root, "sys/fs/cgroup"), "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top = Path(root, "sys/fs/cgroup/memory")
-            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = top / place.strip("/")
-        for group in (folder, *folder.parents):  # some are not visible in a container
-            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max"
-                size = int((group / limit).read_text())
-                if size < psutil.virtual_memory().total:
-                    found.append((size, group / used, group / "memory.stat"))
-            if group == top:
-                break
-    return found
-
-
-def reserve_mib():
-    """Return how much memory is kept free, in MiB: 3% of the machine's, at least 256 MiB."""
-    return max(0.03 * psutil.virtual_memory().total / MIB, 256)
-
-
-# Sampling a tree of processes
-
-
-class Sample(NamedTuple):
-    """Memory of a tree of processes at one moment."""
-
-    stamp: float  # time.time
-    shared: dict  # (device, inode) of each piece of shared memory: bytes
-    processes: dict  # process id: bytes by kind, as `read_process` returns them
-
-    @property
-    def in_use_mib(self):
-        """Memory in use, in MiB."""
-        anonymous = sum(process["anon"] for process in self.processes.values())
-        return (sum(self.shared.values()) + anonymous) / MIB
-
-
-class Tree:
-    """The process with the id `pid` and everything that it starts."""
-
-    def __init__(self, pid):
-        self.pid = pid
-        self.shared = SharedMemory() if HAS_PSS and SHM.is_dir() else None
-
-    def sample(self):
-        """Read all processes and return a `Sample`."""
-        stamp, read = time.time(), {}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(self.pid)
-            # List all before the first is read: otherwise a page could be read in a parent, and
-            # once more in a child that was forked in between.
-            for process in (root, *root.children(recursive=True)):
-                with contextlib.suppress(psutil.Error, OSError):  # it has ended
-                    read[process.pid] = read_process(process)
-        processes = {pid: sizes for pid, sizes in read.items() if counts(pid, read)}
-        return Sample(stamp, self.shared.sample(processes) if self.shared else {}, processes)
-
-
-def read_process(process):
-    """Return the bytes of a process by kind, and what its callers need besides."""
-    if not HAS_PSS:
-        info = process.memory_full_info()
-        return {"anon": info.uss, "file": 0, "pss": info.uss, "rss": info.rss, "uss": info.uss}
-    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    if not text:
-        raise ProcessLookupError(process.pid)  # a zombie
-    size = bytes_in(text)
-    return {
-        "anon": size["Pss_Anon"] + size.get("SwapPss", 0),
-        "file": size["Pss_File"],
-        "pss": size["Pss"],
-        "rss": size["Rss"],
-        "uss": size["Private_Clean"] + size["Private_Dirty"],
-        "shmem": size["Pss_Shmem"],
-        "other": size["Rss"] - size["Anonymous"],  # resident pages that are not anonymous
-        "anonymous": size["Anonymous"],
-        "private": size["Private_Dirty"],
-        "place": text.partition(" ")[0],  # its range of addresses
-    }
-
-
-def bytes_in(text):
-    """Return the sizes in a file of /proc that has lines such as ``Rss: 12 kB``, in bytes."""
-    return {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", text)}
-
-
-def counts(pid, read):
-    """Return whether the memory that was read of a process belongs to the sum."""
-    if not HAS_PSS:
-        return True
-    # If it has ended since, the pages that it shared may have been read as another's alone.
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    parent = read.get(int(status[1]))
-    return status[0] not in "ZX" and not (parent and borrows(pid, read[pid], parent))
-
-
-def borrows(pid, own, parent):
-    """Return whether a child was read while it ran in its parent's memory, from vfork to exec."""
-    if own["place"] != parent["place"] or own["private"] <= own["anonymous"] / 2:
-        return False
-    differences = [abs(own[kind] - parent[kind]) for kind in ("rss", "private", "anonymous")]
-    if max(differences) >= 2**16:
-        return False
-    # It may have written to a page between the two reads. If so, it has left that memory by now.
-    return not any(differences) or place_of(pid) != own["place"]
-
-
-def place_of(pid):
-    """Return the range of addresses of a process, or nothing if it has ended."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/smaps_rollup").read_text().partition(" ")[0]
-
-
-# Shared memory
-
-
-class SharedMemory:
-    """Pieces of shared memory that processes take from now on: files in a tmpfs and the like."""
-
-    def __init__(self):
-        self.began = time.time()
-        self.kernel, self.devices = memory_devices()
-        self.before = {key: size_of(status) for key, (_, status) in files_in(SHM).items()}
-        self.pids = set()  # of the processes so far
-        self.ours = {}  # paths of the pieces that these processes have had open or mapped
-        self.checked = {}  # other files: size when their holders were last checked, and the answer
-
-    def sample(self, processes):
-        """Return the bytes of each piece by its key, without those from before the call."""
-        self.pids |= set(processes)
-        named = files_in(SHM)
-        found, hidden = self._find_held(processes)
-        for key, (path, status) in named.items():
-            if key in self.ours or self._is_ours(key, path, status):
-                found[key] = status
-        for key, path in self.ours.items():  # pieces that no process holds any more
-            with contextlib.suppress(OSError):
-                if key not in found and key_of(status := os.stat(path)) == key:
-                    found[key] = status
-        sizes = {key: size_of(status) for key, status in found.items()}
-        sizes |= {key: mapped_bytes(key, pids) for key, pids in hidden.items() if key not in found}
-        for number, owner, size in segments():
-            if owner in self.pids or (self.kernel, number) in self.ours:
-                sizes[self.kernel, number] = size
-        for key in found.keys() - self.before.keys() - named.keys():  # in another tmpfs than SHM
-            if found[key].st_ctime < self.began - 0.1:  # and older than the call
-                self.before[key] = sizes[key]
-        return {key: max(size - self.before.get(key, 0), 0) for key, size in sizes.items()}
-
-    def _find_held(self, processes):
-        """Return the status of pieces that processes hold; by key, who maps those without one."""
-        found, hidden = {}, {}
-        for pid, sizes in processes.items():
-            held = open_files(pid, self.devices)
-            if sizes["shmem"]:
-                held = itertools.chain(held, mapped_files(pid, self.devices))
-            for key, path, status in held:
-                self.ours[key] = path
-                if status:
-                    found[key] = status
-                else:
-                    hidden.setdefault(key, []).append(pid)
-        return found, hidden
-
-    def _is_ours(self, key, path, status):
-        """Return whether a file that our processes were never seen to hold is theirs."""
-        if joblib := re.search(r"/joblib_memmapping_folder_(\d+)_", path):
-            return int(joblib[1]) in self.pids
-        small = size_of(status) < 2**16  # such as a semaphore: not worth reading every process
-        if small or key in self.before or status.st_uid != os.geteuid():
-            return False
-        size, ours = self.checked.get(key, (None, True))
-        if size != size_of(status) and ours:
-            others = [pid for pid in psutil.pids() if pid not in self.pids]
-            ours = not any(key in held_by(pid, {key[0]}) for pid in others)
-            self.checked[key] = size_of(status), ours
-        return ours
-
-
-def memory_devices():
-    """Return the device of the kernel's own files in memory, and the set of it and every tmpfs."""
-    number = os.memfd_create("device")
-    kernel = os.fstat(number).st_dev
-    os.close(number)
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    devices = [line.split()[2].split(":") for line in lines if " - tmpfs " in line]
-    return kernel, {kernel, *(os.makedev(int(major), int(minor)) for major, minor in devices)}
-
-
-def key_of(status):
-    """Return device and inode, which identify a file."""
-    return status.st_dev, status.st_ino
-
-
-def size_of(status):
-    """Return the bytes that a file occupies, swapped ones included, whatever its length."""
-    return status.st_blocks * 512
-
-
-def files_in(folder):
-    """Return path and status of all files in a folder and below, by their keys."""
-    found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # removed meanwhile
-                path = os.path.join(place, name)
-                status = os.lstat(path)
-                found[key_of(status)] = path, status
-    return found
-
-
-def open_files(pid, devices):
-    """Yield key, path and status of each file on these devices that a process has open."""
-    with contextlib.suppress(OSError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                link = f"/proc/{pid}/fd/{number}"
-                status = os.stat(link)
-                if status.st_dev in devices and stat.S_ISREG(status.st_mode):
-                    yield key_of(status), os.readlink(link), status
-
-
-def mapped_files(pid, devices):
-    """Yield key, path and status of each file on these devices that a process maps."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
-            place, _, _, device, inode, *path = line.split(maxsplit=5)
-            if inode != "0" and (key := (device_of(device), int(inode)))[0] in devices:
-                status = None
-                with contextlib.suppress(OSError):  # only an administrator may read it
-                    status = os.stat(f"/proc/{pid}/map_files/{place}")
-                yield key, path[0] if path else "", status
-
-
-def device_of(text):
-    """Return a device in /proc/PID/maps, such as ``fd:01``, as os.stat returns it."""
-    major, minor = text.split(":")
-    return os.makedev(int(major, 16), int(minor, 16))
-
-
-def held_by(pid, devices):
-    """Return the keys of all files on these devices that a process has open or maps."""
-    held = {key for key, *_ in open_files(pid, devices)}
-    with contextlib.suppress(OSError):
-        if re.search(r"RssShmem:\s+[1-9]", Path(f"/proc/{pid}/status").read_text()):
-            held |= {key for key, *_ in mapped_files(pid, devices)}
-    return held
-
-
-def mapped_bytes(key, pids):
-    """Return the bytes of a piece whose status is hidden: all processes' shares of its pages."""
-    shares = extent = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            inside = False
-            for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines():
-                words = line.split(maxsplit=5)
-                if not words[0].endswith(":"):
-                    place, _, offset, device, inode, *_ = words
-                    inside = (device_of(device), int(inode)) == key
-                    if inside:
-                        begin, end = (int(part, 16) for part in place.split("-"))
-                        extent = max(extent, int(offset, 16) + end - begin)
-                elif inside and words[0] == "Pss:":
-                    shares += int(words[1]) * 1024
-    return min(shares, extent)  # the shares can add up to more than the piece
-
-
-def segments():
-    """Yield number, creator and bytes of each System V segment."""
-    with contextlib.suppress(OSError):
-        header, *lines = Path("/proc/sysvipc/shm").read_text().splitlines()
-        for line in lines:
-            one = dict(zip(header.split(), map(int, line.split()), strict=True))
-            yield one["shmid"], one["cpid"], one["rss"] + one["swap"]
 
 
 # Measuring
@@ -590,12 +261,10 @@ def measure_within(memory_mib, func, /, *args, **kwargs):
         _prepare(process, call, name)
         tree = Tree(process.pid)
         samples = [tree.sample()]
-        over = threading.Event()
-        threading.Thread(target=_wait_for_end, args=(process, over), daemon=True).start()
         with Watchdog(process.pid, memory_mib) as watchdog:
             process.stdin.write(b"go\n")
             process.stdin.flush()
-            samples += _watch(tree, over, name)
+            samples += _watch(tree, process, name)
         outcome = _receive(process, samples)
         if watchdog.reason:
             error = MemoryError(f"{name}: {watchdog.reason}")
@@ -641,32 +310,30 @@ def _prepare(process, call, name):
         raise RuntimeError(f"The new process for {name} could not be prepared.\n{problem}")
 
 
-def _wait_for_end(process, over):
-    """Wait, in a thread, for the byte that the fresh process sends after the call."""
-    process.stdout.read(1)
-    over.set()
-
-
-def _watch(tree, over, name):
+def _watch(tree, process, name):
     """Sample the tree until the call is over; show progress on a terminal."""
-    samples = []
+    samples, pause = [], PAUSES[0]
+    # The fresh process sends a byte after the call; a killed one closes the pipe.
+    end = threading.Thread(target=process.stdout.read, args=(1,), daemon=True)
+    end.start()
+    end.join(pause)
     style = {"bar_format": "{desc}: {elapsed}{postfix}", "leave": False, "file": sys.__stderr__}
     with tqdm(desc=name, disable=None, **style) as progress:  # disabled without a terminal
-        pause, longest = PAUSES
-        while not over.wait(pause):
+        while end.is_alive():
             start = time.perf_counter()
             sample = tree.sample()
             samples.append(sample)
-            pause = min(max(PAUSES[0], 2 * (time.perf_counter() - start)), longest)
+            pause = np.clip(2 * (time.perf_counter() - start), *PAUSES)
             number = counted(len(sample.processes), "process")
             progress.set_postfix_str(f"{sample.in_use_mib:,.0f} MiB in {number}")
+            end.join(pause)
     return samples
 
 
 def _receive(process, samples):
     """Return the outcome that the fresh process sends, or that it was killed."""
     try:
-        return Outcome(*pickle.load(process.stdout))
+        return pickle.load(process.stdout)
     except (EOFError, pickle.UnpicklingError):
         code = process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -680,16 +347,16 @@ def _trace(name, samples, outcome):
     trees = [sample.processes for sample in samples]
     pids = list(dict.fromkeys(pid for tree in trees for pid in tree))
     absent = dict.fromkeys(KINDS, 0)
-    sizes = {pid: [tree.get(pid, absent) for tree in trees] for pid in pids}
     processes = {
-        pid: {kind: np.array([one[kind] for one in own]) / MIB for kind in KINDS}
-        for pid, own in sizes.items()
+        pid: {k: np.array([tree.get(pid, absent)[k] for tree in trees]) / MIB for k in KINDS}
+        for pid in pids
     }
     # From the largest resident set, subtract all pages that may not have been anonymous then. If
     # the call maps a file, there may have been more of them than any sample saw.
     largest, other = outcome.high_water
     others = [tree[pids[0]].get("other", math.inf) for tree in trees if pids[0] in tree]
-    if max(other, *others) - min(other, *others) > MOST_UNKNOWN:
+    others.append(other)
+    if max(others) - min(others) > MOST_UNKNOWN:
         largest = 0
     shared = np.array([sum(sample.shared.values()) for sample in samples]) / MIB
     return Trace(
@@ -703,7 +370,7 @@ def _trace(name, samples, outcome):
         metric="memory in use" if HAS_PSS else "USS",
         value=outcome.value,
         exception=outcome.exception,
-        high_water_mib=max(largest - max(other, *others), 0) / MIB,
+        high_water_mib=max(largest - max(others), 0) / MIB,
     )
 
 
@@ -735,24 +402,24 @@ def _serve():
     except BaseException as error:
         exception = error
     seconds = time.perf_counter() - clock
-    high_water = _high_water()
+    outcome = Outcome(started, seconds, value, exception, _high_water())
     reply.write(b"\n")  # ends the sampling
     reply.flush()
-    reply.write(_pickled(started, seconds, value, exception, high_water))
+    reply.write(_pickled(outcome))
     reply.flush()
 
 
-def _pickled(started, seconds, value, exception, high_water):
+def _pickled(outcome):
     """Pickle an outcome; a RuntimeError replaces a value or an exception that cannot be pickled."""
     try:
-        pickle.loads(cloudpickle.dumps(exception))
+        pickle.loads(cloudpickle.dumps(outcome.exception))
     except Exception:  # such as an exception with other arguments than its class
-        text = traceback.format_exception_only(type(exception), exception)
-        exception = RuntimeError("".join(text).strip())
+        text = "".join(traceback.format_exception_only(outcome.exception)).strip()
+        outcome = outcome._replace(exception=RuntimeError(text))
     try:
-        return cloudpickle.dumps((started, seconds, value, exception, high_water))
+        return cloudpickle.dumps(outcome)
     except Exception as error:
-        return cloudpickle.dumps((started, seconds, None, RuntimeError(repr(error)), high_water))
+        return cloudpickle.dumps(outcome._replace(value=None, exception=RuntimeError(repr(error))))
 
 
 def _high_water(reset=False):
@@ -837,37 +504,293 @@ def _end(process, patience):
             process.send_signal(number)
     process.wait()
     process.stdout.close()
-    _end_session(process.pid)
-    remove_joblib_folders(process.pid)
-
-
-def _end_session(number):
-    """End the processes of a session, also those whose parent is gone."""
-    left = []
-    for process in psutil.process_iter() if hasattr(os, "getsid") else ():
-        with contextlib.suppress(OSError):
-            if os.getsid(process.pid) == number:
-                left.append(process)
     # Trackers of shared memory outlive the workers and the first signal, to clean up.
     for end in (psutil.Process.terminate, psutil.Process.kill):
         deadline = time.monotonic() + 5
-        while left := [process for process in left if _runs(process)]:
-            if time.monotonic() >= deadline:
-                break
+        while (left := _running(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        for process in left:
+        for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                end(process)
+                end(one)
+    remove_joblib_folders(process.pid)
 
 
-def _runs(process):
-    """Return whether a process runs; an ended one may stay listed as a zombie."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
+def _running(session):
+    """Return the running processes of a session, also those whose parent is gone."""
+    found = []
+    for process in psutil.process_iter() if hasattr(os, "getsid") else ():
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            # An ended process may stay listed as a zombie.
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def remove_joblib_folders(pid):
     """Remove the folders that the killed workers of a process leave in shared memory."""
     for folder in SHM.glob(f"joblib_memmapping_folder_{pid}_*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# Sampling a tree of processes
+
+
+class Sample(NamedTuple):
+    """Memory of a tree of processes at one moment."""
+
+    stamp: float  # time.time
+    shared: dict  # (device, inode) of each piece of shared memory: bytes
+    processes: dict  # process id: bytes by kind, as `read_process` returns them
+
+    @property
+    def in_use_mib(self):
+        """Memory in use, in MiB."""
+        anonymous = sum(process["anon"] for process in self.processes.values())
+        return (sum(self.shared.values()) + anonymous) / MIB
+
+
+class Tree:
+    """The process with the id `pid` and everything that it starts."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.shared = SharedMemory() if HAS_PSS and SHM.is_dir() else None
+
+    def sample(self):
+        """Read all processes and return a `Sample`."""
+        stamp, read = time.time(), {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.pid)
+            # List all before the first is read: otherwise a page could be read in a parent, and
+            # once more in a child that was forked in between.
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.Error, OSError):  # it has ended
+                    read[process.pid] = read_process(process)
+        processes = {pid: sizes for pid, sizes in read.items() if counts(pid, read)}
+        return Sample(stamp, self.shared.sample(processes) if self.shared else {}, processes)
+
+
+def read_process(process):
+    """Return the bytes of a process by kind, and as its file of /proc names them."""
+    if not HAS_PSS:
+        info = process.memory_full_info()
+        return dict.fromkeys(KINDS, info.uss) | {"file": 0, "rss": info.rss}
+    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    if not text:
+        raise ProcessLookupError(process.pid)  # a zombie
+    size = bytes_in(text)
+    return size | {
+        "anon": size["Pss_Anon"] + size.get("SwapPss", 0),
+        "file": size["Pss_File"],
+        "pss": size["Pss"],
+        "rss": size["Rss"],
+        "uss": size["Private_Clean"] + size["Private_Dirty"],
+        "other": size["Rss"] - size["Anonymous"],  # resident pages that are not anonymous
+        "place": text.partition(" ")[0],  # its range of addresses
+    }
+
+
+def bytes_in(text):
+    """Return the sizes in a file of /proc that has lines such as ``Rss: 12 kB``, in bytes."""
+    return {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", text)}
+
+
+def counts(pid, read):
+    """Return whether the memory that was read of a process belongs to the sum."""
+    if not HAS_PSS:
+        return True
+    # If it has ended since, the pages that it shared may have been read as another's alone.
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    parent = read.get(int(status[1]))
+    return status[0] not in "ZX" and not (parent and borrows(pid, read[pid], parent))
+
+
+def borrows(pid, own, parent):
+    """Return whether a child was read while it ran in its parent's memory, from vfork to exec."""
+    if own["place"] != parent["place"] or own["Private_Dirty"] <= own["Anonymous"] / 2:
+        return False
+    kinds = "Rss", "Private_Dirty", "Anonymous"
+    differences = [abs(own[kind] - parent[kind]) for kind in kinds]
+    if max(differences) >= 2**16:
+        return False
+    # It may have written to a page between the two reads. If so, it has left that memory by now.
+    return not any(differences) or place_of(pid) != own["place"]
+
+
+def place_of(pid):
+    """Return the range of addresses of a process, or nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/smaps_rollup").read_text().partition(" ")[0]
+
+
+# Shared memory
+
+
+class SharedMemory:
+    """Pieces of shared memory that processes take from now on: files in a tmpfs and the like."""
+
+    def __init__(self):
+        self.began = time.time()
+        self.kernel, self.devices = memory_devices()
+        self.before = {key: size_of(status) for key, (_, status) in files_in(SHM).items()}
+        self.pids = set()  # of the processes so far
+        self.ours = set()  # keys of the pieces that these processes have had open or mapped
+        self.checked = {}  # other files: size when their holders were last checked, and the answer
+
+    def sample(self, processes):
+        """Return the bytes of each piece by its key, without those from before the call."""
+        self.pids |= set(processes)
+        named, found, hidden = files_in(SHM), {}, {}
+        for pid in processes:
+            for key, status, *place in held_files(pid, self.devices):
+                self.ours.add(key)
+                if status:
+                    found[key] = status
+                else:
+                    hidden.setdefault(key, []).append((pid, *place))
+        for key in found.keys() - named.keys() - self.before.keys():  # in another tmpfs than SHM
+            if found[key].st_ctime < self.began - 0.1:  # and older than the call
+                self.before[key] = size_of(found[key])
+        for key, (path, status) in named.items():
+            if key in self.ours or self._is_ours(key, path, status):
+                found[key] = status
+        sizes = {key: size_of(status) for key, status in found.items()}
+        sizes |= {key: mapped_bytes(maps) for key, maps in hidden.items() if key not in found}
+        for number, owner, size in segments():
+            if owner in self.pids or (self.kernel, number) in self.ours:
+                sizes[self.kernel, number] = size
+        return {key: max(size - self.before.get(key, 0), 0) for key, size in sizes.items()}
+
+    def _is_ours(self, key, path, status):
+        """Return whether a file that our processes were never seen to hold is theirs."""
+        if joblib := re.search(r"/joblib_memmapping_folder_(\d+)_", path):
+            return int(joblib[1]) in self.pids
+        small = size_of(status) < 2**16  # such as a semaphore: not worth reading every process
+        if small or key in self.before or status.st_uid != os.geteuid():
+            return False
+        size, ours = self.checked.get(key, (None, True))
+        if size != size_of(status) and ours:
+            others = set(psutil.pids()) - self.pids
+            held = (held for pid in others for held, *_ in held_files(pid, {key[0]}))
+            ours = key not in held
+            self.checked[key] = size_of(status), ours
+        return ours
+
+
+def memory_devices():
+    """Return the device of the kernel's own files in memory, and the set of it and every tmpfs."""
+    number = os.memfd_create("device")
+    kernel = os.fstat(number).st_dev
+    os.close(number)
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    devices = {device_of(line.split()[2], 10) for line in lines if " - tmpfs " in line}
+    return kernel, {kernel, *devices}
+
+
+def device_of(text, base):
+    """Return a device that a file of /proc has as ``major:minor``, as os.stat returns it."""
+    return os.makedev(*(int(number, base) for number in text.split(":")))
+
+
+def size_of(status):
+    """Return the bytes that a file occupies, swapped ones included, whatever its length."""
+    return status.st_blocks * 512
+
+
+def files_in(folder):
+    """Return path and status of all files in a folder and below, by device and inode."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                path = os.path.join(place, name)
+                status = os.lstat(path)
+                found[status.st_dev, status.st_ino] = path, status
+    return found
+
+
+def held_files(pid, devices):
+    """Yield key and status of each file on these devices that a process has open or maps.
+
+    If only an administrator may see the status, it is None; place and offset of the map follow.
+    """
+    folder = Path(f"/proc/{pid}")
+    with contextlib.suppress(OSError):
+        for link in (folder / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                status = link.stat()
+                if status.st_dev in devices:
+                    yield (status.st_dev, status.st_ino), status
+    with contextlib.suppress(OSError):
+        if not bytes_in((folder / "status").read_text()).get("RssShmem"):
+            return
+        for line in (folder / "maps").read_text(errors="replace").splitlines():
+            place, _, offset, device, inode, *_ = line.split(maxsplit=5)
+            if inode != "0" and (key := (device_of(device, 16), int(inode)))[0] in devices:
+                status = None
+                with contextlib.suppress(OSError):
+                    status = (folder / "map_files" / place).stat()
+                yield key, status, place, offset
+
+
+def mapped_bytes(maps):
+    """Return the bytes of a piece whose status is hidden: the shares of its maps in its pages."""
+    shares = extent = 0
+    for pid, place, offset in maps:
+        begin, end = (int(address, 16) for address in place.split("-"))
+        extent = max(extent, int(offset, 16) + end - begin)
+        with contextlib.suppress(psutil.Error):
+            every = psutil.Process(pid).memory_maps(grouped=False)
+            shares += sum(one.pss for one in every if one.addr == place)
+    return min(shares, extent)  # the shares can add up to more than the piece
+
+
+def segments():
+    """Yield number, creator and bytes of each System V segment."""
+    with contextlib.suppress(OSError):
+        header, *lines = Path("/proc/sysvipc/shm").read_text().splitlines()
+        for line in lines:
+            one = dict(zip(header.split(), map(int, line.split()), strict=True))
+            yield one["shmid"], one["cpid"], one["rss"] + one["swap"]
+
+
+# Free memory, of the machine and of the control groups of containers and cluster jobs
+
+
+def available_mib(root="/"):
+    """Return the free memory of the machine, or of this process's control groups if less, in MiB.
+
+    Cached files that the kernel can drop count as free. `root` has the folders proc and sys.
+    """
+    free = [psutil.virtual_memory().available]
+    for limit, used, statistics in _control_groups(root):
+        with contextlib.suppress(OSError, ValueError):
+            numbers = dict(re.findall(r"(\w+) (\d+)", statistics.read_text()))
+            cached = numbers.get("total_inactive_file", numbers.get("inactive_file", 0))
+            free.append(limit - int(used.read_text()) + int(cached))
+    return max(min(free), 0) / MIB
+
+
+@functools.cache
+def _control_groups(root):
+    """List the control groups that limit this process: limit, and the files to read."""
+    found, names = [], Path(root, "proc/self/cgroup")
+    for line in names.read_text().splitlines() if names.exists() else ():
+        _, controllers, place = line.split(":", maxsplit=2)
+        for controller in GROUPS.keys() & set(controllers.split(",")):
+            top, limit, used = GROUPS[controller]
+            folder = Path(root, top, place.strip("/"))
+            for group in (folder, *folder.parents):  # some are not visible in a container
+                with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max"
+                    size = int((group / limit).read_text())
+                    if size < psutil.virtual_memory().total:
+                        found.append((size, group / used, group / "memory.stat"))
+    return found
+
+
+def reserve_mib():
+    """Return how much memory is kept free, in MiB: 3% of the machine's, at least 256 MiB."""
+    return max(0.03 * psutil.virtual_memory().total / MIB, 256)
