@@ -11,6 +11,11 @@ import pages
 from leftovers import eventually, shared_blocks
 from small_site import Site
 
+OF_EACH_KIND = [
+    *("index.html", "masker_memory_usage.html", "calculator.html", "functions.html"),
+    *("auto_examples/index.html", "auto_examples/2_streaming/plot_stream_masks.html"),
+]
+
 
 @pytest.fixture(scope="session")
 def prose(tmp_path_factory):
@@ -59,6 +64,13 @@ def folder(request):
         return folder
     fast = "not extensive" in request.config.option.markexpr
     return request.getfixturevalue("prose" if fast else "site").html
+
+
+@pytest.fixture(scope="session")
+def names(request, folder):
+    """The pages that are opened: all of them, or in a fast run one of each kind."""
+    fast = "not extensive" in request.config.option.markexpr
+    return OF_EACH_KIND if fast else pages.all_pages(folder)
 
 
 @pytest.fixture(scope="module")

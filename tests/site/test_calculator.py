@@ -18,7 +18,7 @@ from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.model import DTYPES, METHODS, REASONS, Image, predict, quantities
 from beyond_the_masker.options import parse_memory
-from made_images import bgzip, make_image, make_masks, save_all
+from made_images import make_image, make_masks, save_all
 
 ROOT = Path(__file__).parent.parent.parent
 LISTS = ("dtype", "compressed", "scaling")
@@ -208,15 +208,12 @@ FILES = {
 
 
 def make_files(folder):
-    """Write each of FILES, a sparse one of many GiB, and two of noise, one of them in parts."""
+    """Write each of FILES, one of them of many GiB, and one that hardly compresses."""
     paths = [write_image(folder / name, **options) for name, options in FILES.items()]
     os.truncate(folder / "large.nii", 352 + 2 * 200 * 200 * 150 * 1000)
     noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 50)).astype("int16")
-    plain = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
-    for name, content in (("noise.nii.gz", gzip.compress(plain)), ("parts.nii.gz", bgzip(plain))):
-        (folder / name).write_bytes(content)
-        paths.append(folder / name)
-    return paths
+    nib.Nifti1Image(noise, np.eye(4)).to_filename(folder / "noise.nii.gz")
+    return [*paths, folder / "noise.nii.gz"]
 
 
 @pytest.mark.extensive

@@ -12,10 +12,6 @@ import pytest
 import pages
 
 AXE = Path(__file__).parent.parent / "node_modules" / "axe-core" / "axe.min.js"
-OF_EACH_KIND = [
-    *("index.html", "masker_memory_usage.html", "calculator.html", "functions.html"),
-    *("auto_examples/index.html", "auto_examples/2_streaming/plot_stream_masks.html"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -27,32 +23,30 @@ def axe():
     return AXE.read_text("utf-8")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
-def test_a_page_of_each_kind_is_sound(browser, address, folder, axe, width, scheme):
-    """It is accessible, fits the screen, and loads without errors, cookies or other hosts."""
-    options = {"width": width, "color_scheme": scheme, "axe": axe}
-    assert pages.wrong_on_pages(browser, address, folder, OF_EACH_KIND, **options) == []
-
-
 # Each element is shown in both colour schemes at one of these widths.
-@pytest.mark.extensive
 @pytest.mark.parametrize(
     ("width", "scheme", "keyboard"),
-    [(360, "dark", True), (768, "light", False), (1440, "light", True), (1440, "dark", False)],
+    [
+        (360, "dark", True),
+        pytest.param(768, "light", False, marks=pytest.mark.extensive),
+        (1440, "light", True),
+        pytest.param(1440, "dark", False, marks=pytest.mark.extensive),
+    ],
 )
-def test_every_page_is_sound(browser, address, folder, axe, width, scheme, keyboard):
-    """So is each of the other pages; Tab reaches everything, and the focus is visible."""
+def test_pages_are_sound(browser, address, folder, names, axe, width, scheme, keyboard):
+    """They are accessible, fit the screen, and load without errors, cookies or other hosts.
+
+    Tab reaches everything, and the focus is visible.
+    """
     options = {"width": width, "color_scheme": scheme, "axe": axe, "keyboard": keyboard}
-    names = pages.all_pages(folder)
-    assert len(names) >= 27
     assert pages.wrong_on_pages(browser, address, folder, names, **options) == []
 
 
 @pytest.mark.extensive
 @pytest.mark.parametrize("width", [320, 2560])
-def test_every_page_fits_the_smallest_and_the_largest_screens(browser, address, folder, width):
-    """It does not scroll sideways, and its images load."""
-    names = pages.all_pages(folder)
+def test_pages_fit_the_smallest_and_the_largest_screens(browser, address, folder, names, width):
+    """They do not scroll sideways, and their images load."""
+    assert len(names) >= 27
     assert pages.wrong_on_pages(browser, address, folder, names, width=width) == []
 
 
@@ -126,11 +120,11 @@ def test_the_menu_of_a_phone_is_used_by_keyboard(open_page):
 
 
 @pytest.mark.extensive
-def test_scripts_are_not_needed(open_page, address, folder):
+def test_scripts_are_not_needed(open_page, address, names):
     """Without scripts every page shows all its text, figures and links, except for buttons."""
     page = open_page("index.html", java_script_enabled=False)
     with_scripts = open_page("index.html")
-    for name in pages.all_pages(folder):
+    for name in names:
         for each in (page, with_scripts):
             each.goto(f"{address}/{name}")
         if name in ("search.html", "calculator.html"):
