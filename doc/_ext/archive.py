@@ -18,9 +18,8 @@ def write_archive(root, path):
     """Write the archive of the project in a folder."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted({file for pattern in CONTENT for file in root.glob(pattern)}):
-            if "node_modules" in file.parts:
-                continue
-            archive.write(file, Path(NAME).stem / file.relative_to(root))
+            if "node_modules" not in file.parts:
+                archive.write(file, Path(NAME).stem / file.relative_to(root))
 
 
 def offer_archive(app):
