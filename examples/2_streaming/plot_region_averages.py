@@ -44,8 +44,8 @@ def average_regions(fmri_path, labels_path):
         for _ in range(proxy.shape[3]):
             volume = np.frombuffer(file.read(in_file.size * proxy.dtype.itemsize), proxy.dtype)
             voxels = apply_read_scaling(volume[places], proxy.slope, proxy.inter)
-            voxels = np.where(np.isfinite(voxels), voxels, 0)
-            means.append(np.bincount(codes, weights=voxels) / counts)
+            finite = np.where(np.isfinite(voxels), voxels, 0)
+            means.append(np.bincount(codes, weights=finite) / counts)
     return np.array(means, "float32" if voxels.dtype == np.float32 else "float64")
 
 
