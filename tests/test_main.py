@@ -110,7 +110,7 @@ def test_study(files, capsys):
     """The command extracts what it can, lists the images that failed, and exits with 1."""
     arguments = ("--masks", files[1][0], "--output", "series")
     assert status_of("study", "fmri.nii.gz", *arguments) == 0
-    assert "1 done\nThe table is in series." in capsys.readouterr().out
+    assert capsys.readouterr() == ("1 done\nThe table is in series.\n", "")
     assert status_of("study", "fmri.nii.gz", "none.nii", *arguments) == 1
     out = capsys.readouterr().out
     assert "none.nii\n    " in out

@@ -295,15 +295,18 @@ def test_incomplete_regions_are_named(tmp_path, as_list):
     coarse[:3, 3] = 1.5
     labels, shape = boxes(), (5, 6, 6, 3)
     fmri_path = write(tmp_path / "fmri.nii", make_image(shape).get_fdata(), "<f4", coarse)
+    whole = write(tmp_path / "whole.nii", make_image((12, 12, 12, 3)).get_fdata(), "<f4", fine)
     masks = nib.Nifti1Image(labels, fine)
     if as_list:
         masks = {f"region_{n}": image_of(labels == n, fine) for n in range(1, 5)}
     output = tmp_path / "series"
     for status in ("done", "skipped"):
-        with pytest.warns(UserWarning, match=r"^1 of 1 images .*fmri.nii: region_2 32 of 64; "):
-            table = mask_study([fmri_path], masks, output, resample=True)
-        assert list(table.status) == [status]
-        assert table.incomplete[0] == "region_2 32 of 64; region_3 0 of 8; region_4 0 of 1"
+        with pytest.warns(UserWarning, match=r"^1 of 2 images .*fmri.nii: region_2 32 of 64; "):
+            table = mask_study([fmri_path, whole], masks, output, resample=True)
+        assert list(table.status) == [status] * 2
+        left = "region_2 32 of 64; region_3 0 of 8; region_4 0 of 1"
+        assert list(table.incomplete) == [left, ""]
+    assert_same([*read_arrays(table.file[1]).values()], nifti_masker(whole, masks_of(labels, fine)))
     arrays = read_arrays(table.file[0])
     assert arrays["region_3"].shape == arrays["region_4"].shape == (3, 0)
     halves = [labels[1::2, 1::2, 1::2][:5] == n for n in (1, 2)]  # the voxel that is nearest
@@ -312,9 +315,10 @@ def test_incomplete_regions_are_named(tmp_path, as_list):
     assert read_about(table.file[0])["incomplete"] == {"region_2": 32, "region_3": 0, "region_4": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table = mask_study([fmri_path], masks, output)  # without `resample`
-    assert list(table.incomplete) == [""]
-    assert "resample" in table.reason[0]
+        table = mask_study([fmri_path, whole], masks, output)  # without `resample`
+    assert list(table.status) == ["failed", "done"]
+    assert list(table.incomplete) == ["", ""]
+    assert "resample_to_img" in table.reason[0]
 
 
 @given(
