@@ -241,7 +241,7 @@ TABLES = {  # name of the image, of the table, its content, the names of labels
     "spreadsheet": ("atlas.nii", "atlas.tsv", "\ufeff" + TABLE.replace("\n", "\r\n"), NAMED),
     "decimals": ("atlas.nii", "atlas.tsv", TABLE.replace("3\t", "3.0\t"), NAMED),
     "of another image": ("tpl-A_dseg.nii.gz", "tpl-B_dseg.tsv", TABLE, None),
-    "of another kind": ("tpl-A_dseg.nii.gz", "tpl-A_probseg.tsv", TABLE, None),
+    "of another kind": ("tpl-A_probseg_dseg.nii.gz", "tpl-A_probseg.tsv", TABLE, None),
     "other columns": ("atlas.nii.gz", "atlas.tsv", "label\tname\n3\tleft\n", None),
 }
 
@@ -341,6 +341,12 @@ def test_regions_are_resampled_as_masks_are(zooms, angle, shift, seed):
             np.testing.assert_array_equal(positions, alone)
             continue
         assert len(positions) == 0
+    for mask_img, n_inside in zip(masks_of(labels), masks.inside(img), strict=True):
+        voxels = np.argwhere(np.asarray(mask_img.dataobj)) @ np.linalg.inv(img.affine)[:3, :3].T
+        voxels += np.linalg.inv(img.affine)[:3, 3]
+        beyond = np.abs(voxels - (np.array(img.shape) - 1) / 2) - np.array(img.shape) / 2
+        least, most = (np.count_nonzero((beyond < rounding).all(axis=1)) for rounding in (0, 0.02))
+        assert least <= n_inside <= most
 
 
 @pytest.mark.parametrize("shift", [4, -40])

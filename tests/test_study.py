@@ -303,6 +303,9 @@ def test_folders_above_the_images_may_be_links(study):
         study.images = [path]
         assert study.run(relative_to=above).status[0] in ("done", "skipped")
         assert set(study.files()) == {"sub/a.npz"}
+    study.images = [study.folder / "sub" / ".." / "sub-01_bold.nii"]
+    with pytest.raises(ValueError, match="not in the subpath"):
+        study.run(relative_to=study.folder / "sub")
 
 
 def test_home_folder(study, monkeypatch):
