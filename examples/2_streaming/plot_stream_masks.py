@@ -47,7 +47,8 @@ def stream_without_checks(fmri_path, mask_paths):
 
 
 # %%
-# Call it with the image and the masks of this build, and compare with NiftiMasker:
+# Call it with the image and the masks of this build, and compare with NiftiMasker. The arrays are
+# equal if all voxels are finite; NiftiMasker replaces the others by zero:
 
 from beyond_the_masker.experiment import prepare_all
 from beyond_the_masker.figures import plot_series
