@@ -1,17 +1,108 @@
 """Images and masks for several test files, and what NiftiMasker extracts from them."""
 
+import bz2
+import contextlib
 import gzip
 import math
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
+import pytest
 from nilearn.maskers import NiftiMasker
 
 SHAPE = (5, 6, 4, 7)
 STRAIGHT = np.array([[3.0, 0, 0, -7], [0, 3, 0, -9], [0, 0, 4, -6], [0, 0, 0, 1]])
 FLIPPED = STRAIGHT * [[-1], [1], [-1], [1]]
 OBLIQUE = np.array([[2.9, 0.4, 0.1, 3], [-0.4, 2.8, 0.7, 5], [0, -0.7, 3.9, 8], [0, 0, 0, 1]])
+HEADERS = {  # of one file, and of a pair of files
+    1: (nib.nifti1.Nifti1Header, nib.nifti1.Nifti1PairHeader),
+    2: (nib.nifti2.Nifti2Header, nib.nifti2.Nifti2PairHeader),
+}
+PACK = {"": bytes, ".gz": lambda content: gzip.compress(content, 1, mtime=0), ".bz2": bz2.compress}
+NONE = (np.nan, np.nan)  # no scale factors
+
+
+def by_name(names, cases):
+    """Parametrise with the values of a dict; its keys are the names of the tests."""
+    return pytest.mark.parametrize(names, cases.values(), ids=cases.keys())
+
+
+def any_bits(shape, dtype, seed=0):
+    """Return numbers of any bits: all integers; NaN, infinite and tiny floats, -0.0.
+
+    float64 is at most 1e300, so that scale factors do not make it overflow, which warns.
+    """
+    dtype = np.dtype(dtype)
+    content = bytearray(np.random.default_rng(seed).bytes(int(np.prod(shape)) * dtype.itemsize))
+    data = np.frombuffer(content, dtype).reshape(shape)
+    if dtype.kind == "f":
+        special = [-0.0, np.inf, -np.inf, np.nan, 1.5, -123.25]
+        data.flat[::5] = np.resize(special, len(data.flat[::5]))
+        data[np.isnan(data)] = np.nan  # some kinds of NaN make numpy warn where they are scaled
+        if dtype.itemsize == 8:
+            data[np.isfinite(data) & (np.abs(data) > 1e300)] = 1e300
+    return data
+
+
+def write(path, data, affine=STRAIGHT, scaling=NONE, version=1, offset=0):
+    """Write an image in the type and byte order of an array; `offset` is where its data begin."""
+    path = Path(path)
+    pack = PACK.get(path.suffix.lower(), bytes)
+    pair = ".img" in path.suffixes
+    order = ">" if data.dtype.byteorder == ">" else "<"
+    header = HEADERS[version][pair](endianness=order)
+    header.set_data_dtype(data.dtype)
+    header.set_data_shape(data.shape)
+    header.set_sform(affine, 1)
+    header.set_qform(affine, 1)
+    header["scl_slope"], header["scl_inter"] = scaling
+    if not pair:
+        offset = offset or header["vox_offset"] or len(header.binaryblock) + 4
+        header["vox_offset"] = offset
+    head = header.binaryblock + bytes(4)
+    values = data.tobytes("F")
+    if pair:
+        path.write_bytes(pack(values))
+        Path(str(path).replace(".img", ".hdr")).write_bytes(pack(head))
+    else:
+        path.write_bytes(pack(head + bytes(int(offset) - len(head)) + values))
+    return path
+
+
+def regions(shape, n_regions=3, seed=1):
+    """Return boolean arrays that overlap; the last two are one voxel and all voxels."""
+    rng = np.random.default_rng(seed)
+    chance = rng.random((n_regions, *shape[:3])) < rng.random((n_regions, 1, 1, 1))
+    one = np.zeros(shape[:3], bool)
+    one[tuple(n // 2 for n in shape[:3])] = True
+    return [*(region | one for region in chance), one, np.ones_like(one)]
+
+
+def masks_for(shape, affine=STRAIGHT, n_regions=1):
+    """Return images of regions."""
+    arrays = regions(shape, n_regions)
+    return [nib.Nifti1Image(region.astype("u1"), affine) for region in arrays]
+
+
+def changed(content, place, bits=0xFF):
+    """Return content with some bits of one byte changed."""
+    content = bytearray(content)
+    content[place] ^= bits
+    return bytes(content)
+
+
+def open_files(folder):
+    """Return the names of a folder's files that this process has open, also of removed ones."""
+    found = [Path(file.path) for file in psutil.Process().open_files()]
+    if Path("/proc/self/fd").exists():  # psutil leaves out those removed since
+        found = []
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # the listing itself
+                found.append(Path(os.readlink(f"/proc/self/fd/{number}")))
+    return sorted(path.name for path in found if folder in path.parents)
 
 
 def make_image(shape=SHAPE, dtype="<f4", affine=STRAIGHT, scaling=None, data=None):

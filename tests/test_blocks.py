@@ -25,8 +25,8 @@ from beyond_the_masker.running import start_workers
 from beyond_the_masker.streaming import Part, stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, eventually, named_after
-from made_images import OBLIQUE, SHAPE, STRAIGHT, make_masks
-from test_streaming import any_bits, images, write
+from made_images import OBLIQUE, SHAPE, STRAIGHT, any_bits, make_masks, write
+from test_streaming import images
 
 
 def image_and_masks(folder, dtype="<i2", name="fmri.nii", shape=SHAPE, **options):

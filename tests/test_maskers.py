@@ -29,8 +29,7 @@ from beyond_the_masker.maskers import (
     treatment_table,
 )
 from beyond_the_masker.meter import measure
-from made_images import make_image
-from test_streaming import open_files
+from made_images import NONE, open_files, write
 
 N = 37
 GRID = (9, 10, 8)
@@ -64,10 +63,9 @@ WITH_NAN.flat[::37] = np.nan
 WITH_NAN[1, 1, 1] = np.nan
 
 
-def save(path, data, dtype="<f4", scaling=None, affine=AFFINE):
+def save(path, data, dtype="<f4", scaling=NONE, affine=AFFINE):
     """Write an image; return its path."""
-    make_image(data=np.asarray(data), dtype=dtype, scaling=scaling, affine=affine).to_filename(path)
-    return path
+    return write(path, np.asarray(data).astype(dtype), affine, scaling)
 
 
 IMAGES = {
@@ -284,7 +282,7 @@ STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standa
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # keep_masked_labels
 @given(
     dtype=st.sampled_from(["<f4", ">f4", "<f8", "<i2", "u1", "<i4", "<u2"]),
-    scaling=st.sampled_from([None, (0.37, -5)]),
+    scaling=st.sampled_from([NONE, (0.37, -5)]),
     labels_dtype=st.sampled_from(["u1", "<i2", ">i4", "<f4", "<f8"]),
     values=st.lists(st.integers(0, 250), min_size=1, max_size=6, unique=True),
     background=st.integers(0, 2),
@@ -442,13 +440,23 @@ def test_masker_that_needs_the_whole_image_is_refused(files, masker, text):
             stream_masker(maskers, files["float32"])
 
 
-def test_bad_block_size_is_refused(files):
-    """A block has one volume at least, and a whole number of them."""
-    for block_size in (0, 2.5):
-        with pytest.raises(ValueError, match="not a positive integer"):
-            stream_masker(make_masker("mask"), files["float32"], block_size=block_size)
-    with pytest.raises(ValueError, match="not a positive number"):
-        stream_masker(make_masker("mask"), files["float32"], memory_mib=0)
+MISTAKES = {
+    "no volume": ({}, {"block_size": 0}, "not a positive integer"),
+    "half a volume": ({}, {"block_size": 2.5}, "not a positive integer"),
+    "no memory": ({}, {"memory_mib": 0}, "not a positive number"),
+    "confounds of another length": ({}, {"confounds": CONFOUNDS[1:]}, "length"),
+    "no t_r": ({"low_pass": 0.1}, {}, "t_r"),
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys()
+)
+def test_mistakes_show_before_the_file_is_read(files, monkeypatch, parameters, arguments, message):
+    """Wrong arguments and parameters are refused before the file is read."""
+    monkeypatch.setattr(module, "read_voxels", None)
+    with pytest.raises(ValueError, match=message):
+        stream_masker(make_masker("mask", **parameters), files["float32"], **arguments)
 
 
 def test_polars_is_refused(files, monkeypatch):
@@ -457,15 +465,6 @@ def test_polars_is_refused(files, monkeypatch):
     monkeypatch.setattr(masker, "transform", lambda img: [[1.0]])
     with pytest.raises(ValueError, match="set_output"):
         stream_masker(masker, files["float32"])
-
-
-def test_mistakes_show_before_the_file_is_read(files, monkeypatch):
-    """Wrong confounds or parameters are refused before the file is read."""
-    monkeypatch.setattr(module, "read_voxels", None)
-    with pytest.raises(ValueError, match="length"):
-        stream_masker(make_masker("mask"), files["float32"], CONFOUNDS[1:])
-    with pytest.raises(ValueError, match="t_r"):
-        stream_masker(make_masker("mask", low_pass=0.1), files["float32"])
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

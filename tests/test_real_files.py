@@ -22,6 +22,7 @@ from beyond_the_masker.methods import all_methods
 from beyond_the_masker.streaming import is_same_grid as is_same_grid_in_streaming
 from beyond_the_masker.streaming import stream_masks
 from beyond_the_masker.study import mask_study
+from made_images import write
 
 GRID = (40, 40, 12)
 # Of the same scan, as two tools saved them: https://github.com/nilearn/nilearn/issues/3898
@@ -50,12 +51,6 @@ EXPECTED = VALUES[INSIDE != 0].T
 def shifted(affine, *voxels):
     """Return an affine whose grid begins some voxels later."""
     return affine @ nib.affines.from_matvec(np.eye(3), voxels)
-
-
-def write(path, data, affine):
-    """Write an image; return its path."""
-    nib.Nifti1Image(data, affine).to_filename(path)
-    return path
 
 
 @pytest.fixture
@@ -153,29 +148,6 @@ def test_what_is_the_same_grid(same_grid):
 def test_the_file_that_works_alone_has_the_same_code(name):
     """`streaming` imports nothing of the package, so it has its own copies of some checks."""
     assert inspect.getsource(getattr(checks, name)) == inspect.getsource(getattr(streaming, name))
-
-
-@pytest.mark.parametrize("entrance", ENTRANCES)
-def test_mask_with_another_axis(fmri_path, tmp_path, entrance):
-    """A mask of shape (x, y, z, 1) is a 3D mask."""
-    mask = write(tmp_path / "mask.nii.gz", INSIDE[..., np.newaxis], OF_IMAGE)
-    (series,) = ENTRANCES[entrance](fmri_path, mask)
-    np.testing.assert_array_equal(series, EXPECTED)
-    assert count_all([mask], GRID) == [1200]
-
-
-def test_labels_with_another_axis(fmri_path, tmp_path):
-    """Whole numbers of shape (x, y, z, 1) are labels; other values are one map."""
-    data = np.zeros(GRID, "float32")
-    data[1:5, 1:4, 1:4], data[6:8, 5:8, 3:9] = 2, 7
-    labels = write(tmp_path / "labels.nii.gz", data[..., np.newaxis], OF_IMAGE)
-    masks, _ = atlas_to_masks(labels, fmri_path, 2)
-    assert [int(np.sum(mask.dataobj)) for mask in masks] == [36, 36]
-    soft = write(tmp_path / "map.nii.gz", data[..., np.newaxis] / 4, OF_IMAGE)
-    (mask,), _ = atlas_to_masks(soft, fmri_path, 1)
-    assert np.sum(mask.dataobj) == 72
-    several = [write(tmp_path / f"{n}.nii", INSIDE[..., np.newaxis], OF_IMAGE) for n in "ab"]
-    assert [np.sum(mask.dataobj) for mask in atlas_to_masks(several, fmri_path, 2)[0]] == [1200] * 2
 
 
 DAMAGED = {

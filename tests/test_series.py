@@ -18,23 +18,22 @@ from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.results import read_arrays
 from beyond_the_masker.streaming import stream_masks
 from beyond_the_masker.study import mask_study
-from made_images import SHAPE, STRAIGHT
-from test_maskers import AFFINE, DATA, QUIET, SPATIAL, make_masker
-from test_maskers import assert_same as assert_same_series
-from test_streaming import (
-    MODULES,
+from made_images import (
+    NONE,
+    SHAPE,
+    STRAIGHT,
     any_bits,
-    assert_same,
     by_name,
     masks_for,
-    nifti_masker,
     open_files,
     write,
 )
+from test_maskers import AFFINE, DATA, QUIET, SPATIAL, make_masker
+from test_maskers import assert_same as assert_same_series
+from test_streaming import MODULES, assert_same, nifti_masker
 
 MASKS = masks_for(SHAPE)
 SUFFIXES = (".nii.gz", ".nii", ".img", ".nii.bz2")
-NONE = (np.nan, np.nan)
 FILES = {  # types, scale factors and numbers of volumes; 0 is a 3D image
     "volumes": [("<f4", NONE, 0)] * 12,
     "runs": [("<i2", NONE, 5), ("<i2", NONE, 3)],
