@@ -377,8 +377,8 @@
     }
   }
 
-  function readAddress() {
-    const text = location.hash.slice(1);
+  function readAddress(address) {
+    const text = new URL(address).hash.slice(1);
     if (!text.includes("=")) {
       return; // nothing, or a heading of the page
     }
@@ -444,12 +444,12 @@
   for (const name of ["dragover", "drop"]) { // a file that misses it does not replace the page
     window.addEventListener(name, (event) => event.target === file || event.preventDefault());
   }
-  window.addEventListener("hashchange", () => {
-    readAddress();
+  window.addEventListener("hashchange", (event) => {
+    readAddress(event.newURL); // keepAddress may have replaced it already
     update();
   });
 
   document.getElementById("calculator-form").hidden = false;
-  readAddress();
+  readAddress(location.href);
   update();
 })();
