@@ -24,6 +24,9 @@ export $(OPTIONS) MASKER_CACHE MEASURED SITE
 export MPLBACKEND := agg
 export PYTHONPATH := $(CURDIR)/examples
 
+# A dollar sign is part of a file's name, not of a variable of make.
+$(foreach name,$(OPTIONS),$(if $(value $(name)),$(eval override $(name) := $$(value $(name)))))
+
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 unknown := $(filter-out $(OPTIONS) $(SETTINGS),$(given))
 ifneq ($(strip $(unknown)),)

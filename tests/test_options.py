@@ -17,6 +17,7 @@ from beyond_the_masker.pages import PAGES
 FILES = ("fmri.nii.gz", "my fmri.nii", "atlas.nii", "my atlas.nii", "roi_1.nii", "roi_2.nii")
 ODD_FILES = ("left roi 1.nii", "left roi 2.nii", "it's one.nii", "roi[12].nii")
 ODD_FILES += ('~ 50% \u00fc"$\n#.nii ',)
+ROOT = Path(__file__).parent.parent
 OWN = {"FMRI": "fmri.nii.gz", "ATLAS": "atlas.nii"}
 
 
@@ -173,6 +174,15 @@ def test_round_trip_through_the_environment(environ, tmp_path, monkeypatch):
     found = read_options(environ)
     monkeypatch.chdir(tmp_path)  # also from another folder
     assert read_options(found.to_environ()) == found
+
+
+@pytest.mark.parametrize("name", ODD_FILES[2:])
+def test_make_hands_on_any_name(name, folder):
+    """``make`` takes no character of a name for its own."""
+    command = ["make", "-s", "-f", ROOT / "Makefile", "check-options", f"PYTHON={sys.executable}"]
+    files = [f"FMRI={folder / name}", f"ATLAS={folder / name}"]
+    environ = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    subprocess.run([*command, *files], check=True, cwd=ROOT, env=environ)
 
 
 def test_runs_with_the_standard_library_alone():
