@@ -211,6 +211,14 @@ def test_4d_image_in_a_list_is_refused(fmri_path, tmp_path, entrance):
         ENTRANCES[entrance](fmri_path, [path])
 
 
+@entrances
+@pytest.mark.parametrize("masks", [[LABELS], {"a": LABELS}, LABELS, [None], [3]])
+def test_what_is_no_image_is_refused(fmri_path, entrance, masks):
+    """An array, or anything else that is neither a path nor an image, raises a ValueError."""
+    with pytest.raises(ValueError, match="is not an image of numbers on a grid"):
+        ENTRANCES[entrance](fmri_path, masks)
+
+
 def test_a_thousand_labels_take_little_memory():
     """Labels are sorted once: no volume is made for each."""
     labels = np.random.default_rng(0).integers(0, 1001, (91, 109, 91)).astype("i2")
@@ -232,8 +240,8 @@ def names_of(fmri_path, masks):
     return [*study_arrays(fmri_path, masks)]
 
 
-TABLE = "index\tname\tcolour\n0\tBackground\t\n3\tleft\tred\n-7\tright\tblue\n12\tleft\tred\n"
-NAMED = ["right", "left_3", "left_12", "region_400"]
+TABLE = "index\tname\tcolour\n0\tBackground\t\n3\tleft\tred\n-7\tV1/V2 né\tblue\n12\tleft\tred\n"
+NAMED = ["V1/V2 né", "left_3", "left_12", "region_400"]
 TABLES = {  # name of the image, of the table, its content, the names of labels
     "beside it": ("atlas.nii.gz", "atlas.tsv", TABLE, NAMED),
     "BIDS": ("tpl-A_res-02_dseg.nii.gz", "tpl-A_res-02_dseg.tsv", TABLE, NAMED),
@@ -251,16 +259,16 @@ def test_names_come_from_the_lookup_table(fmri_path, tmp_path, name):
     """Labels have the names of the table beside their image, or their numbers."""
     image, table, content, expected = TABLES[name]
     labels = np.resize([0, -7, 3, 12, 400], GRID)
-    (tmp_path / table).write_text(content, newline="")
+    (tmp_path / table).write_text(content, encoding="utf-8", newline="")
     expected = expected or ["region_-7", "region_3", "region_12", "region_400"]
     assert names_of(fmri_path, write(tmp_path / image, labels, "<i2")) == expected
 
 
 def test_regions_that_only_the_table_has_are_named(fmri_path, tmp_path):
     """A label without voxels is no region, and a warning names it."""
-    (tmp_path / "atlas.tsv").write_text(TABLE)
+    (tmp_path / "atlas.tsv").write_text(TABLE, encoding="utf-8")
     atlas = write(tmp_path / "atlas.nii.gz", np.resize([0, 3, 12], GRID), "<i2")
-    with pytest.warns(UserWarning, match=r"atlas.nii.gz has no voxels of right\.$"):
+    with pytest.warns(UserWarning, match=r"atlas.nii.gz has no voxels of V1/V2 né\.$"):
         assert names_of(fmri_path, atlas) == ["left_3", "left_12"]
 
 

@@ -100,8 +100,11 @@ def named(masks):
     if isinstance(masks, dict):
         return masks.items()
     masks = [masks] if is_alone(masks) else list(masks)
-    paths = (mask if isinstance(mask, str | Path) else mask.get_filename() for mask in masks)
-    return [(stem(path or "region"), mask) for path, mask in zip(paths, masks, strict=True)]
+    pairs = []
+    for mask in masks:
+        path = mask if isinstance(mask, str | Path) else getattr(mask, "get_filename", str)()
+        pairs.append((stem(path or "region"), mask))
+    return pairs
 
 
 def check_names(names):
