@@ -75,6 +75,8 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 #   (``find_voxels``);
 # * takes a label image or a 4D image in place of a list of masks, and warns of values that could
 #   be meant otherwise (``regions_in``);
+# * takes volumes or runs in files of their own, as a list or a pattern such as ``vol_*.nii``: one
+#   file after the other, never joined (``open_series``);
 # * reads the file to its end, where gzip stores its checksum: a damaged file raises an error
 #   instead of returning wrong numbers (``read_volumes``);
 # * decompresses with isal if it is installed, which is much faster than Python's own gzip
