@@ -7,17 +7,16 @@ import shlex
 import socket
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import nibabel as nib
 import numpy as np
 import pytest
 from nilearn.image import concat_imgs, load_img, resample_to_img
-from sklearn.utils import Bunch
 
 from beyond_the_masker import data, synthetic
 from beyond_the_masker.data import (
-    CHECKSUMS,
     atlas_to_labels,
     atlas_to_masks,
     cut_to,
@@ -25,14 +24,13 @@ from beyond_the_masker.data import (
     get_atlas_path,
     labels_image,
     on_grid_of,
-    prepare,
     prepare_fmri,
     write_2mm,
     write_joined,
     write_stored,
 )
 from beyond_the_masker.files import files_of_image
-from made_images import flip, make_image, save_all
+from made_images import make_image, save_all
 
 GRID = (9, 10, 8)
 AFFINE = np.array([[4.0, 0, 0, -10], [0, 4, 0, 5], [0, 0, 4, -3], [0, 0, 0, 1]])
@@ -365,77 +363,13 @@ def test_masks_are_reused_until_a_file_or_the_code_changes(tmp_path, fmri_path, 
     assert len({path for paths in made for path in paths}) == 5 * 2
 
 
-def fill(folder):
-    """Write two files."""
-    (folder / "first").touch()
-    (folder / "second").touch()
-
-
-@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
-def test_failed_preparation_leaves_nothing(error, cache):
-    """A folder that was not filled is removed, and filled by the next call."""
-
-    def fail(folder):
-        (folder / "first").touch()
-        raise error
-
-    with pytest.raises(type(error)):
-        prepare("thing", [1], fail)
-    assert not list(cache.iterdir())
-    assert (prepare("thing", [1], fill) / "second").exists()
-
-
-def test_two_builds_at_once(cache):
-    """Two processes can prepare the same files; the slower one uses those of the other."""
-
-    def fill_after_the_other(folder):
-        prepare("thing", [1], fill)
-        fill(folder)
-
-    folder = prepare("thing", [1], fill_after_the_other)
-    assert (folder / "second").exists()
-    assert list(cache.iterdir()) == [folder]
-
-
-DAMAGES = {
-    "flipped": lambda folder: flip(folder / "data"),
-    "cut off": lambda folder: os.truncate(folder / "data", 999),
-    "longer": lambda folder: (folder / "data").write_bytes(bytes(1001)),
-    "emptied": lambda folder: (folder / "data").unlink(),
-    "one file more": lambda folder: (folder / "more").touch(),
-    "link to another file": lambda folder: (folder / "link").rename(folder / "data"),
-    "checksums lost": lambda folder: (folder / CHECKSUMS).unlink(),
-    "checksums cut off": lambda folder: os.truncate(folder / CHECKSUMS, 5),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_damaged_files_of_the_cache_are_made_again(damage, cache):
-    """Whatever happened to the files, the next call returns them as they were."""
-    made = []
-
-    def fill(folder):
-        made.append(folder)
-        (folder / "data").write_bytes(bytes(1000))
-        (folder / "link").symlink_to("data")
-
-    folder = prepare("thing", [1], fill)
-    damage(folder)
-    assert prepare("thing", [1], fill) == folder
-    assert (folder / "data").read_bytes() == bytes(1000)
-    os.utime(folder / "data", (0, 0))
-    assert prepare("thing", [1], fill) == folder
-    assert len(made) == 2
-    assert list(cache.iterdir()) == [folder]
-
-
 def test_downloaded_data_are_used(tmp_path, fmri_path, monkeypatch):
     """The image is joined from the files that nilearn returns, and the atlas is its file."""
     adult = write(tmp_path / "adult.nii.gz", read(fmri_path)[..., ::-1])
     maps, regions = write_atlas("maps", tmp_path)
     found = {"func": [adult, fmri_path], "maps": str(maps)}
     for name in ("fetch_development_fmri", "fetch_atlas_difumo"):
-        fetcher = create_autospec(getattr(data, name), return_value=Bunch(**found))
+        fetcher = create_autospec(getattr(data, name), return_value=SimpleNamespace(**found))
         monkeypatch.setattr(data, name, fetcher)
     monkeypatch.setenv("DATA", "development_fmri")
     path = prepare_fmri(2)

@@ -8,13 +8,14 @@ import nibabel as nib
 import numpy as np
 
 from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.cache import prepare, stamp_of
 from beyond_the_masker.meter import measure
 from beyond_the_masker.streaming import gzip, stream_masks
 
 
 def prepare_both(fmri_path, most_mib=512):
     """Return an image as a ``.nii.gz`` and decompressed, cut to some MiB in memory."""
-    from beyond_the_masker.data import cut_to, n_volumes_within, prepare, stamp_of  # not in workers
+    from beyond_the_masker.data import cut_to, n_volumes_within  # not in workers
 
     image = cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)).absolute()
 

@@ -24,15 +24,14 @@ import psutil
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
 from beyond_the_masker.budget import allowed_mib, guard
+from beyond_the_masker.cache import prepare, stamp_of
 from beyond_the_masker.checks import read_volumes, size_in_bytes, value_type
 from beyond_the_masker.data import (
     atlas_to_masks,
     get_atlas_path,
     labels_image,
     n_volumes_within,
-    prepare,
     prepare_fmri,
-    stamp_of,
 )
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.headers import read_header

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from nilearn.masking import apply_mask
 
-from beyond_the_masker.data import prepare
+from beyond_the_masker.cache import prepare
 
 
 class Peer(NamedTuple):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from joblib.externals.loky import get_reusable_executor
 
+from beyond_the_masker.cache import filled
 from beyond_the_masker.data import (
     difumo_path,
-    filled,
     write_fmri,
     write_masks,
     write_synthetic_atlas,
@@ -25,7 +25,7 @@ from beyond_the_masker.running import run_method
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
 DEFINES = ("def ", "class ", "@")
-PARTS = ("checks", "synthetic", "data", *PAGES, "running", "script")
+PARTS = ("checks", "cache", "synthetic", "data", *PAGES, "running", "script")
 NINE = {
     name: model
     for name, model in METHODS.items()

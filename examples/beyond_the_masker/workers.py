@@ -12,14 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import psutil
 
+from beyond_the_masker.cache import prepare, stamp_of
 from beyond_the_masker.data import (
     atlas_to_masks,
     cut_to,
     get_atlas_path,
     n_volumes_within,
-    prepare,
     prepare_fmri,
-    stamp_of,
 )
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.meter import MIB, measure

@@ -1,0 +1,85 @@
+"""Keep prepared files in folders of the cache, until what they depend on changes or they do."""
+
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+from beyond_the_masker.files import files_of_image
+from beyond_the_masker.options import read_options
+
+CHECKSUMS = ".checksums.json"
+
+
+def prepare(name, depends_on, fill):
+    """Return the folder of the cache for a name and all that it depends on.
+
+    A folder that is missing, or whose files are not as they were written, is filled.
+    """
+    digest = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:12]
+    folder = Path(read_options().cache) / f"{name}-{digest}"
+
+    def fill_and_sum(unfinished):
+        fill(unfinished)
+        (unfinished / CHECKSUMS).write_text(json.dumps(checksums(unfinished)))
+
+    if folder.is_dir() and not is_sound(folder):
+        shutil.rmtree(folder)
+    return filled(folder, fill_and_sum)
+
+
+def is_sound(folder):
+    """Return whether a folder has the files that were written into it, and no byte is changed."""
+    try:
+        return json.loads((folder / CHECKSUMS).read_text()) == checksums(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def checksums(folder):
+    """Return the checksum of each file in a folder by its name, and where each link leads."""
+    files = [path for path in folder.iterdir() if path.name != CHECKSUMS]
+    return {f.name: str(f.readlink()) if f.is_symlink() else checksum_of(f) for f in files}
+
+
+def checksum_of(path):
+    """Return a file's checksum; a file that was not touched since is not read again."""
+    stat = path.stat()
+    return _checksum(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.cache
+def _checksum(path, *_):
+    """Read a file for its checksum."""
+    total = 0
+    with open(path, "rb") as file:
+        while content := file.read(2**20):
+            total = zlib.crc32(content, total)
+    return total
+
+
+def filled(folder, fill):
+    """Return a folder; if it is missing, fill it under another name, then give it its own."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+    try:
+        fill(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def stamp_of(path):
+    """Return what changes with an image: its name, and the sizes and times of its files."""
+    stats = [file.stat() for file in files_of_image(path)]
+    return str(path.absolute()), *((stat.st_size, stat.st_mtime_ns) for stat in stats)
