@@ -562,12 +562,18 @@ def test_script_with_a_copy_of_the_meter(run_script):
     assert out.startswith("refused 3\nEOFError(")
 
 
-@pytest.mark.parametrize("background", [False, pytest.param(True, marks=pytest.mark.extensive)])
-def test_interrupt_ends_the_call_and_its_workers(background, tmp_path, run_script):
-    """After Ctrl-C the call cleans up, and its workers end.
+EXTENSIVE = [pytest.param(how, marks=pytest.mark.extensive) for how in ("SIGTERM", "SIGKILL")]
+
+
+@pytest.mark.parametrize("how", ["SIGINT", *EXTENSIVE])
+def test_signal_ends_the_call_and_its_workers(how, tmp_path, run_script):
+    """After Ctrl-C the call cleans up, and its workers end; on Linux also if the script is killed.
 
     A shell lets what it starts in the background ignore Ctrl-C; another signal ends it then.
     """
+    if how == "SIGKILL" and sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent has ended")
+    on_interrupt = "default_int_handler" if how == "SIGINT" else "SIG_IGN"
     process = run_script(f"""
         import os, signal, time
         from pathlib import Path
@@ -586,7 +592,7 @@ def test_interrupt_ends_the_call_and_its_workers(background, tmp_path, run_scrip
                 Path("cleaned up").touch()
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGINT, signal.{"SIG_IGN" if background else "default_int_handler"})
+        signal.signal(signal.SIGINT, signal.{on_interrupt})
         try:
             measure(call)
         except KeyboardInterrupt:
@@ -595,10 +601,10 @@ def test_interrupt_ends_the_call_and_its_workers(background, tmp_path, run_scrip
     assert eventually(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     processes = psutil.Process(process.pid).children(recursive=True)
     assert {int(path.read_text()) for path in tmp_path.glob("*.pid")} < {p.pid for p in processes}
-    process.send_signal(signal.SIGTERM if background else signal.SIGINT)
+    process.send_signal(getattr(signal, how))
     out, _ = process.communicate(timeout=200)
-    assert out == "interrupted\n"
-    assert (tmp_path / "cleaned up").exists()
+    assert out == ("" if how == "SIGKILL" else "interrupted\n")
+    assert eventually((tmp_path / "cleaned up").exists, 60)
     _, alive = psutil.wait_procs(processes, timeout=60)
     for left in alive:
         left.kill()

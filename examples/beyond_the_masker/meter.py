@@ -39,6 +39,7 @@ two samples counts as memory. A call is stopped before the machine runs out of m
 """
 
 import contextlib
+import ctypes
 import functools
 import json
 import math
@@ -70,6 +71,7 @@ MODULE = __spec__.name if __spec__ else Path(__file__).stem  # as the fresh proc
 SHM = Path("/dev/shm")
 ROLLUP = Path("/proc/self/smaps_rollup")
 HAS_PSS = ROLLUP.exists() and "Pss_Anon" in ROLLUP.read_text()
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 KINDS = ("anon", "file", "pss", "rss", "uss")
 GROUPS = {  # by the controller in /proc/self/cgroup: folder, limit and use of control groups
     "": ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
@@ -380,6 +382,8 @@ def _trace(name, samples, outcome):
 def _serve():
     """Receive a call, wait for the signal to start, run it, and send the outcome."""
     reply = os.fdopen(os.dup(1), "wb")
+    if sys.platform == "linux":  # interrupt the call if the measuring process is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     os.dup2(2, 1)  # keep what the call prints out of the replies
     if hasattr(os, "register_at_fork"):
