@@ -24,10 +24,12 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 
 from beyond_the_masker.checks import as_nifti_masker
+from beyond_the_masker.running import end_with_parent
 
 
 def numpy_masker_shared_single(block_name, shape, dtype, mask):
     """Extract the time series of one mask, an array of bool, from an image in shared memory."""
+    end_with_parent()  # and not keep the block if the calling process is killed
     # Since Python 3.13 a worker can leave the tracking of a block to the process that made it.
     untracked = {"track": False} if sys.version_info >= (3, 13) else {}
     block = SharedMemory(name=block_name, **untracked)
@@ -43,7 +45,7 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # ---------------------
 # A NIfTI file stores one volume after the other, so the image is read once, in order. Linux kills a
 # process that writes to ``/dev/shm`` when it is full, so we check the free space first. The block
-# is removed whatever happens: a region fails, a worker is killed, you press Ctrl-C.
+# is removed whatever happens: a region fails, you press Ctrl-C, a worker or your script is killed.
 
 import shutil
 from contextlib import contextmanager

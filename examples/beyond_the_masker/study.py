@@ -27,7 +27,7 @@ from beyond_the_masker.checks import is_same_grid
 from beyond_the_masker.files import find_unfinished, moved_into_place, remove_unfinished, stem
 from beyond_the_masker.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.results import describe, is_undamaged, read_about, write_arrays
-from beyond_the_masker.running import results_as_ready
+from beyond_the_masker.running import end_with_parent, results_as_ready
 from beyond_the_masker.streaming import in_file_order, list_files, open_series, stream_voxels
 
 __all__ = ["mask_study"]
@@ -261,6 +261,7 @@ def run_tasks(tasks, n_jobs, files):
 
 def mask_image(image, file, masks_file, options, verify=False):
     """Stream an image's time series into a file, unless they are there; return its row."""
+    end_with_parent()
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     forget_peak()
     try:
