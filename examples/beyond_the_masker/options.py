@@ -6,7 +6,8 @@ option        default                        meaning
 N_IMAGES      2                              subjects that are joined into one image
 N_REGIONS     6                              masks, and as many parallel workers
 DATA          synthetic                      ``synthetic`` or ``development_fmri``
-FMRI          (none)                         your own 4D image
+FMRI          (none)                         your own 4D image: one file, or either file of a
+                                             ``.hdr`` and ``.img`` pair
 ATLAS         (none)                         its regions: a 4D probabilistic atlas, a 3D label
                                              image, or several binary masks (names, or a pattern
                                              with ``*``)
@@ -17,6 +18,8 @@ PAUSE         0.5                            seconds of rest before each method 
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
 MEASURED      ``measured``                   folder that receives measurements
 ============= ============================== ===================================================
+
+``~`` is the home in every path.
 """
 
 import functools
