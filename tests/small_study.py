@@ -11,6 +11,7 @@ import numpy as np
 
 import beyond_the_masker
 from beyond_the_masker.files import stem
+from beyond_the_masker.results import read_arrays
 from beyond_the_masker.study import mask_study
 from made_images import make_image, make_masks
 
@@ -51,8 +52,7 @@ class Study:
 
     def results(self, image):
         """Return the arrays in an image's file of results."""
-        with np.load(self.output / f"{stem(image)}.npz") as results:
-            return [results[stem(path)] for path in self.masks]
+        return [*read_arrays(self.output / f"{stem(image)}.npz").values()]
 
     def files(self):
         """Return the files in the folder of results, but for tables and masks."""
@@ -79,15 +79,6 @@ class Study:
             stderr=subprocess.PIPE,
             text=True,
         )
-
-
-def assert_same(series, reference):
-    """Check that arrays are the same, bit for bit."""
-    assert len(series) == len(reference)
-    for a, b in zip(series, reference, strict=True):
-        assert (a.shape, a.dtype.newbyteorder("=")) == (b.shape, b.dtype.newbyteorder("="))
-        assert a.dtype.isnative
-        np.testing.assert_array_equal(a, b)
 
 
 # Python runs this file first in every process. At one image, the process stops, dies, or takes

@@ -24,7 +24,8 @@ from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.pages import page_path
 from beyond_the_masker.streaming import stream_masks
 from leftovers import eventually, processes_with
-from small_study import EXAMPLES, Study, assert_same, failing, save_masks, write
+from made_images import assert_same
+from small_study import EXAMPLES, Study, failing, save_masks, write
 
 pytestmark = pytest.mark.chance
 CHANGED = dict(

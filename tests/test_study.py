@@ -22,8 +22,8 @@ from beyond_the_masker.results import is_undamaged, read_about, read_arrays
 from beyond_the_masker.study import mask_study
 from beyond_the_masker.workers import memory_of
 from leftovers import eventually
-from made_images import make_image, nifti_masker
-from small_study import Study, assert_same, failing, write
+from made_images import assert_same, make_image, nifti_masker
+from small_study import Study, failing, write
 
 
 @pytest.fixture
