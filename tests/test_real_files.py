@@ -2,9 +2,7 @@
 
 import gzip
 import inspect
-import os
 import resource
-import sys
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -94,11 +92,9 @@ def test_grids_that_differ_by_rounding_are_the_same(fmri_path, tmp_path, entranc
     np.testing.assert_array_equal(series, EXPECTED)
 
 
-@pytest.mark.extensive
-@pytest.mark.parametrize("more", [0, 1])
-def test_methods_take_masks_as_other_tools_save_them(fmri_path, tmp_path, more):
-    """Every method takes a mask with a rounded affine, and one with another axis."""
-    mask = write(tmp_path / "mask.nii.gz", INSIDE.reshape(GRID + (1,) * more), OF_MASK)
+def test_methods_take_masks_as_other_tools_save_them(fmri_path, tmp_path):
+    """Every method takes a mask with a rounded affine, and another axis."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE[..., np.newaxis], OF_MASK)
     for name, (series,) in with_methods(fmri_path, mask):
         np.testing.assert_array_equal(series, EXPECTED, err_msg=name)
 
@@ -148,6 +144,20 @@ def test_what_is_the_same_grid(same_grid):
 def test_the_file_that_works_alone_has_the_same_code(name):
     """`streaming` imports nothing of the package, so it has its own copies of some checks."""
     assert inspect.getsource(getattr(checks, name)) == inspect.getsource(getattr(streaming, name))
+
+
+def test_labels_with_another_axis(fmri_path, tmp_path):
+    """Whole numbers of shape (x, y, z, 1) are labels; other values are one map."""
+    data = np.zeros(GRID, "float32")
+    data[1:5, 1:4, 1:4], data[6:8, 5:8, 3:9] = 2, 7
+    labels = write(tmp_path / "labels.nii.gz", data[..., np.newaxis], OF_IMAGE)
+    masks, _ = atlas_to_masks(labels, fmri_path, 2)
+    assert [int(np.sum(mask.dataobj)) for mask in masks] == [36, 36]
+    soft = write(tmp_path / "map.nii.gz", data[..., np.newaxis] / 4, OF_IMAGE)
+    (mask,), _ = atlas_to_masks(soft, fmri_path, 1)
+    assert np.sum(mask.dataobj) == 72
+    several = [write(tmp_path / f"{n}.nii", INSIDE[..., np.newaxis], OF_IMAGE) for n in "ab"]
+    assert [np.sum(mask.dataobj) for mask in atlas_to_masks(several, fmri_path, 2)[0]] == [1200] * 2
 
 
 DAMAGED = {
@@ -219,26 +229,6 @@ def test_other_kinds_of_files_are_refused(fmri_path, tmp_path, entrance):
                 DAMAGED[entrance](path, mask)
 
 
-@pytest.mark.parametrize("function", [stream_masks, mask_blocks])
-@pytest.mark.parametrize("change", ["written", "replaced"])
-def test_image_that_changes_while_it_is_read(fmri_path, tmp_path, monkeypatch, function, change):
-    """A result is of one version of the image, or an error."""
-    module = sys.modules[function.__module__]
-    to_values = module.to_values
-    mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
-
-    def change_first(stored, *arguments):
-        path = fmri_path if change == "written" else tmp_path / "new.nii"
-        write(path, 2 * VALUES, OF_IMAGE)
-        os.replace(path, fmri_path)
-        return to_values(stored, *arguments)
-
-    monkeypatch.setattr(module, "to_values", change_first)
-    options = {"block_mib": 0.1} if function is mask_blocks else {"block_size": 1}
-    with pytest.raises(OSError, match=r"fmri.nii was changed while it was read. Run this again"):
-        function(fmri_path, [mask], **options)
-
-
 @pytest.mark.extensive
 def test_more_masks_than_files_may_be_open(fmri_path, tmp_path):
     """No function keeps the file of a mask open."""
@@ -254,18 +244,3 @@ def test_more_masks_than_files_may_be_open(fmri_path, tmp_path):
         assert list(mask_study([fmri_path], masks, tmp_path / "out").status) == ["done"]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.parametrize("share", np.linspace(0.05, 0.99, 9))
-def test_damaged_masks_of_a_study_are_written_again(fmri_path, tmp_path, share):
-    """A study whose own file of masks was damaged writes it again."""
-    mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
-    series_of_study(fmri_path, mask)
-    (file,) = (tmp_path / "series").glob("masks-*.npz")
-    content = file.read_bytes()
-    damaged = bytearray(content)
-    damaged[int(len(content) * share)] ^= 0x10
-    file.write_bytes(damaged)
-    (tmp_path / "series" / "fmri.npz").unlink()
-    (series,) = series_of_study(fmri_path, mask)
-    np.testing.assert_array_equal(series, EXPECTED)
