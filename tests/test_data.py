@@ -30,7 +30,7 @@ from beyond_the_masker.data import (
     write_stored,
 )
 from beyond_the_masker.files import files_of_image
-from made_images import make_image, save_all
+from made_images import OBLIQUE, make_image, save_all
 
 GRID = (9, 10, 8)
 AFFINE = np.array([[4.0, 0, 0, -10], [0, 4, 0, 5], [0, 0, 4, -3], [0, 0, 0, 1]])
@@ -165,11 +165,18 @@ def test_first_volumes_are_copied_as_they_are_stored(suffix, image, tmp_path):
 def test_own_image_that_nilearn_cannot_name(name, tmp_path, monkeypatch):
     """A pair is copied, a file with brackets linked: nilearn reads it, until the file changes."""
     img = make_image(dtype="<i2", scaling=(0.5, 2))
+    img.set_sform(None)
+    img.set_qform(OBLIQUE, "scanner")
+    img.header.set_xyzt_units("mm", "sec")
     nib.save(img, tmp_path / name)
     monkeypatch.setenv("FMRI", str(tmp_path / name))
     monkeypatch.setenv("ATLAS", str(tmp_path / name))
     path = prepare_fmri(2)
-    np.testing.assert_array_equal(load_img(path).dataobj, nib.load(tmp_path / name).dataobj)
+    own, read_by_nilearn = nib.load(tmp_path / name), load_img(path)
+    np.testing.assert_array_equal(read_by_nilearn.dataobj, own.dataobj)
+    np.testing.assert_array_equal(read_by_nilearn.affine, own.affine)
+    assert read_by_nilearn.header.get_zooms() == own.header.get_zooms()
+    assert read_by_nilearn.header.get_xyzt_units() == ("mm", "sec")
     assert prepare_fmri(2) == path
     for file in files_of_image(tmp_path / name)[-1:]:
         os.utime(file, ns=(0, 0))
