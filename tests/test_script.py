@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -54,9 +55,10 @@ def test_it_imports_what_the_chapter_names(tmp_path):
 def test_its_messages_name_its_own_arguments(own):
     """A message names an argument of the script, not an option of the build."""
     folder, arguments = own
-    command = (sys.executable, "script.py", *arguments, "--n-regions", "3")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert "set --n-regions to 2 or less" in done.stderr
+    command = (sys.executable, "script.py", *arguments)
+    run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert "set --n-regions to 2 or less" in run([*command, "--n-regions", "3"]).stderr
+    assert "error: --fmri is a pair" in run([*command, "--fmri", "fmri.IMG.gz"]).stderr
     assert '"--data synthetic, which' in (folder / "script.py").read_text()
 
 

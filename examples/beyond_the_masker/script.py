@@ -84,6 +84,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     if bool(arguments.fmri) != bool(arguments.atlas):
         parser.error("--fmri and --atlas go together")
+    if Path(arguments.fmri or "").name.lower().removesuffix(".gz").endswith((".hdr", ".img")):
+        parser.error("--fmri is a pair of files; nib.save(nib.load(pair), 'fmri.nii') joins them")
     return vars(arguments)
 
 
