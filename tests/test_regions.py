@@ -15,7 +15,7 @@ from nilearn.image.resampling import BoundingBoxError
 from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.checks import to_grid
+from beyond_the_masker.checks import open_checked, to_grid
 from beyond_the_masker.headers import count_all
 from beyond_the_masker.masks import read_masks
 from beyond_the_masker.results import read_about, read_arrays
@@ -209,6 +209,23 @@ def test_4d_image_in_a_list_is_refused(fmri_path, tmp_path, entrance):
     path = write(tmp_path / "maps.nii", EMPTY[..., [0, 0]], "u1")
     with pytest.raises(ValueError, match=r"maps.nii .*\(5, 6, 4, 2\); .* instead of a list"):
         ENTRANCES[entrance](fmri_path, [path])
+
+
+READS = [stream_masks, lambda fmri_path, mask: open_checked(fmri_path, [mask])[1]]
+
+
+@pytest.mark.parametrize("read", READS, ids=["streaming", "in memory"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii.bz2", ".mgz", ".img.gz"])
+def test_damage_to_a_mask_is_never_believed(fmri_path, tmp_path, suffix, read):
+    """Of a compressed mask, every changed byte is found, or has no meaning."""
+    path = tmp_path / f"mask{suffix}"
+    kind = {".mgz": nib.MGHImage, ".img.gz": nib.Nifti1Pair}.get(suffix, nib.Nifti1Image)
+    nib.save(kind((CHANCE > 0.5).astype("i4"), STRAIGHT), path)
+    content, [expected] = path.read_bytes(), read(fmri_path, path)
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with contextlib.suppress(OSError, ValueError):
+            np.testing.assert_array_equal(read(fmri_path, path), [expected])
 
 
 @entrances

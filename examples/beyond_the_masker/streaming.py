@@ -330,7 +330,7 @@ def in_file(inside):
 def read_to_end(img):
     """Read a compressed file to its end, where gzip stores its checksum."""
     path = img.get_filename() or ""
-    if path.lower().endswith(".gz"):
+    if path.lower().endswith((".gz", ".mgz")):
         with gzip.open(path) as file:
             while file.read(2**20):
                 pass
