@@ -29,7 +29,7 @@ from beyond_the_masker.maskers import (
     treatment_table,
 )
 from beyond_the_masker.meter import measure
-from made_images import NONE, open_files, write
+from made_images import NONE, by_name, open_files, write
 
 N = 37
 GRID = (9, 10, 8)
@@ -432,7 +432,7 @@ BAD_MASKERS = {
 }
 
 
-@pytest.mark.parametrize(("masker", "text"), BAD_MASKERS.values(), ids=BAD_MASKERS.keys())
+@by_name(("masker", "text"), BAD_MASKERS)
 def test_masker_that_needs_the_whole_image_is_refused(files, masker, text):
     """A masker that needs the whole image is refused, with the alternative."""
     for maskers in (masker, [make_masker("mask"), masker]):
@@ -449,9 +449,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("parameters", "arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys()
-)
+@by_name(("parameters", "arguments", "message"), MISTAKES)
 def test_mistakes_show_before_the_file_is_read(files, monkeypatch, parameters, arguments, message):
     """Wrong arguments and parameters are refused before the file is read."""
     monkeypatch.setattr(module, "read_voxels", None)

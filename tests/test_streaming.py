@@ -365,9 +365,12 @@ def test_bad_input_is_refused(tmp_path, bad_files, bad):
 
 
 def test_no_masks(bad_files):
-    """One mask at least is needed."""
+    """One mask at least is needed, and an array is none."""
     for masks in ([], (), {}, iter([])):
         with pytest.raises(ValueError, match="one mask at least"):
+            stream_masks(bad_files / "fmri.nii", masks)
+    for masks in (np.ones(SHAPE[:3]), [np.ones(SHAPE[:3])]):
+        with pytest.raises(ValueError, match=r"^A ndarray is not an image"):
             stream_masks(bad_files / "fmri.nii", masks)
 
 

@@ -16,7 +16,7 @@ from beyond_the_masker import two_passes as module
 from beyond_the_masker.meter import measure
 from beyond_the_masker.streaming import open_series
 from beyond_the_masker.two_passes import high_variance_confounds, mean_image, needs_mean
-from made_images import NONE, STRAIGHT, write
+from made_images import NONE, STRAIGHT, by_name, write
 
 # Types and scale factors of the files.
 KINDS = [
@@ -106,7 +106,7 @@ MASKERS = {
 
 
 @QUIET
-@pytest.mark.parametrize("options", MASKERS.values(), ids=MASKERS)
+@by_name("options", MASKERS)
 @pytest.mark.parametrize(
     "kind", [("<f4", NONE), (">f4", NONE), (">f8", NONE), ("<i2", NONE), ("<i2", (0.3, -5))]
 )
@@ -199,7 +199,7 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("data", UNUSUAL.values(), ids=UNUSUAL)
+@by_name("data", UNUSUAL)
 def test_confounds_of_unusual_values(folder, data):
     """Values that are not finite, constant, tiny or huge are treated as by nilearn."""
     for kind in ("<f4", ">f4", "<f8"):

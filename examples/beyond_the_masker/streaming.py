@@ -237,7 +237,8 @@ def open_mask(mask):
     with damaged_file_named(mask):
         mask_img = nib.load(mask) if isinstance(mask, (str, Path)) else mask
     if not isinstance(mask_img, SpatialImage) or mask_img.get_data_dtype().kind not in "fiub":
-        raise ValueError(f"{mask} is not an image of numbers on a grid.")
+        name = mask if isinstance(mask, (str, Path)) else f"A {type(mask).__name__}"
+        raise ValueError(f"{name} is not an image of numbers on a grid.")
     return mask_img, mask_img.get_filename() or "A mask"
 
 
