@@ -193,11 +193,18 @@ def test_study_of_patterns(tmp_path, monkeypatch, capsys):
         assert_same(list(found.values()), stream_masks(pattern, "atlas.nii.gz"))
 
 
-@pytest.mark.parametrize("pattern", ["sub-*/vol.nii", "sub-0?_vol-1.nii", "sub-*.nii"])
-def test_pattern_for_several_people_is_refused(tmp_path, pattern):
-    """Images of several people are no series, so a study refuses what may join them."""
-    with pytest.raises(ValueError, match="may be of several people"):
-        mask_study([tmp_path / pattern], MASKS[0], tmp_path / "out")
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        *((name, "of several people") for name in ("sub-*/vol.nii", "sub-0?_vol.nii", "sub-*.nii")),
+        (["vol_1.nii", "vol_2.nii"], "not a list. For the files of one image, give a pattern"),
+        (np.zeros(3), "not a ndarray"),
+    ],
+)
+def test_what_is_no_image_of_a_study(tmp_path, image, message):
+    """A study refuses patterns that may join images of several people, and what is no path."""
+    with pytest.raises(ValueError, match=message):
+        mask_study([image], MASKS[0], tmp_path / "out")
 
 
 # Refusals
