@@ -197,7 +197,7 @@ def test_study_of_patterns(tmp_path, monkeypatch, capsys):
     ("image", "message"),
     [
         *((name, "of several people") for name in ("sub-*/vol.nii", "sub-0?_vol.nii", "sub-*.nii")),
-        (["vol_1.nii", "vol_2.nii"], "not a list. For the files of one image, give a pattern"),
+        (["vol_1.nii", "vol_2.nii"], "not a list. For the files of one image give a pattern"),
         (np.zeros(3), "not a ndarray"),
     ],
 )

@@ -137,8 +137,8 @@ def absolute(path):
     """Return a path that depends neither on the working directory nor on ``~``."""
     if not isinstance(path, str | Path):
         raise ValueError(
-            f"The path of a file is needed, not a {type(path).__name__}. For the files of one image, "
-            "give a pattern such as 'sub-01/vol_*.nii'."
+            f"The path of a file is needed, not a {type(path).__name__}. For the files of one "
+            "image give a pattern, such as 'sub-01/vol_*.nii'."
         )
     return Path(os.path.expanduser(path)).absolute()
 
