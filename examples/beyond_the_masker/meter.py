@@ -721,22 +721,22 @@ def held_files(pid, devices):
 
     If only an administrator may see the status, it is None; place and offset of the map follow.
     """
-    folder = Path(f"/proc/{pid}")
+    folder = f"/proc/{pid}"
     with contextlib.suppress(OSError):
-        for link in (folder / "fd").iterdir():
+        for number in os.listdir(f"{folder}/fd"):
             with contextlib.suppress(OSError):
-                status = link.stat()
+                status = os.stat(f"{folder}/fd/{number}")
                 if status.st_dev in devices:
                     yield (status.st_dev, status.st_ino), status
     with contextlib.suppress(OSError):
-        if not bytes_in((folder / "status").read_text()).get("RssShmem"):
+        if not re.search(r"RssShmem:\s+[1-9]", Path(folder, "status").read_text()):
             return
-        for line in (folder / "maps").read_text(errors="replace").splitlines():
+        for line in Path(folder, "maps").read_text(errors="replace").splitlines():
             place, _, offset, device, inode, *_ = line.split(maxsplit=5)
             if inode != "0" and (key := (device_of(device, 16), int(inode)))[0] in devices:
                 status = None
                 with contextlib.suppress(OSError):
-                    status = (folder / "map_files" / place).stat()
+                    status = os.stat(f"{folder}/map_files/{place}")
                 yield key, status, place, offset
 
 
