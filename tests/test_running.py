@@ -1,11 +1,7 @@
 """Images in memory, and workers that are there before the work begins."""
 
-import os
 import pickle
-import subprocess
-import sys
 import time
-from multiprocessing.shared_memory import SharedMemory
 
 import nibabel as nib
 import numpy as np
@@ -13,10 +9,8 @@ import psutil
 import pytest
 from joblib import parallel_config
 
-from beyond_the_masker import blocks, study
-from beyond_the_masker.pages import load_page
 from beyond_the_masker.running import load_in_memory, results_as_ready, start_workers
-from made_images import assert_same, make_image, make_masks, save_all
+from made_images import assert_same, make_image, save_all
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -63,51 +57,6 @@ def test_workers_are_together():
     assert len(psutil.Process().children()) >= 3
     with parallel_config(backend="sequential"):
         assert start_workers(3) is None
-
-
-SCRIPT = """
-import time
-from multiprocessing.shared_memory import SharedMemory
-from joblib import Parallel, delayed
-from beyond_the_masker.running import end_with_parent
-
-def work(name):
-    block = SharedMemory(name)
-    end_with_parent()
-    print(name, flush=True)
-    time.sleep(600)
-
-block = SharedMemory(create=True, size=1)
-Parallel(n_jobs=2)(delayed(work)(block.name) for _ in range(2))
-"""
-
-
-@pytest.mark.chance
-@pytest.mark.skipif(not hasattr(os, "getsid"), reason="Windows keeps the number of a parent")
-def test_workers_end_with_their_parent():
-    """When the calling process is killed, its workers end, and shared memory is removed."""
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as one:
-        names = {one.stdout.readline().strip() for _ in range(2)}
-        children = psutil.Process(one.pid).children(recursive=True)
-        one.kill()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    for left in alive:
-        left.kill()
-    assert not alive
-    with pytest.raises(FileNotFoundError):
-        SharedMemory(*names)
-
-
-def test_tasks_that_end_with_their_parent(tmp_path, monkeypatch):
-    """Tasks of a study, of blocks and of shared memory look for their parent."""
-    image, masks = save_all(tmp_path, make_image(), make_masks(make_image())[:1], ".nii")
-    shared, called = load_page("plot_shared_memory"), []
-    for module in (study, blocks, shared):
-        monkeypatch.setattr(module, "end_with_parent", lambda m=module: called.append(m))
-    study.mask_study([image], masks, tmp_path / "series", n_jobs=1)
-    blocks.mask_blocks(image, masks, n_jobs=1)
-    shared.numpy_masker_shared_parallel(image, masks, 1)
-    assert called == [study, blocks, shared]
 
 
 def test_a_backend_that_returns_all_results_at_the_end_is_refused():

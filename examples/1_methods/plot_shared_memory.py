@@ -24,7 +24,7 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 
 from beyond_the_masker.checks import as_nifti_masker
-from beyond_the_masker.running import end_with_parent
+from beyond_the_masker.orphans import end_with_parent
 
 
 def numpy_masker_shared_single(block_name, shape, dtype, mask):

@@ -9,7 +9,8 @@ from joblib import delayed
 from nibabel.openers import ImageOpener
 from tqdm import tqdm
 
-from beyond_the_masker.running import end_with_parent, results_as_ready
+from beyond_the_masker.orphans import end_with_parent
+from beyond_the_masker.running import results_as_ready
 from beyond_the_masker.streaming import (
     Part,
     check_version,

@@ -1,10 +1,6 @@
 """Run the whole work of a method, and workers, with only the imports that these need."""
 
-import multiprocessing
-import os
 import tempfile
-import threading
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,25 +67,6 @@ def start_workers(n_workers, modules=(), stay=0.0):
         tasks = (delayed(meet)(folder, number) for number in range(n_workers))
         starts, ends = zip(*Parallel(n_jobs=n_workers, batch_size=1)(tasks), strict=True)
     return max(starts), min(ends)
-
-
-def end_with_parent():
-    """Let this process end soon after the one that started it, if it is a worker of joblib's loky.
-
-    Otherwise it stays for five minutes or more, together with the shared memory that it uses.
-    """
-    is_worker = multiprocessing.current_process().name.startswith("LokyProcess")
-    if is_worker and "parent" not in [thread.name for thread in threading.enumerate()]:
-        watch = threading.Thread(target=wait_and_end, args=[os.getppid()], name="parent")
-        watch.daemon = True
-        watch.start()
-
-
-def wait_and_end(parent):
-    """End this process when its parent is another one than before."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 @contextmanager

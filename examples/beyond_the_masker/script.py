@@ -25,7 +25,7 @@ from beyond_the_masker.running import run_method
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
 DEFINES = ("def ", "class ", "@")
-PARTS = ("checks", "cache", "synthetic", "data", *PAGES, "running", "script")
+PARTS = ("checks", "orphans", "cache", "synthetic", "data", *PAGES, "running", "script")
 NINE = {
     name: model
     for name, model in METHODS.items()

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from beyond_the_masker.checks import is_same_grid
 from beyond_the_masker.files import find_unfinished, moved_into_place, remove_unfinished, stem
 from beyond_the_masker.masks import load_masks, read_masks, save_masks
+from beyond_the_masker.orphans import end_with_parent
 from beyond_the_masker.results import describe, is_undamaged, read_about, write_arrays
-from beyond_the_masker.running import end_with_parent, results_as_ready
+from beyond_the_masker.running import results_as_ready
 from beyond_the_masker.streaming import in_file_order, list_files, open_series, stream_voxels
 
 __all__ = ["mask_study"]
