@@ -23,7 +23,6 @@ from beyond_the_masker.streaming import (
     read_volumes,
     read_voxels,
     scale,
-    take,
     value_type,
 )
 from beyond_the_masker.two_passes import (
@@ -141,10 +140,9 @@ def fit_all(maskers, fmri):
 
 def first_volume(fmri):
     """Return the numbers of the first volume, (1, voxels)."""
-    row = np.empty((1, np.prod(fmri.shape[:3])), fmri.dtype)
     with closing(read_volumes(fmri)) as volumes:
-        take(*next(volumes), fmri, np.arange(row.size), row[0])
-    return row
+        part, volume = next(volumes)
+    return (volume if fmri.is_uniform else scale(volume, part, fmri.dtype))[np.newaxis]
 
 
 def region_files(maskers):

@@ -60,8 +60,9 @@ def find_labels(masker, img, data_dtype):
         inside &= finite(masker.mask_img_) != 0
     labels = labels_data[inside]
     names = np.unique(before if masker.keep_masked_labels else labels)
-    order = np.argsort(labels, kind="stable")
-    codes = np.searchsorted(names, labels[order])
+    codes = np.searchsorted(names, labels).astype(np.min_scalar_type(len(names)))
+    order = np.argsort(codes, kind="stable")  # a radix sort, if of 16 bits
+    codes = codes[order]
     dtype = np.float32 if data_dtype == np.float32 else np.float64  # of nilearn's result
 
     def reducer(*where):
