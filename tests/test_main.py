@@ -47,6 +47,14 @@ def test_help(capsys):
         assert capsys.readouterr().out.startswith(f"usage: beyond-the-masker {command}")
 
 
+def test_output_that_is_not_read():
+    """Where the reader of the output ends first, as head does, there is no message."""
+    process = start("options")
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(600)) == ("", 1)
+    process.stderr.close()
+
+
 def test_options_need_only_the_standard_library(tmp_path):
     """Options are checked before anything is installed."""
     code = "import runpy, sys; sys.modules.update(dict.fromkeys(['numpy', 'nibabel', 'tqdm']))\n"

@@ -78,7 +78,12 @@ def main(arguments=None):
     try:
         if arguments.pages:
             check_pages()
-        sys.exit(arguments.run(arguments))
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # what read the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, EOFError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
