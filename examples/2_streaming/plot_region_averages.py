@@ -8,14 +8,14 @@ whole image in memory to compute it, and users have asked for a way `to use seve
 <https://github.com/nilearn/nilearn/issues/6038>`_. But an average needs only one volume at a time,
 so one pass over the file is enough. On this page you will
 
-1. write this in a dozen lines, and compare the result with NiftiLabelsMasker's,
+1. write this in fifteen lines, and compare the result with NiftiLabelsMasker's,
 2. average and clean all regions of an atlas with one call,
 3. draw the matrix of their correlations, and a few of the series, and
 4. see what it costs, with up to 1000 regions.
 """
 
 # %%
-# The idea in a dozen lines
+# The idea in fifteen lines
 # -------------------------
 # The loop is that of :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: read a volume,
 # take the labelled voxels, discard the volume. Each of these voxels also has a code, the number of
