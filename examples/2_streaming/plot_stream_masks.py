@@ -73,8 +73,9 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 #
 # * refuses a mask that is empty or on another grid, which would select the wrong voxels
 #   (``find_voxels``);
-# * takes a label image or a 4D image in place of a list of masks, and warns of values that could
-#   be meant otherwise (``regions_in``);
+# * takes a label image, each label a region, or a 4D image, each volume a region, in place of a
+#   list of masks; probabilities need a ``threshold``, and different values in a mask of a list
+#   cause a warning (``regions_in``);
 # * takes volumes or runs in files of their own, as a list or a pattern such as ``vol_*.nii``: one
 #   file after the other, never joined (``open_series``);
 # * reads the file to its end, where gzip stores its checksum: a damaged file raises an error

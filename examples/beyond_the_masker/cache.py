@@ -1,4 +1,4 @@
-"""Keep prepared files in folders of the cache, until what they depend on changes or they do."""
+"""Keep prepared files in folders of the cache; make them again if their inputs or they change."""
 
 import functools
 import hashlib

@@ -79,7 +79,7 @@ def stream_masker(
         (only their reports show the first volume). Meanwhile do not use them elsewhere.
     fmri_path : str or pathlib.Path, or list of them
         4D NIfTI image, compressed or not, or the files of a series, as for
-        `~beyond_the_masker.streaming.stream_masks`.
+        `stream_masks`.
     confounds, sample_mask : optional
         As for ``fit_transform``, and the same for all maskers.
     block_size : int, optional

@@ -51,7 +51,7 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, t
         For each mask an array to write into, or the name of a ``.npy`` file, which is replaced
         when all results are complete; or a function of number, shape and dtype that returns one.
     threshold : float, optional
-        Takes the values of an image above it as one region; probability maps, for example, need it.
+        A region is where a mask, or a volume of a 4D image, is above it. Probability maps need it.
 
     Returns
     -------

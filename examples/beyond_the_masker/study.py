@@ -59,7 +59,8 @@ def mask_study(
         As for `stream_masks`: a list of 3D masks on one grid, a label image, or a 4D image of
         masks. A file's name, without folder and ending, becomes the name of its mask; a dict gives
         the names itself. The columns ``index`` and ``name`` of a table beside a label image, with
-        the same name and the ending ``.tsv``, name its labels. Others become ``region_12``.
+        the same name and the ending ``.tsv``, name its labels. Without it, names are their numbers,
+        such as ``region_12``.
     output_dir : str or pathlib.Path
         Folder of the results: for each image an ``.npz`` file with the image's name, or with the
         pattern's name without wildcards.
@@ -86,17 +87,19 @@ def mask_study(
     -------
     pandas.DataFrame
         A row per image, in their order; also written to ``study.tsv`` in the output folder, or
-        to ``study_3_of_10.tsv``. Columns: ``image``, ``file``, ``status`` (done, skipped, failed;
-        after an interruption also not done), ``reason``, ``incomplete`` (regions that are partly
-        outside the image, or vanish on a coarser grid, and how many of their voxels are left; a
-        warning names them, too), ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process
-        during this image; on Linux), ``started`` (seconds since 1970), ``host``, ``pid``.
+        to ``study_3_of_10.tsv``. Columns: ``image``, ``file`` (empty if there are no results),
+        ``status`` (done, skipped, failed; after an interruption also not done), ``reason``,
+        ``incomplete`` (regions that, resampled, are partly outside the image, or vanish on a
+        coarser grid, and how many of their voxels are left; a warning names them, too),
+        ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process during this image; on
+        Linux), ``started`` (seconds since 1970), ``host``, ``pid``.
 
     Raises
     ------
     ValueError
-        There is no image, two images would have one file, the masks do not fit together, or the
-        backend does not return results as they become ready.
+        There is no image, two images would have one file, a mask is empty or needs a threshold,
+        the masks are on different grids, or the backend does not return results as they become
+        ready.
     OSError
         A mask is missing or damaged, or the output folder cannot be written.
 
