@@ -29,10 +29,10 @@ table = mask_study(images, masks, folder.name, n_jobs=2)
 # %%
 # The table has a row per image; it is also written to ``study.tsv`` in the folder of results.
 # ``peak_rss_mib`` is the worker's largest resident set (:term:`RSS`), which includes the code of
-# libraries, so it is larger where a process imports more, as on the pages on Dask and Slurm. The
-# seconds differ between these pages, too: a new process takes longer for its first image, and
-# workers that run at the same time can slow each other down. On a terminal, a progress bar counts
-# the images and the failures.
+# libraries, so it is larger where a process imports more, as on the page on Dask. The seconds
+# differ between these pages, too: a new process takes longer for its first image, and workers that
+# run at the same time can slow each other down. On a terminal, a progress bar counts the images and
+# the failures.
 
 print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to_string())
 
@@ -56,11 +56,24 @@ plot_series(means, "Time series of the first image", "mean (arbitrary units)")
 plt.show()
 
 # %%
-# The last entry records the image and the masks, so that the same call only does what is missing,
-# here nothing:
+# The last entry records the image and the masks. So the same call only does what is missing, here
+# nothing. (It reads only these records; with ``verify=True`` it also reads the arrays, and replaces
+# files that are damaged.)
 
 print(mask_study(images, masks, folder.name, n_jobs=2).status.value_counts().to_dict())
 folder.cleanup()
+
+# %%
+# Your own study may differ from this one:
+#
+# * **An atlas in one image**: give the path of a label image in place of the list of masks. Its
+#   regions take their names from the table beside it, if there is one.
+# * **One file per volume, or per run**: an image can be a pattern, such as ``"sub-01/vol_*.nii"``,
+#   whose files follow each other in the order of their numbers.
+# * **Images on another grid than the masks**: ``resample=True`` brings the masks to the grid of
+#   each image. The column ``incomplete`` then lists regions that are partly outside it.
+#
+# :func:`~beyond_the_masker.study.mask_study` describes all of its arguments and columns.
 
 # %%
 # The gain and the cost of workers
@@ -83,8 +96,8 @@ plot_workers(speed, peaks)
 plt.show()
 
 # %%
-# "1" is the calling process, which masks the images itself; otherwise it waits for the workers, and
-# joblib starts a few helpers beside them. Workers on one core take turns, so with more workers than
+# "1" is the calling process, which masks the images itself. With workers it only waits for them,
+# and joblib starts a few helpers as well. Workers on one core take turns, so with more workers than
 # cores a difference is mostly chance. The speed is also lower if the cores have other work, or are
 # the two threads of one physical core.
 

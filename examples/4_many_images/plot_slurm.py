@@ -44,13 +44,14 @@ with tempfile.TemporaryDirectory() as folder:
 print(f"{row.peak_rss_mib:.0f} MiB, {row.seconds:.2f} s")
 
 # %%
-# ``peak_rss_mib`` is the largest resident set (:term:`RSS`), which is what most clusters count. If
-# you cannot run it yet, :mod:`beyond_the_masker.budget` predicts from the image's header the memory
-# of a script that calls ``stream_masks``. The command ``study`` also imports what writes the table,
-# and RSS includes the code of libraries, so allow 60 MiB more.
+# ``peak_rss_mib`` is the largest resident set (:term:`RSS`) while the image is masked, and RSS is
+# what most clusters count. We request one and a half times this memory, which leaves room for what
+# the command imports at the end, to write the table, and three times this time plus five minutes,
+# for a node that starts slowly.
 #
-# We request one and a half times this memory, and three times this time plus five minutes, for a
-# node that starts slowly.
+# If you cannot run it yet, :mod:`beyond_the_masker.budget` predicts from the image's header the
+# memory of a script that calls ``stream_masks``. The command ``study`` imports more, and RSS
+# includes the code of libraries, so allow 60 MiB more.
 
 import math
 
