@@ -15,9 +15,9 @@ all imports are done and all workers started before the clock starts.
 # %%
 # This build
 # ----------
-# The sizes are small, so that a build does not take long, and the image is always the default one.
-# Calls this short are noisy, because whatever else the machine does can take as long as the call:
-# use this table to see that everything runs, and compare methods at full size, below.
+# The sizes are small, so that a build does not take long, and the image is always made of the
+# default data. Calls this short are noisy, because whatever else the machine does can take as long
+# as the call: use this table to see that everything runs, and compare methods at full size, below.
 #
 # ``ratio`` is the time divided by the limit, which is timed right before each call: the median of
 # several runs, and from the smallest to the largest. Most methods with workers are left out: at
@@ -66,7 +66,8 @@ plt.show()
 # The regions are those of synthetic label images, of overlapping maps as in DiFuMo, and of spheres.
 # "Cleaned" series are detrended, high-pass filtered and standardised, and their confounds are
 # removed; "smoothed" ones come from smoothed volumes. The last two rows extract voxels instead of
-# averages: the same voxels with a list of NiftiMaskers, and with ``stream_masks``.
+# averages: the same voxels with a list of NiftiMaskers, and with ``stream_masks``. The row with
+# several atlases and masks reads the file once for all of them.
 #
 # Other programs average regions too. They are timed only if their averages agree with those of
 # streaming to five digits. Programs that take one mask at a time read the file again for each.
@@ -92,9 +93,9 @@ plt.show()
 # images of several lengths, and writes the results into ``doc/recorded``. The figures of growth are
 # again measurements of their own. Repeated measurements of methods with workers agree less well in
 # memory than in time, because chance decides how many workers reach their peak at the same moment.
-# The averages are computed from a larger image, on MNI152's grid of 2 mm; the rows that extract
-# voxels use the image and the masks of :ref:`the published scale
-# <sphx_glr_auto_examples_3_cost_plot_published_scale.py>`.
+# The averages are computed from a larger image, on MNI152's grid of 2 mm, and in one row from more
+# volumes, as its name shows; the rows that extract voxels use the image and the masks of
+# :ref:`the published scale <sphx_glr_auto_examples_3_cost_plot_published_scale.py>`.
 
 from beyond_the_masker.benchmark import FULL
 from beyond_the_masker.model import METHODS
