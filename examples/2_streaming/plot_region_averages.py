@@ -69,7 +69,7 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 # its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. It adds the
 # voxels in the same order, but with a sparse matrix, which is faster, and decompresses the next
 # volume on a second core meanwhile. When it has read all volumes, it cleans the averages with the
-# function that ``fit_transform`` itself calls.
+# function that ``fit_transform`` itself calls. It comes with :ref:`the package <install>`.
 #
 # Here it averages all regions of the build's atlas. The :term:`confounds` are random walks, which
 # drift like head motion:

@@ -75,8 +75,8 @@ masker = NiftiLabelsMasker(labels_img, reports=False, **cleaning)
 # Any masker, streamed
 # --------------------
 # Give ``stream_masker`` a masker, configured as for ``fit_transform``, and the arguments of
-# ``fit_transform``. A list of maskers shares one pass over the file. With a label atlas, and an
-# image from fMRIPrep that has its confounds next to it:
+# ``fit_transform``. A list of maskers shares one pass over the file. With :ref:`the package
+# <install>`, a label atlas, and an image from fMRIPrep that has its confounds next to it:
 #
 # .. code-block:: python
 #
