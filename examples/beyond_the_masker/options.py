@@ -16,7 +16,8 @@ MEMORY        (what is free)                 memory that a method may take, such
                                              ``unlimited`` runs all
 PAUSE         0.5                            seconds of rest before each method in the experiment
 MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
-MEASURED      ``measured``                   folder that receives measurements
+MEASURED      ``measured``                   folder that receives measurements; ``make`` takes
+                                             ``doc/measured``
 ============= ============================== ===================================================
 
 ``~`` is the home in every path.
