@@ -29,7 +29,7 @@ from beyond_the_masker.orphans import end_with_parent
 
 def numpy_masker_shared_single(block_name, shape, dtype, mask):
     """Extract the time series of one mask, an array of bool, from an image in shared memory."""
-    end_with_parent()  # and not keep the block if the calling process is killed
+    end_with_parent()  # else it would keep the block if the calling process is killed
     # Since Python 3.13 a worker can leave the tracking of a block to the process that made it.
     untracked = {"track": False} if sys.version_info >= (3, 13) else {}
     block = SharedMemory(name=block_name, **untracked)

@@ -20,7 +20,7 @@ MEASURED      ``measured``                   folder that receives measurements; 
                                              ``doc/measured``
 ============= ============================== ===================================================
 
-``~`` is the home in every path.
+In every path ``~`` is your home folder.
 """
 
 import functools
