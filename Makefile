@@ -60,7 +60,7 @@ mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: mak
 		$(BEYOND) experiment
 	@echo "Draw it with: $(VENV)/bin/mprof plot"
 
-benchmark: $(VENV)/.built ## time every method beside decompression at full size, into doc/recorded
+benchmark: $(VENV)/.built ## time every method, and decompression, at full size, into doc/recorded
 	MEASURED=$(CURDIR)/doc/recorded $(BEYOND) benchmark --full doc/recorded
 
 record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (an hour or more)

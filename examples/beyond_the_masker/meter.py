@@ -1,6 +1,7 @@
 """Measure the peak memory of a call, workers included.
 
-This file stands alone. Copy it next to your script and write
+This file stands alone. It needs NumPy, psutil, cloudpickle and tqdm, and Matplotlib for figures.
+Copy it next to your script and write
 
 .. code-block:: python
 
@@ -31,7 +32,7 @@ mapped files
     ``Pss_File`` in ``/proc/PID/smaps_rollup``: no part of the peak, since the kernel drops such
     pages on demand.
 
-Other systems have no such account: there the trace holds the sum of USS, and names it.
+Other systems offer no such files: there the trace holds the sum of USS, and its `metric` is "USS".
 
 The kernel records the caller's largest resident set, so a peak of the calling process between two
 samples is not missed; one of several processes can be. A file that is mapped and unmapped between
