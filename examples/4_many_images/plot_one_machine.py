@@ -69,7 +69,8 @@ folder.cleanup()
 # * **An atlas in one image**: give the path of a label image in place of the list of masks. Its
 #   regions take their names from the table beside it, if there is one.
 # * **One file per volume, or per run**: an image can be a pattern, such as ``"sub-01/vol_*.nii"``,
-#   whose files follow each other in the order of their numbers.
+#   whose files follow each other in the order of their numbers. If these files have the same names
+#   in every folder, set ``relative_to`` to a folder above all.
 # * **Images on another grid than the masks**: ``resample=True`` brings the masks to the grid of
 #   each image. The column ``incomplete`` then lists regions that are partly outside it.
 #
