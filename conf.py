@@ -6,6 +6,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bokeh.util.paths import bokehjs_path
+from sphinx.errors import ConfigError
+from sphinx.util.index_entries import split_index_msg
 
 ROOT = Path(__file__).parent.resolve()
 sys.path[:0] = [str(ROOT / "doc" / "_ext"), str(ROOT / "examples")]
@@ -25,11 +27,11 @@ from beyond_the_masker.report import write_report
 try:
     os.environ.update(read_options().to_environ())
 except ValueError as error:
-    sys.exit(str(error))
+    raise ConfigError(str(error)) from None
 measured = Path(os.environ["MEASURED"])
 measured = measured.parent.resolve() / measured.name  # this folder itself may be a link
 if ROOT / "doc" not in measured.parents:
-    sys.exit(f"MEASURED is {measured}; the pages need it below {ROOT / 'doc'}.")
+    raise ConfigError(f"MEASURED is {measured}; the pages need it below {ROOT / 'doc'}.")
 os.environ["MEASURED"] = str(measured)
 
 # -- Project ----------------------------------------------------------------------------
@@ -75,6 +77,7 @@ def setup(app):
     """Write the report after sphinx-gallery, and before Sphinx reads the pages; name functions."""
     app.connect("builder-inited", write_report_of_the_run, priority=900)
     app.connect("env-updated", name_as_imported)
+    app.connect("env-updated", keep_index_entries)
 
 
 # -- Links to other projects --------------------------------------------------------------
@@ -102,6 +105,21 @@ def name_as_imported(app, env):
     for name, home in beyond_the_masker.HOMES.items():
         entry = documented[f"beyond_the_masker.{home}.{name}"]
         documented[f"beyond_the_masker.{name}"] = entry._replace(aliased=True)
+
+
+def keep_index_entries(app, env):
+    """Let the search know the glossary in a second build, too.
+
+    Sphinx 9.0 remembers the entries only of pages that it writes again.
+    """
+    for page, entries in env.domains["index"].entries.items():
+        env._search_index_index_entries[page] = sorted(
+            {
+                (name, target, main)
+                for kind, text, target, main, _ in entries
+                for name in split_index_msg(kind, text)
+            }
+        )
 
 
 # -- Gallery ----------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["MPLBACKEND"] = "agg"  # before anything imports matplotlib, also in subprocesses
-# A job in the background ignores Ctrl-C, and so would all that the tests start, to interrupt it.
+# A job in the background ignores Ctrl-C, with nohup also a terminal that closes, and so would all
+# that the tests start, to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(getattr(signal, "SIGHUP", signal.SIGINT), signal.default_int_handler)
 # The same examples in each run, however long they take on a busy machine.
 options = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", max_examples=25, derandomize=True, database=None, **options)

@@ -50,10 +50,11 @@ def test_all_methods_are_measured_and_identical(site):
 
 
 def test_an_unchanged_build_runs_nothing(site):
-    """A second build executes no example and measures nothing."""
-    before = (site.measured / "summary.csv").stat().st_mtime_ns
+    """A second build executes no example, measures nothing, and its search finds the same."""
+    summary, search = site.measured / "summary.csv", site.html / "searchindex.js"
+    before = summary.stat().st_mtime_ns, search.read_text("utf-8")
     assert "executed 0 out of 0" in site.build()
-    assert (site.measured / "summary.csv").stat().st_mtime_ns == before
+    assert (summary.stat().st_mtime_ns, search.read_text("utf-8")) == before
 
 
 def test_pages_are_complete(site):

@@ -112,6 +112,15 @@ def test_the_address_of_the_site_reaches_all_that_needs_it(address, tmp_path):
     assert prefix == ("/some/site/" if address else "/")
 
 
+def test_an_option_that_a_build_cannot_use_is_named(tmp_path):
+    """The pages need the measurements below their own folder."""
+    command = [sys.executable, "-m", "sphinx", "-c", ".", "doc", tmp_path / "html"]
+    environ = os.environ | {"MEASURED": str(tmp_path / "elsewhere")}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"MEASURED is {tmp_path / 'elsewhere'}; the pages need it below" in done.stderr
+
+
 def test_every_page_has_a_preview_and_is_in_the_sitemap(prose):
     """Each page has its title, a description and a picture that exists, and its whole address."""
     names, root = set(pages.all_pages(prose.html)) - NO_CONTENT, "http://localhost:8000/"
