@@ -289,7 +289,7 @@ def print_conclusions(times, memory):
     for n, pairs in _growth(times, "regions", AVERAGES):
         both = pairs, times["regions", LABELS, n]
         streamed, other = (short(np.median(one[:, 0] / one[:, 1])) for one in both)
-        print(f"averages of {n} regions: {streamed} times the limit; {LABELS}: {other}")
+        print(f"averages of {n:,} regions: {streamed} times the limit; {LABELS}: {other}")
     (few, fast), *_, (many, slow) = _growth(times, "length")
     ratio = np.median(slow[:, 0]) / np.median(fast[:, 0])
     print(f"{many / few:.0f} times as many volumes: {ratio:.1f} times the time")
@@ -298,7 +298,7 @@ def print_conclusions(times, memory):
     if seconds := [seconds for _, seconds in blocks[3:]]:
         print(f"larger blocks: {min(seconds):.3f} to {max(seconds):.3f} s")
     for n, (above, output) in _growth(memory, "length"):
-        print(f"{n} volumes: {above - output:.1f} MiB beyond the output")
+        print(f"{n:,} volumes: {above - output:.1f} MiB beyond the output")
 
 
 def _growth(found, question, name="Streaming, masks"):

@@ -184,13 +184,14 @@ class Trace:
         if ax is None:
             ax = plt.figure(figsize=(4.2, 4.4), layout="constrained").gca()
         self._stack_layers(ax)
-        halo = [withStroke(linewidth=3.5, foreground="white")]
-        black = {"color": "black", "path_effects": halo}
+        halo = [withStroke(linewidth=2.4, foreground="white")]
+        black = {"color": "black", "lw": 1.2, "path_effects": halo}
         with_files = self.total() + self.total("file")
         ax.plot(self.times, with_files, ls="--", label="with mapped files", **black)
         ax.axhline(self.before_mib, ls=":", label="before the call", **black)
         if image_mib:
-            ax.axhline(image_mib, color="#cc79a7", path_effects=halo, label="the image")
+            look = black | {"color": "#cc79a7"}
+            ax.axhline(image_mib, label="the image", **look)
         right = max(self.times[-1], self.seconds)  # a short call may have one sample, before it
         ax.set(xlabel="seconds", ylabel=f"MiB ({self.metric})", xlim=(0, right))
         ax.set_ylim(bottom=0)
