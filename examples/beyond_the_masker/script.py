@@ -1,6 +1,6 @@
 """Write the nine ways of the chapter as one script, which needs no other file of this project.
 
-It is put together from the functions of this package and of the pages; `main` of this module is in it.
+It is put together from functions of the pages and of this package; `main` of this module is one.
 """
 
 import argparse
