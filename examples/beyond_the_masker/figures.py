@@ -231,9 +231,10 @@ def plot_traces(traces, image_mib=None, repeated=True):
     plt.setp(axes, ylim=(0, max(ax.get_ylim()[1] for ax in axes.flat)))
     image = f" The image has {image_mib:,.0f} MiB." if image_mib else ""
     workers = "workers" in known
-    layers = "calling process" + " and its workers, stacked" * workers
-    if "shared memory" in known:
-        layers = layers.replace(" and its workers", ", its workers and shared memory")
+    layers = "calling process"
+    if workers:
+        shared = "shared memory" in known
+        layers += f"{', its workers and shared memory' if shared else ' and its workers'}, stacked"
     median = " Of several runs, the one with the median peak is drawn." * (workers and repeated)
     figure.set_label(
         f"{next(iter(traces)) if n == 1 else 'Each method'}: memory over time of the {layers}. The "
