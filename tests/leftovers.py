@@ -35,6 +35,14 @@ def processes_with(variable, value):
     return found
 
 
+def kill(processes):
+    """Kill processes, but not the resource trackers: these end last, and remove what is left."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if not any("resource_tracker" in word for word in process.cmdline()):
+                process.kill()
+
+
 def shared_blocks(processes):
     """Return the files in /dev/shm that these processes map now, or that are named after one."""
     if not SHM.is_dir():  # as on macOS

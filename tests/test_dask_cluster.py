@@ -23,7 +23,7 @@ from joblib import parallel_config
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.pages import page_path
 from beyond_the_masker.streaming import stream_masks
-from leftovers import eventually, processes_with
+from leftovers import eventually, kill, processes_with
 from made_images import assert_same
 from small_study import EXAMPLES, Study, failing, save_masks, write
 
@@ -96,9 +96,7 @@ def address_in(file):
 def end_all(marker):
     """End all processes that were started with a marker in their environment."""
     while marked := processes_with("MARKER", marker):
-        for process in marked:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill(marked)
         psutil.wait_procs(marked, timeout=60)
 
 

@@ -1,6 +1,5 @@
 """A study: NiftiMasker's values in every file, failures named, no incomplete files."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from beyond_the_masker.meter import MIB
 from beyond_the_masker.results import is_undamaged, read_about, read_arrays
 from beyond_the_masker.study import mask_study
 from beyond_the_masker.workers import memory_of
-from leftovers import eventually
+from leftovers import eventually, kill
 from made_images import assert_same, make_image, nifti_masker
 from small_study import Study, failing, write
 
@@ -397,10 +396,7 @@ def test_interrupted_and_run_again(study, how, n_jobs, point):
     process.send_signal(how)
     assert process.wait(timeout=300) != 0
     if how == signal.SIGKILL:  # a worker in the middle of an image goes on
-        for child in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if not any("resource_tracker" in word for word in child.cmdline()):
-                    child.kill()
+        kill(tree)
     _, alive = psutil.wait_procs(tree, timeout=60)
     assert not alive
     _, messages = process.communicate()

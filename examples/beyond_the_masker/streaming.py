@@ -56,9 +56,10 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, t
     Returns
     -------
     list of arrays of shape (n_timepoints, n_voxels)
-        The values of NiftiMasker, for each region. They are parts of one large array: if you keep
-        only one region, copy it. Files come back as read-only `numpy.memmap`. NiftiMasker resamples
-        an image whose affine was rounded in another way, and can lose a slice; this does not.
+        The values of NiftiMasker, for each region, in native byte order. They are parts of one
+        large array: if you keep only one region, copy it. Files come back as read-only
+        `numpy.memmap`. NiftiMasker resamples an image whose affine was rounded in another way, and
+        can lose a slice; this does not.
         Several files give the values of ``nilearn.image.concat_imgs(files, dtype=common)``, where
         `common` is the common type of their values. By itself, concat_imgs rounds to float32.
 
