@@ -363,7 +363,7 @@ def read_voxels(fmri, positions, n_rows):
         stack.enter_context(progress)
         volumes = stack.enter_context(closing(read_volumes(fmri)))
         # With few voxels, extraction takes too little time for a thread to gain any.
-        if len(positions) > n_voxels / 8 and not in_worker and os.cpu_count() > 1:
+        if len(positions) > n_voxels / 8 and not in_worker and n_cores() > 1:
             volumes = stack.enter_context(closing(read_ahead(volumes)))
         for start in range(0, n_volumes, n_rows):
             rows = block[: n_volumes - start]
@@ -385,6 +385,11 @@ def take(part, volume, fmri, positions, row):
 def is_worker():
     """Return whether this process is another one's worker: then other cores have work, too."""
     return parent_process() is not None
+
+
+def n_cores():
+    """Return how many cores this process may use; a batch system may give it only some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def read_volumes(fmri):
