@@ -37,7 +37,7 @@ def images_in(folder, space=f"_space-{MNI}"):
 def test_every_image_has_what_belongs_to_it(folder):
     """A sidecar with the repetition time, which the header has wrong, and a brain mask."""
     images = images_in(folder)
-    assert len(images) == 14
+    assert len(images) == 15
     for name, path in images.items():
         sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
         assert sidecar["RepetitionTime"] == (0.8 if "acq-fast" in name else 2)

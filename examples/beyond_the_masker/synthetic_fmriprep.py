@@ -66,7 +66,8 @@ SPECIAL = {
     "sub-01_ses-1_task-rest_run-1": {"spaces": (MNI, "T1w", "")},
     "sub-01_ses-2_task-nback_run-1": {},
     "sub-02_ses-1_task-rest_run-1": {"spaces": (MNI, "T1w"), "lacks": 17},
-    "sub-02_ses-2_task-rest_acq-fast_run-1": {"t_r": 0.8},
+    "sub-02_ses-3_task-rest_acq-fast_run-1": {"t_r": 0.8},
+    "sub-02_ses-3_task-rest_acq-slow_run-1": {},
     "sub-03_ses-1_task-rest_run-1": {"confounds": "regressors"},
     "sub-03_ses-2_task-rest_run-1": {"n_lost": 8},
 }
@@ -84,7 +85,7 @@ def make_fmriprep(folder, n_subjects=8, n_volumes=150, *, faults=True):
     ----------
     folder : str or pathlib.Path
     n_subjects : int
-        Each has two sessions with one run at rest, of which some are `SPECIAL`.
+        Each has two sessions with a run at rest; some of them, and a few more, are `SPECIAL`.
     n_volumes : int
         Of each run. Below 100 the confounds leave little of the signal.
     faults : bool
