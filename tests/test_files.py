@@ -1,10 +1,13 @@
 """Files appear under their names only when they are complete."""
 
 import contextlib
+import errno
+from pathlib import Path
 
 import pytest
 
-from beyond_the_masker.files import moved_into_place, stem
+from beyond_the_masker import files as module
+from beyond_the_masker.files import moved_into_place, remove_abandoned, stem
 
 
 def test_files_are_complete_or_absent(tmp_path):
@@ -25,3 +28,75 @@ def test_files_are_complete_or_absent(tmp_path):
 def test_stem(name):
     """Only the ending of an image is removed."""
     assert stem(f"folder/{name}") == "a.b"
+
+
+def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """The content is flushed, then the file is moved, then its folder is flushed."""
+    events, file = [], tmp_path / "file.txt"
+    flush, replace = module.flush, Path.replace
+    seen = lambda path, flags: events.append(path) or flush(path, flags)  # noqa: E731
+    moved = lambda path, to: events.append(to) or replace(path, to)  # noqa: E731
+    monkeypatch.setattr(module, "flush", seen)
+    monkeypatch.setattr(Path, "replace", moved)
+    with moved_into_place(file) as unfinished:
+        unfinished.write_text("text")
+    assert events == [unfinished, file, tmp_path]
+
+
+def write_with_error(file, error):
+    """Begin to write a file; raise an error."""
+    with moved_into_place(file):
+        raise error
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """An error that only writing can have names the file; another one, such as of reading, not."""
+    file = tmp_path / "file.txt"
+    with pytest.raises(OSError, match=r"No space.*file\.txt"):
+        write_with_error(file, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="other"):
+        write_with_error(file, OSError(errno.ENOSPC, "No space left on device", "other.txt"))
+    with pytest.raises(OSError, match="Input") as error:
+        write_with_error(file, OSError(errno.EIO, "Input/output error"))
+    assert error.value.filename is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
+    """What the disk reports when all is flushed is an error, and the old file stays."""
+    file = tmp_path / "file.txt"
+    file.write_text("old")
+
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module.os, "fsync", fails)
+    with pytest.raises(OSError, match=r"Input.*file\.txt"), moved_into_place(file) as unfinished:
+        unfinished.write_text("new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_abandoned_files_are_removed(tmp_path):
+    """Unfinished files of a process that has ended are removed, not those being written."""
+    left = tmp_path / "left.txt.0123.unfinished"
+    left.touch()
+    with moved_into_place(tmp_path / "file.txt") as unfinished:
+        unfinished.write_text("text")
+        remove_abandoned(tmp_path)
+        assert [*tmp_path.iterdir()] == [unfinished]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_file_that_is_removed_before_its_lock_is_created_again(tmp_path, monkeypatch):
+    """Another process may take a file that is not yet locked for an abandoned one."""
+    lock = module.lock
+
+    def too_late(held, wait=True):
+        monkeypatch.setattr(module, "lock", lock)
+        Path(held.name).unlink()
+        return lock(held, wait)
+
+    monkeypatch.setattr(module, "lock", too_late)
+    with moved_into_place(tmp_path / "file.txt") as unfinished:
+        unfinished.write_text("text")
+    assert (tmp_path / "file.txt").read_text() == "text"

@@ -1,10 +1,19 @@
 """Write a file under its name only when it is complete, and name it after an image."""
 
+import errno
+import os
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # a system without locks of this kind
+    fcntl = None
+
 COMPRESSED = (".gz", ".bz2", ".zst")
+DISK_IS_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # some file systems of networks
 
 
 def stem(path):
@@ -26,19 +35,80 @@ def files_of_image(path):
 
 @contextmanager
 def moved_into_place(file):
-    """Yield a path to write to, which gets the file's name if no error occurs."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
-    try:
-        unfinished.touch()
+    """Yield a path to write to, which gets the file's name if no error occurs.
+
+    The content is on the disk before the name is, so a power cut leaves no incomplete file either.
+    """
+    with full_disk_named(file), unfinished_version(file) as unfinished:
         yield unfinished
+        flush(unfinished, os.O_RDWR)
         unfinished.replace(file)
+        with suppress(OSError):  # not every system can open a folder
+            flush(file.parent, os.O_RDONLY)
+
+
+@contextmanager
+def unfinished_version(file):
+    """Yield a new empty file beside a file; in the end remove it, unless it was moved."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = create_beside(file)
+    try:
+        with held:
+            if fcntl is None:  # such a system cannot move an open file
+                held.close()
+            yield Path(held.name)
     finally:
-        unfinished.unlink(missing_ok=True)
+        Path(held.name).unlink(missing_ok=True)
+
+
+def create_beside(file):
+    """Return a new file beside a file, open and locked."""
+    while True:
+        unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
+        held = open(unfinished, "xb")  # noqa: SIM115
+        lock(held)
+        if os.fstat(held.fileno()).st_nlink:  # else `remove_abandoned` was faster than the lock
+            return held
+        held.close()
+
+
+def lock(file, wait=True):
+    """Lock an open file until it is closed; return whether that was possible."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def flush(path, flags):
+    """Have what was written into a file or a folder stored on the disk."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def full_disk_named(file):
+    """Add the name of the file that is written to an error that only writing can have."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_IS_FULL:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
 
 
 def find_unfinished(files):
     """Return the unfinished versions of some files, each with the file that it was to become."""
+    files = set(files)
     found = [path for folder in {f.parent for f in files} for path in folder.glob("*.unfinished")]
     becomes = {path: path.with_name(path.name.rsplit(".", 2)[0]) for path in found}
     return {path: file for path, file in becomes.items() if file in files}
@@ -50,3 +120,11 @@ def remove_unfinished(files):
     for path in left:
         path.unlink(missing_ok=True)
     return set(left.values())
+
+
+def remove_abandoned(folder, names=("*",)):
+    """Remove a folder's unfinished files whose process has ended; leave those being written."""
+    for path in [path for name in names for path in folder.glob(f"{name}.unfinished")]:
+        with suppress(OSError), open(path, "r+b") as file:
+            if lock(file, wait=False):
+                path.unlink()
