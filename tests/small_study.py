@@ -106,7 +106,7 @@ def replace(path, to, original=Path.replace):
 if "resource_tracker" not in " ".join(sys.orig_argv):
     from beyond_the_masker import streaming
 
-    def stream_voxels(fmri, positions, original=streaming.stream_voxels):
+    def read_voxels(fmri, positions, n_rows, original=streaming.read_voxels):
         image = Path(fmri.name)
         stop("being read", image)
         if is_chosen("DIES", image):
@@ -114,9 +114,9 @@ if "resource_tracker" not in " ".join(sys.orig_argv):
         if is_chosen("FILLS", image):
             memory = b"x" * 2**28
             time.sleep(600)
-        return original(fmri, positions)
+        return original(fmri, positions, n_rows)
 
-    streaming.stream_voxels = stream_voxels
+    streaming.read_voxels = read_voxels
     Path.replace = replace
 """
 

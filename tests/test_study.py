@@ -15,6 +15,7 @@ from joblib import parallel_config
 
 from beyond_the_masker import masks as masks_module
 from beyond_the_masker import study as module
+from beyond_the_masker import tasks as tasks_module
 from beyond_the_masker.files import stem
 from beyond_the_masker.meter import MIB
 from beyond_the_masker.results import is_undamaged, read_about, read_arrays
@@ -47,11 +48,27 @@ def test_results_are_nifti_maskers(study, n_jobs, backend):
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
 
 
-def test_a_backend_that_returns_all_results_at_the_end_is_refused(study):
-    """The error names the backends to choose from, and no image is begun."""
+def test_what_cannot_work_changes_nothing(study):
+    """An error names the backends to choose from; no image is begun, no table replaced."""
     with parallel_config("multiprocessing"), pytest.raises(ValueError, match="threading or dask"):
         study.run(2)
-    assert not list(study.output.glob("sub-*"))
+    assert not study.output.exists()
+    study.run()
+    table = (study.output / "study.tsv").read_bytes()
+    with parallel_config("multiprocessing"), pytest.raises(ValueError, match="threading or dask"):
+        study.run(2)
+    with pytest.raises(ValueError, match="n_jobs is 0"):
+        study.run(0)
+    assert (study.output / "study.tsv").read_bytes() == table
+
+
+def test_what_a_killed_run_left_is_removed(study):
+    """Unfinished files of tables, masks and results are gone after the next run."""
+    study.run()
+    for name in ("masks-0123456789ab.npz", "study.tsv", "sub-00_bold.npz"):
+        (study.output / f"{name}.0123.unfinished").touch()
+    study.run()
+    assert not list(study.output.glob("*.unfinished"))
 
 
 def test_results_can_be_traced(study):
@@ -201,7 +218,7 @@ def test_a_broken_backend_is_not_hidden(study, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no cluster")
 
-    monkeypatch.setattr(module, "results_as_ready", broken)
+    monkeypatch.setattr(tasks_module, "results_as_ready", broken)
     with pytest.raises(RuntimeError, match="no cluster"):
         study.run()
     table = pd.read_csv(study.output / "study.tsv", sep="\t")

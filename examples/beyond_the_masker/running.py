@@ -69,17 +69,17 @@ def start_workers(n_workers, modules=(), stay=0.0):
     return max(starts), min(ends)
 
 
-@contextmanager
-def results_as_ready(tasks, n_jobs, **options):
-    """Yield an iterator over the results of joblib's tasks, in the order in which they are ready.
+def ready_parallel(n_jobs, **options):
+    """Return joblib's `Parallel` that returns each result when it is ready.
 
-    An error or Ctrl-C while they are used ends the workers, even if its traceback is kept. Raise a
-    ValueError for a backend that returns results only when all are ready.
+    Raise a ValueError for a backend that returns results only when all are ready, or no workers.
     """
     from joblib import Parallel
 
+    if n_jobs == 0:
+        raise ValueError("n_jobs is 0; give a number of workers, or None for none.")
     try:
-        parallel = Parallel(n_jobs, return_as="generator_unordered", **options)
+        return Parallel(n_jobs, return_as="generator_unordered", **options)
     except ValueError as error:
         if "return_as" not in str(error):
             raise
@@ -87,7 +87,16 @@ def results_as_ready(tasks, n_jobs, **options):
             "This backend returns results only when all are ready. Choose another one with "
             f"joblib.parallel_config: loky (joblib's default), threading or dask. {error}"
         ) from error
-    results = parallel(tasks)
+
+
+@contextmanager
+def results_as_ready(tasks, n_jobs, **options):
+    """Yield an iterator over the results of joblib's tasks, in the order in which they are ready.
+
+    An error or Ctrl-C while they are used ends the workers, even if its traceback is kept. A
+    backend that cannot do this is refused, as by `ready_parallel`.
+    """
+    results = ready_parallel(n_jobs, **options)(tasks)
     try:
         yield results
     except BaseException:
