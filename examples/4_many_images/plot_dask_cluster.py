@@ -92,7 +92,7 @@ from joblib import parallel_config
 
 from beyond_the_masker import mask_study
 from beyond_the_masker.files import stem
-from beyond_the_masker.study import peak_rss_mib
+from beyond_the_masker.tasks import peak_rss_mib
 
 alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
 mask_study(images, masks, alone)
