@@ -281,6 +281,39 @@ def test_names_come_from_the_lookup_table(fmri_path, tmp_path, name):
     assert names_of(fmri_path, write(tmp_path / image, labels, "<i2")) == expected
 
 
+VOLUME_TABLES = {
+    "from 1": ("index\tname\n1\tleft\n2\tright\n", ["left", "right"]),
+    "from 0": ("index\tname\n0\tleft\n1\tright\n", ["left", "right"]),
+    "with a background": ("index\tname\n0\t-\n1\tV1\n2\tV1\n", ["V1_1", "V1_2"]),
+}
+
+
+@pytest.mark.parametrize("name", VOLUME_TABLES)
+def test_names_of_volumes_come_from_the_lookup_table(fmri_path, tmp_path, name):
+    """Volumes have the names of the table if its index is their number."""
+    content, expected = VOLUME_TABLES[name]
+    (tmp_path / "atlas.tsv").write_text(content)
+    volumes = np.stack([CHANCE > 0.5, CHANCE < 0.5], 3)
+    assert names_of(fmri_path, write(tmp_path / "atlas.nii", volumes, "u1")) == expected
+
+
+def test_a_table_that_does_not_fit_the_volumes_is_not_used(fmri_path, tmp_path):
+    """If the table does not number all volumes, they have their numbers, and a warning says so."""
+    (tmp_path / "atlas.tsv").write_text(TABLE, encoding="utf-8")
+    volumes = np.stack([CHANCE > 0.5, CHANCE < 0.5], 3)
+    with pytest.warns(UserWarning, match="does not name its volumes, 1 to 2"):
+        names = names_of(fmri_path, write(tmp_path / "atlas.nii", volumes, "u1"))
+    assert names == ["region_1", "region_2"]
+
+
+def test_names_do_not_depend_on_the_labels_that_an_image_has(fmri_path, tmp_path):
+    """A name that the table has twice gets its label, also if the other label is missing."""
+    (tmp_path / "atlas.tsv").write_text("index\tname\n3\tleft\n12\tleft\n")
+    atlas = write(tmp_path / "atlas.nii.gz", np.resize([0, 3, 7], GRID), "<i2")
+    with pytest.warns(UserWarning, match="no voxels of left"):
+        assert names_of(fmri_path, atlas) == ["left_3", "region_7"]
+
+
 def test_regions_that_only_the_table_has_are_named(fmri_path, tmp_path):
     """A label without voxels is no region, and a warning names it."""
     (tmp_path / "atlas.tsv").write_text(TABLE, encoding="utf-8")

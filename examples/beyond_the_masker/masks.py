@@ -118,40 +118,93 @@ def check_names(names):
 
 
 def name_regions(img, labels):
-    """Return a name for each region of an image, from the lookup table of its labels if it has one.
+    """Return names for the regions of an image, those of its lookup table if it has one.
 
-    Regions without a name get their number, and so do those whose name is not unique.
+    Warn of names that belong to no region.
     """
-    table = {} if img.shape[3:] not in ((), (1,)) else read_table(img.get_filename())
-    names = {int(label): table.pop(int(label), "") for label in labels}
-    counts = Counter(names.values())
-    if missing := [name for label, name in table.items() if label]:
+    labels = [int(label) for label in labels]
+    is_4d = img.shape[3:] not in ((), (1,))
+    table = names_of_volumes(img) if is_4d else read_table(img.get_filename())
+    if missing := [name for label, name in table.items() if label and label not in labels]:
         warnings.warn(f"{img.get_filename()} has no voxels of {', '.join(missing)}.", stacklevel=4)
-    return [
-        name if name and counts[name] == 1 else f"{name or 'region'}_{label}"
-        for label, name in names.items()
-    ]
+    return name_labels(labels, table)
+
+
+def name_labels(labels, table, kind="region"):
+    """Return the name of each label in a table.
+
+    If the table has the name twice, the label is added; if it has none, it is ``region_12``.
+    """
+    table = {label: " ".join(name.split()) for label, name in table.items()}  # on one line
+    counts, names = Counter(table.values()), []
+    for label in labels:
+        name = table.get(label, "")
+        names.append(name if counts[name] == 1 else f"{name or kind}_{label}")
+    return names
+
+
+def names_of_volumes(img):
+    """Return the names of the volumes of a 4D image, from the table beside it, by number from 1.
+
+    Its ``index`` must be the number of the volume, for all volumes: from 1, or from 0.
+    """
+    table, (*_, n_volumes) = read_table(img.get_filename()), img.shape
+    if {*table} == {*range(n_volumes)}:
+        return {index + 1: name for index, name in table.items()}
+    if {*table} - {0} == {*range(1, n_volumes + 1)}:
+        return {index: name for index, name in table.items() if index}
+    if table:
+        warnings.warn(
+            f"The table beside {img.get_filename()} does not name its volumes, 1 to {n_volumes}: "
+            "they are named by their numbers.",
+            stacklevel=5,
+        )
+    return {}
 
 
 def read_table(image):
     """Return the names of labels, from the table that BIDS keeps beside a label image.
 
     It has the columns ``index`` and ``name``, and the image's file name with the ending ``.tsv``,
-    or with fewer of the entities that underscores separate.
+    or with fewer of the entities that underscores separate. In a BIDS dataset it may also lie in a
+    folder above. Labels without a name are left out.
     """
-    image = Path(image or "")
-    entities = stem(image).split("_")
-    tables = [
-        path
-        for path in image.parent.glob("*.tsv")
-        if {*path.stem.split("_")} <= {*entities} and path.stem.split("_")[-1] == entities[-1]
-    ]
-    for path in sorted(tables, key=lambda path: -len(path.stem)):
+    for path in possible_tables(image):
         with damaged_file_named(path), open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
-            if {"index", "name"} <= {*(rows.fieldnames or [])}:
-                return {int(float(row["index"])): row["name"] for row in rows}
+            if not {"index", "name"} <= {*(rows.fieldnames or [])}:
+                continue
+            named = [(int(float(row["index"])), row["name"] or "") for row in rows]
+        return check_table(named, path)
     return {}
+
+
+def possible_tables(image):
+    """Return the tables that may belong to an image, the closest and most specific first."""
+    if not image:
+        return []
+    image = Path(image).absolute()
+    entities = stem(image).split("_")
+    folders = [*image.parents]
+    tops = [n for n, folder in enumerate(folders) if (folder / "dataset_description.json").exists()]
+    tables = []
+    for folder in folders[: tops[0] + 1 if tops else 1]:
+        found = [
+            path
+            for path in folder.glob("*.tsv")
+            if {*path.stem.split("_")} <= {*entities} and path.stem.split("_")[-1] == entities[-1]
+        ]
+        tables += sorted(found, key=lambda path: (-len(path.stem), path.name))
+    return tables
+
+
+def check_table(named, path):
+    """Return a dict of the names in a table; raise a ValueError if a label has two."""
+    table = {}
+    for label, name in named:
+        if table.setdefault(label, name) != name:
+            raise ValueError(f"{path} names {label} twice: {table[label]} and {name}.")
+    return {label: name for label, name in table.items() if name.strip() not in ("", "n/a")}
 
 
 def save_masks(masks, folder):
