@@ -195,5 +195,9 @@ def on_grid(mask_img, img):
 
 def finite(img):
     """Return the values of an image; those that are not finite are zero."""
-    data = get_data(img)
+    return finite_values(get_data(img))
+
+
+def finite_values(data):
+    """Return values; those that are not finite are zero."""
     return data if np.isfinite(data).all() else np.where(np.isfinite(data), data, 0)

@@ -1,0 +1,522 @@
+"""Every series gets the columns of its atlas, and the coverage says how much of each is there."""
+
+import os
+import pickle
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nilearn.image import resample_img
+from nilearn.maskers import (
+    MultiNiftiMasker,
+    NiftiLabelsMasker,
+    NiftiMapsMasker,
+    NiftiMasker,
+    NiftiSpheresMasker,
+)
+
+from beyond_the_masker.atlases import (
+    complete,
+    coverage,
+    for_study,
+    lost_regions_expected,
+    read_atlas,
+    stored,
+    union_of,
+    without_empty,
+)
+from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.regions import sphere_voxels
+from made_images import STRAIGHT, by_name, changed, write
+
+GRID = (6, 7, 5)
+RANDOM = np.random.default_rng(0)
+DATA = RANDOM.normal(100, 30, (*GRID, 9)).astype("<f4")
+HALF = np.broadcast_to(np.arange(6)[:, None, None] > 2, GRID)  # of the grid
+LABELS = RANDOM.choice([0, 40, 7, 3, 1000], GRID)
+LABELS[LABELS == 3] = 0
+LABELS[0, :2, 0] = 3  # outside of HALF
+SHIFTED = nib.affines.from_matvec(STRAIGHT[:3, :3], STRAIGHT[:3, 3] + [6, 0, -4])
+COARSE = nib.affines.from_matvec(np.diag([6.0, 6, 8]), STRAIGHT[:3, 3])
+
+
+@pytest.fixture
+def fmri_path(tmp_path):
+    """Write an image."""
+    return write(tmp_path / "fmri.nii", DATA)
+
+
+def image_of(data, dtype="u1", affine=STRAIGHT):
+    """Return an image of an array."""
+    return nib.Nifti1Image(np.asarray(data).astype(dtype), affine, dtype=dtype)
+
+
+def extract(atlas, image, **parameters):
+    """Return the completed series of an atlas, and its coverage, as a study makes them."""
+    masker = without_empty(for_study(atlas.masker, **parameters), nib.load(image))
+    with lost_regions_expected():
+        series = stream_masker(masker, image)
+    return complete(atlas, masker, series), coverage(atlas, masker, nib.load(image))
+
+
+def averages(labels, numbers, data=DATA):
+    """Return the average of each label's voxels in every volume; NaN if there are none."""
+    return np.transpose(
+        [
+            data[labels == n].mean(axis=0)
+            if (labels == n).any()
+            else np.full(data.shape[3], np.nan)
+            for n in numbers
+        ]
+    )
+
+
+# Columns
+# -------
+
+
+LABEL_TYPES = {
+    "u1": 255,
+    "<i2": 32767,
+    ">i4": 2**31 - 1,
+    "<f4": 2**24,
+    "<f8": 2**40,
+    "<u4": 2**32 - 1,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # keep_masked_labels
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # labels above 2**31
+@given(
+    dtype=st.sampled_from([*LABEL_TYPES]),
+    values=st.lists(st.integers(-300, 2**41), min_size=1, max_size=5, unique=True),
+    background=st.sampled_from([0, 0, 2]),
+    keep=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_columns_are_those_of_the_labels(
+    tmp_path_factory, dtype, values, background, keep, masked, seed
+):
+    """Any labels have their columns in increasing order, also those that the mask hides."""
+    random, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("labels")
+    low = 0 if "u" in dtype else -300
+    values = sorted({min(max(value, low), LABEL_TYPES[dtype]) for value in values} - {background})
+    values = values or [5]
+    labels = random.choice([background, *values], GRID, p=[0.5] + [0.5 / len(values)] * len(values))
+    labels[0, 0, 0], labels[5, 0, 0], labels[5, 1, 0] = values[0], values[-1], background
+    fmri_path = write(folder / "fmri.nii", DATA)
+    atlas_path = write(folder / "atlas.nii.gz", labels.astype(dtype))
+    masker = NiftiLabelsMasker(
+        atlas_path, background_label=background, keep_masked_labels=keep, reports=True
+    )
+    atlas = read_atlas("a", masker)
+    present = np.unique(labels[labels != background])
+    assert atlas.numbers == present.tolist()
+    assert atlas.regions == [f"region_{label}" for label in present]
+    series, shares = extract(atlas, fmri_path, **({"mask_img": image_of(HALF)} if masked else {}))
+    left = np.where(HALF, labels, background) if masked else labels
+    np.testing.assert_allclose(series, averages(left, present), rtol=1e-5)
+    counts = [np.count_nonzero(left == n) / np.count_nonzero(labels == n) for n in present]
+    np.testing.assert_allclose(shares, counts, rtol=1e-12)
+
+
+ON_OTHER_GRIDS = {  # affine of the atlas, whether the image is resampled to it, labels that vanish
+    "shifted by whole voxels": (SHIFTED, "data"),
+    "image to labels": (SHIFTED, "labels"),
+    "finer than the image": (
+        nib.affines.rescale_affine(STRAIGHT, GRID, (2.1, 2.1, 2.1), GRID),
+        "data",
+    ),
+    "coarser than the image": (COARSE, "data"),
+}
+
+
+@by_name(("affine", "target"), ON_OTHER_GRIDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_labels_that_vanish_keep_their_columns(fmri_path, affine, target, masked):
+    """Resampled labels have the columns of the atlas; regions outside are NaN."""
+    labels, mask = LABELS.copy(), image_of(HALF)
+    labels[LABELS == 7] = 0
+    labels[5, 6, 4] = 7
+    atlas = read_atlas(
+        "a", NiftiLabelsMasker(image_of(labels, "i4", affine), resampling_target=target)
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*esampling", UserWarning)
+        series, shares = extract(atlas, fmri_path, **({"mask_img": mask} if masked else {}))
+    if target == "labels":  # the image is resampled: nothing vanishes, but regions lie outside
+        there = np.zeros(GRID, bool)
+        there[:4, :, 1:] = True
+        if masked:
+            there[:4, :, 1:] &= HALF[2:, :, :4]
+        expected = [(there & (labels == n)).sum() / (labels == n).sum() for n in atlas.numbers]
+        np.testing.assert_allclose(shares, expected)
+        return
+    options = {"target_affine": STRAIGHT, "target_shape": GRID, "interpolation": "nearest"}
+    resampled = resample_img(image_of(labels, "i4", affine), **options).get_fdata()
+    resampled = np.where(HALF, resampled, 0) if masked else resampled
+    np.testing.assert_allclose(series, averages(resampled, atlas.numbers), rtol=1e-5)
+    assert not shares[np.isnan(series).all(axis=0)].any()
+
+
+def make_maps():
+    """Return four maps: one of them only outside of HALF, one only in its first plane."""
+    maps = RANDOM.normal(size=(*GRID, 4)) * (RANDOM.random((*GRID, 4)) < 0.6)
+    maps[3:, ..., 1] = 0
+    maps[1:, ..., 3] = 0
+    return maps
+
+
+MAPS = make_maps()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # keep_masked_maps
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_maps_that_a_mask_hides_keep_their_columns(fmri_path, tmp_path, keep, masked):
+    """Series are the least squares of the maps that are left; the coverage counts weights."""
+    path = write(tmp_path / "maps.nii.gz", MAPS.astype("<f8"))
+    atlas = read_atlas("a", NiftiMapsMasker(path, keep_masked_maps=keep))
+    assert atlas.regions == ["map_1", "map_2", "map_3", "map_4"]
+    mask = HALF if masked else np.ones(GRID, bool)
+    series, shares = extract(atlas, fmri_path, **({"mask_img": image_of(HALF)} if masked else {}))
+    expected = np.full(series.shape, np.nan)
+    left = [0, 2] if masked else [0, 1, 2, 3]
+    expected[:, left] = np.linalg.lstsq(MAPS[mask][:, left], DATA[mask], rcond=None)[0].T
+    np.testing.assert_allclose(series, expected, rtol=1e-4)
+    weights = np.abs(MAPS)
+    np.testing.assert_allclose(shares, weights[mask].sum(axis=0) / weights.sum(axis=(0, 1, 2)))
+    if not masked:
+        assert set(shares) == {1.0}
+
+
+def test_maps_outside_of_the_image_are_missing(fmri_path, tmp_path):
+    """nilearn gives zeros for a map that has no weights in the image: here it is NaN."""
+    path = write(tmp_path / "maps.nii", MAPS.astype("<f4"), SHIFTED)  # the last two planes are out
+    maps = MAPS.copy()
+    maps[:4, ..., 2] = 0
+    path = write(tmp_path / "maps.nii", maps.astype("<f4"), SHIFTED)
+    series, shares = extract(read_atlas("a", path), fmri_path)
+    np.testing.assert_array_equal(np.isnan(series).all(axis=0), [False, False, True, False])
+    weights = np.abs(maps.astype("<f4"))
+    expected = weights[:4, :, 1:].sum(axis=(0, 1, 2)) / weights.sum(axis=(0, 1, 2))
+    np.testing.assert_allclose(shares, expected, rtol=1e-6)
+
+
+def test_spheres_without_voxels_are_missing(fmri_path):
+    """nilearn refuses an empty sphere: here its column is NaN, and the others are nilearn's."""
+    seeds = [(-60, 0, 0), (2, 1, 2), (-7, -9, -6), (-60, 0, 0), (2, 1, 2)]
+    options = {"radius": 5, "allow_overlap": True}
+    atlas = read_atlas("a", NiftiSpheresMasker(seeds, **options))
+    assert atlas.regions == [f"sphere_{n}" for n in range(1, 6)]
+    series, shares = extract(atlas, fmri_path)
+    alone = NiftiSpheresMasker(seeds[1:3], standardize=None, reports=False, **options)
+    expected = alone.fit_transform(fmri_path)
+    np.testing.assert_array_equal(series[:, [1, 2]], expected)
+    np.testing.assert_array_equal(series[:, 4], expected[:, 0])
+    assert np.isnan(series[:, [0, 3]]).all()
+    assert shares[0] == shares[3] == 0
+    assert shares[1] == shares[4] == 1
+    assert 0 < shares[2] < 1  # at a corner of the image
+    only_far = read_atlas("a", NiftiSpheresMasker(seeds[:1], radius=5))
+    with pytest.raises(ValueError, match="These spheres are empty"):
+        extract(only_far, fmri_path)
+
+
+@given(
+    seed=st.tuples(*[st.floats(-20, 20)] * 3),
+    radius=st.sampled_from([None, 0.1, 4, 7.5]),
+    masked=st.booleans(),
+)
+def test_coverage_of_spheres(seed, radius, masked):
+    """The share of a sphere counts the same voxels as its average."""
+    img = nib.Nifti1Image(DATA, STRAIGHT)
+    mask = image_of(HALF) if masked else None
+    atlas = read_atlas("a", NiftiSpheresMasker([seed], radius, mask_img=mask))
+    masker = atlas.masker.fit()
+    [share] = coverage(atlas, masker, img)
+    [voxels] = sphere_voxels(masker, img)
+    padded = nib.Nifti1Image(
+        np.zeros((36, 37, 35)), STRAIGHT @ nib.affines.from_matvec(np.eye(3), [-15] * 3)
+    )
+    whole = NiftiSpheresMasker([seed], radius).fit()
+    assert share == pytest.approx(len(voxels) / len(sphere_voxels(whole, padded)[0]), abs=0.51)
+    if not len(voxels):
+        assert share == 0
+
+
+def test_voxels_of_a_mask(fmri_path):
+    """A NiftiMasker has a column for each voxel, and keeps its own mask."""
+    atlas = read_atlas("a", NiftiMasker(image_of(HALF)))
+    assert atlas.regions[:2] == ["voxel_1", "voxel_2"]
+    series, shares = extract(atlas, fmri_path, mask_img=image_of(~HALF))
+    np.testing.assert_array_equal(series, DATA[HALF].T)
+    assert np.isnan(shares).all()
+
+
+def test_a_series_of_another_masker_is_refused(fmri_path):
+    """Columns must be those of the masker, and its regions those of the atlas."""
+    atlas, other = (read_atlas("a", image_of(LABELS * n, "i4")) for n in (1, 2))
+    masker = for_study(atlas.masker)
+    series = stream_masker(masker, fmri_path)
+    with pytest.raises(ValueError, match="its masker has 4 columns"):
+        complete(atlas, masker, series[:, 1:])
+    with pytest.raises(ValueError, match="has no label 3: was it changed"):
+        complete(other, masker, series)
+    with pytest.raises(ValueError, match="has no label 3: was it changed"):
+        coverage(other, masker, nib.load(fmri_path))
+    assert complete(atlas, masker, series) is series
+    integers = complete(union_of([atlas, other]), masker, series.astype(int))
+    assert integers.dtype == float
+
+
+# Names
+# -----
+
+
+TABLE = "index\tname\n0\tBackground\n7\tleft V1\n40\tright\n3\tright\n9\tnowhere\n"
+NAMED = ["right_3", "left V1", "right_40", "region_1000"]
+
+
+@pytest.mark.parametrize("place", ["beside", "above", "above the dataset"])
+def test_names_come_from_a_lookup_table(tmp_path, place):
+    """A table beside the image, or above it in its dataset, names the labels."""
+    folder = tmp_path / "data" / "sub-1" / "anat"
+    folder.mkdir(parents=True)
+    (tmp_path / "data" / "dataset_description.json").touch()
+    above = {"beside": folder, "above": tmp_path / "data", "above the dataset": tmp_path}
+    (above[place] / "desc-aparcaseg_dseg.tsv").write_text(TABLE)
+    path = write(folder / "sub-1_space-T1w_desc-aparcaseg_dseg.nii.gz", LABELS.astype("<i2"))
+    expected = [f"region_{n}" for n in (3, 7, 40, 1000)] if place.startswith("above the") else NAMED
+    assert read_atlas("a", path).regions == expected
+
+
+def test_names_of_a_masker_come_first(tmp_path):
+    """The lookup table or the labels of a masker name its regions, as nilearn understands them."""
+    path = write(tmp_path / "a_dseg.nii", LABELS.astype("<i2"))
+    (tmp_path / "a_dseg.tsv").write_text(TABLE)
+    lut = pd.DataFrame({"index": [3, 7, 40, 1000], "name": ["a", "b b", "c", "d"]})
+    lut.to_csv(tmp_path / "lut.csv", index=False)
+    for given_lut in (lut, tmp_path / "lut.csv"):
+        assert read_atlas("a", NiftiLabelsMasker(path, lut=given_lut)).regions == list(lut.name)
+    masker = NiftiLabelsMasker(path, labels=["Background", "x", "y", "z", "x"])
+    assert read_atlas("a", masker).regions == ["x_3", "y", "z", "x_1000"]
+    assert read_atlas("a", NiftiLabelsMasker(path)).regions == NAMED
+
+
+VOLUME_TABLES = {
+    "from 1": ("index\tname\n1\ta\n2\tb\n3\tc\n4\ta\n", ["a_1", "b", "c", "a_4"]),
+    "from 0": ("index\tname\n3\td\n2\tc\n1\tb\n0\ta\n", ["a", "b", "c", "d"]),
+    "of others": ("index\tname\n1\ta\n2\tb\n", ["map_1", "map_2", "map_3", "map_4"]),
+}
+
+
+@by_name(("table", "expected"), VOLUME_TABLES)
+def test_names_of_maps(tmp_path, table, expected):
+    """The index of a table beside maps is the number of a volume, for all volumes."""
+    path = write(tmp_path / "a_probseg.nii", MAPS.astype("<f4"))
+    (tmp_path / "a_probseg.tsv").write_text(table)
+    if expected[0] == "map_1":
+        with pytest.warns(UserWarning, match="does not name its volumes, 1 to 4"):
+            assert read_atlas("a", path).regions == expected
+    else:
+        assert read_atlas("a", path).regions == expected
+
+
+def test_union_has_the_regions_of_all(fmri_path, tmp_path):
+    """Atlases of several images have the columns of all labels, and each fills its own."""
+    (tmp_path / "dseg.tsv").write_text(TABLE)
+    left = write(tmp_path / "sub-1_dseg.nii", np.where(LABELS == 7, 0, LABELS).astype("<i2"))
+    right = write(tmp_path / "sub-2_dseg.nii", np.where(LABELS == 3, 0, LABELS).astype("<i2"))
+    atlases = [read_atlas("aseg", path) for path in (left, right)]
+    union = union_of(atlases)
+    assert union.regions == NAMED
+    assert union.numbers == [3, 7, 40, 1000]
+    assert union.checksum == union_of(atlases[::-1]).checksum != atlases[0].checksum
+    for atlas, missing in zip(atlases, (1, 0), strict=True):
+        masker = for_study(atlas.masker)
+        series = complete(union, masker, stream_masker(masker, fmri_path))
+        expected = averages(LABELS, union.numbers)
+        expected[:, missing] = np.nan
+        np.testing.assert_allclose(series, expected, rtol=1e-5)
+        shares = coverage(union, masker, nib.load(fmri_path))
+        np.testing.assert_array_equal(shares, np.arange(4) != missing)
+
+
+def test_atlases_that_differ_have_no_union(tmp_path):
+    """One label has one name, and maps have one number."""
+    path = write(tmp_path / "dseg.nii", LABELS.astype("<i2"))
+    plain = read_atlas("a", path)
+    (tmp_path / "dseg.tsv").write_text(TABLE)
+    with pytest.raises(ValueError, match="3 is region_3 in some, right_3 in others"):
+        union_of([plain, read_atlas("a", path)])
+    maps = [read_atlas("a", image_of(MAPS[..., :n], "f4")) for n in (2, 3)]
+    with pytest.raises(ValueError, match="has other regions in some images"):
+        union_of(maps)
+
+
+# Maskers of a study
+# ------------------
+
+
+def test_a_study_sets_what_a_masker_leaves_alone(tmp_path):
+    """Parameters that differ from the defaults are kept, and all others are the study's."""
+    path = write(tmp_path / "dseg.nii", LABELS.astype("<i2"))
+    study = {"mask_img": "brain.nii", "t_r": 2.0, "detrend": True, "standardize": "zscore_sample"}
+    study |= {"smoothing_fwhm": 6}
+    own = NiftiLabelsMasker(path, standardize=None, smoothing_fwhm=4, memory=str(tmp_path))
+    atlas = read_atlas("a", own)
+    masker = for_study(atlas.masker, **study)
+    assert masker.mask_img.endswith("brain.nii")
+    assert (masker.t_r, masker.detrend) == (2.0, True)
+    assert (masker.standardize, masker.smoothing_fwhm) == (None, 4)
+    assert not masker.reports
+    assert atlas.masker.t_r is None
+    assert for_study(read_atlas("a", path).masker).standardize is None
+    with pytest.raises(ValueError, match=r"No masker has the parameters \['fwhm'\]"):
+        for_study(masker, fwhm=5)
+
+
+def test_images_in_memory_are_stored(fmri_path, tmp_path):
+    """Workers get paths; the values, also of 64-bit integers, are the same."""
+    for dtype in ("u1", "i8", "f4"):
+        atlas = read_atlas(
+            "a", NiftiLabelsMasker(image_of(LABELS % 50, dtype), mask_img=image_of(HALF))
+        )
+        on_disk = stored(atlas, tmp_path / "out")
+        assert isinstance(on_disk.masker.labels_img, str)
+        assert isinstance(on_disk.masker.mask_img, str)
+        assert len(pickle.dumps(on_disk)) < 5000
+        assert on_disk.checksum == atlas.checksum
+        for found, expected in zip(
+            extract(on_disk, fmri_path), extract(atlas, fmri_path), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+    from_file = read_atlas("a", write(tmp_path / "dseg.nii", LABELS.astype("<i2")))
+    assert stored(from_file, tmp_path / "none").masker.labels_img == from_file.masker.labels_img
+    assert not (tmp_path / "none").exists()
+
+
+def test_checksum_covers_what_results_depend_on(tmp_path):
+    """Another value, mask, name or parameter changes the checksum; a cache or a report does not."""
+    path = write(tmp_path / "a_dseg.nii", LABELS.astype("<i2"))
+    checksum = read_atlas("a", path).checksum
+    same = NiftiLabelsMasker(path, memory=str(tmp_path), verbose=1, cmap="viridis")
+    assert read_atlas("b", same).checksum == checksum
+    (tmp_path / "copy").mkdir()
+    copy = write(tmp_path / "copy" / "a_dseg.nii", LABELS.astype("<i2"))
+    assert read_atlas("a", copy).checksum == checksum
+    others = [
+        NiftiLabelsMasker(path, strategy="median"),
+        NiftiLabelsMasker(path, mask_img=image_of(HALF)),
+    ]
+    others += [
+        image_of(LABELS, "i2"),
+        image_of(LABELS, "i2", SHIFTED),
+        image_of(LABELS[::-1], "i2"),
+    ]
+    checksums = [read_atlas("a", other).checksum for other in others]
+    (tmp_path / "a_dseg.tsv").write_text(TABLE)
+    checksums.append(read_atlas("a", path).checksum)
+    assert len({checksum, *checksums}) == 7
+
+
+# Errors
+# ------
+
+
+BAD = {
+    "nothing": (lambda folder: None, "NoneType is not an image"),
+    "no file": (lambda folder: folder / "none.nii", "none.nii"),
+    "folder": (lambda folder: folder, "is a folder"),
+    "text": (lambda folder: text(folder / "a.nii", "index"), "incomplete or damaged"),
+    "pattern": (lambda folder: folder / "*.nii", "takes for a pattern"),
+    "5D": (lambda folder: image_of(np.ones((2, 2, 2, 2, 2))), "labels are 3D, maps are 4D"),
+    "no label": (lambda folder: image_of(np.zeros(GRID)), "It has no region"),
+    "weights in 3D": (lambda folder: image_of(MAPS[..., 0], "f4"), "labels are whole numbers"),
+    "empty map": (lambda folder: image_of(MAPS * [1, 0, 1, 1], "f4"), "Volume 2 of .* is empty"),
+    "labels in 4D": (lambda folder: NiftiLabelsMasker(image_of(MAPS, "f4")), "labels are 3D"),
+    "no mask": (lambda folder: NiftiMasker(), "NiftiMasker needs mask_img"),
+    "empty mask": (lambda folder: NiftiMasker(image_of(np.zeros(GRID))), "is an empty mask"),
+    "no seeds": (lambda folder: NiftiSpheresMasker([]), "It has no region"),
+    "half a seed": (lambda folder: NiftiSpheresMasker([(1, 2)]), "length 2 instead of 3"),
+    "seed at NaN": (lambda folder: NiftiSpheresMasker([(1, 2, np.nan)]), "not finite"),
+    "no labels image": (lambda folder: NiftiLabelsMasker(), "NoneType is not an image"),
+    "other masker": (lambda folder: MultiNiftiMasker(), "MultiNiftiMasker cannot be streamed"),
+    "lut and labels": (
+        lambda folder: NiftiLabelsMasker(
+            image_of(LABELS, "i2"), labels=["a"], lut=pd.DataFrame({"index": [3], "name": ["b"]})
+        ),
+        "but not both",
+    ),
+    "lut without names": (
+        lambda folder: NiftiLabelsMasker(image_of(LABELS, "i2"), lut=pd.DataFrame({"index": [3]})),
+        "needs the columns index and name",
+    ),
+    "name twice": (
+        lambda folder: with_table(folder, "7\tregion_40"),
+        "regions have the name region_40",
+    ),
+    "label twice": (lambda folder: with_table(folder, "7\ta\n7\tb"), "names 7 twice: a and b"),
+    "no index": (
+        lambda folder: with_table(folder, "seven\ta"),
+        r"a_dseg.tsv is incomplete or damaged",
+    ),
+    "link": (lambda folder: linked(folder / "a.nii"), "try datalad get"),
+}
+
+
+def text(path, content):
+    """Write a text; return its path."""
+    path.write_text(content)
+    return path
+
+
+def with_table(folder, rows):
+    """Write labels with a table; return the path of the labels."""
+    text(folder / "a_dseg.tsv", f"index\tname\n{rows}\n")
+    return write(folder / "a_dseg.nii", LABELS.astype("<i2"))
+
+
+def linked(path):
+    """Make a link to nothing."""
+    os.symlink(path.with_name("elsewhere"), path)
+    return path
+
+
+@by_name(("source", "message"), BAD)
+def test_an_atlas_that_cannot_be_used_is_refused_at_once(tmp_path, source, message):
+    """The message names the atlas, and what is wrong."""
+    with pytest.raises(
+        (ValueError, OSError), match=f"(?s)^The atlas Big7 cannot be used. .*{message}"
+    ):
+        read_atlas("Big7", source(tmp_path))
+
+
+@pytest.mark.parametrize("role", ["labels", "maps", "mask"])
+def test_a_damaged_atlas_is_refused(tmp_path, role):
+    """A changed byte, or a missing end, of a compressed file is found."""
+    data = {"labels": LABELS, "maps": MAPS, "mask": HALF}[role]
+    path = write(tmp_path / "a.nii.gz", data.astype("<f4"))
+    source = NiftiMasker(path) if role == "mask" else path
+    read_atlas("a", source)
+    content = path.read_bytes()
+    for damaged in (changed(content, len(content) // 2), changed(content, -6), content[:-4]):
+        path.write_bytes(damaged)
+        with pytest.raises(OSError, match=r"^The atlas a cannot be used. .*a.nii.gz"):
+            read_atlas("a", source)
+
+
+def test_labels_with_a_fourth_axis_of_one(fmri_path, tmp_path):
+    """Some tools write labels as (x, y, z, 1)."""
+    path = write(tmp_path / "dseg.nii.gz", LABELS[..., None].astype("<i2"))
+    atlas = read_atlas("a", path)
+    assert atlas.numbers == [3, 7, 40, 1000]
+    series, shares = extract(atlas, fmri_path)
+    np.testing.assert_allclose(series, averages(LABELS, atlas.numbers), rtol=1e-5)
+    assert set(shares) == {1.0}
