@@ -408,6 +408,14 @@ def test_warnings_of_blocks_come_once(files, spatial, image, text):
     assert set(ours) == set(nilearns)
 
 
+def test_warnings_of_cleaning_come_once_for_all_maskers(files):
+    """A warning of the cleaning comes once, not for each masker."""
+    maskers = [make_masker(name, standardize_confounds=False) for name in ("mask", "labels")]
+    with pytest.warns(UserWarning, match="one must perform detrend") as caught:
+        stream_masker(maskers, files["float32"], confounds=CONFOUNDS)
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("spatial", ["labels", "maps", "spheres"])
 def test_values_that_are_not_finite_are_named_once(files, spatial):
     """Regions with values that are not finite give one warning, with the name of the file."""
@@ -446,6 +454,25 @@ MISTAKES = {
     "no memory": ({}, {"memory_mib": 0}, "not a positive number"),
     "confounds of another length": ({}, {"confounds": CONFOUNDS[1:]}, "length"),
     "no t_r": ({"low_pass": 0.1}, {}, "t_r"),
+    "t_r of 0": ({"low_pass": 0.1, "t_r": 0}, {}, "t_r is 0; it is the time between two volumes"),
+    "unknown standardize": ({"standardize": "zscores"}, {}, "zscores"),
+    "all scrubbed": ({}, {"sample_mask": np.array([], int)}, "keeps none of 37 volumes"),
+    "all False": ({}, {"sample_mask": np.zeros(N, bool)}, "keeps none of 37 volumes"),
+    "of another image": (
+        {},
+        {"sample_mask": [KEPT + 2]},
+        "has 37, 38, but the volumes are 0 to 36",
+    ),
+    "before the first": ({}, {"sample_mask": KEPT - 2}, "has -2, -1, but the volumes"),
+    "few booleans": ({}, {"sample_mask": np.ones(30, bool)}, "has 30 booleans for 37 volumes"),
+    "list of numbers": ({}, {"sample_mask": [0, 1, 2]}, r"for each run. Here it has array\(0\)"),
+    "second run scrubbed": (
+        {"runs": np.repeat([0, 1], [10, N - 10])},
+        {"sample_mask": [np.arange(9), np.arange(N - 10) < 0]},
+        "keeps none of 27 volumes",
+    ),
+    "NaN": ({}, {"confounds": [TABLE, TABLE.add_suffix("d").diff()]}, "confounds c0d, c1d have"),
+    "NaN in an array": ({}, {"confounds": CONFOUNDS * [1, np.nan]}, "The confounds 1 have values"),
 }
 
 
@@ -455,6 +482,22 @@ def test_mistakes_show_before_the_file_is_read(files, monkeypatch, parameters, a
     monkeypatch.setattr(module, "read_voxels", None)
     with pytest.raises(ValueError, match=message):
         stream_masker(make_masker("mask", **parameters), files["float32"], **arguments)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_sample_mask_is_left_as_it_is(files, as_list):
+    """nilearn changes indices of 32 bits in place if it must not extrapolate."""
+    options = {"clean_args": {"extrapolate": False}, "low_pass": 0.1, **BAND}
+    kept = np.array([2, *range(5, 30)], "i4")
+    reference = make_masker("mask", **options).fit_transform(
+        files["float32"], sample_mask=kept.copy()
+    )
+    own = kept.copy()
+    series = stream_masker(
+        make_masker("mask", **options), files["float32"], sample_mask=[own] if as_list else own
+    )
+    np.testing.assert_array_equal(series, reference)
+    np.testing.assert_array_equal(own, kept)
 
 
 def test_polars_is_refused(files, monkeypatch):

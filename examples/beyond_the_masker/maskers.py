@@ -1,8 +1,10 @@
 """Stream an image through nilearn's maskers, block of volumes by block of volumes."""
 
+import re
 import warnings
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import nibabel as nib
 import numpy as np
@@ -96,7 +98,8 @@ def stream_masker(
     Raises
     ------
     ValueError
-        The file is not a 4D NIfTI image, a parameter is wrong, or the masker is of another class.
+        The file is not a 4D NIfTI image, a parameter is wrong, the masker is of another class, or
+        `sample_mask` keeps no volume, or one that the image does not have.
     OSError
         The file is missing, incomplete or damaged.
 
@@ -116,6 +119,8 @@ def stream_masker(
     fmri = open_series(fmri_path)
     if confounds is not None and not isinstance(confounds, list):
         confounds = [confounds]
+    if isinstance(sample_mask, np.ndarray):
+        sample_mask = [sample_mask]
     parts = fit_all(maskers, fmri) if maskers else []
     for part in parts:
         part.check_cleaning(confounds, sample_mask)
@@ -135,7 +140,8 @@ def fit_all(maskers, fmri):
     for path in region_files(maskers):
         with damaged_file_named(path):
             read_to_end(nib.load(path))  # nilearn does not read its checksum
-    return [StreamedMasker(each, fmri, first, mean) for each in maskers]
+    warned = set()  # a warning for several maskers comes once
+    return [StreamedMasker(each, fmri, first, mean, warned) for each in maskers]
 
 
 def first_volume(fmri):
@@ -225,6 +231,37 @@ def check_positive(block_size, memory_mib):
         raise ValueError(f"{memory_mib} is not a positive number.")
 
 
+def check_sample_mask(sample_mask, n_volumes, runs=None):
+    """Raise a ValueError unless the sample mask of each run keeps volumes, and only its own.
+
+    nilearn accepts an array of booleans of any length, and fails late in other cases.
+    """
+    is_list = isinstance(sample_mask, list | tuple)
+    for run, mask in enumerate(map(np.asarray, sample_mask if is_list else [sample_mask])):
+        n = n_volumes if runs is None else np.count_nonzero(np.asarray(runs) == run)
+        is_bool = mask.dtype == bool
+        if mask.ndim != 1 or (mask.size and mask.dtype.kind not in "iub"):
+            raise ValueError(
+                "sample_mask is an array with the numbers of the kept volumes, from 0, or with a "
+                f"boolean for each volume; a list has one for each run. Here it has {mask!r}."
+            )
+        if is_bool and len(mask) != n:
+            raise ValueError(f"sample_mask has {len(mask)} booleans for {n} volumes.")
+        if not (mask.any() if is_bool else mask.size):
+            raise ValueError(f"sample_mask keeps none of {n} volumes.")
+        if not is_bool and len(wrong := mask[(mask < 0) | (mask >= n)]):
+            wrong = shorten(", ".join(map(str, wrong)), 60)
+            raise ValueError(f"sample_mask has {wrong}, but the volumes are 0 to {n - 1}.")
+
+
+def not_finite(confounds):
+    """Return the names of columns of tables and arrays that have values that are not finite."""
+    tables = [pd.DataFrame(c) for c in confounds or [] if isinstance(c, pd.DataFrame | np.ndarray)]
+    is_bad = [~np.isfinite(table.to_numpy(float)).all(axis=0) for table in tables]
+    columns = (table.columns[bad] for table, bad in zip(tables, is_bad, strict=True))
+    return [str(name) for names in columns for name in names]
+
+
 def as_volumes(stored, fmri):
     """Return values of shape (x, y, z, volumes) from stored ones, (volumes, voxels)."""
     stored = stored.T.reshape((*fmri.shape[:3], len(stored)), order="F")
@@ -268,8 +305,8 @@ def envelope_of(fmri, n_rows):
 class StreamedMasker:
     """One fitted masker: extract blocks, then clean the whole series."""
 
-    def __init__(self, masker, fmri, first, mean):
-        self.masker, self.fmri, self.first = masker, fmri, first
+    def __init__(self, masker, fmri, first, mean, warned):
+        self.masker, self.fmri, self.first, self.warned = masker, fmri, first, warned
         self.parameters = masker.get_params(deep=False)
         self.is_spheres = type(masker) is NiftiSpheresMasker
         with warnings.catch_warnings():
@@ -283,7 +320,6 @@ class StreamedMasker:
         is_spatial = self.resampled or self.parameters["smoothing_fwhm"] is not None
         self.regions = None if is_spatial else find_regions(masker, fmri)
         self.series = self.columns = None
-        self.warned = set()
 
     def is_resampled(self):
         """Return whether the image is resampled; for spheres, the mask is."""
@@ -398,13 +434,8 @@ class StreamedMasker:
 
     def transform(self, block_img):
         """Return the masker's series of a block as an array; pass on each warning once."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with self.warnings_once():
             part = self.masker.transform(block_img)
-        for warning in caught:
-            text = str(warning.message)
-            if not (self.regions and "Non-finite" in text):  # `reduce` looks at the regions alone
-                self.warn(text, warning.category)
         if isinstance(part, pd.DataFrame):
             self.columns, part = part.columns, part.to_numpy()
         elif not isinstance(part, np.ndarray):
@@ -414,11 +445,22 @@ class StreamedMasker:
             )
         return part
 
+    @contextmanager
+    def warnings_once(self):
+        """Issue a warning of nilearn only once, for all blocks."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for warning in caught:
+            text = str(warning.message)
+            if not (self.regions and "Non-finite" in text):  # `reduce` looks at the regions alone
+                self.warn(text, warning.category)
+
     def warn(self, text, category):
         """Issue a warning, but each only once."""
         if text not in self.warned:
             self.warned.add(text)
-            warnings.warn(text, category, stacklevel=5)
+            warnings.warn(text, category, stacklevel=7)
 
     def clean(self, series, confounds, sample_mask):
         """Do the temporal part."""
@@ -428,21 +470,39 @@ class StreamedMasker:
         steps += [options["runs"], parameters["clean_args"], confounds, sample_mask]
         if series.dtype.kind == "f" and all(each is None or each is False for each in steps):
             return series  # there is nothing to do, and `clean` would copy it
+        if sample_mask is not None:  # `clean` may change it
+            sample_mask = [np.array(mask) for mask in sample_mask]
         options |= {"confounds": confounds, "sample_mask": sample_mask}
         return clean(series, **options, **(parameters["clean_args"] or {}))
 
     def check_cleaning(self, confounds, sample_mask):
         """Clean a random series, so that a mistake shows before the file is read."""
-        series = np.random.default_rng(0).normal(9, 1, (self.fmri.shape[3], 1))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.clean(series, confounds, sample_mask)
+        n_volumes, t_r = self.fmri.shape[3], self.parameters["t_r"]
+        if t_r is not None and not t_r > 0:
+            raise ValueError(f"t_r is {t_r}; it is the time between two volumes, in seconds.")
+        if sample_mask is not None:
+            check_sample_mask(sample_mask, n_volumes, self.parameters.get("runs"))
+        series = np.random.default_rng(0).normal(9, 1, (n_volumes, 1))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.clean(series, confounds, sample_mask)
+        except ValueError as error:
+            names = not_finite(confounds) if re.search("NaN|finite", str(error)) else []
+            if not names:
+                raise
+            raise ValueError(
+                f"The confounds {shorten(', '.join(names), 200)} have values that are not finite. "
+                "Derivatives have none in the first volume: replace it, leave it out with "
+                "sample_mask, or drop these columns."
+            ) from error
 
     def result(self, high_variance, confounds, sample_mask):
         """Return the cleaned series in the type that the masker would return."""
         if self.parameters["high_variance_confounds"]:
             confounds = [*high_variance, *(confounds or [])]
-        series = self.clean(self.series, confounds, sample_mask)
+        with self.warnings_once():
+            series = self.clean(self.series, confounds, sample_mask)
         self.series = None  # frees what was extracted
         dtype = self.parameters["dtype"]
         if isinstance(dtype, str) and dtype == "auto":
