@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
@@ -19,7 +20,9 @@ from beyond_the_masker.figures import (
     plot_correlations,
     plot_lanes,
     plot_peaks,
+    plot_plan,
     plot_series,
+    plot_study,
     save,
 )
 from beyond_the_masker.imports import TYPICAL
@@ -29,6 +32,13 @@ from beyond_the_masker.prediction_figures import KEYS, RANGE, plot_parts, plot_p
 from beyond_the_masker.published import PUBLISHED_GB, read_scale
 from beyond_the_masker.synthetic import FMRI_SHAPE
 from good_figures import is_a_good_figure, nothing_overlaps
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    """Close the figures of each test."""
+    yield
+    plt.close("all")
 
 
 def test_words_for_a_peak():
@@ -114,6 +124,47 @@ def test_matrix_of_correlations(n_regions):
     assert sorted(order) == list(range(n_regions))
     np.testing.assert_array_equal(image.get_array(), correlations[np.ix_(order, order)])
     assert np.count_nonzero(np.diff(network[order])) == min(n_regions, 3) - 1
+
+
+def write_results(folder, n_subjects, n_regions):
+    """Write the records of two runs of some subjects; return the table, in which one run failed."""
+    rows, rng = [], np.random.default_rng(0)
+    for name in (f"sub-{i:03d}_run-{run}" for i in range(1, n_subjects + 1) for run in (1, 2)):
+        file = folder / f"{name}_atlas-A_timeseries.tsv"
+        shares = 0.6 + 0.4 * rng.random(n_regions)
+        coverage = {f"region_{i}": share for i, share in enumerate(shares)}
+        coverage |= {"region_0": None, "region_1": 0.25} if name.startswith("sub-002_run-2") else {}
+        record = {"Coverage": coverage, "Regions": list(coverage)}
+        file.with_suffix(".json").write_text(json.dumps(record, sort_keys=True))
+        row = {"file": str(file), "atlas": "A", "status": "done", "kept": 120, "mean_fd": 0.1}
+        rows += [row, row | {"atlas": "B"}]
+    rows[-2] |= {"file": "", "status": "failed", "kept": np.nan, "mean_fd": np.nan}
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("n_subjects", "n_regions"), [(2, 3), (8, 64), (120, 400)])
+def test_picture_of_a_study(tmp_path, n_subjects, n_regions):
+    """Each image has a row, each region a column, and what is n/a has a cross."""
+    table = write_results(tmp_path, n_subjects, n_regions)
+    figure = plot_study(table, "A")
+    numbers = f"{n_regions} regions", "0.10 to 0.10 mm", f"1 of {2 * n_subjects} images failed"
+    is_a_good_figure(figure, *numbers)
+    above, below, _ = figure.axes
+    assert above.images[0].get_array().shape == (2 * n_subjects - 1, n_regions)
+    crosses = [[1, 3]] if n_subjects > 2 else []  # of two subjects, the last run failed
+    assert above.lines[0].get_xydata().tolist() == crosses
+    assert 1 <= len(above.get_yticks()) <= 12
+    nothing_overlaps(above.get_yticklabels())
+    assert len(below.lines[0].get_xdata()) == 2 * n_subjects
+
+
+def test_plan():
+    """The hours of the slower part are written beside each number of workers."""
+    hours = {"processors": [60.0, 0.4, 0.04], "storage": [6.0, 0.5, 0.3]}
+    hours = pd.DataFrame(hours, index=[2, 320, 3200]).assign(hours=[60.0, 0.5, 0.3])
+    figure = plot_plan(hours)
+    is_a_good_figure(figure, "3,200 workers: processors 0.04 h, storage 0.3 h")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["60 h", "0.5 h", "0.3 h"]
 
 
 def rows_of(status, image_mib=300, **values):

@@ -4,11 +4,14 @@ Each figure fits a narrow column. Its label holds a caption, an empty line, and 
 the numbers for readers who do not see it.
 """
 
+import json
 import os
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -16,7 +19,6 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from beyond_the_masker.data import subject_starts
-from beyond_the_masker.files import stem
 from beyond_the_masker.meter import Trace, counted, in_seconds
 
 WIDTH = 4.2  # inches
@@ -34,6 +36,7 @@ FAMILIES = {  # of methods, by a word in their names: colour, safe for colour-bl
 # Its ends are of medium lightness, so that they stay apart from the middle when the dark theme
 # inverts it.
 DIVERGING = LinearSegmentedColormap.from_list("blue to orange", [BLUE, "white", ORANGE])
+MISSING = LinearSegmentedColormap.from_list("orange to white", [ORANGE, "white"])
 
 
 def family_of(method):
@@ -391,7 +394,7 @@ def plot_workers(speed, peaks):
 
 
 def plot_plan(hours):
-    """Draw the hours that each part of a `plan` needs, by the number of nodes."""
+    """Draw the hours that each part of a `plan` needs, by the number of workers."""
     figure, ax = column_figure(4.9, "How long the study takes")
     looks = {"processors": (BLUE, "o-"), "storage": (ORANGE, "s--")}
     for name, (color, style) in looks.items():
@@ -400,22 +403,73 @@ def plot_plan(hours):
     for n, row in hours.iterrows():
         place = {"ha": "right" if n == hours.index[-1] else "left", "textcoords": "offset points"}
         ax.annotate(f"{row.hours:.3g} h", (n, row.hours), (0, 9), **place)
-    ax.set(xscale="log", yscale="log", xlabel="nodes", ylabel="hours", xticks=hours.index)
+    ax.set(xscale="log", yscale="log", xlabel="workers", ylabel="hours", xticks=hours.index)
     ax.xaxis.minorticks_off()
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter("{x:g}")
+        axis.set_major_formatter("{x:,g}")
     ax.margins(0.12)
     hide_frame(ax)
     legend_above(ax, ncols=2)
     described = "; ".join(
-        f"nodes {n}: {', '.join(f'{name} {row[name]:.3g} h' for name in looks)}"
+        f"{n:,} workers: {', '.join(f'{name} {row[name]:.3g} h' for name in looks)}"
         for n, row in hours.iterrows()
     )
     figure.set_label(
-        "Hours for ten thousand images of 1 GB by the number of nodes. The slowest part decides "
-        f"how long the study takes.\n\nLine chart, both axes logarithmic. {described}."
+        "Hours by the number of workers. The slower part decides how long the study takes.\n\n"
+        f"Line chart, both axes logarithmic, of processors and storage. {described}."
     )
     return figure
+
+
+def read_coverage(table, atlas):
+    """Return how much of each region is inside each image, from the records beside the results."""
+    is_finished = table.status.isin(["done", "skipped"])
+    files = [Path(file) for file in table[is_finished & (table.atlas == atlas)].file]
+    records = [json.loads(file.with_suffix(".json").read_text()) for file in files]
+    rows = [[record["Coverage"][region] for region in record["Regions"]] for record in records]
+    return pd.DataFrame(rows, [file.stem for file in files], records[0]["Regions"], dtype=float)
+
+
+def plot_study(table, atlas, min_coverage=0.5):
+    """Draw how much of each region is inside each image, and how much of each image is kept.
+
+    `table` is that of `fmriprep_study`; images that failed are only counted.
+    """
+    coverage, rows = read_coverage(table, atlas), table[table.atlas == atlas]
+    figure, (above, below) = column_figure(7, "What the study has", 2, height_ratios=[3, 2])
+    _draw_coverage(above, coverage, min_coverage)
+    below.plot(rows.mean_fd, rows.kept, "o", color=BLUE, mec="white", ms=8)
+    below.set(xlabel="mean framewise displacement, mm", ylabel="volumes kept", xlim=(0, None))
+    whole_numbers(below.yaxis)
+    below.margins(y=0.15)
+    hide_frame(below)
+    n_failed, known = sum(rows.status == "failed"), rows[rows.mean_fd.notna()]
+    n_low = int((coverage < min_coverage).sum(axis=None))
+    figure.set_label(
+        f"Top: how much of each of {coverage.shape[1]} regions (columns) is inside each image "
+        f"(rows); a cross where it is less than {min_coverage:.0%}, so that the series is n/a. "
+        f"Bottom: each dot is an image, by its head motion and the volumes that are kept.\n\n"
+        f"Matrix of {len(coverage)} images and {coverage.shape[1]} regions: in {n_low} of "
+        f"{coverage.size:,} places the coverage is below {min_coverage:.0%}. Scatter chart of "
+        f"{len(known)} images: mean framewise displacement from {known.mean_fd.min():.2f} to "
+        f"{known.mean_fd.max():.2f} mm, from {known.kept.min():.0f} to {known.kept.max():.0f} "
+        f"volumes kept. {n_failed} of {len(rows)} images failed."
+    )
+    return figure
+
+
+def _draw_coverage(ax, coverage, min_coverage):
+    """Draw a matrix of images and regions: the more is missing, the darker."""
+    drawn = ax.imshow(coverage, MISSING, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    rows, columns = np.nonzero(coverage.to_numpy() < min_coverage)
+    ax.plot(columns, rows, "x", color="black", ms=min(6, 150 / len(coverage)), mew=1)
+    subjects = coverage.index.str.partition("_").get_level_values(0)
+    first = np.append(0, np.flatnonzero(subjects[1:] != subjects[:-1]) + 1)
+    some = first[:: -(-len(first) // 12)]  # at most twelve names
+    ax.set_yticks(some, subjects[some])
+    ax.set(xlabel=f"{coverage.shape[1]} regions", xticks=[])
+    ax.tick_params(length=0)
+    ax.figure.colorbar(drawn, ax=ax, label="coverage", format="{x:.0%}", aspect=15, pad=0.03)
 
 
 KINDS_OF_WORK = {
@@ -426,7 +480,7 @@ KINDS_OF_WORK = {
 
 
 def plot_work(table, lost):
-    """Draw which worker did which image, and when, from `mask_study` and `lose_a_worker`."""
+    """Draw which worker did which image, and when, from a study and `lose_a_worker`."""
     table = table.assign(number=range(1, len(table) + 1)).sort_values("started")
     pids = dict.fromkeys([lost["pid"], *table.pid])
     lanes = {pid: lane for lane, pid in enumerate(pids, start=1)}
@@ -436,7 +490,7 @@ def plot_work(table, lost):
     ax.plot(lost["time"] - zero, 1, "x", color=ORANGE, ms=10, mew=3, zorder=3)
     done = {pid: [] for pid in lanes}
     for row in table.itertuples():
-        begun = lost["begun"].get(stem(row.image))
+        begun = lost["begun"].get(Path(row.image).name.partition("_")[0])
         repeated = begun is not None and row.started > lost["time"]
         if repeated:
             _draw_work(ax, "begun, and lost", 1, row.number, begun - zero, lost["time"] - begun)

@@ -160,11 +160,11 @@ def make_func(folder, name):
 def head_motion(rng, n_volumes, mean_fd):
     """Return three translations in mm and three rotations in radians for each volume.
 
-    A random walk, and about one jump in 30 volumes. Steps in six directions add up to the
-    framewise displacement, hence the factors.
+    A random walk, with jumps, more of them the more the head moves. Steps in six directions add up
+    to the framewise displacement, hence the factors.
     """
     steps = rng.normal(size=(n_volumes, 6))
-    steps[rng.random(n_volumes) < 1 / 30] *= 5
+    steps[rng.random(n_volumes) < mean_fd / 3] *= 5
     steps *= mean_fd / np.abs(steps).sum(axis=1).mean()
     return np.cumsum(steps, axis=0) / [1, 1, 1, HEAD_MM, HEAD_MM, HEAD_MM]
 
