@@ -495,23 +495,28 @@ def centres_inside(regions_img, img, mask_img):
         grids.append((mask_img, finite(mask_img) != 0))
     inside = np.ones(regions_img.shape[:3], bool)
     n_x, n_y, n_z = inside.shape
-    voxels = np.indices((n_x, n_y, 1), float).reshape(3, -1).T
-    for z in range(n_z):  # plane by plane, in little memory
-        voxels[:, 2] = z
-        for grid, allowed in grids:
-            to_grid = np.linalg.solve(grid.affine, regions_img.affine)
-            is_in = are_inside(apply_affine(to_grid, voxels), grid.shape[:3], allowed)
-            inside[:, :, z] &= is_in.reshape(n_x, n_y)
+    for grid, allowed in grids:
+        to_grid = np.linalg.solve(grid.affine, regions_img.affine)
+        plane = np.moveaxis(
+            apply_affine(to_grid, np.moveaxis(np.indices((n_x, n_y, 1)), 0, -1)), -1, 0
+        )
+        for z in range(n_z):  # plane by plane, in little memory
+            places = plane[..., 0] + z * to_grid[:3, 2, np.newaxis, np.newaxis]
+            inside[:, :, z] &= are_inside(places, grid.shape[:3], allowed)
     return inside
 
 
 def are_inside(places, shape, allowed=None):
-    """Return whether places on a grid are nearest to one of its voxels, and that one is allowed."""
-    # half a voxel, but for rounding
-    inside = ((places > -0.51) & (places < np.subtract(shape, 0.49))).all(axis=1)
+    """Return whether places, (3, ...), are nearest to a voxel of a grid that is allowed."""
+    inside = np.ones(places.shape[1:], bool)
+    for axis, n_voxels in zip(places, shape, strict=True):  # half a voxel, but for rounding
+        inside &= (axis > -0.51) & (axis < n_voxels - 0.49)
     if allowed is not None:
-        nearest = np.rint(places[inside]).astype(int).clip(0, np.subtract(shape, 1))
-        inside[inside] = allowed[tuple(nearest.T)]
+        nearest = np.rint(places[:, inside]).astype(int)
+        nearest = (
+            axis.clip(0, n_voxels - 1) for axis, n_voxels in zip(nearest, shape, strict=True)
+        )
+        inside[inside] = allowed[tuple(nearest)]
     return inside
 
 
@@ -543,5 +548,5 @@ def sphere_shares(atlas, masker, img):
         points = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 3)
         distances = np.linalg.norm(apply_affine(img.affine, points) - seed, axis=1)
         in_sphere = (distances <= radius) | (points == np.rint(centre)).all(axis=1)
-        shares.append(are_inside(points[in_sphere], img.shape[:3], allowed).mean())
+        shares.append(are_inside(points[in_sphere].T, img.shape[:3], allowed).mean())
     return np.array(shares)
