@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, to_matvec
 from nibabel.spatialimages import SpatialImage
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
@@ -465,10 +465,17 @@ def coverage(atlas, masker, img):
     if type(masker) is NiftiSpheresMasker:
         return sphere_shares(atlas, masker, img)
     regions_img, volumes = regions_as_given(masker)
-    inside = centres_inside(regions_img, img, masker.mask_img_)
+    grids = [(img, None)]
+    if masker.mask_img_ is not None:
+        grids.append((masker.mask_img_, finite(masker.mask_img_) != 0))
     if type(masker) is NiftiLabelsMasker:
-        totals, outside = count_outside(atlas, masker, *volumes, inside)
+        [labels] = volumes
+        in_region = labels != masker.background_label
+        inside = centres_inside(in_region, regions_img.affine, grids)
+        totals, outside = count_outside(atlas, labels, in_region, inside)
     else:
+        everywhere = np.ones(regions_img.shape[:3], bool, order="F")
+        inside = centres_inside(everywhere, regions_img.affine, grids)
         totals, outside = sum_outside(volumes, inside)
     columns, has_voxels = columns_of(atlas, masker)
     shares = np.zeros(len(atlas.regions))
@@ -488,44 +495,36 @@ def regions_as_given(masker):
     return given, map(finite_values, read_volumes(getattr(masker, name)))
 
 
-def centres_inside(regions_img, img, mask_img):
-    """Return for each voxel of regions whether its centre lies in an image, and in a mask."""
-    grids = [(img, None)]
-    if mask_img is not None:
-        grids.append((mask_img, finite(mask_img) != 0))
-    inside = np.ones(regions_img.shape[:3], bool)
-    n_x, n_y, n_z = inside.shape
+def centres_inside(voxels, affine, grids):
+    """Return which voxels have their centres inside all grids, and where these are allowed."""
+    inside = voxels.copy("K")  # planes stay contiguous
+    first_plane = np.indices((*voxels.shape[:2], 1))[..., 0]
     for grid, allowed in grids:
-        to_grid = np.linalg.solve(grid.affine, regions_img.affine)
-        plane = np.moveaxis(
-            apply_affine(to_grid, np.moveaxis(np.indices((n_x, n_y, 1)), 0, -1)), -1, 0
-        )
-        for z in range(n_z):  # plane by plane, in little memory
-            places = plane[..., 0] + z * to_grid[:3, 2, np.newaxis, np.newaxis]
-            inside[:, :, z] &= are_inside(places, grid.shape[:3], allowed)
+        matrix, shift = to_matvec(np.linalg.solve(grid.affine, affine))
+        places = np.tensordot(matrix, first_plane, 1) + shift[:, np.newaxis, np.newaxis]
+        for z, plane in enumerate(np.moveaxis(inside, 2, 0)):  # one by one, in little memory
+            there = places[:, plane] + z * matrix[:, 2:]
+            plane[plane] = are_inside(there, grid.shape[:3], allowed)
     return inside
 
 
 def are_inside(places, shape, allowed=None):
-    """Return whether places, (3, ...), are nearest to a voxel of a grid that is allowed."""
-    inside = np.ones(places.shape[1:], bool)
+    """Return which places, (3, n), are nearest to a voxel of a grid that is allowed."""
+    inside = np.ones(places.shape[1], bool)
     for axis, n_voxels in zip(places, shape, strict=True):  # half a voxel, but for rounding
         inside &= (axis > -0.51) & (axis < n_voxels - 0.49)
     if allowed is not None:
-        nearest = np.rint(places[:, inside]).astype(int)
-        nearest = (
-            axis.clip(0, n_voxels - 1) for axis, n_voxels in zip(nearest, shape, strict=True)
-        )
-        inside[inside] = allowed[tuple(nearest)]
+        last = np.subtract(shape, 1)[:, np.newaxis]
+        inside[inside] = allowed[tuple(np.rint(places[:, inside]).astype(int).clip(0, last))]
     return inside
 
 
-def count_outside(atlas, masker, labels, inside):
+def count_outside(atlas, labels, in_region, inside):
     """Return the number of voxels of each label, and how many are outside."""
     totals, outside = np.zeros((2, len(atlas.regions)), int)
-    for plane, is_in in zip(np.moveaxis(labels, 2, 0), np.moveaxis(inside, 2, 0), strict=True):
-        found = plane != masker.background_label
-        places = places_of(plane[found], atlas)
+    planes = (np.moveaxis(one, 2, 0) for one in (labels, in_region, inside))
+    for values, found, is_in in zip(*planes, strict=True):
+        places = places_of(values[found], atlas)
         totals += np.bincount(places, minlength=len(totals))
         outside += np.bincount(places[~is_in[found]], minlength=len(totals))
     return totals, outside
