@@ -57,8 +57,9 @@ def mask_study(
         As for `stream_masks`: a list of 3D masks on one grid, a label image, or a 4D image of
         masks. A file's name, without folder and ending, becomes the name of its mask; a dict gives
         the names itself. The columns ``index`` and ``name`` of a table beside a label image, with
-        the same name and the ending ``.tsv``, name its labels. Without it, names are their numbers,
-        such as ``region_12``.
+        the same name and the ending ``.tsv``, name its labels; in a BIDS dataset, the table may lie
+        in a folder above. It names the volumes of a 4D image if ``index`` counts all of them, from
+        1 or from 0. Without it, names are numbers, such as ``region_12``.
     output_dir : str or pathlib.Path
         Folder of the results: for each image an ``.npz`` file with the image's name, or with the
         pattern's name without wildcards.
