@@ -3,6 +3,7 @@
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 import nibabel as nib
 import numpy as np
@@ -103,3 +104,30 @@ def results_as_ready(tasks, n_jobs, **options):
         with suppress(KeyboardInterrupt):
             results.throw(KeyboardInterrupt)
         raise
+
+
+class OneThread:
+    """A context in which BLAS uses one thread in this process, also if threads share it.
+
+    The number of threads changes how sums are divided, and so the last bits of results.
+    """
+
+    def __init__(self):
+        self.lock, self.users, self.limits = Lock(), 0, None
+
+    def __enter__(self):
+        from threadpoolctl import threadpool_limits
+
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self.limits = threadpool_limits(1, "blas")
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.limits.restore_original_limits()
+
+
+ONE_THREAD = OneThread()

@@ -1,0 +1,424 @@
+"""Do one image of a study with maskers in a worker: extract, complete, write.
+
+A result has a record of all that it depends on. It is skipped if the record would be the same
+again, but for versions of packages.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from textwrap import shorten
+from typing import NamedTuple
+
+import numpy as np
+
+from beyond_the_masker.atlases import (
+    complete,
+    copy_of,
+    coverage,
+    lost_regions_expected,
+    without_empty,
+)
+from beyond_the_masker.files import files_of_image, unfinished_version
+from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.running import ONE_THREAD
+from beyond_the_masker.streaming import list_files, open_series
+from beyond_the_masker.tables import (
+    is_whole,
+    read_record,
+    read_table,
+    remove_pair,
+    sha256_of,
+    write_pair,
+)
+from beyond_the_masker.tasks import failed, is_there, refuse_third_try
+
+IMAGES = ("labels_img", "maps_img", "mask_img")  # parameters of maskers
+IN_CHECKSUM = (*IMAGES, "labels", "lut", "seeds")  # of the atlas or of files
+NO_RESULT = ("memory", "memory_level", "verbose", "reports", "cmap")
+PACKAGES = ("nibabel", "nilearn", "numpy", "pandas", "scikit-learn", "scipy")
+
+
+class Confounds(NamedTuple):
+    """What is removed from an image's series, and the volumes that are kept."""
+
+    table: object = None  # a pandas.DataFrame, or an array, with a row for each volume
+    sample_mask: object = None  # the numbers of the kept volumes, from 0, in increasing order
+    mean_fd: float = math.nan  # mean framewise displacement in mm
+
+
+class Run(NamedTuple):
+    """An image, and all that its results depend on. A worker gets it, so it is small."""
+
+    image: Path
+    files: dict  # name of an atlas: path of its ..._timeseries.tsv; the .json will be beside it
+    maskers: dict  # name of an atlas: masker, not fitted, with all parameters; regions as a path
+    confounds: Callable | None = None  # called by the worker; returns `Confounds`
+    # Role: path of a further file, such as "confounds". Only the atlas X depends on "atlas-X".
+    sources: Mapping = {}
+    about: Mapping = {}  # further entries of the record, such as RepetitionTime
+
+
+class Options(NamedTuple):
+    """What is the same for all images of a study."""
+
+    output_dir: Path
+    min_coverage: float
+    relmat: bool
+    verify: bool
+
+
+def marker_of(run):
+    """Return the file of which an unfinished version shows that an image was begun."""
+    return next(iter(run.files.values())).with_suffix("")
+
+
+def relmat_of(file):
+    """Return the file of the matrix that belongs to a file of series."""
+    return file.with_name(f"{file.stem.removesuffix('_timeseries')}_relmat.tsv")
+
+
+def do_run(run, atlases, options):
+    """Do what is missing of an image's results; return the values of its rows."""
+    rows, todo, inputs = {}, {}, inputs_of(run, options)
+    for name, file in run.files.items():
+        with error_as_row(rows, name):
+            check_filter(run.maskers[name])
+            record, found = describe(run, atlases[name], inputs, options), read_record(file)
+            if record.items() <= found.items() and is_whole(file, found, options.verify):
+                with ONE_THREAD:
+                    is_new = options.relmat and complete_relmat(file, found, options.verify)
+                rows[name] = summary("done" if is_new else "skipped", found)
+            else:
+                refuse_other(file, run, record, found, options)
+                todo[name] = record
+    if todo:
+        refuse_third_try(marker_of(run))
+        with unfinished_version(marker_of(run)), ONE_THREAD:
+            rows |= extract(run, atlases, todo, options)
+    return [rows[name] for name in run.files]
+
+
+@contextmanager
+def error_as_row(rows, name):
+    """Turn an error into a row of an atlas."""
+    try:
+        yield
+    except Exception as error:
+        rows[name] = failed(error)
+
+
+def check_filter(masker):
+    """Raise a ValueError if a filter needs the repetition time, and the masker has none."""
+    limits = {name: getattr(masker, name, None) for name in ("low_pass", "high_pass")}
+    if masker.t_r is None and any(limit is not None for limit in limits.values()):
+        raise ValueError(
+            f"The filter {limits} needs the time between volumes, which is not known: give a "
+            "masker its t_r; for an image of fMRIPrep, the .json beside it has RepetitionTime."
+        )
+
+
+# The record
+# ----------
+
+
+def describe(run, atlas, inputs, options):
+    """Return the record of everything that a result depends on, as it is read from a file."""
+    masker = run.maskers[atlas.name]
+    parameters = masker.get_params(deep=False)
+    images = {name: parameters[name] for name in IMAGES if name in parameters}
+    record = {
+        **run.about,
+        "Atlas": {"Name": atlas.name, "Checksum": atlas.checksum, "Files": checksums(images, run)},
+        "Inputs": {role: inputs[role] for role in inputs if is_of(role, atlas)},
+        "Masker": {"Class": type(masker).__name__}
+        | {name: parameters[name] for name in parameters if name not in IN_CHECKSUM + NO_RESULT},
+        "MinCoverage": options.min_coverage,
+        "Regions": atlas.regions,
+    }
+    return json.loads(json.dumps(record, default=as_json))
+
+
+def is_of(role, atlas):
+    """Return whether an atlas depends on a run's file with this role."""
+    return not role.startswith("atlas-") or role == f"atlas-{atlas.name}"
+
+
+def as_json(value):
+    """Return an array as a list, and anything else that JSON does not have as text."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def inputs_of(run, options):
+    """Return for each file that an image's results depend on its path, size and time of change."""
+    inputs = {}
+    for role, path in {"image": run.image, **run.sources}.items():
+        files = [file for each in list_files(path) for file in files_of_image(each)]
+        stats = [(portable(file, options), stat_of(file)) for file in files]
+        inputs[role] = [
+            {"file": file, "size": stat.st_size, "modified_ns": stat.st_mtime_ns}
+            for file, stat in stats
+        ]
+    return inputs
+
+
+def stat_of(file):
+    """Return a file's size and times; say how to get one of which only a link is here."""
+    try:
+        return file.stat()
+    except FileNotFoundError as error:
+        if os.path.islink(file):
+            raise FileNotFoundError(
+                f"{file} is a link, and its content is not here. In a dataset of DataLad or "
+                f"git-annex, get it with: datalad get {file}"
+            ) from error
+        raise
+
+
+def portable(path, options, real=os.path.realpath):
+    """Return the real path of a file, relative to the output folder if it is in or beside it."""
+    path, folder = real(path), real(options.output_dir)
+    is_near = Path(path).is_relative_to(os.path.dirname(folder))
+    return os.path.relpath(path, folder) if is_near else path
+
+
+def checksums(images, run):
+    """Return the checksums of the files of a masker's images, but for sources of the run."""
+    sources = [str(path) for path in run.sources.values()]
+    files = {name: path for name, path in images.items() if isinstance(path, str | Path)}
+    return {
+        name: [sha256_at(file, *version_of(file)) for file in files_of_image(path)]
+        for name, path in files.items()
+        if str(path) not in sources
+    }
+
+
+def version_of(file):
+    """Return the size and the time of change of a file."""
+    stat = stat_of(file)
+    return stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def sha256_at(file, size, modified_ns):
+    """Return the SHA-256 of a file, which is read once for each version."""
+    return sha256_of(file)
+
+
+@cache
+def versions():
+    """Return the versions of the packages that compute the results."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def refuse_other(file, run, record, found, options):
+    """Raise a FileExistsError if a file has results of another image that still exists."""
+    other = os.path.normpath(options.output_dir / found.get("Source", run.image))
+    is_same = other == os.path.normpath(run.image) or image_in(found) == image_in(record)
+    if not is_same and is_there(other):
+        raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
+
+
+def image_in(record):
+    """Return the real files of the image that a record names."""
+    return [one["file"] for one in record.get("Inputs", {}).get("image", [])]
+
+
+# The work
+# --------
+
+
+def extract(run, atlases, todo, options):
+    """Extract the series of some atlases in one pass, and write them; return their rows."""
+    fmri, rows = open_series(str(run.image)), {}
+    confounds = checked(run.confounds() if run.confounds else Confounds(), fmri.shape[3])
+    maskers = {name: without_empty(copy_of(run.maskers[name]), fmri) for name in todo}
+    with lost_regions_expected():
+        every_series = stream_each(maskers, fmri, confounds)
+    for name, record in todo.items():
+        with error_as_row(rows, name):
+            series, atlas, masker = every_series.pop(name), atlases[name], maskers.pop(name)
+            if isinstance(series, Exception):
+                raise series
+            if describe(run, atlas, inputs_of(run, options), options) != record:
+                raise OSError(
+                    f"{run.image}, or a file that its results depend on, was changed while it was "
+                    "read. Run the study again."
+                )
+            shares = coverage(atlas, masker, fmri)
+            series = tabulate(atlas, masker, series, is_below(shares, options.min_coverage))
+            record |= about_run(run, fmri, confounds, options) | about_series(atlas, series, shares)
+            rows[name] = write(run.files[name], series, record, options)
+    return rows
+
+
+def checked(confounds, n_volumes):
+    """Return confounds whose sample mask is an array; raise a ValueError if they do not fit."""
+    table, kept, mean_fd = confounds
+    n_columns = 0 if table is None else table.shape[1]
+    if table is not None and len(table) != n_volumes:
+        raise ValueError(
+            f"The confounds have {len(table)} rows, but the image has {n_volumes} volumes."
+        )
+    kept = None if kept is None else checked_mask(kept, n_volumes)
+    n_kept = n_volumes if kept is None else len(kept)
+    if not n_kept:
+        raise ValueError(f"All {n_volumes} volumes are scrubbed: none is left.")
+    if n_columns and n_kept < n_columns + 2:
+        raise ValueError(
+            f"Of {n_volumes} volumes {n_kept} are left, too few to remove {n_columns} confounds: "
+            f"at least {n_columns + 2} are needed. Use fewer confounds, or scrub less."
+        )
+    check_finite(table, kept)
+    return Confounds(table, kept, float(mean_fd))
+
+
+def checked_mask(kept, n_volumes):
+    """Return the numbers of kept volumes; raise a ValueError unless each is there, and once."""
+    kept = np.asarray(kept)
+    if kept.dtype == bool and kept.shape == (n_volumes,):
+        return np.flatnonzero(kept)
+    numbers = kept.astype(int)
+    if kept.ndim != 1 or (numbers != kept).any() or kept.dtype == bool:
+        raise ValueError("A sample mask lists the numbers of the kept volumes, from 0.")
+    if (numbers < 0).any() or (numbers >= n_volumes).any() or (np.diff(numbers) <= 0).any():
+        raise ValueError(
+            f"The sample mask {shorten(str(numbers.tolist()), 200)} does not fit {n_volumes} "
+            "volumes: it needs their numbers, from 0, in increasing order."
+        )
+    return numbers
+
+
+def columns_of(table):
+    """Return the names of a table's columns; those of an array are numbers."""
+    if table is None:
+        return []
+    return [str(name) for name in getattr(table, "columns", range(table.shape[1]))]
+
+
+def check_finite(table, kept):
+    """Raise a ValueError if a confound of a kept volume is missing or infinite."""
+    if table is None:
+        return
+    try:
+        values = np.asarray(table, float)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"A confound is not a number: {error}.") from error
+    values = values if kept is None else values[kept]
+    if not (finite := np.isfinite(values)).all():
+        rows, columns = np.nonzero(~finite)
+        row = rows[0] if kept is None else kept[rows[0]]
+        raise ValueError(
+            f"The confound {columns_of(table)[columns[0]]} of volume {row}, counted from 0, is "
+            f"{values[rows[0], columns[0]]}. fMRIPrep leaves the first value of derivatives empty; "
+            "leave out these columns or volumes, or fill the values in."
+        )
+
+
+def stream_each(maskers, fmri, confounds):
+    """Return the series of all maskers from one pass; or each alone, to find those that fail."""
+    table, kept, _ = confounds
+    try:
+        every_series = stream_masker([*maskers.values()], fmri, table, kept)
+        return dict(zip(maskers, every_series, strict=True))
+    except OSError:
+        raise
+    except Exception as error:
+        if len(maskers) == 1:
+            return dict.fromkeys(maskers, error)
+        alone = [stream_each({name: maskers[name]}, fmri, confounds) for name in maskers]
+        return {name: series for one in alone for name, series in one.items()}
+
+
+def is_below(shares, limit):
+    """Return of which regions too little is covered; of single voxels nothing is known."""
+    return (shares == 0) | (shares < limit)
+
+
+def tabulate(atlas, masker, series, is_missing):
+    """Return a column for each region, NaN for those that are missing."""
+    if is_missing.all():
+        raise ValueError(
+            f"The image has too little of every region of {atlas.name}: is it in the same space?"
+        )
+    series = complete(atlas, masker, series)
+    if is_missing.any():
+        series = series.astype(np.result_type(series, np.float32))
+        series[:, is_missing] = np.nan
+    return series
+
+
+def about_run(run, fmri, confounds, options):
+    """Return what a record has of an image besides what its results depend on."""
+    table, kept, mean_fd = confounds
+    return {
+        "Source": portable(run.image, options, os.path.abspath),
+        "Volumes": fmri.shape[3],
+        "SampleMask": None if kept is None else kept.tolist(),
+        "ConfoundColumns": columns_of(table),
+        "MeanFramewiseDisplacement": None if np.isnan(mean_fd) else mean_fd,
+        "Versions": versions(),
+    }
+
+
+def about_series(atlas, series, shares):
+    """Return what a record has of the series of an atlas."""
+    shares = [None if np.isnan(share) else float(share) for share in shares]
+    coverage = dict(zip(atlas.regions, shares, strict=True))
+    return {"Coverage": coverage, "DataType": series.dtype.name}
+
+
+def write(file, series, record, options):
+    """Write series, and the matrix of their correlations; return what the row says of them."""
+    record = write_pair(file, record["Regions"], series, record)
+    if options.relmat:
+        complete_relmat(file, record, series=series)
+    elif read_record(relmat_of(file)).get("TimeseriesSha256") != record["Sha256"]:
+        remove_pair(relmat_of(file))  # of other series
+    return summary("done", record)
+
+
+def complete_relmat(file, record, verify=False, series=None):
+    """Write the correlations of series, unless they are there; return whether they were not."""
+    matrix, regions = relmat_of(file), record["Regions"]
+    about = {"Measure": "Pearson correlation", "Timeseries": file.name}
+    about["TimeseriesSha256"] = record["Sha256"]
+    found = read_record(matrix)
+    if about.items() <= found.items() and is_whole(matrix, found, verify):
+        return False
+    series = read_table(file).to_numpy() if series is None else series
+    write_pair(matrix, ["region", *regions], correlations(series), about, first=regions)
+    return True
+
+
+def correlations(series):
+    """Return the correlations of columns; NaN for those that are missing or constant."""
+    series = np.ascontiguousarray(series, float)  # sums depend on the order in memory
+    with np.errstate(all="ignore"):
+        values = series - series.mean(axis=0)
+        values /= np.sqrt((values**2).sum(axis=0))
+    matrix = np.clip(values.T @ values, -1, 1)
+    np.fill_diagonal(matrix, np.where(np.isnan(matrix.diagonal()), np.nan, 1))
+    return matrix
+
+
+def summary(status, record):
+    """Return what the row of a finished result says of it."""
+    n_volumes, kept = record["Volumes"], record["SampleMask"]
+    mean_fd, regions = record["MeanFramewiseDisplacement"], record["Regions"]
+    shares = np.array([record["Coverage"][name] for name in regions], float)  # None becomes NaN
+    below = np.array(regions)[is_below(shares, record["MinCoverage"])]
+    return {
+        "status": status,
+        "reason": "",
+        "volumes": n_volumes,
+        "kept": n_volumes if kept is None else len(kept),
+        "confounds": len(record["ConfoundColumns"]),
+        "mean_fd": np.nan if mean_fd is None else mean_fd,
+        "below_coverage": f"{len(below)}: {shorten(', '.join(below), 200)}" if len(below) else "",
+    }

@@ -1,0 +1,638 @@
+"""A study with maskers: nilearn's values in every table, and only what is missing is done."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from joblib import parallel_config
+from nilearn.maskers import (
+    NiftiLabelsMasker,
+    NiftiMapsMasker,
+    NiftiMasker,
+    NiftiSpheresMasker,
+)
+
+from beyond_the_masker import work
+from beyond_the_masker.atlases import read_atlas
+from beyond_the_masker.masker_study import Run, masker_study, run_maskers
+from beyond_the_masker.meter import MIB, measure
+from beyond_the_masker.tables import read_table
+from leftovers import eventually, kill
+from made_images import flip, make_image, sparse_image
+from small_study import failing
+
+SHAPE = (6, 7, 5, 40)
+AFFINE = np.diag([3.0, 3, 4, 1])
+COLUMNS = (
+    "image atlas file status reason volumes kept confounds mean_fd below_coverage seconds "
+    "peak_rss_mib started host pid"
+)
+
+
+def make_labels(folder, n_labels=5):
+    """Write an atlas of labels with a table of names; return its path."""
+    labels = np.random.default_rng(1).integers(0, n_labels + 1, SHAPE[:3])
+    nib.save(make_image(data=labels, dtype="u1", affine=AFFINE), folder / "own_dseg.nii.gz")
+    names = [f"{number}\tArea {number}\n" for number in range(1, n_labels + 1)]
+    (folder / "own_dseg.tsv").write_text("index\tname\n" + "".join(names))
+    return folder / "own_dseg.nii.gz"
+
+
+def make_maps(folder, n_maps=3):
+    """Write an atlas of maps; return its path."""
+    maps = np.random.default_rng(2).random((*SHAPE[:3], n_maps))
+    nib.save(make_image(data=maps, affine=AFFINE), folder / "maps.nii.gz")
+    return folder / "maps.nii.gz"
+
+
+def make_study(folder, n_images=3):
+    """Write images, their confounds, and two atlases."""
+    folder.mkdir()
+    make_labels(folder)
+    make_maps(folder)
+    for number in range(1, n_images + 1):
+        rng = np.random.default_rng(number)
+        data = rng.normal(100, 30, SHAPE)
+        nib.save(make_image(data=data, affine=AFFINE), folder / f"sub-{number:02d}_bold.nii.gz")
+        table = pd.DataFrame(rng.normal(size=(SHAPE[3], 2)), columns=["x", "csf"])
+        table.to_csv(folder / f"sub-{number:02d}_confounds.tsv", sep="\t", index=False)
+
+
+class Study:
+    """The images that `make_study` wrote, and three atlases."""
+
+    def __init__(self, folder):
+        self.folder, self.output = folder, folder / "out"
+        self.images = sorted(folder.glob("*_bold.nii.gz"))
+        self.confounds = sorted(folder.glob("*_confounds.tsv"))
+        labels = str(folder / "own_dseg.nii.gz")
+        self.maskers = {
+            "labels": NiftiLabelsMasker(labels, standardize="zscore_sample"),
+            "maps": folder / "maps.nii.gz",
+            "spheres": NiftiSpheresMasker([(6, 9, 8), (3, 3, 4)], radius=4, standardize=None),
+        }
+
+    def run(self, n_jobs=None, **options):
+        """Do the study; return its table."""
+        options = {"confounds": self.confounds} | options
+        return masker_study(self.images, self.maskers, self.output, n_jobs, **options)
+
+    def file(self, number, name, ending="timeseries.tsv"):
+        """Return a file of results."""
+        return self.output / f"sub-{number:02d}_bold_atlas-{name}_{ending}"
+
+    def files(self):
+        """Return the content of all files of results."""
+        return {path.name: path.read_bytes() for path in sorted(self.output.glob("sub-*"))}
+
+    def times(self):
+        """Return when each file of results was written."""
+        return {path.name: path.stat().st_mtime_ns for path in sorted(self.output.glob("sub-*"))}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A small study."""
+    make_study(tmp_path / "study")
+    return Study(tmp_path / "study")
+
+
+# What is in the tables
+# ---------------------
+
+
+def nilearns(masker, image, confounds=None, sample_mask=None):
+    """Return what nilearn extracts."""
+    masker = type(masker)(**masker.get_params(deep=False) | {"reports": False})
+    return masker.fit_transform(image, confounds=confounds, sample_mask=sample_mask)
+
+
+def same(file, expected, exact=True):
+    """Compare a table with an array, bit for bit, or as `stream_masker` promises for maps."""
+    found = read_table(file).to_numpy()
+    assert found.dtype == expected.dtype
+    if exact:
+        np.testing.assert_array_equal(found, expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+CLEANING = st.fixed_dictionaries(
+    {
+        "standardize": st.sampled_from([None, "zscore_sample", "psc"]),
+        "detrend": st.booleans(),
+        "smoothing_fwhm": st.sampled_from([None, 5]),
+    },
+    optional={"low_pass": st.just(0.1), "high_pass": st.just(0.01)},
+)
+
+
+@settings(max_examples=settings().max_examples // 3, phases=[Phase.explicit, Phase.generate])
+@given(
+    how=CLEANING,
+    dtype=st.sampled_from(["<f4", ">i2", "<f8"]),
+    n_confounds=st.integers(0, 3),
+    kept=st.none() | st.sets(st.integers(0, SHAPE[3] - 1), min_size=35),
+)
+def test_tables_have_nilearns_values(tmp_path_factory, how, dtype, n_confounds, kept):
+    """Labels, spheres and voxels have nilearn's values, bit for bit; maps within the bound."""
+    folder, rng = tmp_path_factory.mktemp("one"), np.random.default_rng(5)
+    image = folder / "image.nii.gz"
+    nib.save(make_image(data=rng.normal(100, 30, SHAPE), dtype=dtype, affine=AFFINE), image)
+    mask = make_image(data=np.ones(SHAPE[:3]), dtype="u1", affine=AFFINE)
+    how = {**how, "t_r": 2.0, "reports": False}
+    maskers = {
+        "labels": NiftiLabelsMasker(str(make_labels(folder)), **how),
+        "maps": NiftiMapsMasker(str(make_maps(folder)), **how),
+        "spheres": NiftiSpheresMasker([(6, 9, 8), (3, 3, 4)], radius=4, **how),
+        "voxels": NiftiMasker(mask, **how),
+    }
+    confounds = rng.normal(size=(SHAPE[3], n_confounds)) if n_confounds else None
+    if n_confounds == 3:
+        confounds = pd.DataFrame(confounds)
+    kept = None if kept is None else np.array(sorted(kept))
+    cleaning = {"confounds": [confounds], "sample_masks": [kept]}
+    table = masker_study([image], maskers, folder / "out", **cleaning)
+    assert list(table.status) == ["done"] * 4, list(table.reason)
+    assert set(table.kept) == {SHAPE[3] if kept is None else len(kept)}
+    assert set(table.confounds) == {n_confounds}
+    for name, file in zip(table.atlas, table.file, strict=True):
+        expected = nilearns(maskers[name], image, confounds, kept)
+        same(Path(file), expected, exact=name != "maps")
+
+
+def test_header_and_record(study):
+    """Columns have the names of regions, and the record all that the series depend on."""
+    table = study.run()
+    assert list(table.columns) == COLUMNS.split()
+    file = study.file(1, "labels")
+    assert list(read_table(file)) == [f"Area {number}" for number in range(1, 6)]
+    record = json.loads(file.with_suffix(".json").read_text())
+    assert record["Source"] == "../sub-01_bold.nii.gz"
+    assert record["ConfoundColumns"] == ["x", "csf"]
+    assert record["Volumes"] == SHAPE[3]
+    assert record["SampleMask"] is None
+    assert record["Coverage"] == dict.fromkeys(read_table(file), 1.0)
+    assert record["Masker"]["standardize"] == "zscore_sample"
+    assert set(record["Inputs"]) == {"image", "confounds"}
+    assert str(study.folder) not in file.with_suffix(".json").read_text()
+
+
+def test_regions_that_are_not_covered(study):
+    """A region outside the image, or below the wanted share of it, is not available."""
+    data = np.zeros((12, 7, 5))
+    data[2:4], data[5:8], data[8:] = 1, 2, 3  # of the second region a third is in the image
+    nib.save(make_image(data=data, dtype="u1", affine=AFFINE), study.folder / "wide.nii.gz")
+    study.maskers = {"wide": study.folder / "wide.nii.gz"}
+    table = study.run(min_coverage=0.5)
+    assert list(table.below_coverage) == ["2: region_2, region_3"] * 3
+    assert list(read_table(study.file(1, "wide")).isna().all()) == [False, True, True]
+    assert "\tn/a\tn/a\n" in study.file(1, "wide").read_text()
+    table = study.run(min_coverage=0.3)
+    assert list(table.status) == ["done"] * 3
+    assert list(table.below_coverage) == ["1: region_3"] * 3
+    assert list(study.run(min_coverage=0.3).below_coverage) == ["1: region_3"] * 3
+    assert "done" not in set(study.run(min_coverage=0.3).status)
+
+
+def test_correlations(study):
+    """A matrix has the correlations of the series, or n/a; it needs no second pass."""
+    study.run()
+    before = study.times()
+    table = study.run(relmat=True)
+    assert set(table.status) == {"done"}
+    assert before.items() <= study.times().items()
+    for name in study.maskers:
+        matrix = pd.read_csv(study.file(1, name, "relmat.tsv"), sep="\t", index_col=0)
+        series = read_table(study.file(1, name))
+        assert list(matrix) == list(matrix.index) == list(series)
+        np.testing.assert_allclose(matrix, np.corrcoef(series.T), atol=1e-12)
+    after = study.files()
+    assert set(study.run(relmat=True).status) == {"skipped"}
+    shutil.rmtree(study.output)
+    study.run(relmat=True)
+    assert study.files() == after
+
+
+def test_a_matrix_of_other_series_is_removed(study):
+    """A matrix whose series were replaced is never left beside the new ones."""
+    study.run(relmat=True)
+    study.run(confounds=None)
+    assert not list(study.output.glob("*relmat*"))
+
+
+# What is done again
+# ------------------
+
+
+@pytest.mark.parametrize(("n_jobs", "backend"), [(2, "loky"), (2, "threading")])
+def test_same_bytes_whoever_does_the_work(study, n_jobs, backend):
+    """Workers, threads and parts write the same files as the calling process."""
+    study.run(relmat=True)
+    expected = study.files()
+    shutil.rmtree(study.output)
+    with parallel_config(backend=backend):
+        tables = [study.run(n_jobs, part=(number, 2), relmat=True) for number in (1, 2)]
+    assert [len(table) for table in tables] == [6, 3]
+    assert {status for table in tables for status in table.status} == {"done"}
+    assert study.files() == expected
+
+
+def newer_image(study):
+    os.utime(study.images[1], ns=(1, 1))
+    return {(2, name) for name in study.maskers}
+
+
+def other_confounds(study):
+    path = study.confounds[0]
+    path.write_text(path.read_text().replace("csf", "wm"))
+    return {(1, name) for name in study.maskers}
+
+
+def other_labels(study):
+    path = study.folder / "own_dseg.nii.gz"
+    data = np.asarray(nib.load(path).dataobj)[::-1]
+    nib.save(make_image(data=data, dtype="u1", affine=AFFINE), path)
+    return {(number, "labels") for number in (1, 2, 3)}
+
+
+def other_name(study):
+    path = study.folder / "own_dseg.tsv"
+    path.write_text(path.read_text().replace("Area 2", "Area B"))
+    return {(number, "labels") for number in (1, 2, 3)}
+
+
+def other_parameter(study):
+    study.maskers["spheres"].radius = 4.5
+    return {(number, "spheres") for number in (1, 2, 3)}
+
+
+def no_record(study):
+    study.file(3, "maps", "timeseries.json").unlink()
+    return {(3, "maps")}
+
+
+def cut_record(study):
+    path = study.file(3, "maps", "timeseries.json")
+    path.write_text(path.read_text()[:100])
+    return {(3, "maps")}
+
+
+def cut_table(study):
+    path = study.file(2, "maps")
+    path.write_text(path.read_text()[:-5])
+    return {(2, "maps")}
+
+
+def second_atlas(study):
+    study.maskers["more"] = study.maskers["spheres"]
+    return {(number, "more") for number in (1, 2, 3)}
+
+
+def same_labels(study):
+    labels = study.folder / "own_dseg.nii.gz"
+    os.utime(labels, ns=(1, 1))
+    return set()
+
+
+def moved(study):
+    folder = study.folder.rename(study.folder.with_name("moved"))
+    files = {path.name: folder / path.name for path in folder.iterdir()}
+    study.folder, study.output = folder, folder / "out"
+    study.images = [files[path.name] for path in study.images]
+    study.confounds = [files[path.name] for path in study.confounds]
+    study.maskers["labels"].labels_img = str(files["own_dseg.nii.gz"])
+    study.maskers["maps"] = files["maps.nii.gz"]
+    return set()
+
+
+CHANGES = [newer_image, other_confounds, other_labels, other_name, other_parameter, no_record]
+CHANGES += [cut_record, cut_table, second_atlas, same_labels, moved]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_what_changed_is_done_again(study, change):
+    """Results that depend on what changed are written again; no other file is touched."""
+    study.run()
+    before = study.times()
+    repeated = change(study)
+    table = study.run()
+    assert set(table.status) <= {"done", "skipped"}, list(table.reason)
+    numbers = table.image.str.extract(r"sub-(\d+)")[0].astype(int)
+    pairs = zip(numbers, table.atlas, strict=True)
+    done = {pair for pair, status in zip(pairs, table.status, strict=True) if status == "done"}
+    assert done == repeated
+    touched = {name for name, time in study.times().items() if before.get(name) != time}
+    ending = ("timeseries.tsv", "timeseries.json")
+    assert touched == {study.file(*one, each).name for one in repeated for each in ending}
+    expected = study.files()
+    shutil.rmtree(study.output)
+    study.run()
+    assert study.files() == expected
+
+
+def test_all_missing_atlases_share_one_pass(study, monkeypatch):
+    """An image is read once for all atlases, and not at all if none is missing."""
+    calls, stream = [], work.stream_masker
+    spy = lambda maskers, *more: calls.append(len(maskers)) or stream(maskers, *more)  # noqa: E731
+    monkeypatch.setattr(work, "stream_masker", spy)
+    study.run()
+    study.run()
+    assert calls == [3, 3, 3]
+
+
+def test_damaged_tables_are_found(study):
+    """A changed byte in a table or a matrix is found with `verify`, and replaced."""
+    study.run(relmat=True)
+    sound = study.files()
+    for ending in ("timeseries.tsv", "relmat.tsv"):
+        flip(study.file(2, "labels", ending))
+        assert set(study.run(relmat=True).status) == {"skipped"}
+        table = study.run(relmat=True, verify=True)
+        assert list(table.status == "done") == [number == 3 for number in range(9)]
+        assert study.files() == sound
+
+
+def test_results_of_another_image_are_kept(study):
+    """Results of another image are overwritten only if that image is gone."""
+    study.run()
+    before = study.files()
+    other = study.folder / "other"
+    other.mkdir()
+    others = [Path(shutil.copy(path, other)) for path in study.images[:1]]
+    how = {"confounds": study.confounds[:1]}
+    table = masker_study(others, study.maskers, study.output, **how)
+    assert set(table.status) == {"failed"}
+    assert f"holds results of {study.images[0]}" in table.reason[0]
+    assert study.files() == before
+    study.images[0].unlink()
+    assert set(masker_study(others, study.maskers, study.output, **how).status) == {"done"}
+
+
+# What fails
+# ----------
+
+
+def cut_image(study):
+    os.truncate(study.images[1], 500)
+    return "OSError: .*sub-02_bold.nii.gz is incomplete or damaged"
+
+
+def dangling_link(study):
+    study.images[1].unlink()
+    study.images[1].symlink_to(".git/annex/objects/gone")
+    return "FileNotFoundError: .*datalad get"
+
+
+def no_confounds_file(study):
+    study.confounds[1].unlink()
+    return "FileNotFoundError: .*sub-02_confounds.tsv"
+
+
+def short_confounds(study):
+    lines = study.confounds[1].read_text().splitlines()
+    study.confounds[1].write_text("\n".join(lines[:-1]))
+    return "ValueError: The confounds have 39 rows, but the image has 40 volumes"
+
+
+def empty_confound(study):
+    lines = study.confounds[1].read_text().splitlines()
+    study.confounds[1].write_text("\n".join([lines[0], "n/a\t1", *lines[2:]]))
+    return "ValueError: The confound x of volume 0, counted from 0, is nan"
+
+
+def text_in_confounds(study):
+    study.confounds[1].write_text(study.confounds[1].read_text().replace("0.", "o.", 1))
+    return "ValueError: A confound is not a number: .*o.[0-9]"
+
+
+def all_scrubbed(study):
+    study.sample_masks = [None, [], None]
+    return "ValueError: All 40 volumes are scrubbed"
+
+
+def too_few_left(study):
+    study.sample_masks = [None, [4, 7, 9], None]
+    return "ValueError: Of 40 volumes 3 are left, too few to remove 2 confounds: at least 4"
+
+
+def no_such_volume(study):
+    study.sample_masks = [None, np.arange(1, 41), None]
+    return "ValueError: The sample mask .* does not fit 40 volumes"
+
+
+DAMAGES = [cut_image, dangling_link, no_confounds_file, short_confounds, empty_confound]
+DAMAGES += [text_in_confounds, all_scrubbed, too_few_left, no_such_volume]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_errors_of_an_image_become_rows(study, damage):
+    """The rows of an image say what is wrong with it; all others are done."""
+    study.sample_masks = None
+    reason = damage(study)
+    table = study.run(sample_masks=study.sample_masks)
+    assert list(table.status == "failed") == [3 <= number < 6 for number in range(9)]
+    for row in table[3:6].itertuples():
+        assert re.match(reason, row.reason), row.reason
+        assert (row.file, row.volumes, row.kept) == ("", 0, 0)
+    assert len(study.files()) == 12
+    assert not list(study.output.glob("*.unfinished"))
+
+
+def test_an_atlas_fails_alone(study):
+    """An atlas that does not fit an image, or lacks a parameter, leaves the others."""
+    far = nib.affines.from_matvec(AFFINE[:3, :3], [9000, 0, 0])
+    labels = make_image(data=np.ones(SHAPE[:3]), dtype="u1", affine=far)
+    study.maskers["far"] = NiftiLabelsMasker(labels, standardize=None)
+    study.maskers["filtered"] = NiftiSpheresMasker([(6, 9, 8)], radius=4, low_pass=0.1)
+    table = study.run()
+    assert list(table.status) == ["done", "done", "done", "failed", "failed"] * 3
+    assert "time between volumes, which is not known" in table.reason[4]
+
+
+def test_changed_while_it_is_read(study, monkeypatch):
+    """Results of an image or confounds that change meanwhile are not written."""
+    stream = work.stream_masker
+
+    def change_and_stream(*arguments):
+        os.utime(study.confounds[0], ns=(1, 1))
+        return stream(*arguments)
+
+    monkeypatch.setattr(work, "stream_masker", change_and_stream)
+    table = study.run()
+    assert list(table.status) == ["failed"] * 3 + ["done"] * 6
+    assert "was changed while it was read" in table.reason[0]
+    assert len(study.files()) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maskers": {}}, "one atlas"),
+        ({"maskers": {"a_b": "own_dseg.nii.gz"}}, "letters and digits"),
+        ({"confounds": [None]}, "confounds has 1 entries"),
+        ({"sample_masks": "all"}, "sample_masks is a list"),
+        ({"min_coverage": 50}, "min_coverage is 50"),
+        ({"part": (4, 3)}, "part is"),
+        ({"n_jobs": 0}, "n_jobs is 0"),
+        ({"images": []}, "at least one image"),
+    ],
+)
+def test_mistakes_are_errors_at_once(study, change, message):
+    """A mistake that concerns all images is an error before any is read."""
+    call = {"images": study.images, "maskers": study.maskers, "output_dir": study.output} | change
+    with pytest.raises(ValueError, match=message):
+        masker_study(**call)
+    assert not list(study.folder.glob("out/sub-*"))
+
+
+def test_runs_need_files_of_their_own(study):
+    """Two runs with one file are refused."""
+    atlases = {"spheres": read_atlas("spheres", study.maskers["spheres"])}
+    maskers, files = {"spheres": study.maskers["spheres"]}, {"spheres": study.file(1, "spheres")}
+    runs = [Run(image, files, maskers) for image in study.images]
+    with pytest.raises(ValueError, match="would have two results"):
+        run_maskers(runs, atlases, study.output)
+
+
+# What is interrupted
+# -------------------
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_masker_study import Study
+if __name__ == "__main__":
+    study = Study(Path({folder!r}))
+    print(*study.run({n_jobs}).status)
+"""
+
+
+def wait_for(study, process):
+    """Wait until the study is in the middle of an image; return the number of that process."""
+    pid = study.folder / "failing" / "pid"
+    assert eventually(lambda: pid.exists() or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+    return int(pid.read_text())
+
+
+def start(study, n_jobs, **environ):
+    """Start the study in a process that fails at one image; see `failing`."""
+    folder = study.folder / "failing"
+    shutil.rmtree(folder, ignore_errors=True)
+    script = study.folder / "script.py"
+    script.write_text(
+        SCRIPT.format(tests=str(Path(__file__).parent), folder=str(study.folder), n_jobs=n_jobs)
+    )
+    return subprocess.Popen(
+        [sys.executable, script],
+        env=os.environ | failing(folder, **environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.chance
+@pytest.mark.parametrize(
+    ("how", "n_jobs", "stops", "point"),
+    [
+        pytest.param(signal.SIGINT, 2, "sub-02_bold", "being read", marks=pytest.mark.extensive),
+        (signal.SIGKILL, 2, "sub-02_bold_atlas-maps_timeseries", "not yet moved"),
+        pytest.param(signal.SIGINT, 1, "sub-02_bold", "being read", marks=pytest.mark.extensive),
+    ],
+)
+def test_interrupted_and_run_again(study, how, n_jobs, stops, point):
+    """After an interruption the next run does the rest; in the end all bytes are the same."""
+    study.run()
+    expected = study.files()
+    shutil.rmtree(study.output)
+    process = start(study, n_jobs, STOPS=stops, POINT=point)
+    wait_for(study, process)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    assert process.wait(timeout=300) != 0
+    if how == signal.SIGKILL:
+        kill(tree)
+    _, alive = psutil.wait_procs(tree, timeout=60)
+    assert not alive
+    process.communicate()
+    left = study.files()
+    complete = {name for name in left if f"{name.rsplit('.', 1)[0]}.json" in left}
+    assert {name: left[name] for name in complete}.items() <= expected.items()
+    assert study.file(2, "maps").name not in complete
+    table = study.run()
+    assert set(table.status) <= {"done", "skipped"}
+    assert study.files() == expected
+    assert not list(study.output.glob("*.unfinished"))
+
+
+@pytest.mark.chance
+@pytest.mark.extensive
+def test_a_killed_worker_stops_nothing(study):
+    """All images are done, also the one whose worker was killed."""
+    process = start(study, 2, STOPS=study.images[1].name)
+    os.kill(wait_for(study, process), signal.SIGKILL)
+    printed, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    assert set(printed.split()) <= {"done", "skipped"}
+    found = study.files()
+    shutil.rmtree(study.output)
+    study.run()
+    assert study.files() == found
+
+
+@pytest.mark.chance
+@pytest.mark.extensive
+def test_an_image_that_kills_its_worker_is_named(study):
+    """An image that no worker survives fails with all its atlases; all others are done."""
+    process = start(study, 2, DIES=study.images[1].name)
+    printed, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    failed = [status == "failed" for status in printed.split()]
+    assert failed == [3 <= number < 6 for number in range(9)]
+
+
+# What a worker needs
+# -------------------
+
+
+def peaks_of(images, maskers, folder, **options):
+    """Measure a study; return its table, and the largest peaks of workers in MiB."""
+    trace = measure(masker_study, images, maskers, folder, 2, **options)
+    _, *others = (process["anon"][process["pss"] > 0] for process in trace.processes.values())
+    peaks = [float(samples[1:].max()) for samples in others if len(samples) > 1]
+    return trace.result(), sorted(peaks)[-2:]
+
+
+@pytest.mark.chance
+@pytest.mark.extensive
+@pytest.mark.parametrize("n_volumes", [240, 4800])
+def test_worker_needs_little(tmp_path, n_volumes):
+    """A worker needs at most 64 MiB above its imports and its results."""
+    shape, n_regions = (64, 64, 40, n_volumes), 100
+    images = [tmp_path / f"sub-{number}.nii" for number in range(4)]
+    for image in images:
+        sparse_image(image, shape)
+    labels = np.arange(np.prod(shape[:3])).reshape(shape[:3]) * n_regions // np.prod(shape[:3]) + 1
+    nib.save(nib.Nifti1Image(labels.astype("u1"), np.eye(4)), tmp_path / "labels.nii.gz")
+    maskers = {"labels": tmp_path / "labels.nii.gz"}
+    confounds = [np.random.default_rng(0).normal(size=(n_volumes, 20))] * 4
+    gone = [path.with_name(f"gone-{path.name}") for path in images]
+    _, imports = peaks_of(gone, maskers, tmp_path / "gone", confounds=confounds)
+    table, workers = peaks_of(images, maskers, tmp_path / "out", confounds=confounds, relmat=True)
+    assert set(table.status) == {"done"}, list(table.reason)
+    assert max(workers) - min(imports) <= 64 + n_volumes * n_regions * 8 / MIB
