@@ -1,9 +1,11 @@
 """stream_masks: NiftiMasker's values, errors for damaged files, little memory, no files left."""
 
+import errno
 import gc
 import gzip
 import importlib.util
 import operator
+import os
 import resource
 import shutil
 import subprocess
@@ -471,6 +473,13 @@ def one_byte_too_few(files, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
 
+def full_disk(files, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
 def ctrl_c(files, monkeypatch):
     def interrupt(file, rows, values):
         raise KeyboardInterrupt
@@ -481,6 +490,7 @@ def ctrl_c(files, monkeypatch):
 FAILURES = {
     "image is cut off": (cut_off, OSError, "fmri.nii.gz is incomplete"),
     "no space": (one_byte_too_few, OSError, "not enough space for .*[.]npy: .* MiB"),
+    "full disk": (full_disk, OSError, "No space left on device: '.*[.]npy'"),
     "Ctrl-C": (ctrl_c, KeyboardInterrupt, None),
 }
 
@@ -499,6 +509,19 @@ def test_failure_leaves_files_as_they_were(good, monkeypatch, prepare, exception
     assert open_files(good.fmri_path.parent) == []
     assert [path.name for path in good.folder.iterdir()] == ["0.npy"]
     assert names[0].read_bytes() == b"an earlier result"
+
+
+def test_what_a_killed_call_left_is_removed(good):
+    """The next call removes unfinished files of processes that are gone, and no others."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    own = streaming.NpyFile(good.folder / "a.npy", (1, 1), np.dtype("f4")).unfinished
+    left = Path(str(own).replace(f"-{os.getpid()}-", f"-{gone.pid}-"))
+    for path in (own, left, good.folder / "of_another_program.unfinished"):
+        path.touch()
+    stream_masks(good.fmri_path, good.masks[:1], out=[good.folder / f"{'a' * 251}.npy"])
+    assert not left.exists()
+    assert len(list(good.folder.iterdir())) == 3
 
 
 def test_calls_at_once_do_not_mix(good):

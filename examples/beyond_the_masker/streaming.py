@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -462,6 +463,8 @@ def prepare_results(out, wanted):
     results = empty_arrays(wanted) if out is None else given_results(out, wanted)
     files = [one for one in results if isinstance(one, NpyFile)]
     check_space(files)
+    for folder in {file.path.parent for file in files}:
+        remove_left(folder)
     with ExitStack() as stack:
         for file in files:
             stack.enter_context(file)
@@ -504,6 +507,35 @@ def check_space(files):
             )
 
 
+def unfinished_beside(path):
+    """Return a name beside a path for what is not complete; it has this machine and process."""
+    start = os.fsdecode(os.fsencode(path.name)[:100])  # the name may have 255 bytes itself
+    owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    return path.with_name(f"{start}.{owner}.unfinished")
+
+
+def remove_left(folder):
+    """Remove what processes of this machine, which are gone, left unfinished in a folder."""
+    for path in folder.glob(f"*.{glob.escape(socket.gethostname())}-*-*.unfinished"):
+        try:
+            os.kill(int(path.name.split("-")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except (OSError, ValueError):  # the process is another user's; or the name is not ours
+            pass
+
+
+@contextmanager
+def file_named(path):
+    """Name the file in an error of the system that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class NpyFile:
     """A ``.npy`` file to which rows are appended; it gets its name when it is complete.
 
@@ -512,23 +544,30 @@ class NpyFile:
 
     def __init__(self, path, shape, dtype):
         self.path, self.shape, self.dtype = Path(path).expanduser().resolve(), shape, dtype
-        self.unfinished = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.unfinished")
+        self.unfinished = unfinished_beside(self.path)
 
     def __enter__(self):
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
-        with open(self.unfinished, "xb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+        try:
+            with file_named(self.path), open(self.unfinished, "xb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+        except BaseException:
+            self.unfinished.unlink(missing_ok=True)
+            raise
         return self
 
     def __setitem__(self, rows, values):
         """Append values as the next rows."""
-        with open(self.unfinished, "ab") as file:
+        with file_named(self.path), open(self.unfinished, "ab") as file:
             file.write(np.ascontiguousarray(values))
 
     def __exit__(self, failed, *_):
         try:
             if not failed:
-                os.replace(self.unfinished, self.path)
+                with file_named(self.path):
+                    with open(self.unfinished, "ab") as file:
+                        os.fsync(file.fileno())  # before it has its name, whatever happens later
+                    os.replace(self.unfinished, self.path)
         finally:
             self.unfinished.unlink(missing_ok=True)
 
@@ -542,7 +581,8 @@ def damaged_file_named(path):
         raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
         if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
-            raise
+            with file_named(path):
+                raise
         raise problem_of(path, error) from error
 
 
