@@ -1,6 +1,9 @@
 """The cache: files are made once, whole or not at all, and again if they are damaged."""
 
 import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,18 @@ def test_failed_preparation_leaves_nothing(error, cache):
         prepare("thing", [1], fail)
     assert not list(cache.iterdir())
     assert (prepare("thing", [1], fill) / "second").exists()
+
+
+def test_what_a_killed_process_left_is_removed(cache):
+    """The next call removes unfinished folders of processes that are gone, and no others."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f"thing.{socket.gethostname()}-{pid}-0.unfinished" for pid in (gone.pid, os.getpid())]
+    for name in names:
+        (cache / name).mkdir(parents=True)
+        fill(cache / name)
+    folder = prepare("thing", [1], fill)
+    assert set(cache.iterdir()) == {folder, cache / names[1]}
 
 
 def test_two_builds_at_once(cache):

@@ -3,13 +3,14 @@
 import functools
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 import zlib
 from pathlib import Path
 
 from beyond_the_masker.files import files_of_image
 from beyond_the_masker.options import read_options
+from beyond_the_masker.streaming import file_named, remove_left, unfinished_beside
 
 CHECKSUMS = ".checksums.json"
 
@@ -66,9 +67,13 @@ def filled(folder, fill):
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+    remove_left(folder.parent)
+    unfinished = unfinished_beside(folder)
     try:
-        fill(unfinished)
+        with file_named(folder):
+            unfinished.mkdir()
+            fill(unfinished)
+            flush(unfinished)
         try:
             unfinished.rename(folder)
         except OSError:
@@ -77,6 +82,14 @@ def filled(folder, fill):
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def flush(folder):
+    """Have the files in a folder stored on the disk, before it gets its name."""
+    for path in folder.iterdir():
+        if not path.is_symlink():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def stamp_of(path):
