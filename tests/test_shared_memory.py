@@ -1,6 +1,7 @@
 """Shared memory: the block is checked for space, filled once, closed and removed."""
 
 import contextlib
+import errno
 import functools
 import mmap
 import os
@@ -113,6 +114,19 @@ def test_free_space_is_checked_first(blocks, monkeypatch):
     assert not blocks
     usage.free += 1
     assert page.numpy_masker_shared_parallel(img, masks, 1)[0].shape == (48, 1)
+
+
+@needs_dev_shm
+def test_space_is_taken_before_it_is_written_to(blocks, monkeypatch):
+    """If another program fills the space after the check, an error names the block, removed."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(MemoryError, match=r"/dev/shm/\w+ needs .* MiB .*No space left.*--shm-size"):
+        page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
+    assert [exists(block.name) for block in blocks] == [False]
 
 
 def test_systems_without_dev_shm_can_share(monkeypatch):

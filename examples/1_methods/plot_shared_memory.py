@@ -44,9 +44,10 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # One copy of the image
 # ---------------------
 # A NIfTI file stores one volume after the other, so the image is read once, in order. Linux kills a
-# process that writes to ``/dev/shm`` when it is full, so we check the free space first. The block
-# is removed whatever happens: a region fails, you press Ctrl-C, a worker or your script is killed.
+# process that writes to ``/dev/shm`` when it is full, so we take all the space first. The block is
+# removed whatever happens: a region fails, you press Ctrl-C, a worker or your script is killed.
 
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ def shared_copy(fmri_img):
     check_shared_memory(size_in_bytes(fmri_img))
     block = SharedMemory(create=True, size=size_in_bytes(fmri_img))
     try:
+        take_space(block)
         like = {"shape": fmri_img.shape, "dtype": value_type(fmri_img), "order": "F"}
         for i, volume in enumerate(read_volumes(fmri_img)):
             np.ndarray(buffer=block.buf, **like)[..., i] = volume
@@ -77,6 +79,19 @@ def check_shared_memory(size):
             f"{shutil.disk_usage('/dev/shm').free / 2**20:,.0f} MiB left. Make room there "
             "(docker: --shm-size), or use a method that needs no shared memory."
         )
+
+
+def take_space(block):
+    """Take the space of a block; raise a MemoryError if another program was faster."""
+    if Path("/dev/shm").is_dir():
+        with open(Path("/dev/shm", block.name), "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, block.size)
+            except OSError as error:
+                raise MemoryError(
+                    f"/dev/shm/{block.name} needs {block.size / 2**20:,.0f} MiB ({error}). Make "
+                    "room there (docker: --shm-size), or use a method without shared memory."
+                ) from error
 
 
 # %%
