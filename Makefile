@@ -5,7 +5,7 @@
 #   make html FMRI=image.nii.gz ATLAS=atlas.nii.gz MEMORY=16G
 # SITE_URL is where the site will be published: make html SITE_URL=https://example.org/site/
 OPTIONS := N_IMAGES N_REGIONS DATA FMRI ATLAS MEMORY PAUSE
-SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE \
+SETTINGS := PYTHON VENV SPHINXOPTS PYTEST_ARGS FAULTS PORT MASKER_CACHE MEASURED NILEARN_DATA SITE \
 	SITE_URL REPOSITORY_URL
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ $(error Unknown option $(unknown); there are: $(OPTIONS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help html html-noplot test test-all mprof benchmark record check-model serve linkcheck \
+.PHONY: help html html-noplot test test-all faults mprof benchmark record check-model serve linkcheck \
 	lint clean check-options
 
 help: ## list the targets
@@ -54,6 +54,9 @@ test: $(VENV)/.tested $(if $(shell command -v npm),$(AXE)) ## run the fast tests
 
 test-all: $(VENV)/.tested $(if $(shell command -v npm),$(AXE)) ## run every test; with SITE=doc/_build/html, on that site's pages
 	HYPOTHESIS_PROFILE=all $(TEST) $(PYTEST_ARGS)
+
+faults: $(VENV)/.tested ## break runs in every way we know, and count what they survive
+	$(VENV)/bin/python -m tests.faults $(FAULTS)
 
 mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: make mprof N_IMAGES=10 N_REGIONS=20
 	PAUSE=$${PAUSE:-30} $(VENV)/bin/mprof run --include-children --multiprocess \

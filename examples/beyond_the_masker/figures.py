@@ -472,6 +472,29 @@ def _draw_coverage(ax, coverage, min_coverage):
     ax.figure.colorbar(drawn, ax=ax, label="coverage", format="{x:.0%}", aspect=15, pad=0.03)
 
 
+def plot_faults(table):
+    """Draw how many trials of each class of faults were survived, and how many broke a promise."""
+    figure, ax = column_figure(1.3 + 0.36 * len(table), "Trials of the fault campaign")
+    ax.barh(range(len(table)), table.survived, height=0.5, color=BLUE, label="survived")
+    broke = {"color": ORANGE, "hatch": "//", "label": "broke a promise"}
+    ax.barh(range(len(table)), table.violations, left=table.survived, height=0.5, **broke)
+    for row, (name, counts) in enumerate(table.iterrows()):
+        words = f"{name}: {counts.survived:,} of {counts.trials:,}"
+        ax.text(0, row - 0.3, words, ha="left", va="bottom")
+    rows_from_the_top(ax, len(table))
+    ax.set(xlabel="trials", xlim=(0, 1.02 * table.trials.max()))
+    whole_numbers(ax.xaxis)
+    figure.legend(loc="outside lower left", frameon=False, ncols=2)
+    described = "; ".join(
+        f"{name}: {counts.survived:,} of {counts.trials:,}" for name, counts in table.iterrows()
+    )
+    figure.set_label(
+        "Trials of each class of faults: those after which every promise held, and those that "
+        f"broke one.\n\nBar chart of {len(table)} classes, trials survived of all: {described}."
+    )
+    return figure
+
+
 KINDS_OF_WORK = {
     "done": {"fc": BLUE, "ec": "white"},
     "begun, and lost": {"fc": "white", "ec": ORANGE, "hatch": "xxxx"},
