@@ -43,6 +43,16 @@ def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     assert events == [unfinished, file, tmp_path]
 
 
+def test_the_longest_names(tmp_path):
+    """Names of 255 bytes leave space for those of unfinished files, which are found by them."""
+    files = [tmp_path / f"{'é' * 125}{letter}.npz" for letter in "ab"]
+    for file in files:
+        with moved_into_place(file) as unfinished:
+            unfinished.write_text(file.name)
+            assert module.find_unfinished(files) == {unfinished: file}
+    assert [file.read_text() for file in files] == [file.name for file in files]
+
+
 def write_with_error(file, error):
     """Begin to write a file; raise an error."""
     with moved_into_place(file):
@@ -50,15 +60,16 @@ def write_with_error(file, error):
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    """An error that only writing can have names the file; another one, such as of reading, not."""
+    """An error of the system names the file, unless it names another one."""
     file = tmp_path / "file.txt"
     with pytest.raises(OSError, match=r"No space.*file\.txt"):
         write_with_error(file, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="other"):
         write_with_error(file, OSError(errno.ENOSPC, "No space left on device", "other.txt"))
-    with pytest.raises(OSError, match="Input") as error:
+    with pytest.raises(OSError, match=r"Input.*file\.txt"):
         write_with_error(file, OSError(errno.EIO, "Input/output error"))
-    assert error.value.filename is None
+    with pytest.raises(OSError, match="^incomplete$"):
+        write_with_error(file, OSError("incomplete"))
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import uuid
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 try:
@@ -12,7 +13,7 @@ except ImportError:  # a system without locks of this kind
     fcntl = None
 
 COMPRESSED = (".gz", ".bz2", ".zst")
-DISK_IS_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+MOST_OF_NAME = 200  # bytes; with the ending of an unfinished file, a name has at most 255
 CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # some file systems of networks
 
 
@@ -39,7 +40,7 @@ def moved_into_place(file):
 
     The content is on the disk before the name is, so a power cut leaves no incomplete file either.
     """
-    with full_disk_named(file), unfinished_version(file) as unfinished:
+    with file_named(file), unfinished_version(file) as unfinished:
         yield unfinished
         flush(unfinished, os.O_RDWR)
         unfinished.replace(file)
@@ -64,12 +65,18 @@ def unfinished_version(file):
 def create_beside(file):
     """Return a new file beside a file, open and locked."""
     while True:
-        unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
+        unfinished = f"{shortened(file)}.{uuid.uuid4().hex}.unfinished"
         held = open(unfinished, "xb")  # noqa: SIM115
         lock(held)
         if os.fstat(held.fileno()).st_nlink:  # else `remove_abandoned` was faster than the lock
             return held
         held.close()
+
+
+def shortened(file):
+    """Return the path of a file, its name replaced if it leaves no space for another ending."""
+    name = os.fsencode(file.name)
+    return file if len(name) <= MOST_OF_NAME else file.with_name(sha256(name).hexdigest())
 
 
 def lock(file, wait=True):
@@ -96,22 +103,22 @@ def flush(path, flags):
 
 
 @contextmanager
-def full_disk_named(file):
-    """Add the name of the file that is written to an error that only writing can have."""
+def file_named(file):
+    """Add the name of the file that is written to an error of the system without one."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in DISK_IS_FULL:
+        if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(file)) from error
         raise
 
 
 def find_unfinished(files):
     """Return the unfinished versions of some files, each with the file that it was to become."""
-    files = set(files)
-    found = [path for folder in {f.parent for f in files} for path in folder.glob("*.unfinished")]
-    becomes = {path: path.with_name(path.name.rsplit(".", 2)[0]) for path in found}
-    return {path: file for path, file in becomes.items() if file in files}
+    becomes = {shortened(file): file for file in files}
+    found = [path for folder in {f.parent for f in becomes} for path in folder.glob("*.unfinished")]
+    starts = {path: path.with_name(path.name.rsplit(".", 2)[0]) for path in found}
+    return {path: becomes[start] for path, start in starts.items() if start in becomes}
 
 
 def remove_unfinished(files):
