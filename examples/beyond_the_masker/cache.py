@@ -8,9 +8,9 @@ import shutil
 import zlib
 from pathlib import Path
 
-from beyond_the_masker.files import files_of_image
+from beyond_the_masker.files import file_named, files_of_image, flush
 from beyond_the_masker.options import read_options
-from beyond_the_masker.streaming import file_named, remove_left, unfinished_beside
+from beyond_the_masker.streaming import remove_left, unfinished_beside
 
 CHECKSUMS = ".checksums.json"
 
@@ -73,7 +73,9 @@ def filled(folder, fill):
         with file_named(folder):
             unfinished.mkdir()
             fill(unfinished)
-            flush(unfinished)
+            for path in unfinished.iterdir():
+                if not path.is_symlink():
+                    flush(path, os.O_RDONLY)
         try:
             unfinished.rename(folder)
         except OSError:
@@ -82,14 +84,6 @@ def filled(folder, fill):
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
-
-
-def flush(folder):
-    """Have the files in a folder stored on the disk, before it gets its name."""
-    for path in folder.iterdir():
-        if not path.is_symlink():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
 
 
 def stamp_of(path):

@@ -219,6 +219,8 @@ def save_masks(masks, folder):
 
 def load_masks(file):
     """Read the masks that `save_masks` wrote."""
-    grid, positions = read_about(file), read_arrays(file)
+    positions, grid = read_arrays(file), read_about(file)
+    if not grid:
+        raise OSError(f"{file} cannot be read to its end. Run the study again.")
     grid = (tuple(grid["shape"]), np.array(grid["affine"]))
     return Masks(list(positions), list(positions.values()), *grid)

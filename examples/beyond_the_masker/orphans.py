@@ -16,13 +16,14 @@ def end_with_parent():
     """
     is_worker = multiprocessing.current_process().name.startswith("LokyProcess")
     if is_worker and "parent" not in [thread.name for thread in threading.enumerate()]:
-        watch = threading.Thread(target=wait_and_end, args=[os.getppid()], name="parent")
+        parent = multiprocessing.parent_process().pid  # it may be gone: getppid() is another one
+        watch = threading.Thread(target=wait_and_end, args=[parent], name="parent")
         watch.daemon = True
         watch.start()
 
 
 def wait_and_end(parent):
-    """End this process when its parent is another one than before."""
+    """End this process when its parent is another one than that which started it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

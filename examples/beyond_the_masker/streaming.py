@@ -1,5 +1,6 @@
 """Extract the voxels of any number of masks in one pass over a file. This module works alone."""
 
+import errno
 import glob
 import math
 import os
@@ -565,11 +566,20 @@ class NpyFile:
         try:
             if not failed:
                 with file_named(self.path):
-                    with open(self.unfinished, "ab") as file:
-                        os.fsync(file.fileno())  # before it has its name, whatever happens later
+                    flush(self.unfinished)
                     os.replace(self.unfinished, self.path)
         finally:
             self.unfinished.unlink(missing_ok=True)
+
+
+def flush(path):
+    """Have a file stored on the disk, so that it is whole under its final name, too."""
+    with open(path, "ab") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:  # some file systems of networks cannot do this
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
 
 
 @contextmanager
