@@ -68,7 +68,7 @@ def test_a_full_disk_names_the_file(tmp_path):
         write_with_error(file, OSError(errno.ENOSPC, "No space left on device", "other.txt"))
     with pytest.raises(OSError, match=r"Input.*file\.txt"):
         write_with_error(file, OSError(errno.EIO, "Input/output error"))
-    with pytest.raises(OSError, match="^incomplete$"):
+    with pytest.raises(OSError, match=r"^incomplete$"):
         write_with_error(file, OSError("incomplete"))
     assert not list(tmp_path.iterdir())
 

@@ -422,6 +422,7 @@ def check_version(path, before):
 
 def read_ahead(items):
     """Yield items, and make the next one in a thread meanwhile: isal frees Python's lock."""
+    np.empty(2**25, "u1")  # a MemoryError: without memory, Python can wait for a thread for ever
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:

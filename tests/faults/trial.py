@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import faulthandler
 import json
 import os
 import pickle
@@ -167,6 +168,7 @@ class Place:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            faulthandler.register(signal.SIGUSR1, file=2)  # to see where it hangs
             sys.modules["__main__"] = types.ModuleType("__main__")  # workers import no harness
             os.chdir(self.work)
             os.environ |= {"TMPDIR": str(self.tmp), "PYTHONPATH": os.pathsep.join(PATHS)}
@@ -200,10 +202,11 @@ class Place:
             found, code = os.waitpid(pid, os.WNOHANG)
             status = code if found else time.sleep(0.002)
         if status is None:
-            outcome = Outcome("hung", details=(self.base / "log").read_text())
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(0.5)
             kill_session(pid)
             os.waitpid(pid, 0)
-            return outcome, []
+            return Outcome("hung", details=(self.base / "log").read_text()), []
         deadline = time.monotonic() + SECONDS / 3
         while (left := session(pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
