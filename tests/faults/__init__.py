@@ -3,4 +3,4 @@
 ``python -m tests.faults --help``
 """
 
-from . import inject  # noqa: F401  first: it has to replace open() before anything keeps it
+from .inject import KINDS  # noqa: F401  first: it replaces open() before anything keeps it

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import psutil
 
-from . import inject
+from .inject import KINDS, State, finish, start, stop
 from .targets import OUT, TARGETS, contents, digest, make_inputs, summary, values_in
 
 SHM, SECONDS, OLD = Path("/dev/shm"), 60, b"an earlier result"
@@ -104,7 +104,7 @@ class Place:
     def reference(self, name):
         """Return the undisturbed run of a target, made when it is first needed."""
         if name not in self.references:
-            runs, log = [], {"what": "log", "where": "any", "kinds": inject.KINDS, "n": -1}
+            runs, log = [], {"what": "log", "where": "any", "kinds": KINDS, "n": -1}
             for version, fault in ((1, None), (0, log)):
                 self.fresh(version)
                 outcome, left = self.run(TARGETS[name], fault)
@@ -175,7 +175,7 @@ class Place:
             if spec:
                 os.environ["FAULT"] = json.dumps(spec)
             tempfile.tempdir = None
-            inject.State.again = lambda: self.again(call)
+            State.again = lambda: self.again(call)
             outcome = outcome_of(call, None if is_command else spec)
             note.with_suffix(".new").write_bytes(pickle.dumps(outcome))
             os.replace(note.with_suffix(".new"), note)
@@ -220,15 +220,15 @@ class Place:
 def outcome_of(call, spec):
     """Make a call; return its outcome."""
     try:
-        inject.start(spec)
+        start(spec)
         value = call()
-        inject.finish()
+        finish()
         return Outcome("returned", summary(value))
     except BaseException as error:
         where = "".join(traceback.format_exception(error))[-2000:]
         return Outcome("raised", (type(error).__name__, str(error), where))
     finally:
-        inject.stop()
+        stop()
 
 
 def session(leader):
