@@ -13,6 +13,7 @@ from beyond_the_masker.__main__ import COMMANDS, main
 from beyond_the_masker.model import METHODS
 from beyond_the_masker.results import read_arrays
 from made_images import SHAPE, make_image, make_masks, save_all
+from small_fmriprep import make_fmriprep, make_labels
 
 
 def start(*arguments):
@@ -76,6 +77,11 @@ def test_options_need_only_the_standard_library(tmp_path):
         ("budget fmri.nii.gz", 2, "masks"),
         ("study fmri.nii.gz", 2, "--masks"),
         ("study @none.txt", 2, "none.txt"),
+        ("fmriprep none out participant --atlas A=b.nii", 1, "none is not a folder"),
+        ("fmriprep none out participant", 2, "--atlas"),
+        ("fmriprep none out participant --atlas a.nii", 2, "'a.nii' has no ="),
+        ("fmriprep none out group --atlas A=b.nii", 2, "group"),
+        ("fmriprep none out participant --atlas A=b.nii --strategy no.json", 2, "no.json"),
         ("experiment", 1, "FMRI and ATLAS go together"),
         ("measure", 1, "FMRI and ATLAS go together"),
         ("", 2, "COMMAND"),
@@ -144,6 +150,44 @@ def test_regions_of_one_image(files, capsys):
         assert "none.nii\n    FileNotFoundError" in printed
         assert "\n1 done, 1 failed\n" in printed
         assert [*read_arrays(Path("series", odd[:-7] + ".npz"))] == names
+
+
+def test_fmriprep(tmp_path, capsys):
+    """The command finds and extracts; with --dry-run it only says what there is and is needed."""
+    make_fmriprep(tmp_path / "fmriprep")
+    make_labels(tmp_path / "atlas.nii.gz")
+    command = "fmriprep fmriprep out participant --atlas A=atlas.nii.gz"
+    arguments = (*command.split(), "--task", "rest")
+    assert status_of(*arguments, "--ses", 1, "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "2 images of" in out
+    assert f"beyond_the_masker {command} --task rest --ses 1" in out
+    assert "--dry-run" not in out
+    assert err == ""
+    assert not Path("out").exists()
+    options = ["--filter", "acq=a", "--participant-label", "sub-01", "--strategy", "scrubbing"]
+    options += ["--smoothing-fwhm", "5", "--standardize", "none", "--no-detrend", "--relmat"]
+    assert status_of(*arguments, *options) == 0
+    assert capsys.readouterr().out == "1 done\nThe table is in out.\n"
+    assert len([*Path("out").rglob("*acq-a*_desc-scrubbing_*")]) == 4
+
+
+def test_strategies_of_the_command(tmp_path, capsys):
+    """A strategy may be none, or arguments in a file; a failure is listed once for all atlases."""
+    make_fmriprep(tmp_path / "fmriprep")
+    make_labels(tmp_path / "atlas.nii.gz")
+    command = "fmriprep fmriprep out participant --atlas A=atlas.nii.gz B=atlas.nii.gz --acq a"
+    assert status_of(*command.split(), "--strategy", "none", "--no-brain-mask") == 0
+    assert capsys.readouterr().out.startswith("2 done\n")
+    Path("own.json").write_text('{"six": {"strategy": ["motion"], "motion": "basic"}}')
+    assert status_of(*command.split(), "--strategy", "own.json") == 0
+    assert len([*Path("out").rglob("*_desc-six_timeseries.tsv")]) == 2
+    capsys.readouterr()
+    next(Path("fmriprep").rglob("*acq-a_desc-confounds*")).unlink()
+    assert status_of(*command.split()) == 1
+    out = capsys.readouterr().out
+    assert out.count("It has no confounds") == 1
+    assert "\n2 failed\n" in out
 
 
 def test_warnings_are_short(files):

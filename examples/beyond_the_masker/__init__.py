@@ -10,6 +10,8 @@ HOMES = {
     "stream_masker": "maskers",
     "mask_blocks": "blocks",
     "mask_study": "study",
+    "masker_study": "masker_study",
+    "fmriprep_study": "fmriprep",
     "measure": "meter",
     "measure_within": "meter",
     "predict_peak": "budget",

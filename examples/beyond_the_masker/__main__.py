@@ -1,10 +1,13 @@
 """The command line: ``python -m beyond_the_masker COMMAND``, or ``beyond-the-masker COMMAND``."""
 
 import argparse
+import json
 import os
+import shlex
 import signal
 import sys
 import warnings
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from beyond_the_masker.pages import check_pages
 COMMANDS = {}  # name: function, whether it needs the pages, its arguments, options of its parser
 AT_FILE = "; @FILE reads their paths from FILE's lines"
 MASKS = f"3D masks on one grid; or one image of labels, or of a mask in each volume{AT_FILE}"
+FILTERS = ("task", "run", "acq", "dir", "rec", "echo", "space", "res", "desc")
 FROM_ENVIRONMENT = "Options of the build, such as N_REGIONS, are read from the environment."
 
 
@@ -71,7 +75,8 @@ def main(arguments=None):
     """Run a command, by default that of the command line, and exit with its status or error."""
     warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"
     sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text
-    arguments = make_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    arguments = make_parser().parse_args(words, argparse.Namespace(words=words))
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
             signal.signal(number, signal.default_int_handler)  # clean up as after Ctrl-C
@@ -142,16 +147,150 @@ def run_study(arguments):
     names = ("relative_to", "resample", "part", "threshold", "verify")
     how = {name: getattr(arguments, name) for name in names}
     images, masks = list(chain(*arguments.images)), one_or_list(arguments.masks)
-    try:
+    with say_how_to_continue():
         table = mask_study(images, masks, arguments.output, arguments.jobs, **how)
+    return report(table, arguments.output)
+
+
+@contextmanager
+def say_how_to_continue():
+    """End the command after Ctrl-C, and say that it can be continued."""
+    try:
+        yield
     except KeyboardInterrupt:
         sys.exit("Interrupted. Run the same command again to continue.")
-    for row in table[table.status == "failed"].itertuples():
+
+
+def report(table, folder):
+    """Print which images failed, and how many rows have which status; return the exit status."""
+    failed = table[table.status == "failed"].drop_duplicates(["image", "reason"])
+    for row in failed.itertuples():
         print(f"{row.image}\n    {row.reason}")
     counts = table.status.value_counts()
     print(*(f"{count} {status}" for status, count in counts.items()), sep=", ")
-    print(f"The table is in {arguments.output}.")
+    print(f"The table is in {folder}.")
     return int("failed" in counts)
+
+
+def pair_of(text):
+    """Read ``name=value`` as a pair."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} has no =")
+    return name, value
+
+
+def strategy_of(text):
+    """Read the name of a strategy, ``none``, or a JSON file with a name and arguments."""
+    if not text.endswith(".json"):
+        return None if text == "none" else text
+    try:
+        return json.loads(Path(os.path.expanduser(text)).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def several(*names, **how):
+    """Describe an option that takes one value or more, and may be repeated."""
+    return argument(*names, nargs="+", action="extend", **how)
+
+
+@command(
+    argument("fmriprep_dir", metavar="FMRIPREP", help="the folder that fMRIPrep wrote"),
+    argument("output_dir", metavar="OUTPUT", help="folder of the results"),
+    argument("level", metavar="participant", choices=["participant"], help="as BIDS Apps have it"),
+    several(
+        "--atlas",
+        required=True,
+        type=pair_of,
+        metavar="NAME=FILE",
+        help="a 3D image of labels, a 4D image of maps, or for an atlas of each subject the end "
+        "of its name, such as aseg=space-T1w_desc-aseg_dseg.nii.gz",
+    ),
+    several("--participant-label", metavar="LABEL", help="subjects; all by default"),
+    several("--session-label", "--ses", dest="of_ses", metavar="LABEL", help="sessions"),
+    *(
+        several(f"--{key}", dest=f"of_{key}", metavar="LABEL", help=f"only images with {key}-LABEL")
+        for key in FILTERS
+    ),
+    several(
+        "--filter",
+        type=pair_of,
+        default=[],
+        metavar="ENTITY=LABEL",
+        help="the same for any other entity; ENTITY= keeps images without it",
+    ),
+    argument(
+        "--strategy",
+        type=strategy_of,
+        default="simple",
+        help="confounds to remove: simple, scrubbing, compcor or ica_aroma, as in nilearn; none; "
+        "or a .json file with a name and the arguments of nilearn's load_confounds",
+    ),
+    argument("--no-brain-mask", action="store_true", help="keep voxels outside the brain mask"),
+    argument("--smoothing-fwhm", type=float, metavar="MM", help="smooth the image first"),
+    argument("--low-pass", type=float, metavar="HZ", help="remove what is faster"),
+    argument("--high-pass", type=float, metavar="HZ", help="remove what is slower"),
+    argument("--standardize", choices=["zscore_sample", "psc", "none"], help="zscore_sample"),
+    argument("--no-detrend", action="store_true", help="keep linear trends"),
+    argument(
+        "--min-coverage",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="regions of which less is inside the brain mask are n/a; 0.5 by default",
+    ),
+    argument("--relmat", action="store_true", help="write the correlations of regions, too"),
+    argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
+    argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"),
+    argument("--verify", action="store_true", help="read finished files, replace damaged ones"),
+    argument("--dry-run", action="store_true", help="only say what is there, and what it needs"),
+    epilog="Run the same command again to continue. The exit status is 1 if an image failed.",
+    allow_abbrev=False,
+)
+def run_fmriprep(arguments):
+    """Extract the time series of atlases from all images that fMRIPrep wrote."""
+    inputs = arguments.fmriprep_dir, dict(arguments.atlas), arguments.output_dir
+    how = {
+        "filters": filters_of(arguments),
+        "participants": arguments.participant_label,
+        "strategy": arguments.strategy,
+        "masker": parameters_of(arguments),
+        "brain_mask": not arguments.no_brain_mask,
+    }
+    if arguments.dry_run:
+        from beyond_the_masker.fmriprep_plan import describe, plan_study
+
+        words = [word for word in arguments.words if word != "--dry-run"]
+        words = shlex.join(["python", "-m", "beyond_the_masker", *map(str, words)])
+        print(describe(plan_study(*inputs, **how), words, arguments.jobs))
+        return 0
+    from beyond_the_masker.fmriprep import fmriprep_study
+
+    names = ("min_coverage", "relmat", "part", "verify")
+    how |= {name: getattr(arguments, name) for name in names}
+    with say_how_to_continue():
+        table = fmriprep_study(*inputs, arguments.jobs, **how)
+    return report(table, arguments.output_dir)
+
+
+def filters_of(arguments):
+    """Return the filters of a command: for each entity its labels."""
+    filters = {key: getattr(arguments, f"of_{key}") for key in (*FILTERS, "ses")}
+    filters = {key: labels for key, labels in filters.items() if labels}
+    for key, label in arguments.filter:
+        filters.setdefault(key, []).append(label)
+    return filters
+
+
+def parameters_of(arguments):
+    """Return the parameters of maskers that a command sets."""
+    names = ("smoothing_fwhm", "low_pass", "high_pass", "standardize")
+    given = {name: getattr(arguments, name) for name in names}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    if parameters.get("standardize") == "none":
+        parameters["standardize"] = None
+    return parameters | ({"detrend": False} if arguments.no_detrend else {})
 
 
 @command(epilog=FROM_ENVIRONMENT)

@@ -1,0 +1,570 @@
+"""Extract the time series of a whole study that fMRIPrep preprocessed.
+
+.. code-block:: bash
+
+    beyond-the-masker fmriprep derivatives/fmriprep out participant \\
+        --atlas Schaefer400=atlas_dseg.nii.gz --space MNI152NLin2009cAsym --task rest --jobs 8
+
+* **Confounds are nilearn's**, from `nilearn.interfaces.fmriprep`, and every atlas gets the same.
+* **The repetition time comes from the sidecar**, because headers have wrong ones.
+* **Names keep all entities** of the image, so that no result takes the place of another.
+* **What is missing fails alone**: an image without confounds, brain mask or its subject's atlas.
+
+:mod:`beyond_the_masker.masker_study` does the work.
+"""
+
+import csv
+import math
+import os
+import warnings
+from pathlib import Path
+from textwrap import shorten
+from typing import NamedTuple
+
+import numpy as np
+
+from beyond_the_masker.bids import (
+    Related,
+    check_label,
+    check_output,
+    entities_of,
+    find_images,
+    name_of,
+    read_json,
+    write_dataset,
+)
+from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.masker_study import Confounds, Run, run_maskers
+from beyond_the_masker.tasks import absolute
+
+__all__ = ["fmriprep_study"]
+DEFAULTS = {
+    "standardize": "zscore_sample",
+    "detrend": True,
+    "smoothing_fwhm": None,
+    "low_pass": None,
+    "high_pass": None,
+}
+TABLES = {"confounds": ("confounds", ["timeseries", "regressors"])}  # before 20.2 regressors
+MISSING = (None, "", "n/a", "nan", "NaN")
+NOT_HERE = "is a link to a file that is not here: get it with datalad get."
+LONG_RUN = 256  # seconds, twice the period of fMRIPrep's high-pass filter
+LONGEST_T_R = 60  # seconds; a larger number is in milliseconds
+
+
+def fmriprep_study(
+    fmriprep_dir,
+    atlases,
+    output_dir,
+    n_jobs=None,
+    *,
+    filters=None,
+    participants=None,
+    strategy="simple",
+    masker=None,
+    brain_mask=True,
+    min_coverage=0.5,
+    relmat=False,
+    part=(1, 1),
+    verify=False,
+):
+    """Extract, clean and tabulate the series of atlases from all images that fMRIPrep wrote.
+
+    Parameters
+    ----------
+    fmriprep_dir : str or pathlib.Path
+        The folder that fMRIPrep wrote, with ``sub-01`` and others.
+    atlases : dict
+        For each name, of letters and digits, one of these:
+
+        * a file: a 3D image of labels or a 4D image of maps; a table such as ``atlas_dseg.tsv``
+          beside labels, with the columns ``index`` and ``name``, names the regions;
+        * a masker of nilearn that is not fitted, such as spheres, or the voxels of a mask;
+        * for an atlas of each subject a name without subject, such as
+          ``"space-T1w_desc-aparcaseg_dseg.nii.gz"``: the file beside the image, or in ``anat``,
+          with these entities and none that the image lacks. Or a path with the image's entities in
+          braces, such as ``"parcels/sub-{sub}_dseg.nii.gz"``.
+    output_dir : str or pathlib.Path
+        Folder of the results, a dataset of its own.
+    n_jobs : int, optional
+        Workers, as for `mask_study`.
+    filters : dict, optional
+        Which images: for entities a label or several, such as ``{"task": "rest", "ses": ["1",
+        "2"]}``; None for images without the entity. By default all preprocessed ones.
+    participants : list of str, optional
+        Labels of the subjects, with or without ``sub-``; by default all.
+    strategy : str, dict or None
+        Confounds to remove: a strategy of `nilearn.interfaces.fmriprep.load_confounds_strategy`;
+        or a name with arguments of `nilearn.interfaces.fmriprep.load_confounds`, such as
+        ``{"motion6": {"strategy": ["motion"], "motion": "basic"}}``, or of
+        ``load_confounds_strategy``, with ``denoise_strategy`` among them. The name becomes ``desc``
+        of the results. None removes nothing, keeps all volumes, and leaves ``desc`` as it is.
+    masker : dict, optional
+        Parameters of the maskers that differ from these. ``standardize="zscore_sample"``: scanners
+        have no unit, and connectivity ignores the scale. ``detrend=True``, as
+        `nilearn.signal.clean`: the cosines of a strategy contain no straight line.
+        ``smoothing_fwhm=None``: an average over a region is smooth, and a kernel would mix it with
+        its neighbours. ``low_pass=None, high_pass=None``: the cosines are a high-pass filter. If
+        you set `high_pass`, take a strategy without them.
+    brain_mask : bool
+        Leave out voxels outside the image's own brain mask.
+    min_coverage : float
+        A region of whose volume less is inside image and mask is ``n/a`` in that image.
+    relmat : bool
+        Write the correlations of the regions, too.
+    part : tuple of int
+        ``(3, 10)`` does the third of ten parts; see `mask_study`.
+    verify : bool
+        Read finished files, too, and replace those that are damaged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per image and atlas, as from `masker_study`; also written to ``study.tsv``.
+
+    Raises
+    ------
+    ValueError
+        No image is left, or the folder is not one of fMRIPrep; a name has other characters than
+        letters and digits; two results would have one name; an argument is wrong.
+    OSError
+        A folder or an atlas is missing or damaged.
+
+    Notes
+    -----
+    The mean framewise displacement is that of the volumes that are kept; the first volume has none.
+    """
+    how = filters, participants, strategy, masker, brain_mask
+    wanted, found = find_study(fmriprep_dir, atlases, output_dir, *how)
+    runs, atlases = make_runs(wanted, found)
+    write_dataset(wanted.output_dir, wanted.folder, lookup_tables(atlases))
+    options = {"part": part, "min_coverage": min_coverage, "relmat": relmat, "verify": verify}
+    return run_maskers(runs, atlases, wanted.output_dir, n_jobs, **options)
+
+
+# -- What is wanted ----------------------------------------------------------------------------
+
+
+class Strategy(NamedTuple):
+    """Which confounds are removed."""
+
+    label: str  # desc of the results; empty: that of the image
+    arguments: dict | None  # of a function of nilearn; None: no confounds
+    image: str  # desc of the images that have such confounds
+    tables: dict  # role: desc of the table, and its suffixes
+
+
+class Wanted(NamedTuple):
+    """What a study is asked for."""
+
+    folder: Path
+    output_dir: Path
+    atlases: dict  # name: Atlas
+    patterns: dict  # name: pattern of the file of each subject's atlas
+    strategy: Strategy
+    parameters: dict  # of all maskers
+    brain_mask: bool
+
+
+def find_study(
+    fmriprep_dir, atlases, output_dir, filters, participants, strategy, masker, brain_mask
+):
+    """Return what is wanted, and an image's files, as `Files`, for each image; see above."""
+    folder, output_dir = absolute(fmriprep_dir), absolute(output_dir)
+    check_output(output_dir, folder)
+    strategy, parameters = read_strategy(strategy), read_parameters(masker)
+    images = find_images(folder, {"desc": strategy.image} | (filters or {}), participants)
+    of_all, patterns = read_atlases(atlases)
+    wanted = Wanted(folder, output_dir, of_all, patterns, strategy, parameters, brain_mask)
+    related = Related()
+    found = [find_files(wanted, related, image) for image in images]
+    check_results(wanted, found)
+    return wanted, found
+
+
+def read_strategy(strategy):
+    """Return a `Strategy`; a ValueError says what nilearn does not know."""
+    if strategy is None:
+        return Strategy("", None, *needs_of({}))
+    if isinstance(strategy, str):
+        strategy = {strategy.replace("_", ""): {"denoise_strategy": strategy}}
+    if not isinstance(strategy, dict) or [*map(type, strategy.values())] != [dict]:
+        raise ValueError(
+            f"strategy is {strategy!r}; it needs the name of one of nilearn's, a dict such as "
+            "{'motion6': {'strategy': ['motion'], 'motion': 'basic'}}, or None."
+        )
+    [(label, arguments)] = strategy.items()
+    check_label(label, "The name of the strategy")
+    if "strategy" in arguments and not arguments["strategy"]:
+        raise ValueError(f"The strategy {label} is empty. To remove no confounds, give None.")
+    found = Strategy(label, arguments, *needs_of(arguments))
+    check_arguments(found)
+    return found
+
+
+def needs_of(arguments):
+    """Return which images have what nilearn looks for, by their desc, and which tables it reads."""
+    parts = arguments.get("strategy", ())
+    if "tedana" in parts:
+        return "optcom", {"mixing": ("ICA", ["mixing"]), "metrics": ("tedana", ["metrics"])}
+    is_full = "ica_aroma" in parts and arguments.get("ica_aroma", "full") == "full"
+    is_full |= arguments.get("denoise_strategy") == "ica_aroma"
+    return "smoothAROMAnonaggr" if is_full else "preproc", TABLES
+
+
+def check_arguments(strategy):
+    """Raise a ValueError for arguments that nilearn refuses, before it looks for any file."""
+    try:
+        load(f"{os.devnull}/sub-none_desc-{strategy.image}_bold.nii.gz", strategy.arguments)
+    except (ValueError, TypeError, KeyError) as error:
+        if "Could not find associated confound file" not in str(error):
+            raise ValueError(f"The strategy {strategy.label} cannot be used. {error}") from error
+
+
+def read_parameters(masker):
+    """Return the parameters of maskers; a ValueError names one that is unknown or impossible."""
+    if unknown := {*(masker or {})} - {*DEFAULTS}:
+        raise ValueError(f"masker has {sorted(unknown)}; it may have {', '.join(DEFAULTS)}.")
+    parameters = DEFAULTS | (masker or {})
+    from nilearn.signal import clean
+
+    temporal = {key: value for key, value in parameters.items() if key != "smoothing_fwhm"}
+    series = np.random.default_rng(0).normal(size=(300, 1))
+    try:
+        clean(series, t_r=0.1, **temporal)  # a time so short that any filter is possible
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"masker={masker} cannot be used. {error}") from error
+    return parameters
+
+
+def read_atlases(atlases):
+    """Return the atlases of all images, and the patterns for those of each subject."""
+    from beyond_the_masker.atlases import read_atlas  # here: it imports nilearn's maskers
+
+    if not atlases:
+        raise ValueError("Give at least one atlas.")
+    for name in atlases:
+        check_label(name, "The name of an atlas")
+    patterns = {name: str(source) for name, source in atlases.items() if is_pattern(source)}
+    of_all = {
+        name: read_atlas(name, source) for name, source in atlases.items() if name not in patterns
+    }
+    return of_all, patterns
+
+
+def is_pattern(source):
+    """Return whether a text stands for a file of each subject."""
+    if not isinstance(source, str | Path) or os.path.lexists(os.path.expanduser(source)):
+        return False
+    try:
+        return "{" in str(source) or (
+            os.path.basename(source) == str(source) and "sub" not in entities_of(source)
+        )
+    except ValueError:
+        return False
+
+
+# -- What there is -----------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """An image and the files that go with it."""
+
+    image: Path
+    results: dict  # name of an atlas: file of its series
+    problems: dict  # name of an atlas: sentences on why there will be no series
+    tables: dict  # role: table of confounds
+    sidecar: Path | None
+    t_r: float | None  # seconds
+    brain_mask: Path | None
+    atlases: dict  # name: file of the subject's own atlas
+
+
+def find_files(wanted, related, image):
+    """Return the `Files` of an image."""
+    problems = []
+    tables = find_tables(wanted.strategy, related, image, problems)
+    t_r, sidecar = find_repetition_time(wanted.parameters, related, image, problems)
+    brain_mask = related.brain_mask(image) if wanted.brain_mask else None
+    if wanted.brain_mask and not brain_mask:
+        problems.append("It has no brain mask desc-brain_mask.nii.gz; or set brain_mask to False.")
+    own = {
+        name: find_atlas(wanted.folder, related, image, pattern)
+        for name, pattern in wanted.patterns.items()
+    }
+    problems += [
+        f"{'It' if path == image else path.name} {NOT_HERE}"
+        for path in (image, brain_mask, *tables.values())
+        if path and not path.exists()
+    ]
+    results = name_results(wanted, image)
+    problems = {
+        name: (*problems, *why_unfit(wanted, image, name, own.get(name))) for name in results
+    }
+    return Files(image, results, problems, tables, sidecar, t_r, brain_mask, own)
+
+
+def name_results(wanted, image):
+    """Return for each atlas the file of an image's series."""
+    entities = entities_of(image)
+    desc = {"desc": wanted.strategy.label} if wanted.strategy.label else {}
+    folder = wanted.output_dir / image.parent.relative_to(wanted.folder)
+    return {
+        name: folder / name_of(entities | desc | {"atlas": name}, "timeseries", ".tsv")
+        for name in (*wanted.atlases, *wanted.patterns)
+    }
+
+
+def find_tables(strategy, related, image, problems):
+    """Return an image's tables of confounds by their roles; add what is missing to the problems."""
+    tables = {}
+    for role, (desc, suffixes) in strategy.tables.items():
+        found = related.find(image, suffixes, [".tsv"], desc=desc)
+        if len(found) == 1:
+            tables[role] = found[0]
+        elif strategy.arguments is not None:
+            names = ", ".join(path.name for path in found)
+            wanted = f"desc-{desc}_{suffixes[0]}.tsv"
+            problems.append(
+                f"It has {len(found)} tables of confounds: {names}. Keep one."
+                if found
+                else f"It has no confounds: no {wanted} with its entities is beside it."
+            )
+    return tables
+
+
+def find_repetition_time(parameters, related, image, problems):
+    """Return an image's repetition time in seconds, and the sidecar that has it, or None."""
+    sidecars, t_r, sidecar = related.sidecars(image), None, None
+    try:
+        for sidecar in sidecars:
+            if (t_r := read_json(sidecar).get("RepetitionTime")) is not None:
+                break
+        if t_r is not None and not (type(t_r) in (int, float) and 0 < t_r < LONGEST_T_R):
+            raise ValueError(f"{sidecar} has the RepetitionTime {t_r!r}; it has to be in seconds")
+    except FileNotFoundError:
+        problems.append(f"{sidecar.name} {NOT_HERE}")
+        return None, sidecar
+    except (ValueError, OSError) as error:
+        problems.append(f"{error}.")
+        return None, sidecar
+    if t_r is None and (parameters["low_pass"] or parameters["high_pass"]):
+        names = ", ".join(path.name for path in sidecars)
+        lack = f"{names} has none" if sidecars else "there is no sidecar"
+        problems.append(f"A filter needs RepetitionTime, and {lack}.")
+    return t_r, sidecar if t_r is not None else None
+
+
+def find_atlas(folder, related, image, pattern):
+    """Return the file of a subject's own atlas, or None."""
+    if "{" not in pattern:
+        return related.of_subject(image, pattern)
+    try:
+        path = folder / os.path.expanduser(pattern.format(**entities_of(image)))
+    except (KeyError, IndexError):  # the image has no such entity
+        return None
+    return path if os.path.lexists(path) else None
+
+
+def why_unfit(wanted, image, name, own):
+    """Yield why an atlas does not fit an image, as far as their names tell."""
+    pattern, image_space = wanted.patterns.get(name), entities_of(image).get("space", "")
+    space = space_of(own or pattern or file_of(wanted.atlases[name]))
+    if space not in (None, image_space):
+        here, there = map(space_in_words, (space, image_space))
+        yield f"The atlas {name} is in {here}, but the image in {there}."
+    elif pattern and own is None:
+        yield f"It has no atlas {pattern}."
+
+
+def file_of(atlas):
+    """Return the file of an atlas, or an empty text if it has none."""
+    parameters = atlas.masker.get_params(deep=False)
+    images = (parameters.get(name) for name in ("labels_img", "maps_img", "mask_img"))
+    return next((image for image in images if isinstance(image, str | Path)), "")
+
+
+def space_of(path):
+    """Return the space of an atlas by its name, as TemplateFlow or fMRIPrep give it, or None.
+
+    In fMRIPrep's folders ``anat`` and ``func``, a name without space is in that of the image.
+    """
+    try:
+        entities = entities_of(path)
+    except ValueError:
+        return None
+    spaces = {"anat": "T1w", "func": ""} if "sub" in entities else {}
+    return entities.get("space", entities.get("tpl", spaces.get(Path(path).parent.name)))
+
+
+def space_in_words(space):
+    """Return the name of a space, which is empty for that of the scanner."""
+    return f"space {space}" if space else "the space of the scanner"
+
+
+def check_results(wanted, found):
+    """Raise a ValueError if two results have one name, or nothing matches an atlas's pattern."""
+    image_of_result = {}
+    for files in found:
+        for result in files.results.values():
+            if (other := image_of_result.setdefault(result, files.image)) != files.image:
+                raise ValueError(
+                    f"{other} and {files.image} would both become {result}. Choose one by a filter."
+                )
+    for name, pattern in wanted.patterns.items():
+        if not any(files.atlases[name] for files in found):
+            raise ValueError(
+                f"The atlas {name} is neither a file nor a pattern: there is no {pattern}, and no "
+                f"image, such as {found[0].image}, has a file with these entities."
+            )
+
+
+# -- Runs --------------------------------------------------------------------------------------
+
+
+def make_runs(wanted, found):
+    """Return a `Run` for each image, or several if not all its atlases fit; and the atlases."""
+    from beyond_the_masker.atlases import for_study, stored, union_of
+
+    atlases = {name: stored(atlas, wanted.output_dir) for name, atlas in wanted.atlases.items()}
+    own, problems = read_own(wanted, found)
+    for name in wanted.patterns:
+        atlases[name] = union_of([atlas for (of, _), atlas in own.items() if of == name])
+    runs = []
+    for files in found:
+        parameters = {"t_r": files.t_r, "mask_img": files.brain_mask, **wanted.parameters}
+        by_problem = {}
+        for name, sentences in files.problems.items():
+            file = files.atlases.get(name)
+            problem = " ".join(sentences) or problems.get((name, file), "")
+            atlas = own.get((name, file), atlases[name])
+            masker = for_study(atlas.masker, **({} if problem else parameters))
+            by_problem.setdefault(problem, {})[name] = masker
+        runs += [make_run(wanted, files, maskers, why) for why, maskers in by_problem.items()]
+    return runs, atlases
+
+
+def read_own(wanted, found):
+    """Return each subject's own atlases by name and file, and why some of them cannot be read."""
+    from beyond_the_masker.atlases import read_atlas
+
+    own, problems = {}, {}
+    for name in wanted.patterns:
+        for file in sorted({files.atlases[name] for files in found} - {None}):
+            try:
+                own[name, file] = read_atlas(name, file)
+            except (ValueError, OSError) as error:
+                problems[name, file], last = str(error), error
+        if name not in {of for of, _ in own}:
+            raise last
+    return own, problems
+
+
+def make_run(wanted, files, maskers, problem):
+    """Return the `Run` of an image and some of the atlases, which share a problem or have none."""
+    sources = {"sidecar": files.sidecar, "brain_mask": files.brain_mask, **files.tables}
+    sources |= {f"atlas-{name}": files.atlases.get(name) for name in maskers}
+    arguments = wanted.strategy.arguments
+    confounds = ConfoundsOf(files.image, files.tables, arguments, files.t_r, problem)
+    about = {
+        "RepetitionTime": files.t_r,
+        "Strategy": wanted.strategy.label or None,
+        "StrategyArguments": arguments,
+    }
+    results = {name: files.results[name] for name in maskers}
+    sources = {role: path for role, path in sources.items() if path}
+    return Run(files.image, results, maskers, confounds, sources, about)
+
+
+def lookup_tables(atlases):
+    """Return tables of the regions' names, as BIDS has them beside labels and maps, by name."""
+    texts = {}
+    for name, atlas in atlases.items():
+        kinds = {"labels_img": "dseg", "maps_img": "probseg"}
+        for suffix in (suffix for key, suffix in kinds.items() if hasattr(atlas.masker, key)):
+            rows = [
+                f"{number}\t{region}"
+                for number, region in zip(atlas.numbers, atlas.regions, strict=True)
+            ]
+            texts[f"atlas-{name}_{suffix}.tsv"] = "\n".join(["index\tname", *rows])
+    return texts
+
+
+# -- Confounds, in a worker --------------------------------------------------------------------
+
+
+class ConfoundsOf(NamedTuple):
+    """Load an image's confounds when it is called; small, because it is sent to a worker."""
+
+    image: Path
+    tables: dict  # by their roles
+    arguments: dict | None  # of a function of nilearn
+    t_r: float | None = None
+    problem: str = ""  # what was missing before
+
+    def __call__(self):
+        """Return `Confounds`; a ValueError says what is missing."""
+        if self.problem:
+            raise ValueError(self.problem)
+        table = sample_mask = None
+        if self.arguments is not None:
+            table, sample_mask = self.load_checked()
+        mean_fd = mean_displacement(self.tables.get("confounds"), sample_mask)
+        return Confounds(table, sample_mask, mean_fd)
+
+    def load_checked(self):
+        """Return what nilearn loads; a ValueError names the table and what is wrong with it.
+
+        Temporal derivatives have no value in the first row. nilearn takes that of the second row,
+        so the first volume can be kept. No other value that is missing can be replaced.
+        """
+        named = " and ".join(map(str, self.tables.values()))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of arguments: once, before; the rest is in rows
+                table, sample_mask = load(str(self.image), self.arguments)
+        except (ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"{named} lacks what the strategy needs. {error}") from error
+        if self.lacks_cosines(table):
+            raise ValueError(f"{named} lacks what the strategy needs: cosines, to filter drifts.")
+        if table is None or not table.shape[1]:
+            return None, sample_mask
+        kept = table if sample_mask is None else table.iloc[sample_mask]
+        is_missing = ~np.isfinite(kept.to_numpy(float)).all(axis=0)
+        if is_missing.any():
+            names = shorten(", ".join(table.columns[is_missing]), 200)
+            raise ValueError(
+                f"{named} has n/a after the first row in {names}. Choose a strategy without them."
+            )
+        return table, sample_mask
+
+    def lacks_cosines(self, table):
+        """Return whether a table lacks the cosines that filter drifts; nilearn does not say so.
+
+        fMRIPrep writes none for runs that are shorter than the period of its filter.
+        """
+        parts = self.arguments.get("strategy", ["high_pass"])
+        if table is None or "high_pass" not in parts or "tedana" in parts:
+            return False
+        return (self.t_r or 0) * len(table) >= LONG_RUN and not any("cosine" in c for c in table)
+
+
+def load(image, arguments):
+    """Return the confounds of an image and the numbers of the volumes that are kept, by nilearn."""
+    from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
+
+    function = load_confounds_strategy if "denoise_strategy" in arguments else load_confounds
+    # The image is not opened, only its name is used: nilearn needs one that ends so.
+    return function(image.removesuffix(".gz") + ".gz", **arguments)
+
+
+def mean_displacement(path, sample_mask):
+    """Return the mean framewise displacement of the volumes that are kept; NaN if it is unknown."""
+    if path is None:
+        return math.nan
+    with damaged_file_named(path), open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row.get("framewise_displacement") for row in csv.DictReader(file, delimiter="\t")]
+        values = np.array([math.nan if text in MISSING else float(text) for text in rows])
+    values = values if sample_mask is None else values[sample_mask]
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,459 @@
+"""A study of fMRIPrep's images: results, errors at once and in rows, confounds, the plan."""
+
+import json
+import math
+import pickle
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
+from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
+
+from beyond_the_masker import fmriprep_study
+from beyond_the_masker.fmriprep import DEFAULTS, ConfoundsOf, read_strategy
+from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
+from small_fmriprep import (
+    AFFINE,
+    MNI,
+    N_VOLUMES,
+    NAMES,
+    make_confounds,
+    make_fmriprep,
+    make_image,
+    make_labels,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small folder of fMRIPrep."""
+    return make_fmriprep(tmp_path / "fmriprep")
+
+
+@pytest.fixture
+def atlas(tmp_path):
+    """An atlas of three labels, two of which have names."""
+    (tmp_path / "atlas.tsv").write_text("index\tname\n1\tone\n2\ttwo\n")
+    return make_labels(tmp_path / "atlas.nii.gz")
+
+
+def one_image(folder):
+    """Return the first image, and what its files' names begin with."""
+    image = folder / f"sub-01/ses-1/func/{NAMES[0]}_space-{MNI}_desc-preproc_bold.nii.gz"
+    return image, image.parent / NAMES[0]
+
+
+def read(path):
+    """Return a table of series with its values exact, for which pandas before 3 has to be asked."""
+    exact = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}
+    return pd.read_csv(path, sep="\t", na_values="n/a", **exact)
+
+
+def about_of(path):
+    """Return the record of a table of series."""
+    return json.loads(Path(path).with_suffix(".json").read_text())
+
+
+# -- Results -----------------------------------------------------------------------------------
+
+
+def test_series_are_those_of_nilearn(folder, atlas, tmp_path):
+    """Names keep all entities; values are nilearn's, bit for bit; a second run skips all."""
+    out = tmp_path / "out"
+    table = fmriprep_study(folder, {"A": str(atlas)}, out)
+    assert [*table.status] == ["done"] * 3, table.reason
+    assert [path.relative_to(out).as_posix() for path in sorted(out.rglob("*_timeseries.tsv"))] == [
+        f"sub-01/ses-1/func/{NAMES[0]}_space-{MNI}_atlas-A_desc-simple_timeseries.tsv",
+        f"sub-01/ses-1/func/{NAMES[1]}_space-{MNI}_atlas-A_desc-simple_timeseries.tsv",
+        f"sub-02/ses-2/func/{NAMES[2]}_space-{MNI}_atlas-A_desc-simple_timeseries.tsv",
+    ]
+    assert (out / "atlas-A_dseg.tsv").read_text() == "index\tname\n1\tone\n2\ttwo\n5\tregion_5\n"
+    for row in table.itertuples():
+        series = read(row.file)
+        assert [*series] == ["one", "two", "region_5"]
+        confounds, kept = load_confounds_strategy(row.image, "simple")
+        mask = row.image.replace("desc-preproc_bold", "desc-brain_mask")
+        masker = NiftiLabelsMasker(atlas, mask_img=mask, t_r=2.0, reports=False, **DEFAULTS)
+        expected = masker.fit_transform(row.image, confounds=confounds, sample_mask=kept)
+        np.testing.assert_array_equal(series.astype(expected.dtype), expected)
+        about = about_of(row.file)
+        assert about["RepetitionTime"] == 2.0
+        assert row.mean_fd == pytest.approx(0.4 * (N_VOLUMES / 2) / (N_VOLUMES - 1))
+    again = fmriprep_study(folder, {"A": str(atlas)}, out)
+    assert set(again.status) == {"skipped"}
+
+
+@pytest.mark.extensive
+def test_what_changed_is_done_again(folder, atlas, tmp_path):
+    """A sidecar, a brain mask, confounds or an option each redo what depends on them."""
+    out, (image, start) = tmp_path / "out", one_image(folder)
+    fmriprep_study(folder, {"A": atlas}, out)
+
+    def done(**how):
+        return [*fmriprep_study(folder, {"A": atlas}, out, **how).status].count("done")
+
+    sidecar = image.with_name(image.name.replace(".nii.gz", ".json"))
+    sidecar.write_text('{"RepetitionTime": 2.5}')
+    assert done() == 1
+    mask = image.with_name(image.name.replace("desc-preproc_bold", "desc-brain_mask"))
+    nib.Nifti1Image(np.ones(nib.load(mask).shape, "uint8"), AFFINE).to_filename(mask)
+    assert done() == 1
+    table = make_confounds(seed=99)
+    table.to_csv(f"{start}_desc-confounds_timeseries.tsv", sep="\t", index=False, na_rep="n/a")
+    assert done() == 1
+    assert done(masker={"detrend": False}) == 3
+    assert done(masker={"detrend": False}, strategy=None) == 3
+    assert done(masker={"detrend": False}, strategy=None) == 0
+
+
+# -- Errors at once ----------------------------------------------------------------------------
+
+AT_ONCE = {
+    "filter": ({"filters": {"task": "x"}}, r"has task-x\. There is task-nback, task-rest\."),
+    "participant": ({"participants": ["03"]}, r"no image of sub-03\. There is sub-01, sub-02\."),
+    "atlas_name": ({"atlases": {"a_b": ""}}, "The name of an atlas is 'a_b', but names of BIDS"),
+    "no_atlas": ({"atlases": {}}, "Give at least one atlas"),
+    "pattern": ({"atlases": {"A": "desc-x_dseg.nii.gz"}}, "neither a file nor a pattern"),
+    "braces": ({"atlases": {"A": "{sub}.nii.gz"}}, "neither a file nor a pattern"),
+    "strategy": ({"strategy": "simpel"}, "strategy simpel cannot be used"),
+    "kind_of_strategy": ({"strategy": ["motion"]}, "strategy is .*; it needs the name of one"),
+    "two_strategies": ({"strategy": {"a": {}, "b": {}}}, "strategy is .*; it needs the name"),
+    "no_strategy": ({"strategy": {"a": {"strategy": []}}}, "a is empty. To remove no confounds"),
+    "name_of_strategy": ({"strategy": {"a b": {}}}, "The name of the strategy is 'a b'"),
+    "argument": ({"strategy": {"a": {"motoin": 1}}}, "a cannot be used.*argument 'motoin'"),
+    "component": ({"strategy": {"a": {"strategy": ["x"]}}}, "strategy a cannot be used"),
+    "value": ({"strategy": {"a": {"motion": "x"}}}, "strategy a cannot be used"),
+    "compcor": ({"strategy": {"a": {"strategy": ["compcor"]}}}, "`high_pass` must be included"),
+    "parameter": ({"masker": {"radius": 3}}, r"masker has \['radius'\]; it may have standardize"),
+    "standardize": ({"masker": {"standardize": "x"}}, "masker=.* cannot be used"),
+    "band": ({"masker": {"low_pass": 0.1, "high_pass": 0.2}}, "masker=.* cannot be used"),
+    "part": ({"part": (3, 2)}, r"part is \(3, 2\)"),
+    "min_coverage": ({"min_coverage": 2}, "min_coverage is 2"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), AT_ONCE.values(), ids=AT_ONCE)
+def test_errors_at_once(folder, atlas, tmp_path, change, message):
+    """What is wrong for all images is refused before any is processed."""
+    change = {"atlases": {"A": atlas}} | change
+    with pytest.raises(ValueError, match=message):
+        fmriprep_study(folder, change.pop("atlases"), tmp_path / "out", **change)
+    assert not [*tmp_path.glob("out/sub-*")]
+
+
+def test_folders_at_once(folder, atlas, tmp_path):
+    """A folder that is missing or of another kind is refused, and one with other results."""
+    with pytest.raises(FileNotFoundError, match="none is not a folder"):
+        fmriprep_study(tmp_path / "none", {"A": atlas}, tmp_path / "out")
+    with pytest.raises(ValueError, match="is the folder of the images"):
+        fmriprep_study(folder, {"A": atlas}, folder)
+    other = shutil.copytree(folder, tmp_path / "other")
+    with pytest.raises(ValueError, match="holds the results of fMRIPrep"):
+        fmriprep_study(folder, {"A": atlas}, other)
+
+
+def test_a_damaged_atlas_at_once(folder, atlas, tmp_path):
+    """An atlas that is cut off, or missing, is refused with its name."""
+    atlas.write_bytes(atlas.read_bytes()[:-9])
+    with pytest.raises(OSError, match=r"The atlas A .*atlas\.nii\.gz"):
+        fmriprep_study(folder, {"A": atlas}, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"no\.nii"):
+        fmriprep_study(folder, {"A": tmp_path / "no.nii"}, tmp_path / "out")
+
+
+def test_two_results_with_one_name_at_once(folder, atlas, tmp_path):
+    """Images that differ in nothing that a result keeps are refused, and named."""
+    image, _ = one_image(folder)
+    shutil.copy(image, image.with_name(image.name.removesuffix(".gz")))
+    message = re.escape(f"{image.name} would both become")
+    with pytest.raises(ValueError, match=message):
+        fmriprep_study(folder, {"A": atlas}, tmp_path / "out")
+
+
+# -- Errors in rows ----------------------------------------------------------------------------
+
+
+def reason_of_one(folder, atlas, out, **how):
+    """Return why the first image fails; the others must be done."""
+    table = fmriprep_study(folder, {"A": atlas}, out, **how)
+    assert table.status[0] == "failed"
+    assert set(table.status[1:]) <= {"done", "skipped"}, table.reason
+    return table.reason[0]
+
+
+def test_confounds_are_missing_or_twice(folder, atlas, tmp_path):
+    """An image without confounds fails, and one with two tables; so does one with too few rows."""
+    _, start = one_image(folder)
+    table = start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")
+    shutil.copy(table, start.with_name(f"{start.name}_desc-confounds_regressors.tsv"))
+    reason = reason_of_one(folder, atlas, tmp_path / "out")
+    assert "It has 2 tables of confounds: " in reason
+    table.unlink()
+    start.with_name(f"{start.name}_desc-confounds_regressors.tsv").unlink()
+    reason = reason_of_one(folder, atlas, tmp_path / "out")
+    assert "It has no confounds: no desc-confounds_timeseries.tsv" in reason
+    table.symlink_to("not_here")
+    reason = reason_of_one(folder, atlas, tmp_path / "out")
+    assert f"{table.name} is a link" in reason
+    assert "datalad get" in reason
+
+
+def test_columns_are_missing(folder, atlas, tmp_path):
+    """A table without columns of the strategy fails, or with values that nobody can replace."""
+    _, start = one_image(folder)
+    path, whole = f"{start}_desc-confounds_timeseries.tsv", make_confounds(150)
+    out, how = tmp_path / "out", {"sep": "\t", "index": False, "na_rep": "n/a"}
+    whole.drop(columns=["csf", "white_matter"]).to_csv(path, **how)
+    assert "timeseries.tsv lacks what the strategy needs" in reason_of_one(folder, atlas, out)
+    whole.drop(columns="framewise_displacement").to_csv(path, **how)
+    reason = reason_of_one(folder, atlas, out, strategy="scrubbing")
+    assert "lacks what the strategy needs. 'framewise_displacement'" in reason
+    whole.drop(columns="cosine00").to_csv(path, **how)
+    assert "needs: cosines, to filter drifts" in reason_of_one(folder, atlas, out)
+    whole.loc[7, "csf"] = np.nan
+    whole.to_csv(path, **how)
+    assert "has n/a after the first row in csf. Choose" in reason_of_one(folder, atlas, out)
+
+
+def test_brain_mask_is_missing(folder, atlas, tmp_path):
+    """An image without brain mask fails, unless none is wanted."""
+    image, _ = one_image(folder)
+    image.with_name(image.name.replace("desc-preproc_bold", "desc-brain_mask")).unlink()
+    reason = reason_of_one(folder, atlas, tmp_path / "out")
+    assert "It has no brain mask desc-brain_mask.nii.gz" in reason
+    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", brain_mask=False)
+    assert table.status[0] == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{}", "A filter needs RepetitionTime, and .*_bold.json has none"),
+        ('{"RepetitionTime": 2000}', "has the RepetitionTime 2000; it has to be in seconds"),
+        ('{"RepetitionTime": "2"}', "has the RepetitionTime '2'; it has to be in seconds"),
+        ('{"RepetitionTime": true}', "has the RepetitionTime True; it has to be in seconds"),
+        ("{", "_bold.json is no JSON file"),
+        ("[]", "_bold.json has no names and values, but a list"),
+        (None, "A filter needs RepetitionTime, and there is no sidecar"),
+    ],
+)
+def test_repetition_time_is_missing(folder, atlas, tmp_path, text, reason):
+    """With a filter an image needs a sidecar with the repetition time; its header is not asked."""
+    image, _ = one_image(folder)
+    sidecar = image.with_name(image.name.replace(".nii.gz", ".json"))
+    sidecar.unlink() if text is None else sidecar.write_text(text)
+    how = {"masker": {"high_pass": 0.01}, "strategy": None}
+    assert re.search(reason, reason_of_one(folder, atlas, tmp_path / "out", **how))
+
+
+def test_repetition_time_of_another_sidecar(folder, atlas, tmp_path):
+    """The sidecar for all spaces is read where the image's own has no repetition time."""
+    image, start = one_image(folder)
+    image.with_name(image.name.replace(".nii.gz", ".json")).write_text('{"SkullStripped": false}')
+    start.with_name(f"{start.name}_bold.json").write_text('{"RepetitionTime": 1.5}')
+    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out")
+    about = about_of(table.file[0])
+    assert about["RepetitionTime"] == 1.5
+
+
+def test_links_of_git_annex(folder, atlas, tmp_path):
+    """An image that is not here fails, and its row says how to get it."""
+    image, _ = one_image(folder)
+    image.unlink()
+    image.symlink_to("../.git/annex/objects/x")
+    assert "datalad get" in reason_of_one(folder, atlas, tmp_path / "out")
+
+
+def test_space_of_the_atlas(folder, atlas, tmp_path):
+    """An atlas of another space than the image's fails alone; it is known by its name."""
+    make_image(folder, NAMES[0], "T1w")
+    named = atlas.rename(tmp_path / f"tpl-{MNI}_atlas-A_dseg.nii.gz")
+    spheres = NiftiSpheresMasker([(8, 8, 8)], radius=5)
+    table = fmriprep_study(folder, {"A": named, "S": spheres}, tmp_path / "out")
+    failed = table[table.status == "failed"]
+    assert [*failed.atlas] == ["A"]
+    assert f"The atlas A is in space {MNI}, but the image in space T1w." in failed.reason.item()
+    assert len(table) == 8
+
+
+# -- Atlases of each subject -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern", [f"space-{MNI}_desc-aseg_dseg.nii.gz", "../parcels/sub-{sub}_dseg.nii.gz"]
+)
+def test_atlases_of_each_subject(folder, tmp_path, pattern):
+    """Every file has the regions of all subjects, with names from the table above them."""
+    (folder / "desc-aseg_dseg.tsv").write_text("index\tname\n1\tone\n7\tseven\n")
+    (tmp_path / "parcels").mkdir()
+    for sub, name, labels in (("01", NAMES[0], (1, 2)), ("02", NAMES[2], (2, 7))):
+        if "{" in pattern:
+            make_labels(tmp_path / f"parcels/sub-{sub}_dseg.nii.gz", labels)
+        else:
+            func = next(folder.glob(f"sub-{sub}/ses-*/func"))
+            make_labels(func / f"{name}_{pattern}", labels)
+    table = fmriprep_study(folder, {"own": pattern}, tmp_path / "out")
+    expected = (
+        ["region_1", "region_2", "region_7"] if "{" in pattern else ["one", "region_2", "seven"]
+    )
+    by_image = table.set_index(table.image.str.extract(".*/(sub-.*)_space")[0])
+    first, last = (read(by_image.file[name]) for name in (NAMES[0], NAMES[2]))
+    assert [*first] == [*last] == expected
+    assert first[expected[2]].isna().all()
+    assert last[expected[0]].isna().all()
+    if "{" not in pattern:  # of a run that has none
+        assert f"It has no atlas {pattern}." in by_image.reason[NAMES[1]]
+
+
+def test_a_damaged_atlas_of_a_subject(folder, tmp_path):
+    """It stops its own subject, not the study."""
+    for sub in ("01", "02"):
+        path = make_labels(tmp_path / f"sub-{sub}_dseg.nii.gz")
+    path.write_bytes(path.read_bytes()[:-9])
+    table = fmriprep_study(
+        folder, {"own": str(tmp_path / "sub-{sub}_dseg.nii.gz")}, tmp_path / "out"
+    )
+    assert [*table.status] == ["done", "done", "failed"]
+    assert path.name in table.reason[2]
+
+
+# -- Confounds ---------------------------------------------------------------------------------
+
+
+def test_strategies():
+    """A strategy is one of nilearn's, arguments under a name, or None."""
+    assert read_strategy(None)[:3] == ("", None, "preproc")
+    assert read_strategy("scrubbing")[:2] == ("scrubbing", {"denoise_strategy": "scrubbing"})
+    assert read_strategy("ica_aroma")[::2][:2] == ("icaaroma", "smoothAROMAnonaggr")
+    assert read_strategy({"m": {"strategy": ["motion"]}}).image == "preproc"
+    parts = {"strategy": ["ica_aroma"], "ica_aroma": "basic"}
+    assert read_strategy({"m": parts}).image == "preproc"
+    tedana = read_strategy({"m": {"strategy": ["tedana"]}})
+    assert (tedana.image, [*tedana.tables]) == ("optcom", ["mixing", "metrics"])
+
+
+ARGUMENTS = {
+    "preset": ({"denoise_strategy": "scrubbing", "fd_threshold": 0.2}, load_confounds_strategy),
+    "own": ({"strategy": ["motion", "high_pass"], "motion": "derivatives"}, load_confounds),
+}
+
+
+@pytest.mark.parametrize(("arguments", "function"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_confounds_are_those_of_nilearn(folder, arguments, function):
+    """Confounds are loaded as by nilearn, also for an image without compression; small to send."""
+    image, start = one_image(folder)
+    tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
+    load = ConfoundsOf(image.with_suffix(""), tables, arguments, 2.0)
+    assert len(pickle.dumps(load)) < 2000
+    found = pickle.loads(pickle.dumps(load))()
+    confounds, sample_mask = function(str(image), **arguments)
+    pd.testing.assert_frame_equal(found.table, confounds)
+    np.testing.assert_array_equal(found.sample_mask, sample_mask)
+    fd = make_confounds().framewise_displacement.to_numpy()
+    kept = slice(None) if sample_mask is None else sample_mask
+    assert found.mean_fd == pytest.approx(np.nanmean(fd[kept]))
+
+
+def test_first_row_is_filled(folder):
+    """Derivatives, which lack the first row, get the second one's values, so no volume is lost."""
+    image, start = one_image(folder)
+    tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
+    arguments = {"strategy": ["motion"], "motion": "derivatives", "demean": False}
+    table = ConfoundsOf(image, tables, arguments)().table
+    assert table.trans_x_derivative1[0] == table.trans_x_derivative1[1]
+    assert len(table) == N_VOLUMES
+
+
+def test_without_confounds(folder, tmp_path):
+    """Without a strategy nothing is removed; the displacement is known if there is a table."""
+    image, start = one_image(folder)
+    tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
+    found = ConfoundsOf(image, tables, None)()
+    assert found[:2] == (None, None)
+    assert found.mean_fd > 0
+    assert math.isnan(ConfoundsOf(image, {}, None)().mean_fd)
+    pd.DataFrame({"csf": [1.0]}).to_csv(tables["confounds"], sep="\t")
+    assert math.isnan(ConfoundsOf(image, tables, None)().mean_fd)
+
+
+# -- The plan ----------------------------------------------------------------------------------
+
+
+def test_plan(folder, atlas, tmp_path):
+    """The plan counts what there is, says what is missing, and writes nothing."""
+    image, start = one_image(folder)
+    start.with_name(f"{start.name}_desc-confounds_timeseries.tsv").unlink()
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert [*plan.table["sub"]] == ["01", "01", "02"]
+    assert set(plan.table.volumes) == {N_VOLUMES}
+    assert plan.table.mib[0] == pytest.approx(6 * 5 * 4 * N_VOLUMES * 4 / 2**20)
+    assert plan.n_regions == 3
+    assert plan.seconds > 0
+    assert 100 < plan.worker_mib < 400
+    text = describe(plan, "run it", 2)
+    assert f"3 images of {folder}" in text
+    assert "\n  acq   a: 1, b: 1, none: 1\n" in text
+    assert "\n  task  nback: 1, rest: 2\n" in text
+    assert "1 image with problems:\n  It has no confounds" in text
+    assert f"    {image.relative_to(folder)}\n" in text
+    assert "time with 2 workers: at least " in text
+    assert "#SBATCH --array=1-1\n" in text
+
+
+def test_plan_of_images_that_cannot_be_read(folder, atlas, tmp_path):
+    """Images that are links or damaged are listed with the others."""
+    image, _ = one_image(folder)
+    content = image.read_bytes()
+    image.write_bytes(content[:500])
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out", masker={"smoothing_fwhm": 5})
+    assert "preproc_bold.nii.gz is" in plan.table.missing[0]
+    for path in folder.rglob("*_bold.nii.gz"):
+        path.unlink()
+        path.symlink_to("nowhere")
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
+    assert plan.table.missing.str.contains("get it with datalad get").all()
+    assert plan.seconds == 0
+    assert "3 images with problems" in describe(plan, "x")
+
+
+def test_script_of_slurm(folder, atlas, tmp_path):
+    """The script is an array of parts that bash can read."""
+    script = plan_study(folder, {"A": atlas}, tmp_path / "out").script("python -m x --atlas 'a b'")
+    assert script.startswith("#!/bin/bash\n#SBATCH")
+    assert script.endswith(
+        "python -m x --atlas 'a b' \\\n"
+        '    --jobs 1 --part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"\n'
+    )
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_numbers_of_the_plan(folder, atlas, tmp_path):
+    """Long studies are split into tasks of half an hour, up to a thousand."""
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
+    table = pd.concat([plan.table] * 1000).assign(seconds=7)
+    assert "--array=1-12\n" in plan._replace(table=table).script("x")
+    assert "--time=93\n" in plan._replace(table=table).script("x")
+    assert "--array=1-1000\n" in plan._replace(table=table.assign(seconds=3600)).script("x")
+    assert [*map(in_units, (3, 600, 7200))] == ["3.0 s", "10 minutes", "2.0 hours"]
+
+
+@pytest.mark.extensive
+def test_plan_of_many_images(folder, atlas, tmp_path):
+    """Two hundred runs are found, and what is unusual is named."""
+    source = folder / "sub-01/ses-1/func"
+    for number in range(3, 103):
+        func = folder / f"sub-{number:03}/ses-1/func"
+        func.mkdir(parents=True)
+        for path in source.iterdir():
+            (func / path.name.replace("sub-01", f"sub-{number:03}")).symlink_to(path)
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
+    assert len(plan.table) == 203
+    assert "\n  sub   102 labels, 2 each, except 02: 1\n" in describe(plan, "x")
+    assert "Nothing is missing." in describe(plan, "x")
