@@ -16,7 +16,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, Nif
 from nilearn.signal import clean
 from sklearn import get_config
 
-from beyond_the_masker.regions import find_regions
+from beyond_the_masker.regions import AT_ONCE, find_regions
 from beyond_the_masker.streaming import (
     damaged_file_named,
     list_files,
@@ -282,6 +282,8 @@ def size_of_block(memory_mib, fmri, parts, n_positions):
     default = 192 if long else 16 if has_maps else 2
     n_volumes = int((memory_mib or default) * 2**20 // max(n_bytes))
     envelope = any(part.resampled for part in long)
+    if has_maps and not long and n_volumes > AT_ONCE:
+        n_volumes -= n_volumes % AT_ONCE  # else volumes of zeros would fill up the last product
     return min(max(n_volumes - envelope, 1), fmri.shape[3])
 
 

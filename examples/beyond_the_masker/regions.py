@@ -18,6 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from beyond_the_masker.streaming import in_file, result_dtype, value_type
 
+AT_ONCE = 8  # volumes whose products with maps are computed at once
+
 
 class Regions(NamedTuple):
     """The voxels of a masker, and what it makes of them.
@@ -103,9 +105,23 @@ def find_maps(masker, img, data_dtype):
     inverse = basis @ linalg.pinv(rest, atol=0, rtol=np.finfo(dtype).eps).T
 
     def reducer(columns, n):
-        return lambda block: (block.take(columns, axis=1) @ inverse).astype(dtype)
+        return lambda block: multiply(block, columns, inverse).astype(dtype)
 
     return Regions(in_file(inside), data_dtype, reducer)
+
+
+def multiply(block, columns, inverse):
+    """Return the product of some columns of a block and a matrix.
+
+    BLAS rounds a row in another way if there are more or fewer of them, so it always gets as many.
+    """
+    result = np.empty((len(block), inverse.shape[1]))
+    values = np.zeros((AT_ONCE, len(columns)))
+    for start in range(0, len(block), AT_ONCE):
+        rows = block[start : start + AT_ONCE]
+        values[: len(rows)] = rows.take(columns, axis=1)
+        result[start : start + AT_ONCE] = (values @ inverse)[: len(rows)]
+    return result
 
 
 def factorise(maps):
