@@ -88,7 +88,7 @@ def stream_masker(
         Volumes in memory at a time; by default chosen from `memory_mib`.
     memory_mib : float, optional
         Approximate size of a block with its copies, in MiB; at least one volume. By default 192 if
-        a masker smooths or resamples, 16 for maps, otherwise 2.
+        the image is resampled, 48 if it is smoothed, 16 for maps, otherwise 2.
 
     Returns
     -------
@@ -277,11 +277,12 @@ def size_of_block(memory_mib, fmri, parts, n_positions):
         grids = [fmri, *(grid for part in long for grid in part.grids)]
         n_bytes += [6 * value * np.prod(grid.shape[:3]) for grid in grids]
     has_maps = any(type(part.masker) is NiftiMapsMasker for part in parts)
-    # The next volume is decompressed while a block is averaged: the smaller the blocks, the less
-    # of the time is spent waiting. The product with maps gains from several volumes.
-    default = 192 if long else 16 if has_maps else 2
-    n_volumes = int((memory_mib or default) * 2**20 // max(n_bytes))
     envelope = any(part.resampled for part in long)
+    # The next volume is decompressed while a block is averaged: the smaller the blocks, the less
+    # of the time is spent waiting. The product with maps gains from several volumes, smoothing from
+    # a few; a block that is resampled has the volumes of the envelope, too.
+    default = 192 if envelope else 48 if long else 16 if has_maps else 2
+    n_volumes = int((memory_mib or default) * 2**20 // max(n_bytes))
     if has_maps and not long and n_volumes > AT_ONCE:
         n_volumes -= n_volumes % AT_ONCE  # else volumes of zeros would fill up the last product
     return min(max(n_volumes - envelope, 1), fmri.shape[3])
