@@ -628,7 +628,8 @@ def test_worker_needs_little(tmp_path, n_volumes):
     for image in images:
         sparse_image(image, shape)
     labels = np.arange(np.prod(shape[:3])).reshape(shape[:3]) * n_regions // np.prod(shape[:3]) + 1
-    nib.save(nib.Nifti1Image(labels.astype("u1"), np.eye(4)), tmp_path / "labels.nii.gz")
+    labels = nib.Nifti1Image(labels.astype("u1"), nib.load(images[0]).affine)
+    nib.save(labels, tmp_path / "labels.nii.gz")
     maskers = {"labels": tmp_path / "labels.nii.gz"}
     confounds = [np.random.default_rng(0).normal(size=(n_volumes, 20))] * 4
     gone = [path.with_name(f"gone-{path.name}") for path in images]

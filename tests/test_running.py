@@ -8,8 +8,9 @@ import numpy as np
 import psutil
 import pytest
 from joblib import parallel_config
+from threadpoolctl import threadpool_info
 
-from beyond_the_masker.running import load_in_memory, results_as_ready, start_workers
+from beyond_the_masker.running import ONE_THREAD, load_in_memory, results_as_ready, start_workers
 from made_images import assert_same, make_image, save_all
 
 
@@ -66,3 +67,19 @@ def test_a_backend_that_returns_all_results_at_the_end_is_refused():
             results_as_ready([], 2).__enter__()
         with pytest.raises(ValueError, match=r"^n_jobs could not"):
             results_as_ready([], "two").__enter__()
+
+
+def blas_threads():
+    """Return how many threads the libraries of BLAS in this process use."""
+    found = threadpool_info()
+    return {library["num_threads"] for library in found if library["user_api"] == "blas"}
+
+
+def test_one_thread_also_if_threads_share_it():
+    """BLAS has one thread until the last user is done, and then as many as before."""
+    before = blas_threads()
+    with ONE_THREAD:
+        with ONE_THREAD:
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == before

@@ -13,9 +13,9 @@ from joblib import Memory
 from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import load_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
-from nilearn.signal import clean
 from sklearn import get_config
 
+from beyond_the_masker.cleaning import clean
 from beyond_the_masker.regions import AT_ONCE, find_regions
 from beyond_the_masker.streaming import (
     damaged_file_named,
@@ -107,9 +107,10 @@ def stream_masker(
     -----
     Values are those of ``fit_transform`` bit for bit. Only NiftiMapsMasker rounds differently: its
     least squares are factorised once. Extracted series differ by less than 1e-12 of their largest
-    value, or 1e-5 where nilearn's are in single precision. ``high_variance_confounds`` may differ
-    by 1e-6 of theirs: see `beyond_the_masker.two_passes`. If the image is resampled, the file is
-    read twice.
+    value, or 1e-5 where nilearn's are in single precision; so do series of 2,048 volumes or more
+    from which confounds are removed: see `beyond_the_masker.cleaning`. High variance confounds may
+    differ by 1e-6 of theirs: see `beyond_the_masker.two_passes`. If the image is resampled, the
+    file is read twice.
     ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.
     """
     maskers = list(masker) if isinstance(masker, (list, tuple)) else [masker]
