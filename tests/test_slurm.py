@@ -3,16 +3,18 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from beyond_the_masker.fmriprep import fmriprep_study
 from beyond_the_masker.pages import load_page
+from beyond_the_masker.synthetic_fmriprep import MNI, make_atlas, make_fmriprep
 from slurm import PATH, PROGRAMS, one_node_slurm
-from small_study import EXAMPLES, Study
+from small_study import EXAMPLES
 
 page = load_page("plot_slurm")
 pytestmark = pytest.mark.chance
@@ -42,48 +44,56 @@ def slurm(running_slurm):
     running_slurm.cancel()
 
 
+COMMAND = "-m beyond_the_masker fmriprep fmriprep series participant --space MNI152NLin2009cAsym"
+COMMAND += " --task rest --atlas Networks=atlas-Networks_dseg.nii.gz"
+
+
+class Derivatives:
+    """A made-up folder of fMRIPrep; `expected` has the results of a run without Slurm."""
+
+    def __init__(self, folder):
+        self.folder, self.output = folder, folder / "series"
+        make_fmriprep(folder / "fmriprep", n_subjects=3, n_volumes=60, faults=False)
+        filters = {"space": MNI, "task": "rest"}
+        self.study = folder / "fmriprep", {"Networks": make_atlas(folder)}, self.output
+        self.filters = filters
+        fmriprep_study(*self.study, filters=filters)
+        self.expected = self.results()
+        shutil.rmtree(self.output)
+
+    def results(self):
+        """Return all results, by their names."""
+        return {path.name: path.read_bytes() for path in self.output.rglob("sub-*")}
+
+
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A folder as the page describes it; `expected` has the files of a run without Slurm."""
+    """Derivatives in a folder where jobs find Python and the package."""
     python = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     monkeypatch.setenv("PATH", python)
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
-    study = Study(tmp_path / "study")
-    study.run()
-    study.expected = study.files()
-    shutil.rmtree(study.output)
-    for name, paths in (("images", study.images), ("masks", study.masks)):
-        (study.folder / f"{name}.txt").write_text("\n".join(map(str, paths)))
-    return study
+    return Derivatives(tmp_path)
 
 
 def test_job_array_of_the_page(slurm, study):
-    """The page's commands submit an array and a job that collects; the arrays are the same."""
-    shutil.copy(EXAMPLES / "4_many_images" / "mask_study.sbatch", study.folder)
-    row = SimpleNamespace(peak_rss_mib=330, seconds=10)
-    done = slurm.ask("bash", "-euc", page.submit_commands(row, 6, 3), cwd=study.folder)
+    """The printed script runs as an array, and a job that collects; the results are the same."""
+    asked = [sys.executable, *COMMAND.split(), "--dry-run"]
+    printed = subprocess.check_output(asked, cwd=study.folder, text=True)
+    (study.folder / "printed.txt").write_text(printed)
+    submit = page.SUBMIT.replace("sbatch series", "sbatch --array=1-3 series", 1)
+    done = slurm.ask("bash", "-euc", submit, cwd=study.folder)
     assert done.returncode == 0, done.stderr
     slurm.until(lambda: not slurm.queue())
-    printed = {path.name: path.read_text() for path in study.folder.glob("slurm-*.out")}
-    assert study.files() == study.expected, printed
+    logs = {path.name: path.read_text() for path in study.folder.glob("slurm-*.out")}
+    assert study.results() == study.expected, logs
     assert {f"study_{n}_of_3.tsv" for n in (1, 2, 3)} < set(os.listdir(study.output))
     table = pd.read_csv(study.output / "study.tsv", sep="\t")
     assert set(table.status) == {"skipped"}
-    assert len(printed) == 4
-
-
-def test_requests_of_the_page():
-    """Requests leave room for memory and time, and Slurm reads them in MiB and minutes."""
-    row = SimpleNamespace(peak_rss_mib=200, seconds=30)
-    assert page.to_request(row, 10) == (300, 20)
-    lines = page.submit_commands(row, 40, 4).replace("\\\n", "").splitlines()
-    commands = [" ".join(line.split()) for line in lines]
-    assert commands[0] == "sbatch --array=1-4 --mem=300M --time=20 mask_study.sbatch"
-    assert " --mem=300M --time=65 " in commands[1]
+    assert len(logs) == 4
 
 
 def test_workers_of_dask_jobqueue(slurm, study, tmp_path):
-    """Workers that are jobs write the arrays of a serial run and end with it."""
+    """Workers that are jobs write the results of a serial run and end with it."""
     options = {
         "interface": "lo",
         "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
@@ -91,16 +101,16 @@ def test_workers_of_dask_jobqueue(slurm, study, tmp_path):
         "log_directory": str(tmp_path / "logs"),
     }
     before = signal.getsignal(signal.SIGINT)
-    inputs = study.images, study.masks, study.output
-    table = page.mask_study_on_slurm(*inputs, 2, mib=700, minutes=65, options=options)
+    with page.workers_on_slurm(2, mib=700, minutes=65, options=options):
+        table = fmriprep_study(*study.study, filters=study.filters)
     assert signal.getsignal(signal.SIGINT) == before
     assert set(table.status) == {"done"}
     assert os.getpid() not in set(table.pid)
-    assert study.files() == study.expected
+    assert study.results() == study.expected
     slurm.until(lambda: not slurm.queue())
 
 
-def test_one_worker_is_rejected(tmp_path):
+def test_one_worker_is_rejected():
     """One worker is rejected: joblib would do all the work on the login node."""
     with pytest.raises(ValueError, match="n_jobs is 1; two workers are needed"):
-        page.mask_study_on_slurm([], [], tmp_path, 1, mib=700, minutes=5)
+        page.workers_on_slurm(1, mib=700, minutes=5).__enter__()

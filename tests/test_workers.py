@@ -15,9 +15,16 @@ from nibabel.testing import data_path
 from beyond_the_masker import figures, workers
 from beyond_the_masker.meter import MIB
 from beyond_the_masker.pages import load_page
-from beyond_the_masker.workers import prepare_study, speed_up, storage_rate
+from beyond_the_masker.workers import (
+    measure_runs,
+    prepare_fmriprep,
+    prepare_study,
+    speed_up,
+    storage_rate,
+)
 from good_figures import is_a_good_figure
-from made_images import regions_of
+from made_images import make_image, regions_of
+from small_study import write
 
 page = load_page("plot_study_plan")
 
@@ -53,6 +60,38 @@ def test_large_image_is_cut(own_image):
     np.testing.assert_array_equal(nib.load(images[2]).get_fdata(), first)
 
 
+def test_derivatives_are_links_to_the_image(own_image, tmp_path):
+    """The build's image, in derivatives with confounds; the atlas has all regions."""
+    folder, atlas = prepare_fmriprep(tmp_path / "fmriprep", n_images=2)
+    images = sorted(folder.rglob("*_desc-preproc_bold.nii.gz"))
+    assert {image.resolve() for image in images} == {own_image.resolve()}
+    assert len(images) == len([*folder.rglob("*_desc-confounds_timeseries.tsv")]) == 2
+    assert np.unique(nib.load(atlas).dataobj).tolist() == [0, 1, 2]
+
+
+def test_uncompressed_image_is_packed(own_image, monkeypatch, tmp_path):
+    """nilearn finds the confounds of a .nii.gz only; the copy has the values of the image."""
+    img = nib.load(own_image)
+    img.to_filename(tmp_path / "own.nii")
+    monkeypatch.setenv("FMRI", str(tmp_path / "own.nii"))
+    folder, _ = prepare_fmriprep(tmp_path / "fmriprep", n_images=1)
+    (image,) = folder.rglob("*_desc-preproc_bold.nii.gz")
+    np.testing.assert_array_equal(nib.load(image).dataobj, img.dataobj)
+
+
+def test_measured_runs(tmp_path):
+    """The figures are those of one image."""
+    images = [write(tmp_path, number, (5, 6, 4, 60)) for number in (1, 2, 3)]
+    labels = make_image(data=np.arange(120).reshape(5, 6, 4) % 3, dtype="<i2")
+    labels.to_filename(tmp_path / "labels.nii.gz")
+    found = measure_runs(images, tmp_path / "labels.nii.gz")
+    assert found["shape"] == (5, 6, 4, 60)
+    assert (found["n_regions"], found["n_confounds"]) == (2, 36)
+    assert found["file"] == images[0].stat().st_size / MIB
+    assert 0 < found["before"] < found["peak"]
+    assert 0 < found["results"] < 0.1
+
+
 def test_speed_is_of_complete_studies(own_image, tmp_path):
     """Ratios come sorted; a study with a failed image is no measurement."""
     images, masks = prepare_study(n_images=3)
@@ -75,8 +114,9 @@ def test_storage_rate_reads_the_whole_file(tmp_path, monkeypatch):
 @pytest.mark.chance
 def test_a_worker_is_killed_in_the_middle_of_an_image(tmp_path):
     """The worker is killed when enough images are done and another one is begun."""
-    (tmp_path / "sub-0.npz").touch()
-    (tmp_path / "sub-1.npz.0123.unfinished").touch()
+    (tmp_path / "sub-0").mkdir()
+    (tmp_path / "sub-0" / "sub-0_timeseries.json").touch()
+    (tmp_path / "sub-1_run-1_timeseries.0123.unfinished").touch()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as worker:
         lost = workers.lose_a_worker(worker.pid, tmp_path, 1)
         assert worker.wait(timeout=60) == -signal.SIGKILL
@@ -90,7 +130,7 @@ def test_figure_of_a_lost_worker():
         {"image": f"sub-{n:02d}_bold.nii.gz", "pid": pid, "started": 1e9 + start, "seconds": 0.3}
         for n, (pid, start) in enumerate([(7, 0), (8, 0), (7, 0.3), (8, 0.7), (8, 0.4), (9, 1.2)])
     ]
-    begun = {"sub-03_bold": 1e9 + 0.6, "sub-04_bold": 1e9 + 0.4}
+    begun = {"sub-03": 1e9 + 0.6, "sub-04": 1e9 + 0.4}
     lost = {"pid": 7, "time": 1e9 + 0.66, "begun": begun}
     figure = figures.plot_work(pd.DataFrame(rows), lost)
     each = "worker 1 did 1, 3; worker 2 did 2, 5, 4 for the second time; worker 3 did 6."

@@ -22,7 +22,8 @@ ORDER = """
     plot_mapped_file plot_heavy_work
     plot_stream_masks plot_region_averages plot_stream_masker
     plot_memory_over_time plot_prediction plot_limit
-    plot_one_machine plot_dask_cluster plot_slurm plot_large_image_in_blocks plot_study_plan
+    plot_one_machine plot_fmriprep_study plot_dask_cluster plot_slurm
+    plot_large_image_in_blocks plot_study_plan
 """
 
 

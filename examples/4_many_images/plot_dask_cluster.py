@@ -5,29 +5,36 @@ Many images on a Dask cluster
 When one machine takes too long, use several: a `Dask
 <https://docs.dask.org/en/stable/deploying.html>`_ scheduler hands the images to its workers,
 wherever they run. Your call does not change. On this page you will start a scheduler and workers,
-with the memory that they need, mask a study on them, kill a worker in the middle of an image, and
-see another worker repeat that image. Here all processes run on one machine. On a cluster you start
-them with the same commands.
+with the memory that they need, extract the series of :ref:`a folder of fMRIPrep
+<sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py>` on them, kill a worker in the middle
+of an image, and see another worker repeat that image. Here all processes run on one machine. On a
+cluster you start them with the same commands.
 """
 
 # %%
 # How much memory a worker needs
 # ------------------------------
-# A worker masks one image at a time. It needs the results of that image and a block of volumes,
-# both predicted from the header (:mod:`beyond_the_masker.budget`), and its imports, for which we
-# allow 128 MiB (measured below). Dask gives no image to a worker whose resident set (:term:`RSS`)
+# A worker does one image at a time: it needs a block of volumes, the series of that image, and its
+# imports. The plan that ``--dry-run`` prints predicts this from the headers, and we allow 128 MiB
+# more for Dask (measured below). Dask gives no image to a worker whose resident set (:term:`RSS`)
 # is above 80% of its limit, so we divide by 0.8. With a lower limit, the workers would wait
-# forever, without an error.
+# forever, without an error. The images of the folder are links to that of this build.
 
-from beyond_the_masker.budget import predict_peak
-from beyond_the_masker.workers import prepare_study
+import tempfile
+from pathlib import Path
 
-images, masks = prepare_study(n_images=12)
-prediction = predict_peak("Streaming, masks, one pass", images[0], masks)
-image_mib = sum(part.mib for part in prediction.parts if part.reason != "imports")
-limit_mib = (128 + image_mib) / 0.8
-print(f"results and block of an image {image_mib:4.0f} MiB")
-print(f"limit of a worker             {limit_mib:4.0f} MiB")
+from beyond_the_masker.fmriprep_plan import plan_study
+from beyond_the_masker.workers import prepare_fmriprep
+
+n_images = 12
+folder = tempfile.TemporaryDirectory()
+derivatives, atlas = prepare_fmriprep(Path(folder.name, "fmriprep"), n_images)
+atlases = {"atlas": atlas}
+alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
+worker_mib = plan_study(derivatives, atlases, alone).worker_mib
+limit_mib = (worker_mib + 128) / 0.8
+print(f"a worker              {worker_mib:4.0f} MiB")
+print(f"its limit with Dask   {limit_mib:4.0f} MiB")
 
 # %%
 # Start the cluster
@@ -37,20 +44,17 @@ print(f"limit of a worker             {limit_mib:4.0f} MiB")
 #
 # * **The scheduler never gives up a task.** By default it does so after four workers that held
 #   the task have died, even if it was only waiting, and with joblib 1.6 the call would then never
-#   end. ``mask_study`` counts instead, because it knows which image was begun.
+#   end. A study counts instead, because it knows which image was begun.
 # * **Workers keep freed memory for the next volume**, instead of returning it at once:
 #   getting it back from the system can take as long as decompressing the volume.
 
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from distributed import Client
 
-folder = tempfile.TemporaryDirectory()
 scheduler_file, log = Path(folder.name, "scheduler.json"), Path(folder.name, "log.txt")
 environ = os.environ | {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000000",
@@ -83,31 +87,29 @@ print(f"The dashboard is at {client.dashboard_link}")
 # %%
 # The same call
 # -------------
-# We mask the study first without the cluster, then on it, with ``backend="dask"``. The number of
-# workers is that of the cluster.
+# We do the work first without the cluster, then on it, with ``backend="dask"``. The number of
+# workers is that of the cluster. ``mask_study`` and ``masker_study`` run on it in the same way.
 
 import filecmp
 
 from joblib import parallel_config
 
-from beyond_the_masker import mask_study
-from beyond_the_masker.files import stem
+from beyond_the_masker import fmriprep_study
 from beyond_the_masker.tasks import peak_rss_mib
 
-alone, together = Path(folder.name, "alone"), Path(folder.name, "together")
-mask_study(images, masks, alone)
+fmriprep_study(derivatives, atlases, alone)
 
 imports_mib = client.run(peak_rss_mib)  # in each worker
 with parallel_config(backend="dask"):
-    table = mask_study(images, masks, together)
+    table = fmriprep_study(derivatives, atlases, together)
 
-names = [f"{stem(image)}.npz" for image in images]
+names = [str(path.relative_to(alone)) for path in alone.rglob("sub-*_timeseries.*")]
 same, *_ = filecmp.cmpfiles(alone, together, names, shallow=False)
 print(f"{len(same)} of {len(names)} files are the same, byte for byte")
 
 # %%
-# Each row of the table has the worker that masked the image, and its largest resident set, which
-# Dask compares with the limit:
+# Each row of the table has the worker that did the image, and its largest resident set, which Dask
+# compares with the limit:
 
 print(f"imports        {max(imports_mib.values()):4.0f} MiB")
 for pid, rows in table.groupby("pid"):
@@ -115,13 +117,13 @@ for pid, rows in table.groupby("pid"):
 print(f"limit          {limit_mib:4.0f} MiB")
 
 # %%
-# Neither images nor results travel over the network. A task consists of three paths: the image, its
-# results, and the masks. A row of the table comes back.
+# Neither images nor results travel over the network. A task consists of the paths of files and the
+# parameters of the masker. A row of the table comes back.
 #
 # A worker is lost
 # ----------------
-# Nodes fail, and jobs reach their time limit. Here we mask the study once more, and kill a worker
-# in the middle of an image, when a quarter of the images is done.
+# Nodes fail, and jobs reach their time limit. Here we do the study once more, and kill a worker in
+# the middle of an image, when a quarter of the images is done.
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -130,12 +132,12 @@ from beyond_the_masker.workers import lose_a_worker
 series = Path(folder.name, "series")
 pid = min(client.run(os.getpid).values())
 with ThreadPoolExecutor(1) as pool, parallel_config(backend="dask"):
-    future = pool.submit(lose_a_worker, pid, series, len(images) // 4)
-    table = mask_study(images, masks, series)
+    future = pool.submit(lose_a_worker, pid, series, n_images // 4)
+    table = fmriprep_study(derivatives, atlases, series)
 lost = future.result()
 same, *_ = filecmp.cmpfiles(alone, series, names, shallow=False)
 print(f"{len(same)} of {len(names)} files are the same, byte for byte")
-print(f"unfinished files: {len(list(series.glob('*.unfinished')))}")
+print(f"unfinished files: {len(list(series.rglob('*.unfinished')))}")
 print(table.status.value_counts().to_dict())
 
 # %%
@@ -157,7 +159,7 @@ folder.cleanup()
 # %%
 # An image that takes more memory than the limit also kills its worker. If a second worker dies of
 # it, the image's row has the reason, and all other images are done. Run the study again with
-# workers that have more memory, and it masks only this image.
+# workers that have more memory, and it does only this image.
 #
 # On your cluster
 # ---------------

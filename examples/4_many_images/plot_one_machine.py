@@ -136,35 +136,16 @@ if hasattr(os, "posix_fadvise"):  # not on macOS
 #
 #     export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 #
-# .. _study_of_averages:
-#
 # Averages and confounds
 # ----------------------
-# ``mask_study`` extracts voxels. For everything else that a masker does, call
-# :func:`~beyond_the_masker.maskers.stream_masker` in each worker:
+# ``mask_study`` extracts voxels. For the averages of an atlas' regions, cleaned or not, there are
+# two functions with the same workers and the same table:
 #
-# .. code-block:: python
-#
-#     from pathlib import Path
-#
-#     import numpy as np
-#     from beyond_the_masker import stream_masker
-#     from joblib import Parallel, delayed
-#     from nilearn.interfaces.fmriprep import load_confounds
-#     from nilearn.maskers import NiftiLabelsMasker
-#
-#     def average_regions(fmri_path):
-#         confounds, sample_mask = load_confounds(fmri_path)
-#         masker = NiftiLabelsMasker("atlas.nii.gz", standardize="zscore_sample")
-#         series = stream_masker(masker, fmri_path, confounds, sample_mask)
-#         np.save(Path("series", Path(fmri_path).name.removesuffix(".nii.gz")), series)
-#
-#     Path("series").mkdir(exist_ok=True)
-#     images = Path("images.txt").read_text().splitlines()
-#     Parallel(n_jobs=2)(delayed(average_regions)(fmri_path) for fmri_path in images)
-#
-# In a job array, each task ``number`` of ``n_tasks`` loops over ``images[number - 1 :: n_tasks]``
-# instead, with the numbers in the variables ``SLURM_ARRAY_TASK_ID`` and ``SLURM_ARRAY_TASK_COUNT``.
+# * :func:`~beyond_the_masker.fmriprep.fmriprep_study` for a folder that fMRIPrep wrote: it finds
+#   images and confounds itself (:ref:`its page
+#   <sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py>`).
+# * :func:`~beyond_the_masker.masker_study.masker_study` for all other images: give it a list of
+#   them, maskers or atlases, and your own confounds.
 #
 # What to conclude
 # ----------------
@@ -182,6 +163,6 @@ if hasattr(os, "posix_fadvise"):  # not on macOS
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: the same call on several
-#   machines.
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_slurm.py`: the same on a cluster with a queue.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py`: averages and confounds.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: several machines.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_slurm.py`: a cluster with a queue.

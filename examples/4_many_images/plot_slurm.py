@@ -2,107 +2,75 @@
 Many images on Slurm
 ====================
 
-Most clusters have a queue that hands out the machines, usually Slurm. On this page you will mask
-one image to find out how much memory and time to request, and then submit a study in either of two
-ways: as a job array, one script that each task runs for a part of the images, or from Python, with
-workers that Dask requests. Both write the same files as one machine does. This page submits
-nothing; the tests do both on a Slurm cluster of one node, and compare the arrays.
+Most clusters have a queue that hands out the machines, usually Slurm. On this page you will find
+out from the headers of your images how much memory and time to request, and then submit a study in
+either of two ways: as a job array, one script that each task runs for a part of the images, or from
+Python, with workers that Dask requests. Both write the same files as one machine does. This page
+submits nothing; the tests do both on a Slurm cluster of one node, and compare the results.
 """
 
 # %%
-# Mask one image first
-# --------------------
+# Ask the headers
+# ---------------
 # Slurm kills a job that takes more memory than it requested, and a job that requests too much waits
-# longer. So mask your largest image first, on a compute node, and read its row of the table. This
-# image is then finished, and the study skips it. :ref:`Install the package <install>` where the
-# nodes find it, write two lists, with a path on each line, and run:
+# longer. For :ref:`a folder of fMRIPrep
+# <sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py>` the command predicts both. It reads
+# all headers, and one image for two seconds, to find out how fast it decompresses. So run it on a
+# compute node, where :ref:`the package is installed <install>`:
 #
 # .. code-block:: bash
 #
-#     ls -d "$PWD"/images/*.nii* > images.txt  # or "$PWD"/sub-*/func/*_bold.nii.gz
-#     ls -d "$PWD"/masks/*.nii* > masks.txt
-#     srun python -m beyond_the_masker study LARGEST_IMAGE --masks @masks.txt --output series
+#     srun python -m beyond_the_masker fmriprep derivatives/fmriprep series participant \
+#         --atlas Schaefer400=atlas_dseg.nii.gz --space MNI152NLin2009cAsym --task rest --dry-run
 #
-# If images in different folders have the same name, add ``--relative-to`` with a folder above them
-# to this and all later commands. Here is the same, without ``srun``, for the image of this build:
+# Here is the same, without ``srun``, for a folder of links to the image of this build:
 
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import pandas as pd
+from beyond_the_masker.workers import prepare_fmriprep
 
-from beyond_the_masker.workers import prepare_study
-
-images, masks = prepare_study()
-with tempfile.TemporaryDirectory() as folder:
-    command = [sys.executable, "-m", "beyond_the_masker", "study"]
-    options = ["--masks", *masks, "--output", folder]
-    subprocess.run([*command, images[0], *options], check=True, stdout=subprocess.DEVNULL)
-    row = pd.read_csv(Path(folder, "study.tsv"), sep="\t").iloc[0]
-print(f"{row.peak_rss_mib:.0f} MiB, {row.seconds:.2f} s")
+folder = tempfile.TemporaryDirectory()
+_, atlas = prepare_fmriprep(Path(folder.name, "fmriprep"), n_images=40)
+command = "-m beyond_the_masker fmriprep fmriprep series participant --atlas atlas=atlas.nii.gz"
+Path(folder.name, "atlas.nii.gz").symlink_to(atlas.absolute())
+asked = [sys.executable, *command.split(), "--dry-run"]
+printed = subprocess.run(asked, cwd=folder.name, check=True, stdout=-1, text=True).stdout
+folder.cleanup()
+print(printed)
 
 # %%
-# ``peak_rss_mib`` is the largest resident set (:term:`RSS`) while the image is masked, and RSS is
-# what most clusters count. We request one and a half times this memory, which leaves room for what
-# the command imports at the end, to write the table, and three times this time plus five minutes,
-# for a node that starts slowly.
+# The memory is one and a half times the predicted peak of a worker, in :term:`RSS`, which most
+# clusters count. The time is three times that of decompression, and five minutes more, for a node
+# that starts slowly. A task gets enough images for half an hour. Once some images are done, the
+# columns ``peak_rss_mib`` and ``seconds`` of the table have what they really took.
 #
-# If you cannot run it yet, :mod:`beyond_the_masker.budget` predicts from the image's header the
-# memory of a script that calls ``stream_masks``. The command ``study`` imports more, and RSS
-# includes the code of libraries, so allow 60 MiB more.
-
-import math
-
-
-def to_request(row, n_images):
-    """Return the memory in MiB and the minutes to request for a job that masks some images."""
-    mib = 50 * math.ceil(1.5 * row.peak_rss_mib / 50)
-    return mib, 5 + math.ceil(3 * n_images * row.seconds / 60)
-
-
-n_tasks = 4
-mib, minutes = to_request(row, math.ceil(len(images) / n_tasks))
-print(f"a job with {math.ceil(len(images) / n_tasks)} images: {mib} MiB, {minutes} minutes")
-
-# %%
 # A job array
 # -----------
-# Each task of the array runs the same lines, with another number: ``--part 2/4`` takes every fourth
-# image, from the second on. All tasks write to one folder. Libraries get one thread
-# (:ref:`why <sphx_glr_auto_examples_4_many_images_plot_one_machine.py>`).
-# :download:`mask_study.sbatch </../examples/4_many_images/mask_study.sbatch>`:
-#
-# .. literalinclude:: /../examples/4_many_images/mask_study.sbatch
-#    :language: slurm
-#
-# A task that ran out of memory or time, or whose node failed, writes no table and no incomplete
-# results. So we submit a second job, which waits for the array: the same command without
-# ``--part``. It skips finished images, masks the missing ones (those already begun come last), and
-# writes one table. The command exits with status 1 if any image failed. In the folder of the lists,
-# run:
+# The script is the end of what was printed. Each task runs the same lines, with another number:
+# ``--part 2/4`` takes every fourth image, from the second on. All tasks write to one folder.
+# Libraries get one thread (:ref:`why
+# <sphx_glr_auto_examples_4_many_images_plot_one_machine.py>`). Print the plan into a file, take the
+# script out, add what your cluster asks for, such as an account, and submit it:
 
 SUBMIT = """\
-sbatch --array=1-{n_tasks} --mem={mib}M --time={minutes} \\
-    mask_study.sbatch
-sbatch --dependency=singleton --job-name=mask-study \\
-    --mem={mib}M --time={minutes_for_all} --wrap \\
-    "OMP_NUM_THREADS=1 python -m beyond_the_masker study \\
-    @images.txt --masks @masks.txt --output series"
+sed -n '/^#!/,$p' printed.txt > series.sbatch
+sbatch series.sbatch
+sbatch --dependency=singleton --array=1 series.sbatch
 """
-
-
-def submit_commands(row, n_images, n_tasks):
-    """Return the commands that submit a study, with requests from the row of its largest image."""
-    mib, minutes = to_request(row, math.ceil(n_images / n_tasks))
-    _, minutes_for_all = to_request(row, n_images)
-    return SUBMIT.format(n_tasks=n_tasks, mib=mib, minutes=minutes, minutes_for_all=minutes_for_all)
-
-
-print(submit_commands(row, len(images), n_tasks))
+print(SUBMIT)
 
 # %%
+# A task that ran out of memory or time, or whose node failed, writes no table and no incomplete
+# results. So the last line submits the script once more, as an array of one task, which waits until
+# all jobs of this name have ended. As part 1 of 1 it skips what is finished, does what is missing
+# (images that were already begun come last), and writes one table, ``study.tsv``. Its job fails if
+# any image failed.
+#
+# The same script runs ``beyond-the-masker study``, for voxels: replace the command in it.
+#
 # Dask requests the workers
 # -------------------------
 # dask-jobqueue submits jobs, each of which is a Dask worker, and ends them when the work is done.
@@ -117,9 +85,8 @@ print(submit_commands(row, len(images), n_tasks))
 # * **dask-jobqueue changes Ctrl-C** when it is imported: it would end Python silently, and
 #   report success. We restore it.
 
+import contextlib
 import signal
-
-from beyond_the_masker import mask_study
 
 DASK_MIB = 128
 PROLOGUE = """\
@@ -148,11 +115,12 @@ def worker_options(mib, minutes):
     }
 
 
-def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, options=None, **study):
-    """Mask a study on workers that are jobs of Slurm; return the table of `mask_study`.
+@contextlib.contextmanager
+def workers_on_slurm(n_jobs, *, mib, minutes, options=None):
+    """Let joblib use workers that are jobs of Slurm, with one core each, in a ``with`` block.
 
-    Each of the `n_jobs` jobs is a worker with one core, which requests what `to_request` returns.
-    The `options` are those of ``SLURMCluster``: ``queue``, ``account``, ``interface`` and others.
+    `mib` and `minutes` are those of a job without Dask. The `options` are those of
+    ``SLURMCluster``: ``queue``, ``account``, ``interface`` and others.
     """
     import dask.config
     from distributed import Client
@@ -166,14 +134,21 @@ def mask_study_on_slurm(images, masks, output_dir, n_jobs, *, mib, minutes, opti
         cluster.scale(jobs=n_jobs)
         client.wait_for_workers(2)
         with parallel_config(backend="dask"):
-            return mask_study(images, masks, output_dir, **study)
+            yield
 
 
 # %%
+# In such a block, any of the functions for studies runs on the cluster:
+#
+# .. code-block:: python
+#
+#     with workers_on_slurm(20, mib=500, minutes=65):
+#         fmriprep_study("derivatives/fmriprep", {"Schaefer400": "atlas_dseg.nii.gz"}, "series")
+#
 # One such job is submitted for each worker:
 
-options = worker_options(mib, minutes) | {"python": "python"}
-job = import_jobqueue().slurm.SLURMJob("tcp://scheduler:8786", "mask-study", **options)
+options = worker_options(500, 65) | {"python": "python"}
+job = import_jobqueue().slurm.SLURMJob("tcp://scheduler:8786", "series", **options)
 print(job.job_script())
 
 # %%
@@ -186,10 +161,9 @@ print(job.job_script())
 # The job array needs only Slurm, and each task starts as soon as a node is free: use it if you know
 # the whole study in advance. With Dask, workers take the next image when they are ready, so that
 # none is idle while others have much to do, and you see progress and errors at once. Both write the
-# same files, and each can complete what the other began. Both extract voxels: averages and
-# confounds need :ref:`a few lines of your own <study_of_averages>` in each task.
+# same files, and each can complete what the other began.
 #
 # Recommended next
 # ----------------
 # * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how many tasks and nodes to use.
-# * :mod:`beyond_the_masker.budget`: how much memory to request, from an image's header.
+# * :mod:`beyond_the_masker.budget`: how much memory a script of your own needs.

@@ -1,12 +1,14 @@
 """
-Ten thousand images: hours, and what limits them
-================================================
+A large study: hours, and what limits them
+==========================================
 
-How long does a study of ten thousand images take, on one node, on ten and on a hundred? More nodes
-help until something else is the limit. On this page you will
+How long does it take to average and clean 400 regions in every resting-state run of a study as
+large as the Human Connectome Project: 4,452 runs, each of 91 × 109 × 91 voxels and 1,200 volumes?
+More nodes help until something else is the limit. On this page you will
 
-1. compute the hours from measurements of this build, with a short function, and
-2. see when the storage is the limit, not the processors.
+1. compute the hours from measurements of this build, with a short function,
+2. see when the storage is the limit, not the processors, and
+3. compare the prediction with one run of that full size.
 
 Insert the numbers of your own cluster and study.
 """
@@ -27,7 +29,7 @@ def plan(
     image_mib,  # size of an image's file, compressed as it is
     result_mib,  # size of its results
     cores,  # of a node, each with a worker
-    worker_mib_s,  # MiB of compressed file that a worker reads in a second
+    worker_mib_s,  # MiB of compressed file that a worker processes in a second
     node_mib_s,  # MiB that a node's network transfers in a second
     storage_mib_s,  # MiB that the storage transfers in a second, for all nodes together
 ):
@@ -43,24 +45,50 @@ def plan(
 # %%
 # What this build measured
 # ------------------------
-# The rate of a worker and the size of its results come from
-# :ref:`sphx_glr_auto_examples_4_many_images_plot_one_machine.py`. There the file was in the
-# system's cache, and only one image was processed at a time. The rate depends on how well the
-# image compresses.
+# One process averages 400 regions of the image of this build, detrends and standardises them and
+# removes 36 confounds. The file was in the system's cache. The rate depends on how well the image
+# compresses.
 
-from beyond_the_masker.workers import measure_workers, prepare_study
+from beyond_the_masker.workers import many_regions, measure_runs, prepare_study
 
-worker = measure_workers(*prepare_study())
-print(f"a worker reads      {worker['mib_s']:8,.0f} MiB/s of compressed file")
-print(f"its results are     {100 * worker['result_share']:8,.1f}% of that")
-print(f"at its peak it has  {worker['worker_mib']:8,.0f} MiB in use")
+images, _ = prepare_study(n_images=3)
+here = measure_runs(images, many_regions(images[0]))
+worker_mib_s = here["file"] / here["seconds"]
+print(f"{here['n_regions']} regions of {' x '.join(map(str, here['shape']))} values")
+print(f"a worker processes {worker_mib_s:6,.0f} MiB of compressed file in a second")
+print(f"at its peak it has {here['peak']:6,.0f} MiB in use, {here['before']:,.0f} of them imports")
 
 # %%
+# One run of the full size
+# ------------------------
+# An image of that size was made and processed once, on the machine that recorded it. How far is
+# it from what the rate of the small image predicts?
+
+import json
+from pathlib import Path
+
+from beyond_the_masker.options import read_options
+
+record = Path(read_options().measured).parent / "recorded" / "full_run.json"
+full = json.loads(record.read_text()) if record.exists() else None
+if full:
+    predicted = full["file"] / worker_mib_s
+    print(f"{' x '.join(map(str, full['shape']))} values, {full['file']:,.0f} MiB compressed")
+    print(f"it took {full['seconds']:.0f} s on {full['date']}; predicted {predicted:.0f} s")
+    print(f"peak {full['peak']:,.0f} MiB in use, {full['before']:,.0f} of them imports")
+    print(f"results {full['results']:.1f} MiB")
+else:
+    print("doc/recorded has no run of the full size; the plan assumes 1 GB for each file.")
+
+# %%
+# Memory hardly depends on the length of an image: a worker has one block of volumes, and the series
+# of the regions.
+#
 # The plan
 # --------
-# The cluster is an example, not a measurement: nodes of 32 cores, each with a network of 10 Gbit/s,
-# and a shared file system that delivers 5 GB/s to all of them together. Each image is 1 GB,
-# compressed.
+# Three ways to do it: this machine's kind with two cores, and a cluster, which is an example, not a
+# measurement: nodes of 32 cores, each with a network of 10 Gbit/s, and a shared file system that
+# delivers 5 GB/s to all of them together. We assume a disk of 200 MB/s for the two cores.
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -68,42 +96,40 @@ import pandas as pd
 from beyond_the_masker.figures import plot_plan
 from beyond_the_masker.meter import MIB
 
+STUDY = {"n_images": 4452, "image_mib": 1e9 / MIB, "result_mib": 10}
+TWO_CORES = {"cores": 2, "node_mib_s": 200e6 / MIB, "storage_mib_s": 200e6 / MIB}
 CLUSTER = {"cores": 32, "node_mib_s": 10e9 / 8 / MIB, "storage_mib_s": 5e9 / MIB}
-STUDY = {"n_images": 10_000, "image_mib": 1e9 / MIB}
-NODES = (1, 10, 100)
+MACHINES = {"two cores": (1, TWO_CORES), "10 nodes": (10, CLUSTER), "100 nodes": (100, CLUSTER)}
 
-rates = {
-    "worker_mib_s": worker["mib_s"],
-    "result_mib": STUDY["image_mib"] * worker["result_share"],
-}
-hours = pd.DataFrame({n: plan(n, **STUDY, **CLUSTER, **rates) for n in NODES}).T
-hours["limit"], hours["hours"] = hours.idxmax(axis=1), hours.max(axis=1)
-print(hours.to_string(float_format="{:.3g}".format))
+measured = full or here
+if full:
+    STUDY |= {"image_mib": full["file"], "result_mib": full["results"]}
+rows = {}
+for name, (n_nodes, machine) in MACHINES.items():
+    hours = plan(n_nodes, **STUDY, **machine, worker_mib_s=worker_mib_s)
+    gib = machine["cores"] * measured["peak"] / 1024
+    workers = n_nodes * machine["cores"]
+    rows[name] = {"workers": workers} | hours | {"hours": max(hours.values()), "GiB": gib}
+hours = pd.DataFrame(rows).T
+print(hours.to_string(float_format="{:,.3g}".format))
 
-plot_plan(hours)
+plot_plan(hours.astype({"workers": int}).set_index("workers"))
 plt.show()
 
 # %%
-# The time of the storage includes each node's network, which can be the limit of a few nodes. When
-# the storage itself is the limit, more nodes do not help. Network and storage can keep this many
-# workers busy:
+# "GiB" is the memory of all workers of one machine or node: rarely a limit. The time of the storage
+# includes each node's network. When the storage itself is the limit, more nodes do not help.
+# Network and storage can keep this many workers busy:
 
-node_workers, all_workers = (CLUSTER[name] / worker["mib_s"] for name in list(CLUSTER)[1:])
+node_workers, all_workers = (CLUSTER[name] / worker_mib_s for name in list(CLUSTER)[1:])
 print(f"one node's network: {node_workers:.1f}, the storage: {all_workers:.1f} workers")
-
-# %%
-# Memory is rarely a limit. The workers of one node need this much, and the results of 1 GB images
-# come on top:
-
-workers_gib = CLUSTER["cores"] * worker["worker_mib"] / 1024
-results_gib = CLUSTER["cores"] * rates["result_mib"] / 1024
-print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib:.1f} GiB")
 
 # %%
 # What to conclude
 # ----------------
-# Count bytes before cores. Read each image once, for all masks, and not once for each mask. A job
-# should not request more cores than the storage can supply, and small jobs start sooner in a queue.
+# Count bytes before cores. Read each image once, for all atlases, and not once for each atlas. A
+# job should not request more cores than the storage can supply, and small jobs start sooner in a
+# queue.
 #
 # The plan leaves out other users of nodes and storage, workers of a node that slow each other down
 # because they share its memory's bandwidth, images of different sizes, and tasks that must be
@@ -113,6 +139,8 @@ print(f"{CLUSTER['cores']} workers: {workers_gib:.1f} GiB, results: {results_gib
 #
 # Recommended next
 # ----------------
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py`: ``--dry-run`` makes this
+#   plan for your own folder.
 # * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py` and
 #   :ref:`sphx_glr_auto_examples_4_many_images_plot_slurm.py`: the same on real clusters.
 # * :ref:`sphx_glr_auto_examples_3_cost_plot_limit.py`: how close one worker comes to the limit.

@@ -1,6 +1,8 @@
 """Make a study of the build's image, and measure the workers that mask it."""
 
 import contextlib
+import datetime
+import functools
 import inspect
 import json
 import math
@@ -10,20 +12,29 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import psutil
+from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.cache import prepare, stamp_of
 from beyond_the_masker.data import (
+    atlas_to_labels,
     atlas_to_masks,
     cut_to,
     get_atlas_path,
     n_volumes_within,
+    on_grid_of,
+    prepare_2mm,
     prepare_fmri,
+    write_stored,
 )
 from beyond_the_masker.files import moved_into_place, stem
+from beyond_the_masker.masker_study import masker_study
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.options import read_options
 from beyond_the_masker.study import mask_study
+from beyond_the_masker.synthetic import synthetic_labels
+from beyond_the_masker.synthetic_fmriprep import link_fmriprep
 
 
 def prepare_study(n_images=8, most_mib=512):
@@ -31,10 +42,8 @@ def prepare_study(n_images=8, most_mib=512):
 
     Of an image that is larger than `most_mib` in memory, only the first volumes are used.
     """
-    options = read_options()
-    fmri_path = prepare_fmri(options.n_images)
-    _, masks = atlas_to_masks(get_atlas_path(), fmri_path, options.n_regions)
-    image = cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)).absolute()
+    image = image_of_build(most_mib)
+    _, masks = atlas_to_masks(get_atlas_path(), image, read_options().n_regions)
     ending = image.name.removeprefix(stem(image))
 
     def fill(folder):
@@ -42,6 +51,31 @@ def prepare_study(n_images=8, most_mib=512):
             (folder / f"sub-{number:02d}_bold{ending}").symlink_to(image)
 
     return sorted(prepare("study", [str(image), n_images], fill).glob("sub-*")), masks
+
+
+def image_of_build(most_mib):
+    """Return the path of the build's image, cut to its first volumes if it is too large."""
+    fmri_path = prepare_fmri(read_options().n_images)
+    return cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)).absolute()
+
+
+def prepare_fmriprep(folder, n_images=8, most_mib=512):
+    """Make derivatives of links to the build's image, as `prepare_study` does, in a folder.
+
+    Return the folder, and a label image of all regions of the build's atlas.
+    """
+    image = image_of_build(most_mib)
+    atlas = atlas_to_labels(get_atlas_path(), image)
+    if not image.name.endswith(".nii.gz"):  # which nilearn expects of fMRIPrep
+        stamp = stamp_of(image)
+        image = prepare("packed", stamp, functools.partial(pack, image)) / "fmri.nii.gz"
+    return link_fmriprep(folder, image, n_images), atlas
+
+
+def pack(image, folder):
+    """Write a compressed copy of an image into a folder."""
+    img = nib.load(image)
+    write_stored(img, img.shape[3], folder / "fmri.nii.gz")
 
 
 def time_study(images, masks, n_jobs):
@@ -112,6 +146,49 @@ def measure_workers(images, masks):
     return measured
 
 
+def many_regions(image, n_regions=400):
+    """Return a label image of many regions on the grid of the build's image."""
+    if read_options().fmri:  # it need not be in the space of the made-up regions
+        return atlas_to_labels(get_atlas_path(), image)
+    return on_grid_of(image, synthetic_labels, n_regions)
+
+
+def measure_runs(images, atlas, n_confounds=36):
+    """Measure the process that averages and cleans the regions of some images.
+
+    Return a dict, per image: ``shape``, ``n_regions``, ``n_confounds``, ``seconds``, and in MiB
+    the ``file``, its ``results``, the ``peak`` of memory in use, and what was there ``before``.
+    """
+    shape = nib.load(images[0]).shape
+    confounds = np.random.default_rng(0).normal(size=(shape[3], n_confounds)).cumsum(axis=0)
+    masker = NiftiLabelsMasker(atlas, detrend=True, standardize="zscore_sample", reports=False)
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = images, {"regions": masker}, folder
+        trace = measure(masker_study, *inputs, confounds=[confounds] * len(images))
+        table = trace.result()
+        if set(table.status) != {"done"}:
+            raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+        sizes = [path.stat().st_size for path in Path(folder).rglob("*_timeseries.*")]
+        with open(table.file[0]) as file:
+            n_regions = len(file.readline().split("\t"))
+    return {
+        **{"shape": shape, "n_regions": n_regions, "n_confounds": n_confounds},
+        "seconds": float(table.seconds.median()),  # the first one's has the imports
+        "file": images[0].stat().st_size / MIB,
+        "results": sum(sizes) / len(images) / MIB,
+        **{"peak": trace.peak_mib, "before": trace.before_mib},
+    }
+
+
+def record_full_run(folder, n_volumes=1200):
+    """Measure one image of the size of the Human Connectome Project's; write ``full_run.json``."""
+    image = prepare_2mm(n_volumes)
+    measured = measure_runs([image], many_regions(image))
+    about = {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
+    with moved_into_place(Path(folder, "full_run.json")) as unfinished:
+        unfinished.write_text(json.dumps(measured | about, indent=1))
+
+
 def storage_rate(path):
     """Read a file that is not in the system's cache, and discard it; return MiB per second."""
     with open(path, "rb", buffering=0) as file:
@@ -127,13 +204,19 @@ def lose_a_worker(pid, folder, n_done, patience=120):
     """Kill a worker in the middle of an image, when `n_done` images are done.
 
     Images may be too short to see one begun; after `patience` seconds it is killed in any case.
-    Return its ``pid``, the ``time``, and when each image without a result was ``begun``.
+    Return its ``pid``, the ``time``, and when the image of each subject without a result was
+    ``begun``.
     """
     deadline, begun = time.time() + patience, {}
-    while time.time() < deadline and (not begun or len(list(folder.glob("sub-*.npz"))) < n_done):
+    while time.time() < deadline and (not begun or n_finished(folder) < n_done):
         time.sleep(0.005)
-        unfinished = list(folder.glob("sub-*.npz.*.unfinished"))
         with contextlib.suppress(FileNotFoundError):  # it is complete
-            begun = {path.name.split(".npz.")[0]: path.stat().st_mtime for path in unfinished}
+            found = [(path.stat().st_mtime, path.name) for path in folder.rglob("*.unfinished")]
+            begun = {name.partition("_")[0]: start for start, name in sorted(found, reverse=True)}
     psutil.Process(pid).kill()
     return {"pid": pid, "time": time.time(), "begun": begun}
+
+
+def n_finished(folder):
+    """Return how many tables of series are complete in a folder of results."""
+    return len(list(folder.rglob("sub-*_timeseries.json")))

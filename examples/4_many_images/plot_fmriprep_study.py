@@ -1,0 +1,212 @@
+"""
+A whole fMRIPrep study
+======================
+
+`fMRIPrep <https://fmriprep.org>`_ leaves a folder of :term:`derivatives`: an image for each run,
+and tables of the :term:`confounds` to remove. Most analyses of regions begin with the same step:
+for each image, a table of cleaned series with one column for each region of an atlas. On this page
+you will
+
+1. find out what a folder contains, and how much memory and time the work will take,
+2. extract every series with one call or one command, and see which runs could not be used and why,
+3. look at one result, at the study as a whole, and at all series together, and
+4. compare time, memory and values with nilearn alone.
+
+If another program prepared your images, use
+:func:`~beyond_the_masker.masker_study.masker_study`, which takes your own confounds.
+"""
+
+# %%
+# A folder to work on
+# -------------------
+# The folder of this page is made up: a few subjects with two sessions each, and small images in
+# which seven networks of regions are active. It has what makes real folders difficult: images in
+# several spaces, a wrong repetition time in every header, and runs that cannot be used.
+
+import tempfile
+from pathlib import Path
+
+from beyond_the_masker.synthetic_fmriprep import make_atlas, make_fmriprep
+
+folder = tempfile.TemporaryDirectory()
+derivatives = make_fmriprep(Path(folder.name, "fmriprep"))
+atlas = make_atlas(folder.name)
+for path in sorted(derivatives.glob("sub-03/ses-1/func/*")):
+    print(path.name)
+
+# %%
+# Ask first
+# ---------
+# The command has the order of arguments that BIDS Apps have: input, output, level. With
+# ``--dry-run`` it reads only names and headers, and prints what it found, what is missing, what a
+# worker needs, and a job array for Slurm:
+
+import subprocess
+import sys
+
+command = [sys.executable, "-m", "beyond_the_masker", "fmriprep", "fmriprep", "series"]
+options = f"participant --atlas Networks={atlas.name} --space MNI152NLin2009cAsym --task rest"
+command += [*options.split(), "--strategy", "scrubbing", "--dry-run"]
+printed = subprocess.run(command, cwd=folder.name, check=True, stdout=-1, text=True).stdout
+print(printed.replace(f"{folder.name}/", ""))
+
+# %%
+# One call
+# --------
+# Without ``--dry-run`` it does the work. Here is the same from Python. All atlases share one pass
+# over an image. A worker takes one image at a time, so its memory does not depend on how many there
+# are.
+
+from beyond_the_masker import fmriprep_study
+
+output = Path(folder.name, "series")
+filters = {"space": "MNI152NLin2009cAsym", "task": "rest"}
+study = {"filters": filters, "strategy": "scrubbing", "n_jobs": 2}
+table = fmriprep_study(derivatives, {"Networks": atlas}, output, **study)
+shown = table[["status", "volumes", "kept", "confounds", "mean_fd", "below_coverage"]]
+print(shown.replace(r":.*", "", regex=True).round(2).to_string())
+
+# %%
+# Each row is an image with an atlas; the table is also in ``study.tsv``. ``confounds`` counts the
+# columns that were removed, ``mean_fd`` is the mean :term:`framewise displacement`, and
+# ``below_coverage`` counts (and in the table names) regions of which less than half is inside the
+# image. An image that cannot be used does not stop the others:
+
+for row in table[table.status == "failed"].itertuples():
+    print(f"{Path(row.image).name[:29]}\n    {row.reason}".replace(f"{folder.name}/", ""))
+
+# %%
+# If something was repaired, or the work was interrupted, run the same again: it does only what is
+# missing, or what depends on a file or an option that changed.
+#
+# One result
+# ----------
+# A result keeps all entities of its image and gains two: ``atlas``, and the strategy as ``desc``.
+# It has a row for each volume that was kept, and all regions of the atlas, in the same order for
+# every image; a region that an image lacks is ``n/a``. The ``.json`` beside it records what it
+# depends on.
+
+import json
+
+from beyond_the_masker.figures import plot_lanes
+from beyond_the_masker.tables import read_table
+
+file = Path(table.file[0])
+series, record = read_table(file), json.loads(file.with_suffix(".json").read_text())
+print(file.relative_to(output))
+print(f"{series.shape[0]} rows, {series.shape[1]} columns of {record['DataType']}")
+print(f"record: {', '.join(record)}")
+first = {name: series[name].to_numpy() for name in series.columns[:28:7]}
+plot_lanes(first, "Four regions of one network", "signal (SD)")
+
+# %%
+# Each number has as many digits as it takes to read back the same bits. ``read_table`` calls
+# ``pandas.read_csv(file, sep="\t", na_values="n/a", float_precision="round_trip")``: without the
+# last argument, pandas before 3 may round the last digit. It also restores float32.
+#
+# The study as a whole
+# --------------------
+# Two questions before any statistics: which regions does the study have in every image, and how
+# much did head motion leave?
+
+from beyond_the_masker.figures import plot_study
+
+plot_study(table, "Networks")
+
+# %%
+# All series together
+# -------------------
+# These lines read them into one table. Its index has the run and the row, its columns are the
+# regions, so pandas can select and group:
+
+import pandas as pd
+
+
+def read_study(output_dir, atlas):
+    """Return the series of all images as one table, with an index of run and row."""
+    files = sorted(output_dir.rglob(f"sub-*_atlas-{atlas}_*_timeseries.tsv"))
+    files = [file for file in files if file.with_suffix(".json").exists()]  # it is complete
+    names = [file.name.partition("_space")[0] for file in files]
+    return pd.concat(map(read_table, files), keys=names, names=["run", "row"])
+
+
+every_series = read_study(output, "Networks")
+print(f"{every_series.index.levshape[0]} runs, {every_series.shape[1]} regions")
+
+# %%
+# The mean of all runs' correlations shows the seven networks:
+
+from beyond_the_masker.figures import plot_correlations
+
+correlations = every_series.groupby("run").corr().groupby(level=1, sort=False).mean()
+plot_correlations(correlations.to_numpy(), "Mean correlations of all runs")
+folder.cleanup()
+
+# %%
+# What a worker needs
+# -------------------
+# The images above are too small to measure. So we take the image of this build, as two runs with
+# confounds, and compare with what most scripts do. Each runs in a fresh process, without workers:
+
+import numpy as np
+from nilearn.interfaces.fmriprep import load_confounds_strategy
+from nilearn.maskers import NiftiLabelsMasker
+
+from beyond_the_masker.meter import measure
+from beyond_the_masker.workers import prepare_fmriprep
+
+CLEANING = {"detrend": True, "standardize": "zscore_sample", "reports": False}
+
+
+def with_nilearn(image, atlas):
+    """Extract and clean the averages of an atlas' regions with nilearn alone."""
+    confounds, sample_mask = load_confounds_strategy(str(image), "simple")
+    brain = str(image).replace("preproc_bold", "brain_mask")
+    masker = NiftiLabelsMasker(atlas, mask_img=brain, **CLEANING)
+    return masker.fit_transform(image, confounds=confounds, sample_mask=sample_mask)
+
+
+def all_with_nilearn(images, atlas):
+    """Do one image after the other."""
+    return [with_nilearn(image, atlas) for image in images]
+
+
+with tempfile.TemporaryDirectory() as folder:
+    derivatives, atlas = prepare_fmriprep(Path(folder, "fmriprep"), n_images=2)
+    images = sorted(derivatives.rglob("*_bold.nii.gz"))
+    usual = measure(all_with_nilearn, images, atlas)
+    ours = measure(fmriprep_study, derivatives, {"atlas": atlas}, Path(folder, "series"))
+    tables = map(read_table, ours.result().file)
+    print("equal, bit for bit:", [*map(np.array_equal, tables, usual.result())])
+for name, trace in {"nilearn": usual, "fmriprep_study": ours}.items():
+    above = trace.peak_mib - usual.before_mib
+    print(f"{name:15}{trace.seconds:5.1f} s, peak {above:4.0f} MiB above Python and its imports")
+
+# %%
+# What happens to the series
+# --------------------------
+# By default they are detrended and standardised, and the confounds of the strategy ``simple`` are
+# removed: 24 parameters of head motion, the signals of white matter and CSF, and slow drifts.
+# ``strategy`` and ``masker`` change any of it.
+#
+# * **The unit is standard deviations** (``standardize="zscore_sample"``), because the scanner's
+#   unit differs between images, and correlations do not depend on it.
+# * **Detrending stays on**, because the cosines that model slow drifts contain no straight line.
+# * **No smoothing**: an average is smooth already, and a kernel would mix neighbouring regions.
+# * **No filter**: the cosines remove slow changes. If you set ``low_pass``, the repetition time
+#   comes from the sidecar, since headers are often wrong.
+# * **Only the brain counts**: voxels outside the image's brain mask are left out, and a region
+#   with less than half of its volume inside is ``n/a``, not an average of what is left.
+#
+# What to conclude
+# ----------------
+# One command turns derivatives into tables: nilearn's values, in a worker with little more memory
+# than its imports. Ask with ``--dry-run`` first, look at the table and the picture, repair what
+# failed, and run the same again. Another atlas is another run of the command, which leaves the
+# results of the first one as they are.
+#
+# Recommended next
+# ----------------
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_slurm.py`: the same as a job array.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: the same on several machines.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: hours for thousands of images.
