@@ -41,7 +41,6 @@ from beyond_the_masker.tasks import failed, is_there, refuse_third_try
 IMAGES = ("labels_img", "maps_img", "mask_img")  # parameters of maskers
 IN_CHECKSUM = (*IMAGES, "labels", "lut", "seeds")  # of the atlas or of files
 NO_RESULT = ("memory", "memory_level", "verbose", "reports", "cmap")
-SMOOTHING_MIB = 48  # of a block of volumes and its copies, by default four times as much
 PACKAGES = ("nibabel", "nilearn", "numpy", "pandas", "scikit-learn", "scipy")
 
 
@@ -324,10 +323,8 @@ def check_finite(table, kept):
 def stream_each(maskers, fmri, confounds):
     """Return the series of all maskers from one pass; or each alone, to find those that fail."""
     table, kept, _ = confounds
-    is_smoothed = any(masker.smoothing_fwhm is not None for masker in maskers.values())
-    memory = {"memory_mib": SMOOTHING_MIB} if is_smoothed else {}
     try:
-        every_series = stream_masker([*maskers.values()], fmri, table, kept, **memory)
+        every_series = stream_masker([*maskers.values()], fmri, table, kept)
         return dict(zip(maskers, every_series, strict=True))
     except OSError:
         raise
