@@ -5,10 +5,13 @@ import subprocess
 import sys
 from multiprocessing.shared_memory import SharedMemory
 
+import joblib
 import psutil
 import pytest
+from joblib import Parallel
 
 from beyond_the_masker import blocks, study
+from beyond_the_masker.orphans import end_with_parent
 from beyond_the_masker.pages import load_page
 from made_images import make_image, make_masks, save_all
 
@@ -16,16 +19,15 @@ SCRIPT = """
 import time
 from multiprocessing.shared_memory import SharedMemory
 from joblib import Parallel, delayed
-from beyond_the_masker.orphans import end_with_parent
+from beyond_the_masker.orphans import WORKERS
 
 def work(name):
     block = SharedMemory(name)
-    end_with_parent()
     print(name, flush=True)
     time.sleep(600)
 
 block = SharedMemory(create=True, size=1)
-Parallel(n_jobs=2)(delayed(work)(block.name) for _ in range(2))
+Parallel(n_jobs=2, **WORKERS)(delayed(work)(block.name) for _ in range(2))
 """
 
 
@@ -45,13 +47,19 @@ def test_workers_end_with_their_parent():
         SharedMemory(*names)
 
 
-def test_tasks_that_end_with_their_parent(tmp_path, monkeypatch):
-    """Tasks of a study, of blocks and of shared memory look for their parent."""
+def test_workers_that_end_with_their_parent(tmp_path, monkeypatch):
+    """The workers of a study, of blocks and of shared memory look for their parent."""
     image, masks = save_all(tmp_path, make_image(), make_masks(make_image())[:1], ".nii")
-    shared, called = load_page("plot_shared_memory"), []
-    for module in (study, blocks, shared):
-        monkeypatch.setattr(module, "end_with_parent", lambda m=module: called.append(m))
+    shared, options = load_page("plot_shared_memory"), []
+
+    def parallel(*arguments, original=Parallel, **more):
+        options.append(more.get("initializer"))
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(joblib, "Parallel", parallel)
+    monkeypatch.setattr(shared, "Parallel", parallel)
     study.mask_study([image], masks, tmp_path / "series", n_jobs=1)
     blocks.mask_blocks(image, masks, n_jobs=1)
     shared.numpy_masker_shared_parallel(image, masks, 1)
-    assert called == [study, blocks, shared]
+    assert len(options) >= 3
+    assert set(options) == {end_with_parent}

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 
+from beyond_the_masker import orphans
 from beyond_the_masker.pages import PAGES, load_page
 from leftovers import eventually
 from made_images import STRAIGHT, make_image, make_masks, save_all
@@ -41,6 +42,7 @@ def blocks(monkeypatch):
             recorded.append(self)
 
     monkeypatch.setattr(page, "SharedMemory", Recorded)
+    monkeypatch.setattr(orphans, "SharedMemory", Recorded)
     with parallel_config(backend="sequential"):  # what workers attach to is here, too
         yield recorded
 
@@ -118,20 +120,34 @@ def test_free_space_is_checked_first(blocks, monkeypatch):
 
 @needs_dev_shm
 def test_space_is_taken_before_it_is_written_to(blocks, monkeypatch):
-    """If another program fills the space after the check, an error names the block, removed."""
+    """If another program takes the space after the check, an error says so; no block is left."""
+    paths = []
 
-    def fail(*_):
+    def fail(descriptor, *_):
+        paths.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    with pytest.raises(MemoryError, match=r"/dev/shm/\w+ needs .* MiB .*No space left.*--shm-size"):
+    with pytest.raises(MemoryError, match=r"/dev/shm has less .*No space left.*--shm-size"):
         page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
-    assert [exists(block.name) for block in blocks] == [False]
+    assert not blocks
+    assert [path.exists() for path in paths] == [False]
+
+
+@needs_dev_shm
+def test_blocks_of_killed_processes_are_removed(blocks):
+    """The next call removes what a process left that was killed with all its helpers."""
+    left = Path(f"/dev/shm/masker-{os.getpid()}")
+    with orphans.shared_block(10) as block:
+        left.touch()
+        page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
+        assert exists(block.name)
+    assert not left.exists()
 
 
 def test_systems_without_dev_shm_can_share(monkeypatch):
     """Where there is no /dev/shm, as on macOS, its free space is not checked."""
-    monkeypatch.setattr(page, "Path", lambda path: SimpleNamespace(is_dir=lambda: False))
+    monkeypatch.setattr(orphans, "SHM", Path("/missing"))
     monkeypatch.setattr(shutil, "disk_usage", {}.__getitem__)
     with parallel_config(backend="sequential"):
         series = page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
@@ -144,6 +160,7 @@ from pathlib import Path
 
 examples, event, fmri_path, mask_path = sys.argv[1:]
 sys.path.insert(0, examples)
+from beyond_the_masker import orphans
 from beyond_the_masker.pages import load_page
 
 page = load_page("plot_shared_memory")

@@ -24,12 +24,10 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 
 from beyond_the_masker.checks import as_nifti_masker
-from beyond_the_masker.orphans import end_with_parent
 
 
 def numpy_masker_shared_single(block_name, shape, dtype, mask):
     """Extract the time series of one mask, an array of bool, from an image in shared memory."""
-    end_with_parent()  # else it would keep the block if the calling process is killed
     # Since Python 3.13 a worker can leave the tracking of a block to the process that made it.
     untracked = {"track": False} if sys.version_info >= (3, 13) else {}
     block = SharedMemory(name=block_name, **untracked)
@@ -44,63 +42,36 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # One copy of the image
 # ---------------------
 # A NIfTI file stores one volume after the other, so the image is read once, in order. Linux kills a
-# process that writes to ``/dev/shm`` when it is full, so we take all the space first. The block is
-# removed whatever happens: a region fails, you press Ctrl-C, a worker or your script is killed.
+# process that writes to ``/dev/shm`` when it is full, so ``shared_block`` takes all the space
+# first. It removes the block whatever happens: a region fails, you press Ctrl-C, a worker or your
+# script is killed.
 
-import os
-import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 from beyond_the_masker.checks import open_checked, read_volumes, size_in_bytes, value_type
+from beyond_the_masker.orphans import shared_block
 
 
 @contextmanager
 def shared_copy(fmri_img):
     """Yield a block of shared memory with the values of an image; remove it in the end."""
-    check_shared_memory(size_in_bytes(fmri_img))
-    block = SharedMemory(create=True, size=size_in_bytes(fmri_img))
-    try:
-        take_space(block)
+    with shared_block(size_in_bytes(fmri_img)) as block:
         like = {"shape": fmri_img.shape, "dtype": value_type(fmri_img), "order": "F"}
         for i, volume in enumerate(read_volumes(fmri_img)):
             np.ndarray(buffer=block.buf, **like)[..., i] = volume
         yield block
-    finally:
-        block.close()
-        block.unlink()
-
-
-def check_shared_memory(size):
-    """Raise a MemoryError if /dev/shm has less than some bytes free."""
-    if Path("/dev/shm").is_dir() and size > shutil.disk_usage("/dev/shm").free:
-        raise MemoryError(
-            f"The image needs {size / 2**20:,.0f} MiB of shared memory, and /dev/shm has "
-            f"{shutil.disk_usage('/dev/shm').free / 2**20:,.0f} MiB left. Make room there "
-            "(docker: --shm-size), or use a method that needs no shared memory."
-        )
-
-
-def take_space(block):
-    """Take the space of a block; raise a MemoryError if another program was faster."""
-    if Path("/dev/shm").is_dir():
-        with open(Path("/dev/shm", block.name), "r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, block.size)
-            except OSError as error:
-                raise MemoryError(
-                    f"/dev/shm/{block.name} needs {block.size / 2**20:,.0f} MiB ({error}). Make "
-                    "room there (docker: --shm-size), or use a method without shared memory."
-                ) from error
 
 
 # %%
 # All masks in parallel
 # ---------------------
 # The image and the masks are opened and checked as on the other pages. The block exists while the
-# workers need it, and no longer.
+# workers need it, and no longer. ``WORKERS`` lets a worker end with the process that started it;
+# otherwise it would keep the block for minutes if that process is killed.
 
 from joblib import Parallel, delayed
+
+from beyond_the_masker.orphans import WORKERS
 
 
 def numpy_masker_shared_parallel(fmri, masks, n_jobs):
@@ -111,7 +82,7 @@ def numpy_masker_shared_parallel(fmri, masks, n_jobs):
     """
     fmri_img, mask_arrays = open_checked(fmri, masks)
     with shared_copy(fmri_img) as block:
-        return Parallel(n_jobs=n_jobs)(
+        return Parallel(n_jobs=n_jobs, **WORKERS)(
             delayed(numpy_masker_shared_single)(
                 block.name, fmri_img.shape, value_type(fmri_img), mask
             )
@@ -170,7 +141,7 @@ def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
     with shared_copy(fmri_img) as block:
         data = np.ndarray(fmri_img.shape, value_type(fmri_img), buffer=block.buf, order="F")
         try:
-            return Parallel(n_jobs=n_jobs)(delayed(take)(data, mask) for mask in masks)
+            return Parallel(n_jobs=n_jobs, **WORKERS)(delayed(take)(data, m) for m in masks)
         finally:
             del data
 

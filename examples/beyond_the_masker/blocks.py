@@ -9,7 +9,6 @@ from joblib import delayed
 from nibabel.openers import ImageOpener
 from tqdm import tqdm
 
-from beyond_the_masker.orphans import end_with_parent
 from beyond_the_masker.running import results_as_ready
 from beyond_the_masker.streaming import (
     Part,
@@ -99,7 +98,6 @@ def divide(n_volumes, most):
 
 def extract_block(part, n_voxels, positions, start, stop):
     """Return the number of a block's first volume, and an array (n_volumes, n_voxels) of values."""
-    end_with_parent()
     offset = part.offset + start * n_voxels * part.dtype.itemsize
     with damaged_file_named(part.path):
         stored = np.fromfile(part.path, part.dtype, (stop - start) * n_voxels, offset=offset)

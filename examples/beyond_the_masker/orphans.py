@@ -1,12 +1,20 @@
-"""End the worker processes of joblib when the process that started them is gone.
+"""End joblib's workers when the process that started them is gone, and free what it shared.
 
 A worker that only takes voxels loads this, and NumPy: no other package.
 """
 
 import multiprocessing
 import os
+import shutil
 import threading
 import time
+import uuid
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+SHM = Path("/dev/shm")
 
 
 def end_with_parent():
@@ -22,8 +30,97 @@ def end_with_parent():
         watch.start()
 
 
+WORKERS = {"initializer": end_with_parent}  # options of joblib.Parallel
+
+
 def wait_and_end(parent):
     """End this process when its parent is another one than that which started it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+@contextmanager
+def shared_block(size):
+    """Yield a block of shared memory of some bytes; remove it in the end.
+
+    Linux ends a process that writes to ``/dev/shm`` when it is full. So all the space is taken
+    first, and a MemoryError is raised if there is too little.
+    """
+    if not SHM.is_dir():  # as on macOS
+        with closed_and_removed(SharedMemory(create=True, size=size)) as block:
+            yield block
+        return
+    remove_left_blocks()
+    check_space(size)
+    with locked_file() as file:
+        try:
+            take_space(file, size)
+            block = SharedMemory(Path(file.name).name)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+        with closed_and_removed(block):
+            yield block
+
+
+@contextmanager
+def closed_and_removed(block):
+    """Close and remove a block in the end."""
+    try:
+        yield block
+    finally:
+        block.close()
+        block.unlink()
+
+
+def check_space(size):
+    """Raise a MemoryError if /dev/shm has less than some bytes free."""
+    if size > (free := shutil.disk_usage("/dev/shm").free):
+        raise no_space(size, f"has {free / 2**20:,.0f} MiB left")
+
+
+def take_space(file, size):
+    """Take the space of a block, or raise a MemoryError: another program may have been faster."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise no_space(size, f"has less ({error})") from error
+
+
+def no_space(size, found):
+    """Return a MemoryError for a block of some bytes."""
+    return MemoryError(
+        f"The image needs {size / 2**20:,.0f} MiB of shared memory, and /dev/shm {found}. Make "
+        "room there (docker: --shm-size), or use a method that needs no shared memory."
+    )
+
+
+def locked_file():
+    """Return a new file in /dev/shm, open and locked as long as this process has it."""
+    while True:
+        path, private = SHM / f"masker-{uuid.uuid4().hex[:12]}", partial(os.open, mode=0o600)
+        file = open(path, "x+b", opener=private)  # noqa: SIM115
+        lock(file)
+        if os.fstat(file.fileno()).st_nlink:  # else `remove_left_blocks` was faster than the lock
+            return file
+        file.close()
+
+
+def lock(file, wait=True):
+    """Lock an open file until it is closed; return whether it was free."""
+    import fcntl  # here: Windows has none
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def remove_left_blocks():
+    """Remove blocks of processes that were killed together with the helper that removes blocks."""
+    for path in SHM.glob("masker-*"):
+        with suppress(OSError), open(path, "r+b") as file:
+            if lock(file, wait=False):
+                path.unlink()

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from beyond_the_masker.checks import damaged_file_named, open_image
+from beyond_the_masker.orphans import WORKERS
 
 
 def load_in_memory(path):
@@ -31,7 +32,7 @@ def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, wo
     """
     n_jobs = n_jobs or len(mask_paths)
     if workers and n_jobs > 1:
-        start_workers(n_jobs)
+        start_workers(n_jobs, **getattr(function, "__globals__", {}).get("WORKERS", {}))
     load = load_in_memory if in_memory else Path
     fmri = load(fmri_path)
     if mode == "single":
@@ -40,8 +41,10 @@ def run_method(function, mode, in_memory, fmri_path, mask_paths, n_jobs=None, wo
     return function(fmri, masks, n_jobs) if mode == "parallel" else function(fmri, masks)
 
 
-def start_workers(n_workers, modules=(), stay=0.0):
+def start_workers(n_workers, modules=(), stay=0.0, **options):
     """Start joblib's workers, import modules in each, and let them stay together for some seconds.
+
+    joblib starts others if a later call has other `options`.
 
     Return when all were there, from and to, by `time.time`; None if joblib works without processes.
     """
@@ -66,7 +69,7 @@ def start_workers(n_workers, modules=(), stay=0.0):
         return None
     with tempfile.TemporaryDirectory() as folder:
         tasks = (delayed(meet)(folder, number) for number in range(n_workers))
-        starts, ends = zip(*Parallel(n_jobs=n_workers, batch_size=1)(tasks), strict=True)
+        starts, ends = zip(*Parallel(n_jobs=n_workers, batch_size=1, **options)(tasks), strict=True)
     return max(starts), min(ends)
 
 
@@ -80,7 +83,7 @@ def ready_parallel(n_jobs, **options):
     if n_jobs == 0:
         raise ValueError("n_jobs is 0; give a number of workers, or None for none.")
     try:
-        return Parallel(n_jobs, return_as="generator_unordered", **options)
+        return Parallel(n_jobs, return_as="generator_unordered", **WORKERS, **options)
     except ValueError as error:
         if "return_as" not in str(error):
             raise

@@ -26,7 +26,7 @@ from beyond_the_masker.files import (
     remove_unfinished,
     stem,
 )
-from beyond_the_masker.orphans import end_with_parent
+from beyond_the_masker.orphans import WORKERS
 from beyond_the_masker.running import results_as_ready
 from beyond_the_masker.streaming import list_files
 
@@ -66,10 +66,12 @@ def results_of(calls, tasks, n_jobs):
     """Yield the number and the rows of each task as they come.
 
     A broken backend does not report which image killed its worker, but that image has an unfinished
-    file. Such images are repeated at the end, each alone.
+    file. Such images are repeated at the end, each alone. If no image was begun, as when a worker
+    is killed while it starts, the work goes on once; a second time in a row is an error.
     """
-    todo, suspects = dict(calls), []
+    todo, suspects, n_stuck = dict(calls), [], 0
     while todo:
+        n_before = len(todo)
         try:
             # All tasks at once: Dask gives them to workers that come later, too.
             with results_as_ready([*todo.values()], n_jobs, pre_dispatch="all") as results:
@@ -79,15 +81,16 @@ def results_of(calls, tasks, n_jobs):
         except Exception:  # of the backend: errors of an image are in its rows
             begun = set(find_unfinished(task.marker for task in tasks).values())
             found = [number for number in todo if tasks[number].marker in begun]
-            if not found:
-                raise
             suspects += found
             for number in found:
                 del todo[number]
+            n_stuck = n_stuck + 1 if len(todo) == n_before else 0
+            if n_stuck == 2:
+                raise
     for number in suspects:
         try:
             # Two workers: with one, the calling process would run the task, and might die.
-            yield from Parallel(n_jobs=2)([calls[number]])
+            yield from Parallel(n_jobs=2, **WORKERS)([calls[number]])
         except Exception as error:
             reason = f"{type(error).__name__}: the worker died twice while it did this image."
             yield number, as_rows(tasks[number], [failed(reason)] * len(tasks[number].rows))
@@ -95,7 +98,6 @@ def results_of(calls, tasks, n_jobs):
 
 def do(number, task):
     """Do a task; return its number, and its rows with what it took. An error becomes a row."""
-    end_with_parent()
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     forget_peak()
     try:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import signal
 from pathlib import Path
 
 from .targets import IMAGES, MASKS, OUT, TARGETS, contents, values_in
@@ -11,9 +12,12 @@ from .trial import SHM
 OF_FILES = ("OSError", "ValueError", "MemoryError", "FileNotFoundError", "FileExistsError")
 OF_FILES += ("PermissionError", "IsADirectoryError", "NotADirectoryError", "ImageFileError")
 WITHOUT_A_FILE = {
-    "kill": ("KeyboardInterrupt", "TerminatedWorkerError"),
+    "kill": ("KeyboardInterrupt", "TerminatedWorkerError", "BrokenProcessPool"),
     "memory": ("MemoryError",),
 }
+
+
+OF_HELPERS = (signal.SIGKILL, signal.SIGHUP)  # the signals that joblib's helpers do not ignore
 
 
 def run_trial(place, kind, trial):
@@ -117,5 +121,11 @@ def of_second(place, trial, outcome, left):
     if left:
         yield f"it left {left}"
     for folder in (place.tmp, SHM) if place.is_private else (place.tmp,):
-        if stay := os.listdir(folder):
+        if stay := [name for name in os.listdir(folder) if not is_of_helper(trial, name)]:
             yield f"{folder} holds {stay}"
+
+
+def is_of_helper(trial, name):
+    """Return whether joblib's helper would have removed this, had it not been killed, too."""
+    is_killed = trial.fault.get("who") == "group" and trial.fault["signal"] in OF_HELPERS
+    return is_killed and name.startswith(("sem.loky", "joblib_memmapping"))
