@@ -2,6 +2,7 @@
 
 import tempfile
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -109,6 +110,14 @@ def results_as_ready(tasks, n_jobs, **options):
         raise
 
 
+@cache
+def blas_libraries():
+    """Return the controller of the libraries in this process, which takes some time to find."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 class OneThread:
     """A context in which BLAS uses one thread in this process, also if threads share it.
 
@@ -119,12 +128,10 @@ class OneThread:
         self.lock, self.users, self.limits = Lock(), 0, None
 
     def __enter__(self):
-        from threadpoolctl import threadpool_limits
-
         with self.lock:
             self.users += 1
             if self.users == 1:
-                self.limits = threadpool_limits(1, "blas")
+                self.limits = blas_libraries().limit(limits=1, user_api="blas")
 
     def __exit__(self, *error):
         with self.lock:

@@ -91,8 +91,7 @@ def do_run(run, atlases, options):
             check_filter(run.maskers[name])
             record, found = describe(run, atlases[name], inputs, options), read_record(file)
             if record.items() <= found.items() and is_whole(file, found, options.verify):
-                with ONE_THREAD:
-                    is_new = options.relmat and complete_relmat(file, found, options.verify)
+                is_new = options.relmat and complete_relmat(file, found, options.verify)
                 rows[name] = summary("done" if is_new else "skipped", found)
             else:
                 refuse_other(file, run, record, found, options)
@@ -392,7 +391,9 @@ def complete_relmat(file, record, verify=False, series=None):
     if about.items() <= found.items() and is_whole(matrix, found, verify):
         return False
     series = read_table(file).to_numpy() if series is None else series
-    write_pair(matrix, ["region", *regions], correlations(series), about, first=regions)
+    with ONE_THREAD:
+        values = correlations(series)
+    write_pair(matrix, ["region", *regions], values, about, first=regions)
     return True
 
 
