@@ -112,6 +112,12 @@ def stream_masker(
     differ by 1e-6 of theirs: see `beyond_the_masker.two_passes`. If the image is resampled, the
     file is read twice.
     ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.
+
+    To remove confounds, `nilearn.signal.clean` makes a square matrix of the kept volumes, 8 bytes
+    for each pair: of thousands of volumes, it is larger than all else.
+    Before a Butterworth filter (`low_pass`, `high_pass`), nilearn 0.14 replaces a volume that
+    `sample_mask` leaves out only if the volume as far from the other end is kept. Otherwise its
+    values spread into the series. ``clean_args={"filter": "cosine"}`` is not affected.
     """
     maskers = list(masker) if isinstance(masker, (list, tuple)) else [masker]
     for each in maskers:
