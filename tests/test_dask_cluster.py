@@ -15,16 +15,18 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
+import numpy as np
 import psutil
 import pytest
 from distributed import Client
 from joblib import parallel_config
 
 from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.masker_study import masker_study
 from beyond_the_masker.pages import page_path
 from beyond_the_masker.streaming import stream_masks
 from leftovers import eventually, kill, processes_with
-from made_images import assert_same
+from made_images import assert_same, make_image
 from small_study import EXAMPLES, Study, failing, save_masks, write
 
 pytestmark = pytest.mark.chance
@@ -75,9 +77,9 @@ def start(tmp_path, monkeypatch):
             env = os.environ | environ | more
             started.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
 
-        def start(**more):
+        def start(mib=256, **more):
             run("scheduler", "--port=0", **more)
-            run("worker", "--nworkers=2", "--nthreads=1", "--memory-limit=256MiB", **more)
+            run("worker", "--nworkers=2", "--nthreads=1", f"--memory-limit={mib}MiB", **more)
             address = eventually(lambda: address_in(file))
             assert address, logs.read_text()
             client = stack.enter_context(Client(address, timeout=PATIENCE))
@@ -116,6 +118,27 @@ def test_files_are_those_of_one_process(study, start, tmp_path):
     with on_dask():
         series = mask_blocks(image, masks, block_mib=0.001)
     assert_same(series, stream_masks(image, masks))
+
+
+def tables_in(folder):
+    """Return the tables of series in a folder by their names."""
+    return {path.name: path.read_bytes() for path in folder.glob("sub-*.tsv")}
+
+
+def test_a_worker_does_one_image_after_the_other(start, tmp_path):
+    """It does so for averages, too, although nilearn calls joblib; the tables are the same."""
+    start(mib=512, PYTHONPATH=str(EXAMPLES))
+    images = [write(tmp_path, number, (5, 6, 4, 60)) for number in range(8)]
+    labels = make_image(data=np.arange(120).reshape(5, 6, 4) % 3, dtype="<i2")
+    labels.to_filename(tmp_path / "labels.nii.gz")
+    inputs = images, {"labels": tmp_path / "labels.nii.gz"}
+    masker_study(*inputs, tmp_path / "alone")
+    with on_dask():
+        table = masker_study(*inputs, tmp_path / "together")
+    assert tables_in(tmp_path / "alone") == tables_in(tmp_path / "together") != {}
+    for _, rows in table.sort_values("started").groupby("pid"):
+        ends = rows.started + rows.seconds
+        assert (ends[:-1].to_numpy() <= rows.started[1:].to_numpy()).all()
 
 
 def test_a_worker_is_killed_in_the_middle_of_an_image(study, start, tmp_path):

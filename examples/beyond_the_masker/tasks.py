@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from beyond_the_masker.files import (
@@ -101,7 +101,9 @@ def do(number, task):
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     forget_peak()
     try:
-        found = task.work(*task.arguments)
+        # nilearn calls joblib, for which a worker of Dask would begin another image meanwhile.
+        with parallel_config(backend="sequential"):
+            found = task.work(*task.arguments)
     except Exception as error:
         found = [failed(error)] * len(task.rows)
     cost = {"seconds": time.time() - process["started"], "peak_rss_mib": peak_rss_mib()}
