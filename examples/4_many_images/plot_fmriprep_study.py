@@ -8,12 +8,11 @@ for each image, a table of cleaned series with one column for each region of an 
 you will
 
 1. find out what a folder contains, and how much memory and time the work will take,
-2. extract every series with one call or one command, and see which runs could not be used and why,
+2. extract every series with one call or one command, and see which runs could not be used,
 3. look at one result, at the study as a whole, and at all series together, and
 4. compare time, memory and values with nilearn alone.
 
-If another program prepared your images, use
-:func:`~beyond_the_masker.masker_study.masker_study`, which takes your own confounds.
+For images of other programs there is :func:`~beyond_the_masker.masker_study.masker_study`.
 """
 
 # %%
@@ -53,9 +52,8 @@ print(printed.replace(f"{folder.name}/", ""))
 # %%
 # One call
 # --------
-# Without ``--dry-run`` it does the work. Here is the same from Python. All atlases share one pass
-# over an image. A worker takes one image at a time, so its memory does not depend on how many there
-# are.
+# Without ``--dry-run`` it does the work. Here is the same from Python, with two workers, each of
+# which takes one image at a time. If you give several atlases, they share one pass over each image.
 
 from beyond_the_masker import fmriprep_study
 
@@ -67,27 +65,25 @@ shown = table[["status", "volumes", "kept", "confounds", "mean_fd", "below_cover
 print(shown.replace(r":.*", "", regex=True).round(2).to_string())
 
 # %%
-# Each row is an image with an atlas; the table is also in ``study.tsv``. ``confounds`` counts the
-# columns that were removed, ``mean_fd`` is the mean :term:`framewise displacement`, and
-# ``below_coverage`` counts (and in the table names) regions of which less than half is inside the
-# image. An image that cannot be used does not stop the others:
+# The table is also in ``study.tsv``. ``confounds`` counts columns that were removed, ``mean_fd`` is
+# the mean :term:`framewise displacement`, and ``below_coverage`` counts (and in the table names)
+# regions of which less than half is inside. An image that cannot be used stops no other:
 
 for row in table[table.status == "failed"].itertuples():
     print(f"{Path(row.image).name[:29]}\n    {row.reason}".replace(f"{folder.name}/", ""))
 
 # %%
-# If something was repaired, or the work was interrupted, run the same again: it does only what is
-# missing, or what depends on a file or an option that changed.
+# After a repair or an interruption, run the same again: it does only what is missing or outdated.
 #
 # One result
 # ----------
-# A result keeps all entities of its image and gains two: ``atlas``, and the strategy as ``desc``.
-# It has a row for each volume that was kept, and all regions of the atlas, in the same order for
-# every image; a region that an image lacks is ``n/a``. The ``.json`` beside it records what it
-# depends on.
+# A result's name keeps the entities of its image, adds ``atlas``, and has the strategy as ``desc``.
+# The table has a row for each volume that was kept, and a column for each region of the atlas, the
+# same for every image; what an image lacks is ``n/a``. The ``.json`` beside it records all that the
+# result depends on.
 
 import json
-
+import pandas as pd
 from beyond_the_masker.figures import plot_lanes
 from beyond_the_masker.tables import read_table
 
@@ -106,8 +102,7 @@ plot_lanes(first, "Four regions of one network", "signal (SD)")
 #
 # The study as a whole
 # --------------------
-# Two questions before any statistics: which regions does the study have in every image, and how
-# much did head motion leave?
+# Which regions does the study have in every image, and how much did head motion leave?
 
 from beyond_the_masker.figures import plot_study
 
@@ -118,8 +113,6 @@ plot_study(table, "Networks")
 # -------------------
 # These lines read them into one table. Its index has the run and the row, its columns are the
 # regions, so pandas can select and group:
-
-import pandas as pd
 
 
 def read_study(output_dir, atlas):
@@ -155,26 +148,22 @@ from nilearn.maskers import NiftiLabelsMasker
 from beyond_the_masker.meter import measure
 from beyond_the_masker.workers import prepare_fmriprep
 
-CLEANING = {"detrend": True, "standardize": "zscore_sample", "reports": False}
 
-
-def with_nilearn(image, atlas):
+def with_nilearn(images, atlas, **cleaning):
     """Extract and clean the averages of an atlas' regions with nilearn alone."""
-    confounds, sample_mask = load_confounds_strategy(str(image), "simple")
-    brain = str(image).replace("preproc_bold", "brain_mask")
-    masker = NiftiLabelsMasker(atlas, mask_img=brain, **CLEANING)
-    return masker.fit_transform(image, confounds=confounds, sample_mask=sample_mask)
-
-
-def all_with_nilearn(images, atlas):
-    """Do one image after the other."""
-    return [with_nilearn(image, atlas) for image in images]
+    every_series = []
+    for image in images:
+        confounds, kept = load_confounds_strategy(str(image), "simple")
+        brain = str(image).replace("preproc_bold", "brain_mask")
+        masker = NiftiLabelsMasker(atlas, mask_img=brain, reports=False, **cleaning)
+        every_series += [masker.fit_transform(image, confounds=confounds, sample_mask=kept)]
+    return every_series
 
 
 with tempfile.TemporaryDirectory() as folder:
     derivatives, atlas = prepare_fmriprep(Path(folder, "fmriprep"), n_images=2)
     images = sorted(derivatives.rglob("*_bold.nii.gz"))
-    usual = measure(all_with_nilearn, images, atlas)
+    usual = measure(with_nilearn, images, atlas, detrend=True, standardize="zscore_sample")
     ours = measure(fmriprep_study, derivatives, {"atlas": atlas}, Path(folder, "series"))
     tables = map(read_table, ours.result().file)
     print("equal, bit for bit:", [*map(np.array_equal, tables, usual.result())])
@@ -185,25 +174,24 @@ for name, trace in {"nilearn": usual, "fmriprep_study": ours}.items():
 # %%
 # What happens to the series
 # --------------------------
-# By default they are detrended and standardised, and the confounds of the strategy ``simple`` are
-# removed: 24 parameters of head motion, the signals of white matter and CSF, and slow drifts.
-# ``strategy`` and ``masker`` change any of it.
+# ``strategy`` and ``masker`` change any of these defaults:
 #
+# * **Confounds** of the strategy ``simple`` are removed: 24 parameters of head motion, the signals
+#   of white matter and CSF, and cosines for slow drifts.
 # * **The unit is standard deviations** (``standardize="zscore_sample"``), because the scanner's
 #   unit differs between images, and correlations do not depend on it.
-# * **Detrending stays on**, because the cosines that model slow drifts contain no straight line.
+# * **Detrending stays on**, because the cosines contain no straight line.
 # * **No smoothing**: an average is smooth already, and a kernel would mix neighbouring regions.
-# * **No filter**: the cosines remove slow changes. If you set ``low_pass``, the repetition time
-#   comes from the sidecar, since headers are often wrong.
+# * **No filter**, since the cosines are one. If you set one, the repetition time comes from the
+#   :term:`sidecar`, because headers often have a wrong one.
 # * **Only the brain counts**: voxels outside the image's brain mask are left out, and a region
 #   with less than half of its volume inside is ``n/a``, not an average of what is left.
 #
 # What to conclude
 # ----------------
-# One command turns derivatives into tables: nilearn's values, in a worker with little more memory
-# than its imports. Ask with ``--dry-run`` first, look at the table and the picture, repair what
-# failed, and run the same again. Another atlas is another run of the command, which leaves the
-# results of the first one as they are.
+# One command turns derivatives into tables with nilearn's values, and a worker needs little more
+# memory than its imports. Ask with ``--dry-run``, look at the table and the picture, repair what
+# failed, and run the same again. Another atlas leaves the results of the first one as they are.
 #
 # Recommended next
 # ----------------
