@@ -63,7 +63,7 @@ class Derivatives:
 
     def results(self):
         """Return all results, by their names."""
-        return {path.name: path.read_bytes() for path in self.output.rglob("sub-*")}
+        return {path.name: path.read_bytes() for path in self.output.rglob("sub-*_*")}
 
 
 @pytest.fixture

@@ -46,8 +46,7 @@ import sys
 command = [sys.executable, "-m", "beyond_the_masker", "fmriprep", "fmriprep", "series"]
 options = f"participant --atlas Networks={atlas.name} --space MNI152NLin2009cAsym --task rest"
 command += [*options.split(), "--strategy", "scrubbing", "--dry-run"]
-printed = subprocess.run(command, cwd=folder.name, check=True, stdout=-1, text=True).stdout
-print(printed.replace(f"{folder.name}/", ""))
+print(subprocess.check_output(command, cwd=folder.name, text=True).replace(f"{folder.name}/", ""))
 
 # %%
 # One call

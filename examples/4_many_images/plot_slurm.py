@@ -37,9 +37,8 @@ _, atlas = prepare_fmriprep(Path(folder.name, "fmriprep"), n_images=40)
 command = "-m beyond_the_masker fmriprep fmriprep series participant --atlas atlas=atlas.nii.gz"
 Path(folder.name, "atlas.nii.gz").symlink_to(atlas.absolute())
 asked = [sys.executable, *command.split(), "--dry-run"]
-printed = subprocess.run(asked, cwd=folder.name, check=True, stdout=-1, text=True).stdout
+print(subprocess.check_output(asked, cwd=folder.name, text=True).replace(f"{folder.name}/", ""))
 folder.cleanup()
-print(printed)
 
 # %%
 # The memory is one and a half times the predicted peak of a worker, in :term:`RSS`, which most
