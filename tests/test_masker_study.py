@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -241,13 +242,14 @@ def test_a_matrix_of_other_series_is_removed(study):
 def test_same_bytes_whoever_does_the_work(study, n_jobs, backend):
     """Workers, threads and parts write the same files as the calling process."""
     study.run(relmat=True)
-    expected = study.files()
+    expected, filters = study.files(), [*warnings.filters]
     shutil.rmtree(study.output)
     with parallel_config(backend=backend):
         tables = [study.run(n_jobs, part=(number, 2), relmat=True) for number in (1, 2)]
     assert [len(table) for table in tables] == [6, 3]
     assert {status for table in tables for status in table.status} == {"done"}
     assert study.files() == expected
+    assert warnings.filters == filters  # threads that catch warnings change them
 
 
 def newer_image(study):

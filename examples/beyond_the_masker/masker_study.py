@@ -9,6 +9,7 @@
 
 import hashlib
 import re
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -226,7 +227,8 @@ def run_maskers(
     chosen, table = one_part(runs, part)
     options = Options(output_dir, float(min_coverage), bool(relmat), verify)
     tasks = [new_task(run, {name: atlases[name] for name in run.files}, options) for run in chosen]
-    return run_tasks(tasks, output_dir / table, COLUMNS, n_jobs)
+    with warnings.catch_warnings():  # threads that catch warnings leave the filters changed
+        return run_tasks(tasks, output_dir / table, COLUMNS, n_jobs)
 
 
 def check_runs(runs, min_coverage):
