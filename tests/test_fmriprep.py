@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
-from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
+from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker
+from sklearn import clone
 
-from beyond_the_masker import fmriprep_study
+from beyond_the_masker import fmriprep_study, synthetic, synthetic_fmriprep
 from beyond_the_masker.fmriprep import DEFAULTS, ConfoundsOf, read_strategy
 from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
 from small_fmriprep import (
@@ -87,6 +88,51 @@ def test_series_are_those_of_nilearn(folder, atlas, tmp_path):
         assert row.mean_fd == pytest.approx(0.4 * (N_VOLUMES / 2) / (N_VOLUMES - 1))
     again = fmriprep_study(folder, {"A": str(atlas)}, out)
     assert set(again.status) == {"skipped"}
+
+
+BAND = {"low_pass": 0.1, "high_pass": 0.01, "smoothing_fwhm": 10}
+MOTION = {"six": {"strategy": ["motion"], "motion": "basic"}}
+HOW = {
+    "simple": ("simple", {}),
+    "scrubbing": ({"strict": {"denoise_strategy": "scrubbing", "fd_threshold": 0.3}}, {}),
+    "compcor": ("compcor", {"standardize": "psc", "detrend": False}),
+    "band": (MOTION, BAND),
+    "raw": (None, {"standardize": None, "detrend": False}),
+}
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize(("strategy", "parameters"), HOW.values(), ids=HOW)
+def test_every_strategy_is_that_of_nilearn(tmp_path, strategy, parameters):
+    """Labels, maps and spheres have the values of nilearn's maskers and confounds, bit for bit.
+
+    Maps are rounded differently, which counts more in the little that confounds leave.
+    """
+    folder = synthetic_fmriprep.make_fmriprep(tmp_path / "fmriprep", 1)
+    labels = synthetic_fmriprep.make_atlas(tmp_path)
+    maps = synthetic.synthetic_atlas((23, 28, 23), synthetic_fmriprep.AFFINE)
+    maps.to_filename(tmp_path / "maps.nii.gz")
+    atlases = {
+        "labels": NiftiLabelsMasker(labels),
+        "maps": NiftiMapsMasker(tmp_path / "maps.nii.gz"),
+    }
+    atlases["spheres"] = NiftiSpheresMasker([(0, -20, 20), (20, -60, 10)], radius=15)
+    how = {"strategy": strategy, "masker": parameters, "min_coverage": 0}
+    table = fmriprep_study(folder, atlases, tmp_path / "out", filters={"space": MNI}, **how)
+    assert set(table.status) == {"done"}, table.reason
+    arguments = {} if strategy is None else read_strategy(strategy).arguments
+    load = load_confounds_strategy if "denoise_strategy" in arguments else load_confounds
+    for row in table.itertuples():
+        confounds, kept = (None, None) if strategy is None else load(row.image, **arguments)
+        mask = row.image.replace("desc-preproc_bold", "desc-brain_mask")
+        t_r = about_of(row.file)["RepetitionTime"]
+        masker = clone(atlases[row.atlas]).set_params(mask_img=mask, t_r=t_r, reports=False)
+        masker.set_params(**DEFAULTS | parameters)
+        expected = masker.fit_transform(row.image, confounds=confounds, sample_mask=kept)
+        found = read(row.file).dropna(axis=1).to_numpy(expected.dtype)
+        bound = 1e-3 if arguments else 1e-5
+        bound *= np.abs(expected).max() if row.atlas == "maps" else 0
+        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
 @pytest.mark.extensive

@@ -27,11 +27,11 @@ __all__ = ["Plan", "plan_study"]
 CODE_MIB = 60  # of libraries, which RSS counts and memory in use does not
 WORK_MIB = 64  # at most, for a block of volumes and its copies; or some volumes, if they are large
 N_VOLUMES = 10  # that fitting a masker needs at most
-N_COPIES = 4  # of the series, while they are cleaned
+N_COPIES = 7  # of the series, while they are cleaned, completed and written
 TRIAL = 2  # seconds
 TASK = 1800  # seconds that a task of an array takes, if there are enough images
 MOST_TASKS = 1000  # of an array, by Slurm's default
-COLUMNS = ["image", "volumes", "mib", "missing"]
+COLUMNS = ["image", "volumes", "mib", "series_mib", "missing"]
 SHOWN = 12  # labels and problems that are listed; of more, most are counted
 SCRIPT = """\
 #!/bin/bash
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     """What a study needs."""
 
     folder: Path
-    table: pd.DataFrame  # a row per image: entities, image, volumes, mib, seconds, missing
+    table: pd.DataFrame  # a row per image: entities, COLUMNS and seconds
     worker_mib: float  # resident set size of a worker at most
     n_regions: int  # of all atlases
 
@@ -96,29 +96,29 @@ def plan_study(
     """
     how = filters, participants, strategy, masker, brain_mask
     wanted, found = find_study(fmriprep_dir, atlases, output_dir, *how)
-    table = pd.DataFrame([row_of(files) for files in found])
+    n_regions = count_regions(wanted, found)
+    table = pd.DataFrame([row_of(files, n_regions) for files in found])
     keys = {key for files in found for key in entities_of(files.image)}
     table = table[[*sorted(keys, key=lambda key: RANK.get(key, 98)), *COLUMNS]]
     images = table.image[table.mib > 0]
     table["seconds"] = table.mib * time_of_a_mib(images, wanted.parameters["smoothing_fwhm"])
-    n_regions = count_regions(wanted, found)
     work_mib = np.maximum(N_VOLUMES * table.mib / table.volumes.clip(lower=1), WORK_MIB)
-    results_mib = N_COPIES * 8 * n_regions * table.volumes / MIB
-    needed = this_machine()["nilearn"] + CODE_MIB + work_mib + results_mib
+    needed = this_machine()["nilearn"] + CODE_MIB + work_mib + N_COPIES * table.series_mib
     return Plan(wanted.folder, table, float(needed.max()), n_regions)
 
 
-def row_of(files):
+def row_of(files, n_regions):
     """Return a row of the plan's table, from the header of an image."""
-    problems, volumes, mib = [*dict.fromkeys(chain(*files.problems.values()))], 0, 0.0
+    problems, volumes, mib, series_mib = [*dict.fromkeys(chain(*files.problems.values()))], 0, 0, 0
     try:
         header = read_header(files.image)
         volumes = header.shape[3]
         mib = math.prod(header.shape) * np.dtype(header.dtype).itemsize / MIB
+        series_mib = volumes * n_regions * (4 if header.dtype == "float32" else 8) / MIB
     except (OSError, ValueError) as error:
         if files.image.exists():  # else it is among the problems
             problems.append(str(error))
-    values = str(files.image), volumes, mib, " ".join(problems)
+    values = str(files.image), volumes, mib, series_mib, " ".join(problems)
     return entities_of(files.image) | dict(zip(COLUMNS, values, strict=True))
 
 
