@@ -165,6 +165,7 @@ def test_plan():
     figure = plot_plan(hours)
     is_a_good_figure(figure, "3,200 workers: processors 0.04 h, storage 0.3 h")
     assert [text.get_text() for text in figure.axes[0].texts] == ["60 h", "0.5 h", "0.3 h"]
+    nothing_overlaps(figure.axes[0].texts)
 
 
 def rows_of(status, image_mib=300, **values):

@@ -110,10 +110,10 @@ for name, (n_nodes, machine) in MACHINES.items():
     gib = machine["cores"] * measured["peak"] / 1024
     workers = n_nodes * machine["cores"]
     rows[name] = {"workers": workers} | hours | {"hours": max(hours.values()), "GiB": gib}
-hours = pd.DataFrame(rows).T
+hours = pd.DataFrame(rows).T.astype({"workers": int})
 print(hours.to_string(float_format="{:,.3g}".format))
 
-plot_plan(hours.astype({"workers": int}).set_index("workers"))
+plot_plan(hours.set_index("workers"))
 plt.show()
 
 # %%

@@ -400,8 +400,9 @@ def plot_plan(hours):
     for name, (color, style) in looks.items():
         ax.plot(hours.index, hours[name], style, color=color, label=name)
     ax.plot(hours.index, hours.hours, color="black", lw=7, alpha=0.15, label="the study")
+    sides = {hours.index[0]: "left", hours.index[-1]: "right"}
     for n, row in hours.iterrows():
-        place = {"ha": "right" if n == hours.index[-1] else "left", "textcoords": "offset points"}
+        place = {"ha": sides.get(n, "center"), "textcoords": "offset points"}
         ax.annotate(f"{row.hours:.3g} h", (n, row.hours), (0, 9), **place)
     ax.set(xscale="log", yscale="log", xlabel="workers", ylabel="hours", xticks=hours.index)
     ax.xaxis.minorticks_off()
