@@ -125,6 +125,32 @@ def test_columns_are_those_of_the_labels(
     np.testing.assert_allclose(shares, counts, rtol=1e-12)
 
 
+UNUSUAL = {  # labels, the background, the numbers of the regions
+    "one region without background": (np.full(GRID, 5.0), 0, [5]),
+    "NaN in the background": (np.where(LABELS == 0, np.nan, LABELS), 0, [3, 7, 40, 1000]),
+    "NaN is a region": (np.where(LABELS == 7, np.nan, LABELS), 3, [0, 40, 1000]),
+    "negative background": (LABELS - 3.0, -3, [0, 4, 37, 997]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Non-finite values", "ignore:.*The image either contains no")
+@by_name(("labels", "background", "numbers"), UNUSUAL)
+@pytest.mark.parametrize("masked", [False, True])
+def test_unusual_labels_have_the_columns_of_nilearn(
+    fmri_path, tmp_path, labels, background, numbers, masked
+):
+    """For nilearn, what is not finite is zero, and zero is a region if it is not the background."""
+    path = write(tmp_path / "atlas.nii", labels.astype("<f4"))
+    atlas = read_atlas("a", NiftiLabelsMasker(path, background_label=background))
+    assert atlas.numbers == numbers
+    series, shares = extract(atlas, fmri_path, **({"mask_img": image_of(HALF)} if masked else {}))
+    labels = np.nan_to_num(labels)
+    left = np.where(HALF, labels, background) if masked else labels
+    np.testing.assert_allclose(series, averages(left, numbers), rtol=1e-5)
+    counts = [np.count_nonzero(left == n) / np.count_nonzero(labels == n) for n in numbers]
+    np.testing.assert_allclose(shares, counts)
+
+
 ON_OTHER_GRIDS = {  # affine of the atlas, whether the image is resampled to it, labels that vanish
     "shifted by whole voxels": (SHIFTED, "data"),
     "image to labels": (SHIFTED, "labels"),
