@@ -238,7 +238,7 @@ def test_spheres_without_voxels_are_missing(fmri_path):
     """nilearn refuses an empty sphere: here its column is NaN, and the others are nilearn's."""
     seeds = [(-60, 0, 0), (2, 1, 2), (-7, -9, -6), (-60, 0, 0), (2, 1, 2)]
     options = {"radius": 5, "allow_overlap": True}
-    atlas = read_atlas("a", NiftiSpheresMasker(seeds, **options))
+    atlas = read_atlas("a", NiftiSpheresMasker(iter(seeds), **options))
     assert atlas.regions == [f"sphere_{n}" for n in range(1, 6)]
     series, shares = extract(atlas, fmri_path)
     alone = NiftiSpheresMasker(seeds[1:3], standardize=None, reports=False, **options)
@@ -329,7 +329,9 @@ def test_names_of_a_masker_come_first(tmp_path):
     lut = pd.DataFrame({"index": [3, 7, 40, 1000], "name": ["a", "b b", "c", "d"]})
     lut.to_csv(tmp_path / "lut.csv", index=False)
     for given_lut in (lut, tmp_path / "lut.csv"):
-        assert read_atlas("a", NiftiLabelsMasker(path, lut=given_lut)).regions == list(lut.name)
+        atlas = read_atlas("a", NiftiLabelsMasker(path, lut=given_lut))
+        assert atlas.regions == list(lut.name)
+        assert atlas.masker.lut is None  # workers need no names
     masker = NiftiLabelsMasker(path, labels=["Background", "x", "y", "z", "x"])
     assert read_atlas("a", masker).regions == ["x_3", "y", "z", "x_1000"]
     assert read_atlas("a", NiftiLabelsMasker(path)).regions == NAMED

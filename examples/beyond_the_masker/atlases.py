@@ -29,7 +29,7 @@ from beyond_the_masker.streaming import mask_volumes, open_mask
 
 __all__ = ["Atlas", "complete", "coverage", "read_atlas", "union_of"]
 IMAGES = {"labels_img": "dseg", "maps_img": "probseg", "mask_img": "mask"}  # and suffixes of files
-NOT_IN_RESULTS = ("memory", "memory_level", "verbose", "reports", "cmap", "lut", "labels")
+NOT_IN_RESULTS = ("memory", "memory_level", "verbose", "reports", "cmap")
 
 
 class Atlas(NamedTuple):
@@ -87,6 +87,8 @@ def read_atlas(name, source):
         }[type(masker)]
         numbers, regions = count(masker)
         check_regions(regions)
+        if type(masker) is NiftiLabelsMasker:
+            masker = copy_of(masker, lut=None, labels=None)  # their names are in `regions`
         return Atlas(str(name), masker, regions, checksum_of(masker, regions), numbers)
 
 
@@ -132,6 +134,8 @@ def copy_of(masker, **changes):
     parameters = masker.get_params(deep=False) | changes
     if parameters.get("target_shape") is None:  # with it, nilearn 0.14 needs a report
         parameters["reports"] = False
+    if hasattr(parameters.get("seeds"), "__next__"):  # else the first fit would use them up
+        parameters["seeds"] = [*parameters["seeds"]]
     for name in IMAGES.keys() & parameters:
         parameters[name] = as_path(parameters[name])
     return type(masker)(**parameters)
@@ -174,8 +178,10 @@ def check_images(masker):
     """Raise an OSError if an image is missing, a ValueError if the mask of the masker is empty."""
     for name in IMAGES:
         check_link(getattr(masker, name, None))
-    if masker.mask_img is not None and not any([v.any() for v in read_volumes(masker.mask_img)]):
-        raise ValueError(f"{open_mask(masker.mask_img)[1]} is an empty mask.")
+    if masker.mask_img is not None:
+        is_used = [values.any() for values in read_volumes(masker.mask_img)]  # to the file's end
+        if not any(is_used):
+            raise ValueError(f"{open_mask(masker.mask_img)[1]} is an empty mask.")
 
 
 def check_regions(regions):
