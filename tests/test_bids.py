@@ -124,6 +124,7 @@ def test_all_images_are_found(study):
         ({"task": "rest"}, None, "01 01 02 03"),
         ({"task": ["rest", "nback"], "ses": 1}, None, "01 01 02"),
         ({"run": 1}, None, "01 01"),
+        ({"run": "run-1", "ses": "ses-1"}, None, "01 01"),
         ({"run": [1, "02"]}, None, "01 01 02"),
         ({"run": [None, 2]}, None, "01 02 03"),
         ({"space": ""}, None, "01"),
@@ -145,7 +146,11 @@ def test_filters(study, filters, participants, found):
     [
         ({"task": "rst"}, None, "has task-rst. There is task-nback, task-rest."),
         ({"task": "nback", "run": [1, 2]}, None, "has run-1 or run-2. They have no run, but acq, "),
-        ({"ses": 1, "space": "MNI"}, None, "has space-MNI. There is no space, space-MNI152NLin"),
+        (
+            {"ses": 1, "space": "space-MNI"},
+            None,
+            "has space-MNI. There is no space, space-MNI152NLin",
+        ),
         ({"desc": "none"}, None, "has desc-none. There is desc-preproc, desc-smoothAROMAnonaggr."),
         ({}, ["01", "sub-4"], "has no image of sub-4. There is sub-01, sub-02, sub-03."),
     ],

@@ -80,6 +80,7 @@ def test_options_need_only_the_standard_library(tmp_path):
         ("fmriprep none out participant --atlas A=b.nii", 1, "none is not a folder"),
         ("fmriprep none out participant", 2, "--atlas"),
         ("fmriprep none out participant --atlas a.nii", 2, "'a.nii' has no ="),
+        ("fmriprep none out participant --atlas A=b.nii A=c.nii", 1, "a name twice"),
         ("fmriprep none out group --atlas A=b.nii", 2, "group"),
         ("fmriprep none out participant --atlas A=b.nii --strategy no.json", 2, "no.json"),
         ("experiment", 1, "FMRI and ATLAS go together"),

@@ -250,7 +250,7 @@ def several(*names, **how):
 )
 def run_fmriprep(arguments):
     """Extract the time series of atlases from all images that fMRIPrep wrote."""
-    inputs = arguments.fmriprep_dir, dict(arguments.atlas), arguments.output_dir
+    inputs = arguments.fmriprep_dir, atlases_of(arguments), arguments.output_dir
     how = {
         "filters": filters_of(arguments),
         "participants": arguments.participant_label,
@@ -272,6 +272,14 @@ def run_fmriprep(arguments):
     with say_how_to_continue():
         table = fmriprep_study(*inputs, arguments.jobs, **how)
     return report(table, arguments.output_dir)
+
+
+def atlases_of(arguments):
+    """Return the atlases of a command by their names, each of which may be there once."""
+    atlases = dict(arguments.atlas)
+    if len(atlases) < len(arguments.atlas):
+        raise ValueError("--atlas has a name twice; each atlas needs one of its own.")
+    return atlases
 
 
 def filters_of(arguments):

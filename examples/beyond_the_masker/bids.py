@@ -85,8 +85,8 @@ def find_images(folder, filters=None, participants=None):
         The folder that has ``sub-01`` and others.
     filters : dict, optional
         Entities and the labels to keep: one, or a list, such as ``{"task": "rest", "run": [1,
-        2]}``. None stands for images without the entity. Unless it names another one, ``desc`` is
-        ``preproc``.
+        2]}``. None, or an empty text, stands for images without the entity. Unless it names another
+        one, ``desc`` is ``preproc``.
     participants : str or list of str, optional
         Labels of subjects, with or without ``sub-``; by default all.
 
@@ -153,14 +153,14 @@ def of_participants(folder, names, participants):
 
 
 def comparable(key, label):
-    """Return a label of an entity such that equal ones are the same."""
-    label = "" if label is None else str(label)
+    """Return a label of an entity, with or without its name, such that equal ones are the same."""
+    label = "" if label is None else str(label).removeprefix(f"{key}-")
     return label.lstrip("0") or "0" if key in COUNTED and label.isdigit() else label
 
 
 def in_words(key, label):
     """Return in words that an entity has a label, or is absent."""
-    return f"no {key}" if label in (None, "") else f"{key}-{label}"
+    return f"no {key}" if label in (None, "") else f"{key}-{str(label).removeprefix(f'{key}-')}"
 
 
 def others(key, names):

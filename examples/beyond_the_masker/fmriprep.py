@@ -159,7 +159,8 @@ class Wanted(NamedTuple):
 
     folder: Path
     output_dir: Path
-    atlases: dict  # name: Atlas
+    names: list  # of all atlases
+    atlases: dict  # name: Atlas, the same for all images
     patterns: dict  # name: pattern of the file of each subject's atlas
     strategy: Strategy
     parameters: dict  # of all maskers
@@ -175,7 +176,8 @@ def find_study(
     strategy, parameters = read_strategy(strategy), read_parameters(masker)
     images = find_images(folder, {"desc": strategy.image} | (filters or {}), participants)
     of_all, patterns = read_atlases(atlases)
-    wanted = Wanted(folder, output_dir, of_all, patterns, strategy, parameters, brain_mask)
+    names = [*atlases]
+    wanted = Wanted(folder, output_dir, names, of_all, patterns, strategy, parameters, brain_mask)
     related = Related()
     found = [find_files(wanted, related, image) for image in images]
     check_results(wanted, found)
@@ -311,7 +313,7 @@ def name_results(wanted, image):
     folder = wanted.output_dir / image.parent.relative_to(wanted.folder)
     return {
         name: folder / name_of(entities | desc | {"atlas": name}, "timeseries", ".tsv")
-        for name in (*wanted.atlases, *wanted.patterns)
+        for name in wanted.names
     }
 
 
