@@ -25,6 +25,7 @@ from nilearn.maskers import (
     NiftiSpheresMasker,
 )
 
+import small_masker_study
 from beyond_the_masker import work
 from beyond_the_masker.atlases import read_atlas
 from beyond_the_masker.masker_study import Run, masker_study, run_maskers
@@ -32,75 +33,13 @@ from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.tables import read_table
 from leftovers import eventually, kill
 from made_images import flip, make_image, sparse_image
+from small_masker_study import AFFINE, SHAPE, Study, make_labels, make_maps, make_study
 from small_study import failing
 
-SHAPE = (6, 7, 5, 40)
-AFFINE = np.diag([3.0, 3, 4, 1])
 COLUMNS = (
     "image atlas file status reason volumes kept confounds mean_fd below_coverage seconds "
     "peak_rss_mib started host pid"
 )
-
-
-def make_labels(folder, n_labels=5):
-    """Write an atlas of labels with a table of names; return its path."""
-    labels = np.random.default_rng(1).integers(0, n_labels + 1, SHAPE[:3])
-    nib.save(make_image(data=labels, dtype="u1", affine=AFFINE), folder / "own_dseg.nii.gz")
-    names = [f"{number}\tArea {number}\n" for number in range(1, n_labels + 1)]
-    (folder / "own_dseg.tsv").write_text("index\tname\n" + "".join(names))
-    return folder / "own_dseg.nii.gz"
-
-
-def make_maps(folder, n_maps=3):
-    """Write an atlas of maps; return its path."""
-    maps = np.random.default_rng(2).random((*SHAPE[:3], n_maps))
-    nib.save(make_image(data=maps, affine=AFFINE), folder / "maps.nii.gz")
-    return folder / "maps.nii.gz"
-
-
-def make_study(folder, n_images=3):
-    """Write images, their confounds, and two atlases."""
-    folder.mkdir()
-    make_labels(folder)
-    make_maps(folder)
-    for number in range(1, n_images + 1):
-        rng = np.random.default_rng(number)
-        data = rng.normal(100, 30, SHAPE)
-        nib.save(make_image(data=data, affine=AFFINE), folder / f"sub-{number:02d}_bold.nii.gz")
-        table = pd.DataFrame(rng.normal(size=(SHAPE[3], 2)), columns=["x", "csf"])
-        table.to_csv(folder / f"sub-{number:02d}_confounds.tsv", sep="\t", index=False)
-
-
-class Study:
-    """The images that `make_study` wrote, and three atlases."""
-
-    def __init__(self, folder):
-        self.folder, self.output = folder, folder / "out"
-        self.images = sorted(folder.glob("*_bold.nii.gz"))
-        self.confounds = sorted(folder.glob("*_confounds.tsv"))
-        labels = str(folder / "own_dseg.nii.gz")
-        self.maskers = {
-            "labels": NiftiLabelsMasker(labels, standardize="zscore_sample"),
-            "maps": folder / "maps.nii.gz",
-            "spheres": NiftiSpheresMasker([(6, 9, 8), (3, 3, 4)], radius=4, standardize=None),
-        }
-
-    def run(self, n_jobs=None, **options):
-        """Do the study; return its table."""
-        options = {"confounds": self.confounds} | options
-        return masker_study(self.images, self.maskers, self.output, n_jobs, **options)
-
-    def file(self, number, name, ending="timeseries.tsv"):
-        """Return a file of results."""
-        return self.output / f"sub-{number:02d}_bold_atlas-{name}_{ending}"
-
-    def files(self):
-        """Return the content of all files of results."""
-        return {path.name: path.read_bytes() for path in sorted(self.output.glob("sub-*"))}
-
-    def times(self):
-        """Return when each file of results was written."""
-        return {path.name: path.stat().st_mtime_ns for path in sorted(self.output.glob("sub-*"))}
 
 
 @pytest.fixture
@@ -512,16 +451,6 @@ def test_runs_need_files_of_their_own(study):
 # What is interrupted
 # -------------------
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_masker_study import Study
-if __name__ == "__main__":
-    study = Study(Path({folder!r}))
-    print(*study.run({n_jobs}).status)
-"""
-
 
 def wait_for(study, process):
     """Wait until the study is in the middle of an image; return the number of that process."""
@@ -535,12 +464,8 @@ def start(study, n_jobs, **environ):
     """Start the study in a process that fails at one image; see `failing`."""
     folder = study.folder / "failing"
     shutil.rmtree(folder, ignore_errors=True)
-    script = study.folder / "script.py"
-    script.write_text(
-        SCRIPT.format(tests=str(Path(__file__).parent), folder=str(study.folder), n_jobs=n_jobs)
-    )
     return subprocess.Popen(
-        [sys.executable, script],
+        [sys.executable, small_masker_study.__file__, study.folder, str(n_jobs)],
         env=os.environ | failing(folder, **environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from beyond_the_masker.tables import is_whole, read_exactly, read_record, read_table, write_pair
+from made_images import changed
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))
 VALUES = st.sampled_from(["f4", "f8", "i4"]).flatmap(
@@ -63,3 +64,19 @@ def test_damage_is_found(tmp_path, verify):
     file.unlink()
     assert not is_whole(file, record, verify)
     assert not is_whole(file, {}, verify)
+
+
+@pytest.mark.parametrize("share", np.linspace(0, 0.99, 15))
+def test_a_damaged_record_is_none(tmp_path, share):
+    """A record of which a bit is changed, or the end is missing, is not believed."""
+    file = tmp_path / "a_timeseries.tsv"
+    record = write_pair(file, ["a"], np.zeros((2, 1)), {"Coverage": {"a": 0.25, "b": None}})
+    sound = file.with_suffix(".json").read_bytes()
+    assert read_record(file) == record
+    file.with_suffix(".json").write_bytes(changed(sound, int(share * len(sound)), 1))
+    assert read_record(file) in ({}, record)  # white space may be another one
+    file.with_suffix(".json").write_bytes(sound[: int(share * len(sound))])
+    assert read_record(file) == {}
+    for text in ("[]", "1", "{}", '{"RecordSha256": 1}'):
+        file.with_suffix(".json").write_text(text)
+        assert read_record(file) == {}

@@ -215,8 +215,8 @@ def run_maskers(
     parameters), ``Regions``, ``Coverage`` (of each region the share inside the image and its mask;
     null if unknown), ``MinCoverage``, ``Volumes``, ``SampleMask`` (kept volumes, from 0; null for
     all), ``ConfoundColumns``, ``MeanFramewiseDisplacement``, ``DataType``, ``Versions`` (of
-    packages), ``Sha256`` and ``Size`` (of the table), and what the run is `about`. It is written
-    last, so a table without it is not complete.
+    packages), ``Sha256`` and ``Size`` (of the table), ``RecordSha256`` (of all other entries), and
+    what the run is `about`. It is written last, so a table without it is not complete.
 
     A result is skipped if its record would be the same, but for the versions of packages. Results
     of another image that still exists are never overwritten.

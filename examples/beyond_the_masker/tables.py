@@ -20,15 +20,22 @@ __all__ = ["read_table"]
 
 
 def write_pair(file, header, rows, record, first=()):
-    """Write a table and then its record, to which the table's checksum and size are added."""
+    """Write a table and then its record, to which checksums of both are added."""
     beside = file.with_suffix(".json")
     with moved_into_place(file) as unfinished:
         sha256, size = write_lines(unfinished, as_lines(header, rows, first))
         beside.unlink(missing_ok=True)
     record = record | {"Sha256": sha256, "Size": size}
+    record["RecordSha256"] = sha256_of_record(record)
     with moved_into_place(beside) as unfinished:
         unfinished.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return record
+
+
+def sha256_of_record(record):
+    """Return the SHA-256 of all entries of a record but this one."""
+    others = {name: record[name] for name in record if name != "RecordSha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def remove_pair(file):
@@ -92,9 +99,10 @@ def read_record(file):
     """Return the record beside a table: empty if it is missing or damaged."""
     try:
         record = json.loads(file.with_suffix(".json").read_text())
-    except (FileNotFoundError, ValueError):
+        is_sound = record["RecordSha256"] == sha256_of_record(record)
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return record if is_sound else {}
 
 
 def read_table(file):
