@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import nibabel as nib
 import numpy as np
@@ -126,7 +127,8 @@ def name_regions(img, labels):
     is_4d = img.shape[3:] not in ((), (1,))
     table = names_of_volumes(img) if is_4d else read_table(img.get_filename())
     if missing := [name for label, name in table.items() if label and label not in labels]:
-        warnings.warn(f"{img.get_filename()} has no voxels of {', '.join(missing)}.", stacklevel=4)
+        missing = shorten(", ".join(missing), 500)  # FreeSurfer's table has hundreds
+        warnings.warn(f"{img.get_filename()} has no voxels of {missing}.", stacklevel=4)
     return name_labels(labels, table)
 
 
