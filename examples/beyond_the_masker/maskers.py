@@ -13,6 +13,7 @@ from joblib import Memory
 from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import load_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
+from scipy import linalg
 from sklearn import get_config
 
 from beyond_the_masker.cleaning import clean
@@ -123,6 +124,7 @@ def stream_masker(
     for each in maskers:
         refuse(each)
     check_positive(block_size, memory_mib)
+    prepare_algebra()
     fmri = open_series(fmri_path)
     if confounds is not None and not isinstance(confounds, list):
         confounds = [confounds]
@@ -138,6 +140,16 @@ def stream_masker(
         extract(parts, fmri, block_size, memory_mib)
     results = [part.result(high_variance, confounds, sample_mask) for part in parts]
     return results if isinstance(masker, (list, tuple)) else results[0]
+
+
+def prepare_algebra():
+    """Let OpenBLAS take its memory: if it gets none, it asks for ever, so a MemoryError is better.
+
+    NumPy and SciPy each have their own.
+    """
+    np.empty(2**26, "u1")
+    for algebra in (np.linalg, linalg):
+        algebra.cholesky(np.eye(2))
 
 
 def fit_all(maskers, fmri):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.files import file_named, moved_into_place
 
 __all__ = ["read_table"]
 
@@ -89,7 +89,7 @@ def is_whole(file, record, verify=False):
 def sha256_of(file):
     """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()
-    with open(file, "rb") as opened:
+    with file_named(file), open(file, "rb") as opened:
         while block := opened.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -98,7 +98,8 @@ def sha256_of(file):
 def read_record(file):
     """Return the record beside a table: empty if it is missing or damaged."""
     try:
-        record = json.loads(file.with_suffix(".json").read_text())
+        with file_named(file.with_suffix(".json")):
+            record = json.loads(file.with_suffix(".json").read_text())
         is_sound = record["RecordSha256"] == sha256_of_record(record)
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return {}

@@ -15,6 +15,7 @@ from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker import cache
 from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.masker_study import masker_study
 from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.results import ABOUT, OF_DAMAGE
@@ -29,6 +30,7 @@ OF_COMMANDS = {
 VOLATILE = ["status", "reason", "seconds", "peak_rss_mib", "started", "host", "pid"]
 LONG = f"sub-02_{'x' * (255 - len('sub-02_.nii.gz'))}"  # with its ending, the longest name
 IMAGES = ("sub-00.nii.gz", "sub-01.nii", f"{LONG}.nii.gz")
+ATLASES = ("labels.nii.gz", "maps.nii.gz")
 MASKS = ("region_a.nii.gz", "region_b.nii.gz")
 SHAPE = (8, 9, 7, 11)
 OUT = "out"
@@ -89,6 +91,14 @@ def parts(folder, workers, **options):
     return pd.concat([study(folder, workers, part=(n, 2), **options) for n in (1, 2)])
 
 
+def tables(folder, workers, **options):
+    """Extract and clean two atlases from two images into tables."""
+    maskers = {"labels": folder / "labels.nii.gz", "maps": folder / "maps.nii.gz"}
+    images, confounds = [folder / name for name in IMAGES[:2]], [folder / "confounds.tsv"] * 2
+    options |= {"confounds": confounds, "relmat": True}
+    return masker_study(images, maskers, folder / OUT, workers, **options)
+
+
 def command(folder, workers):
     """Mask three images with the command line, started anew."""
     names = ["study", *IMAGES, "--masks", *MASKS, "--output", OUT, "--jobs", str(workers)]
@@ -125,6 +135,8 @@ TARGETS = {
     "mask_study": Target(study, is_study=True),
     "mask_study in two parts": Target(parts, is_study=True),
     "mask_study, 2 workers": Target(study, 2, is_study=True),
+    "masker_study": Target(tables, is_study=True, files=(IMAGES[0], *ATLASES)),
+    "masker_study, 2 workers": Target(tables, 2, is_study=True, files=(IMAGES[0], *ATLASES)),
     "command study": Target(command, is_study=True, is_command=True),
     "prepared files": Target(prepared, is_whole=True, files=(), image=""),
 }
@@ -141,6 +153,11 @@ def make_inputs(folder, seed):
     inside = np.random.default_rng(0).random((2, *SHAPE[:3])) < 0.05
     for name, mask in zip(MASKS, inside, strict=True):
         nib.save(nib.Nifti1Image(mask.astype("u1"), affine), folder / name)
+    maps = np.random.default_rng(1).random((*SHAPE[:3], 3))
+    nib.save(nib.Nifti1Image(maps, affine), folder / "maps.nii.gz")
+    rng = np.random.default_rng(2)
+    confounds = pd.DataFrame(rng.normal(size=(SHAPE[3], 2)), columns=["trans_x", "rot_y"])
+    confounds.to_csv(folder / "confounds.tsv", sep="\t", index=False)
     labels = (np.arange(np.prod(SHAPE[:3])) % 4).reshape(SHAPE[:3]).astype("u1")
     nib.save(nib.Nifti1Image(labels, affine), folder / "labels.nii.gz")
     for path in folder.rglob("*"):
