@@ -28,9 +28,9 @@ from nilearn.maskers import (
 import small_masker_study
 from beyond_the_masker import work
 from beyond_the_masker.atlases import read_atlas
-from beyond_the_masker.masker_study import Run, masker_study, run_maskers
+from beyond_the_masker.masker_study import Confounds, Run, masker_study, run_maskers
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.tables import read_table
+from beyond_the_masker.tables import read_record, read_table
 from leftovers import eventually, kill
 from made_images import flip, make_image, sparse_image
 from small_masker_study import AFFINE, SHAPE, Study, make_labels, make_maps, make_study
@@ -100,6 +100,8 @@ def test_tables_have_nilearns_values(tmp_path_factory, how, dtype, n_confounds, 
         "voxels": NiftiMasker(mask, **how),
     }
     confounds = rng.normal(size=(SHAPE[3], n_confounds)) if n_confounds else None
+    if n_confounds == 1:
+        confounds = confounds[:, 0]
     if n_confounds == 3:
         confounds = pd.DataFrame(confounds)
     kept = None if kept is None else np.array(sorted(kept))
@@ -320,6 +322,73 @@ def test_results_of_another_image_are_kept(study):
     assert study.files() == before
     study.images[0].unlink()
     assert set(masker_study(others, study.maskers, study.output, **how).status) == {"done"}
+
+
+def test_what_a_run_brings(study):
+    """A record has what a run is about; a file that only one atlas depends on repeats only that."""
+    sidecar, regions = study.folder / "sidecar.json", study.folder / "regions.txt"
+    sidecar.write_text("{}")
+    regions.write_text("own")
+    atlases = {name: read_atlas(name, study.maskers[name]) for name in ("labels", "spheres")}
+    run = Run(
+        image=study.images[0],
+        files={name: study.file(1, name) for name in atlases},
+        maskers={name: atlas.masker for name, atlas in atlases.items()},
+        confounds=lambda: Confounds(None, [3, 4, 8], 0.25),
+        sources={"sidecar": sidecar, "atlas-labels": regions},
+        about={"RepetitionTime": 2.5},
+    )
+    table = run_maskers([run], atlases, study.output)
+    assert list(table.status) == ["done", "done"], list(table.reason)
+    assert list(table.kept) == [3, 3]
+    assert list(table.mean_fd) == [0.25, 0.25]
+    record = read_record(study.file(1, "labels"))
+    expected = {"RepetitionTime": 2.5, "SampleMask": [3, 4, 8], "MeanFramewiseDisplacement": 0.25}
+    assert expected.items() <= record.items()
+    assert "atlas-labels" not in read_record(study.file(1, "spheres"))["Inputs"]
+    for change, status in (
+        (lambda: os.utime(regions, ns=(1, 1)), ["done", "skipped"]),
+        (lambda: os.utime(sidecar, ns=(1, 1)), ["done", "done"]),
+        (lambda: run.about.update(RepetitionTime=2.0), ["done", "done"]),
+        (lambda: None, ["skipped", "skipped"]),
+    ):
+        change()
+        assert list(run_maskers([run], atlases, study.output).status) == status
+
+
+@pytest.fixture(scope="module")
+def whole_study(tmp_path_factory):
+    """A study of two images that was done at once."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    make_study(folder, n_images=2)
+    study = Study(folder)
+    study.run(relmat=True)
+    return study
+
+
+@settings(max_examples=settings().max_examples // 5)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sets(st.sampled_from(["labels", "maps", "spheres"]), min_size=1),
+            st.sampled_from([(1, 1), (1, 2), (2, 2)]),
+            st.booleans(),
+        ),
+        max_size=3,
+    )
+)
+def test_any_way_leads_to_the_same_files(whole_study, steps):
+    """Whatever atlases and parts were done before, in the end all bytes are the same."""
+    expected, study = whole_study.files(), Study(whole_study.folder)
+    all_maskers = dict(study.maskers)
+    study.output = study.folder / "steps"
+    shutil.rmtree(study.output, ignore_errors=True)
+    for names, part, relmat in steps:
+        study.maskers = {name: all_maskers[name] for name in all_maskers if name in names}
+        assert "failed" not in set(study.run(part=part, relmat=relmat).status)
+    study.maskers = all_maskers
+    study.run(relmat=True)
+    assert study.files() == expected
 
 
 # What fails

@@ -136,7 +136,8 @@ def given(table, sample_mask):
         table = absolute(table)
         sources["confounds"] = table
     elif table is not None:
-        table = table if hasattr(table, "columns") else np.array(table, float, ndmin=2)
+        table = table if hasattr(table, "columns") else np.array(table)
+        table = table if table.ndim == 2 else table.reshape(len(table), -1)
         about["ConfoundsChecksum"] = checksum_of(np.asarray(table), columns_of(table))
     if sample_mask is not None:
         sample_mask = np.asarray(sample_mask)
