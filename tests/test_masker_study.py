@@ -493,6 +493,7 @@ def test_changed_while_it_is_read(study, monkeypatch):
         ({"maskers": {}}, "one atlas"),
         ({"maskers": {"a_b": "own_dseg.nii.gz"}}, "letters and digits"),
         ({"confounds": [None]}, "confounds has 1 entries"),
+        ({"confounds": [None, [["a"]], None]}, "confound is not a number"),
         ({"sample_masks": "all"}, "sample_masks is a list"),
         ({"min_coverage": 50}, "min_coverage is 50"),
         ({"part": (4, 3)}, "part is"),

@@ -28,6 +28,7 @@ from beyond_the_masker.work import (
     columns_of,
     do_run,
     marker_of,
+    numbers_in,
     relmat_of,
 )
 
@@ -138,7 +139,7 @@ def given(table, sample_mask):
     elif table is not None:
         table = table if hasattr(table, "columns") else np.array(table)
         table = table if table.ndim == 2 else table.reshape(len(table), -1)
-        about["ConfoundsChecksum"] = checksum_of(np.asarray(table), columns_of(table))
+        about["ConfoundsChecksum"] = checksum_of(numbers_in(table), columns_of(table))
     if sample_mask is not None:
         sample_mask = np.asarray(sample_mask)
         about["SampleMaskChecksum"] = checksum_of(sample_mask)

@@ -300,14 +300,19 @@ def columns_of(table):
     return [str(name) for name in getattr(table, "columns", range(table.shape[1]))]
 
 
+def numbers_in(table):
+    """Return a table as an array; raise a ValueError if it has text."""
+    try:
+        return np.asarray(table, float)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"A confound is not a number: {error}.") from error
+
+
 def check_finite(table, kept):
     """Raise a ValueError if a confound of a kept volume is missing or infinite."""
     if table is None:
         return
-    try:
-        values = np.asarray(table, float)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"A confound is not a number: {error}.") from error
+    values = numbers_in(table)
     values = values if kept is None else values[kept]
     if not (finite := np.isfinite(values)).all():
         rows, columns = np.nonzero(~finite)
