@@ -95,9 +95,9 @@ first = {name: series[name].to_numpy() for name in series.columns[:28:7]}
 plot_lanes(first, "Four regions of one network", "signal (SD)")
 
 # %%
-# Each number has as many digits as it takes to read back the same bits. ``read_table`` calls
-# ``pandas.read_csv(file, sep="\t", na_values="n/a", float_precision="round_trip")``: without the
-# last argument, pandas before 3 may round the last digit. It also restores float32.
+# Each number has as many digits as it takes to read back the same bits. ``read_table`` does so, and
+# restores float32. ``pandas.read_csv(file, sep="\t", na_values="n/a")`` reads float64, exactly from
+# pandas 3 on; before, it needs ``float_precision="round_trip"``.
 #
 # The study as a whole
 # --------------------
