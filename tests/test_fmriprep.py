@@ -250,6 +250,19 @@ def test_confounds_are_missing_or_twice(folder, atlas, tmp_path):
     assert "datalad get" in reason
 
 
+def test_confounds_of_a_run_with_more_entities(folder, atlas, tmp_path):
+    """Runs with and without acq, of one task, each have their own confounds."""
+    image = make_image(folder, "sub-01_ses-1_task-rest")
+    table = make_confounds().assign(framewise_displacement=0.25)
+    path = image.parent / "sub-01_ses-1_task-rest_desc-confounds_timeseries.tsv"
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    with pytest.raises(ValueError, match="more than one confound file"):
+        load_confounds_strategy(str(one_image(folder)[0]))
+    rows = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", participants="01")
+    assert set(rows.status) == {"done"}
+    assert [*rows.mean_fd.round(2)] == [0.2, 0.2, 0.25]
+
+
 def test_columns_are_missing(folder, atlas, tmp_path):
     """A table without columns of the strategy fails, or with values that nobody can replace."""
     _, start = one_image(folder)

@@ -17,7 +17,10 @@ import csv
 import math
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -318,18 +321,22 @@ def name_results(wanted, image):
 
 
 def find_tables(strategy, related, image, problems):
-    """Return an image's tables of confounds by their roles; add what is missing to the problems."""
+    """Return an image's tables of confounds by their roles; add what is missing to the problems.
+
+    Of two tables, that with more of the image's entities belongs to it.
+    """
     tables = {}
     for role, (desc, suffixes) in strategy.tables.items():
         found = related.find(image, suffixes, [".tsv"], desc=desc)
-        if len(found) == 1:
-            tables[role] = found[0]
+        closest = [path for path in found if len(entities_of(path)) == len(entities_of(found[0]))]
+        if len(closest) == 1:
+            tables[role] = closest[0]
         elif strategy.arguments is not None:
-            names = ", ".join(path.name for path in found)
+            names = ", ".join(path.name for path in closest)
             wanted = f"desc-{desc}_{suffixes[0]}.tsv"
             problems.append(
-                f"It has {len(found)} tables of confounds: {names}. Keep one."
-                if found
+                f"It has {len(closest)} tables of confounds: {names}. Keep one."
+                if closest
                 else f"It has no confounds: no {wanted} with its entities is beside it."
             )
     return tables
@@ -447,12 +454,18 @@ def make_runs(wanted, found):
 
 
 def read_own(wanted, found):
-    """Return each subject's own atlases by name and file, and why some of them cannot be read."""
+    """Return each subject's own atlases by name and file, and why some of them cannot be read.
+
+    Every part of a study reads all of them, because their regions together are the columns.
+    """
+    from tqdm import tqdm
+
     from beyond_the_masker.atlases import read_atlas
 
     own, problems = {}, {}
     for name in wanted.patterns:
-        for file in sorted({files.atlases[name] for files in found} - {None}):
+        own_files = sorted({files.atlases[name] for files in found} - {None})
+        for file in tqdm(own_files, unit="atlas", delay=2):
             try:
                 own[name, file] = read_atlas(name, file)
             except (ValueError, OSError) as error:
@@ -524,7 +537,7 @@ class ConfoundsOf(NamedTuple):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of arguments: once, before; the rest is in rows
-                table, sample_mask = load(str(self.image), self.arguments)
+                table, sample_mask = self.load_alone()
         except (ValueError, KeyError, IndexError) as error:
             raise ValueError(f"{named} lacks what the strategy needs. {error}") from error
         if self.lacks_cosines(table):
@@ -539,6 +552,18 @@ class ConfoundsOf(NamedTuple):
                 f"{named} has n/a after the first row in {names}. Choose a strategy without them."
             )
         return table, sample_mask
+
+    def load_alone(self):
+        """Return what nilearn loads from a folder that has copies of this image's tables alone.
+
+        nilearn refuses a folder with a table for the run and one for a run with fewer entities.
+        """
+        with TemporaryDirectory() as folder:
+            for path in self.tables.values():
+                copyfile(path, Path(folder, path.name))
+                with suppress(FileNotFoundError):
+                    copyfile(path.with_suffix(".json"), Path(folder, f"{path.stem}.json"))
+            return load(str(Path(folder, self.image.name)), self.arguments)
 
     def lacks_cosines(self, table):
         """Return whether a table lacks the cosines that filter drifts; nilearn does not say so.
