@@ -497,6 +497,22 @@ def test_killed_call_that_has_children(tmp_path):
     assert eventually(lambda: not psutil.pid_exists(pid), 60), "a child runs on"
 
 
+WITHOUT_SIGNALS = """
+import signal, sys, time
+del signal.SIGKILL
+from beyond_the_masker import meter
+assert meter.KILL == meter.INTERRUPT == signal.SIGTERM
+assert meter.measure(int, 3).result() == 3
+trace = meter.measure_within(1, bytearray, 2**30)
+assert isinstance(trace.exception, MemoryError), trace
+"""
+
+
+def test_system_with_one_signal():
+    """Windows has no SIGKILL and cannot interrupt another process: there, SIGTERM ends it."""
+    subprocess.run([sys.executable, "-c", WITHOUT_SIGNALS], check=True, timeout=600)
+
+
 def test_argument_that_cannot_be_prepared():
     """The error explains why the fresh process could not take the call."""
     with pytest.raises(RuntimeError) as error:

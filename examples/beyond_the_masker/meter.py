@@ -73,6 +73,8 @@ SHM = Path("/dev/shm")
 ROLLUP = Path("/proc/self/smaps_rollup")
 HAS_PSS = ROLLUP.exists() and "Pss_Anon" in ROLLUP.read_text()
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one signal, which ends a process
+INTERRUPT = signal.SIGINT if hasattr(signal, "SIGKILL") else KILL
 KINDS = ("anon", "file", "pss", "rss", "uss")
 GROUPS = {  # by the controller in /proc/self/cgroup: folder, limit and use of control groups
     "": ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
@@ -491,7 +493,7 @@ class Watchdog:
                 # Trackers of shared memory remove what the others leave behind.
                 if not any("resource_tracker" in word for word in worker.cmdline()):
                     worker.kill()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(INTERRUPT)
         deadline = time.monotonic() + 10
         while not self.over.wait(0.005):
             if available_mib() < self.reserve / 2 or time.monotonic() > deadline:
@@ -503,7 +505,7 @@ def _end(process, patience):
     """Let the process end, interrupt it or kill it, and end all that it started."""
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    for seconds, number in ((patience, signal.SIGINT), (10, signal.SIGKILL)):
+    for seconds, number in ((patience, INTERRUPT), (10, KILL)):
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
