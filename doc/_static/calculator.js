@@ -426,7 +426,11 @@
     }
     own = true;
     outside = problem ? [{ field: "file", group: "file", message: problem }] : [];
-    setText("file-status", image ? `Filled in from the header of ${chosen.name}.` : "");
+    const doubt = image?.mayBeCutOff
+      ? " The file may be cut off: it does not end with the length of this image. (Nor does one " +
+        "that was compressed in parts; the command line decompresses it to be sure.)"
+      : "";
+    setText("file-status", image ? `Filled in from the header of ${chosen.name}.${doubt}` : "");
     if (image) {
       SHAPE.forEach((field, i) => fill(field, String(image.shape[i])));
       fill("dtype", image.dtype);

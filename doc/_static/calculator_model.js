@@ -290,7 +290,13 @@ window.memoryCalculator = (() => {
     }
   }
 
-  /** Read the header of a File, and nothing else of it. */
+  /** Return whether the length at the end of a gzip file is that of its content, modulo 2 ** 32. */
+  async function endsWithLength(file, length) {
+    const end = new DataView(await file.slice(-4).arrayBuffer());
+    return BigInt(end.getUint32(0, true)) === length % 2n ** 32n;
+  }
+
+  /** Read the header of a File, and of a compressed one the last bytes. */
   async function readHeader(file) {
     const compressed = /\.gz$/i.test(file.name);
     let header;
@@ -329,6 +335,7 @@ window.memoryCalculator = (() => {
     return {
       ...{ shape: shape.map(Number), dtype, compressed },
       ...{ slope: slope !== 1, inter: inter !== 0 },
+      mayBeCutOff: compressed && !(await endsWithLength(file, promised)),
     };
   }
 

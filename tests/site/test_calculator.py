@@ -267,10 +267,22 @@ def test_a_file_that_cannot_be_used_is_rejected_as_in_python(page, tmp_path):
             assert message == words
             assert "it should hold" in message
         elif name in ("3D.nii.gz", "zero.nii"):
-            assert message == re.sub(r" is a \w+ of shape", " is of shape", words)
+            (shape,) = re.findall(r"the shape (\(.*?\))", words)
+            assert message == f"{name} is of shape {shape}; a 4D NIfTI image is needed."
     # An entry of the image by hand takes the place of the file.
     fill(page, x="10")
     assert_results(page)
+
+
+def test_a_compressed_file_that_may_be_cut_off(page, tmp_path):
+    """What does not end with its length is taken, with a warning; what does has none."""
+    content = write_image(tmp_path / "whole.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(content[:-20])
+    for name, doubtful in (("whole.nii.gz", False), ("cut.nii.gz", True)):
+        page.set_input_files("#calc-file", tmp_path / name)
+        page.locator("#calc-file-status").filter(has_text=name).wait_for()
+        assert ("may be cut off" in text_of(page, "file-status")) is doubtful
+        assert_results(page)
 
 
 # -- The answer and the entries ----------------------------------------------------------------
