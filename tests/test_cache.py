@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from beyond_the_masker.cache import CHECKSUMS, prepare
+from beyond_the_masker.cache import CHECKSUMS, prepare, remove_old
 from made_images import flip
 
 
@@ -60,6 +60,17 @@ def test_two_builds_at_once(cache):
     folder = prepare("thing", [1], fill_after_the_other)
     assert (folder / "second").exists()
     assert list(cache.iterdir()) == [folder]
+
+
+def test_what_no_build_has_used_is_removed(cache):
+    """A folder stays for a month after a build has used it; what is not prepared stays, too."""
+    folders = {name: prepare(name, [1], fill) for name in ("old", "used")}
+    (cache / "not ours").mkdir()
+    for folder in cache.iterdir():
+        os.utime(folder, (0, 0))
+    assert prepare("used", [1], fill) == folders["used"]
+    remove_old()
+    assert {path.name for path in cache.iterdir()} == {folders["used"].name, "not ours"}
 
 
 DAMAGES = {

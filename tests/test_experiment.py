@@ -370,8 +370,20 @@ def test_damaged_description_is_made_again(damage, measured, here):
         (measured / "experiment.json").write_bytes(damage)
     (measured / "summary.csv").write_text(summary[:-9])
     assert len(read_summary()) == 1
+    (measured / "summary.csv.0.unfinished").touch()  # by a killed build
     prepare_all()
     assert read_summary() == []
+    assert not list(measured.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a\0b\n1", b""])
+def test_damaged_table_is_no_table(measured, here, content):
+    """A table that is no text makes the next build measure everything anew."""
+    measure_methods(nifti_masker_single)
+    (measured / "summary.csv").write_bytes(content)
+    assert read_summary() == []
+    prepare_all()
+    assert not (measured / "summary.csv").exists()
 
 
 SMALL_SUBJECTS = """

@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from beyond_the_masker.files import file_named, files_of_image, flush
@@ -13,6 +15,7 @@ from beyond_the_masker.options import read_options
 from beyond_the_masker.streaming import remove_left, unfinished_beside
 
 CHECKSUMS = ".checksums.json"
+DAYS = 30  # that a folder stays without being used
 
 
 def prepare(name, depends_on, fill):
@@ -29,7 +32,18 @@ def prepare(name, depends_on, fill):
 
     if folder.is_dir() and not is_sound(folder):
         shutil.rmtree(folder)
-    return filled(folder, fill_and_sum)
+    filled(folder, fill_and_sum)
+    with suppress(OSError):  # a cache that is only read
+        os.utime(folder)
+    return folder
+
+
+def remove_old():
+    """Remove the folders that no build has used for a month."""
+    for folder in Path(read_options().cache).glob("*-" + 12 * "[0-9a-f]"):
+        with suppress(OSError):  # removed meanwhile
+            if time.time() - folder.stat().st_mtime > DAYS * 86_400:
+                shutil.rmtree(folder)
 
 
 def is_sound(folder):

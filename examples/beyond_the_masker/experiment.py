@@ -14,6 +14,7 @@ import statistics
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ import psutil
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
 from beyond_the_masker.budget import allowed_mib, guard
-from beyond_the_masker.cache import prepare, stamp_of
+from beyond_the_masker.cache import prepare, remove_old, stamp_of
 from beyond_the_masker.checks import read_volumes, size_in_bytes, value_type
 from beyond_the_masker.data import (
     atlas_to_masks,
@@ -75,6 +76,7 @@ def prepare_all():
         calibrate()
     image = describe_image(options, fmri_path, mask_imgs)
     start_folder(Path(options.measured), image)
+    remove_old()
     return fmri_path, mask_paths, prepare_reference(fmri_path, mask_paths), image["in_memory_mib"]
 
 
@@ -287,16 +289,15 @@ def complete_summary():
 def read_summary():
     """Return the rows of ``summary.csv``, each a dict of str to str.
 
-    The list is empty if there is no such file, or one of another version with other columns. A row
-    that was cut off is left out.
+    The list is empty if there is no such file, one of another version with other columns, or one
+    that is no text. A row that was cut off is left out.
     """
     path = Path(read_options().measured) / "summary.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
+    with suppress(FileNotFoundError, UnicodeDecodeError, csv.Error), open(path, newline="") as file:
         reader = csv.DictReader(file)
         rows = reader if tuple(reader.fieldnames or ()) == COLUMNS else ()
         return [row for row in rows if None not in row.values()]
+    return []
 
 
 def keep_row(row):
@@ -338,7 +339,8 @@ def start_folder(folder, image):
     path, summary = folder / "experiment.json", folder / "summary.csv"
     if is_known(path, image, machine) and (read_summary() or not summary.exists()):
         return
-    for pattern in ("*.csv", "*.dat", "*.svg", "*.json", "*.html", "traces/*.dat"):
+    patterns = ("*.csv", "*.dat", "*.svg", "*.json", "*.html", "traces/*.dat")
+    for pattern in (*patterns, "*.unfinished", "traces/*.unfinished"):
         for stale in folder.glob(pattern):
             stale.unlink()
     (folder / "traces").mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ MEMORY        (what is free)                 memory that a method may take, such
                                              that might take more is predicted instead of run.
                                              ``unlimited`` runs all
 PAUSE         0.5                            seconds of rest before each method in the experiment
-MASKER_CACHE  ``masker_cache``               folder that keeps prepared files
+MASKER_CACHE  ``masker_cache``               folder that keeps prepared files, until no build has
+                                             used them for 30 days
 MEASURED      ``measured``                   folder that receives measurements; ``make`` takes
                                              ``doc/measured``
 ============= ============================== ===================================================
