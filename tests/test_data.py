@@ -161,6 +161,25 @@ def test_first_volumes_are_copied_as_they_are_stored(suffix, image, tmp_path):
     assert cut_to(path, 7) == path
 
 
+def test_scale_factors_of_nifti2_are_exact(tmp_path):
+    """Those of NIfTI-2 have more digits, so a copy is NIfTI-2, too."""
+    img = nib.Nifti2Pair(np.arange(24, dtype="i2").reshape(2, 3, 2, 2), np.eye(4))
+    img.header.set_slope_inter(0.1, 1 / 3)
+    nib.save(img, tmp_path / "pair.img")
+    pair, copy = (
+        nib.load(data.prepare_own(tmp_path / "pair.img")),
+        nib.load(tmp_path / "pair.img"),
+    )
+    np.testing.assert_array_equal(copy.dataobj, pair.dataobj)
+
+
+def test_images_of_several_shapes_are_not_joined(tmp_path):
+    """Their bytes, one after the other, would be another image."""
+    imgs = [make_image((5, 6, 4, 2)), make_image((6, 5, 4, 2))]
+    with pytest.raises(ValueError, match="another shape"):
+        write_joined(imgs, 4, tmp_path / "joined.nii")
+
+
 @pytest.mark.parametrize("name", ["fmri.hdr", "fmri.img.gz", "run[1].nii", "a*b?.nii.bz2"])
 def test_own_image_that_nilearn_cannot_name(name, tmp_path, monkeypatch):
     """A pair is copied, a file with brackets linked: nilearn reads it, until the file changes."""
@@ -295,6 +314,13 @@ def cut(path):
     os.truncate(path, path.stat().st_size - 50)
 
 
+def move(path):
+    """Move an image so far away that its grid overlaps no other."""
+    img = nib.load(path)
+    data, affine = img.get_fdata().astype(img.get_data_dtype()), img.affine + 1000 * np.eye(4, k=3)
+    nib.save(nib.Nifti1Image(data, affine, dtype=data.dtype), path)
+
+
 OF_5D = nib.Nifti1Image(np.ones((*ATLAS_GRID, 2, 2), "uint8"), ATLAS_AFFINE)
 OF_4D = nib.Nifti1Image(np.ones((*ATLAS_GRID, 2), "uint8"), ATLAS_AFFINE)
 COMPLEX = nib.Nifti1Image(np.ones(ATLAS_GRID, "complex64"), ATLAS_AFFINE)
@@ -305,6 +331,7 @@ BAD = {  # name: kind of atlas, boxes, number of regions, what happens to which 
     "too many": ("masks", INSIDE, 4, None, 0, r"4 regions were asked for.* 3\b.*to 3"),
     "empty map": ("maps", OUTSIDE, 3, None, 0, "map 2 of .*maps.nii.gz is empty on the .* fmri"),
     "empty label": ("labels", OUTSIDE, 3, None, 0, "label 5 of .*labels.nii is empty on the grid"),
+    "elsewhere": ("labels", INSIDE, 3, move, 0, "label 2 of .*labels.nii is empty on the grid of"),
     "empty mask": ("masks", OUTSIDE, 3, None, 0, "roi 1.* is empty on the grid of"),
     "4D mask": ("masks", INSIDE, 1, partial(nib.save, OF_4D), 1, SHAPE),
     "5D atlas": ("maps", INSIDE, 1, partial(nib.save, OF_5D), 0, SHAPE),

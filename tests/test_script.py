@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import nibabel as nib
 import pytest
 
 from beyond_the_masker.script import NINE, write_script
@@ -58,7 +59,6 @@ def test_its_messages_name_its_own_arguments(own):
     command = (sys.executable, "script.py", *arguments)
     run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=600)
     assert "set --n-regions to 2 or less" in run([*command, "--n-regions", "3"]).stderr
-    assert "error: --fmri is a pair" in run([*command, "--fmri", "fmri.IMG.gz"]).stderr
     assert '"--data synthetic, which' in (folder / "script.py").read_text()
 
 
@@ -68,6 +68,15 @@ def test_it_runs_by_itself(own):
     stdout = run_alone(folder, "-I", "-W", "error", "script.py", *arguments)
     assert names_of_ways(stdout) == list(NINE)
     assert len(NINE) == 9
+
+
+@pytest.mark.parametrize("name", ["fmri.img", "run[1].nii"])
+def test_it_takes_what_nilearn_cannot_name(own, name):
+    """A pair of files is joined, and a name with brackets linked, as for a build."""
+    folder, arguments = own
+    nib.save(make_image(), folder / name)
+    arguments[1] = name
+    assert names_of_ways(run_alone(folder, "-I", "script.py", *arguments)) == list(NINE)
 
 
 @pytest.mark.extensive

@@ -80,19 +80,28 @@ def prepare_own(fmri_path):
 
     nilearn reads no pair of files, and takes brackets in a name for a pattern.
     """
-    is_pair = len(files_of_image(fmri_path)) == 2
-    if not is_pair and not glob.has_magic(str(fmri_path)):
+    name = name_for_nilearn(fmri_path)
+    fill = functools.partial(write_for_nilearn, fmri_path)
+    return prepare("own-image", stamp_of(fmri_path), fill) / name if name else fmri_path
+
+
+def name_for_nilearn(fmri_path):
+    """Return the name of the copy or the link that nilearn needs of an image, if it needs one."""
+    if len(files_of_image(fmri_path)) == 1 and not glob.has_magic(str(fmri_path)):
+        return ""
+    return "fmri.nii" + "".join(end for end in COMPRESSED if fmri_path.suffix.lower() == end)
+
+
+def write_for_nilearn(fmri_path, folder):
+    """Write a pair of files as one, or a link, into a folder if nilearn needs it; return a path."""
+    if not (name := name_for_nilearn(fmri_path)):
         return fmri_path
-    name = "fmri.nii" + "".join(end for end in COMPRESSED if fmri_path.suffix.lower() == end)
-    img = open_image(fmri_path)
-
-    def fill(folder):
-        if is_pair:
-            write_stored(img, img.shape[3], folder / name)
-        else:
-            (folder / name).symlink_to(fmri_path)
-
-    return prepare("own-image", stamp_of(fmri_path), fill) / name
+    if len(files_of_image(fmri_path)) == 1:
+        (folder / name).symlink_to(fmri_path.absolute())
+    else:
+        img = open_image(fmri_path)
+        write_stored(img, img.shape[3], folder / name)
+    return folder / name
 
 
 def subject_starts(n_volumes):
@@ -141,6 +150,8 @@ def write_joined(imgs, n_volumes, path, dtype="float32"):
         for img in imgs:
             if header is None:
                 header = write_header(file, img, n_volumes, dtype)
+            if img.shape[:3] != header.get_data_shape()[:3]:
+                raise ValueError(f"{img.get_filename()} has another shape than the first image.")
             write_volumes(file, read_volumes(img), header)
             del img  # before the next one is made
 
@@ -158,9 +169,11 @@ def write_stored(img, n_volumes, path):
 def write_header(file, img, n_volumes, dtype, scaling=(1, 0)):
     """Write the header of an image on the grid of another one, and return it.
 
-    More volumes than NIfTI-1 can count make it one of NIfTI-2.
+    It is one of NIfTI-2 if that image has one, whose scale factors are exact to more digits, or if
+    there are more volumes than NIfTI-1 can count.
     """
-    kind = nib.Nifti1Image if n_volumes <= MOST_IN_NIFTI1 else nib.Nifti2Image
+    is_2 = isinstance(img.header, nib.Nifti2Header) or n_volumes > MOST_IN_NIFTI1
+    kind = nib.Nifti2Image if is_2 else nib.Nifti1Image
     empty = np.broadcast_to(np.zeros((), dtype), (*img.shape[:3], n_volumes))
     header = kind(empty, img.affine, img.header, dtype=dtype).header
     header.set_slope_inter(*scaling)  # as NaN, Workbench returns NaN

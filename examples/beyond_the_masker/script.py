@@ -16,6 +16,7 @@ from beyond_the_masker.cache import filled
 from beyond_the_masker.data import (
     difumo_path,
     write_fmri,
+    write_for_nilearn,
     write_masks,
     write_synthetic_atlas,
 )
@@ -25,7 +26,7 @@ from beyond_the_masker.running import run_method
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
 DEFINES = ("def ", "class ", "@")
-PARTS = ("checks", "orphans", "cache", "synthetic", "data", *PAGES, "running", "script")
+PARTS = ("checks", "orphans", "files", "cache", "synthetic", "data", *PAGES, "running", "script")
 NINE = {
     name: model
     for name, model in METHODS.items()
@@ -63,6 +64,7 @@ def main(n_images, n_regions, data="synthetic", fmri=None, atlas=(), pause=1.0):
     if not fmri:
         fmri, *atlas = prepare_data(data, n_images)
     with tempfile.TemporaryDirectory() as folder:
+        fmri = write_for_nilearn(Path(fmri), Path(folder))
         mask_paths = write_masks([Path(path) for path in atlas], fmri, n_regions, Path(folder))
         for name, function, mode, in_memory in WAYS:
             time.sleep(pause)
@@ -84,8 +86,6 @@ def parse_arguments():
     arguments = parser.parse_args()
     if bool(arguments.fmri) != bool(arguments.atlas):
         parser.error("--fmri and --atlas go together")
-    if Path(arguments.fmri or "").name.lower().removesuffix(".gz").endswith((".hdr", ".img")):
-        parser.error("--fmri is a pair of files; nib.save(nib.load(pair), 'fmri.nii') joins them")
     return vars(arguments)
 
 
