@@ -4,6 +4,8 @@ import math
 import re
 from functools import partial
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from beyond_the_masker import budget
@@ -125,6 +127,29 @@ def test_lines_for_slurm(large, capsys):
     mib = int(lines[-2].removeprefix("#SBATCH --mem=").removesuffix("M"))
     assert 1.5 * peak.most_mib <= mib < 1.5 * peak.most_mib + 50
     assert lines[-1] == "#SBATCH --time=6"  # minutes
+
+
+def test_several_files(tmp_path, capsys):
+    """The files of a series need what one file with all volumes needs, and the table says so."""
+    img = make_image((5, 6, 4, 12))
+    img.to_filename(tmp_path / "fmri.nii")
+    for number in range(12):
+        img.slicer[..., number].to_filename(tmp_path / f"vol_{number}.nii")
+    whole, series = (print_budget(tmp_path / name, [9]) for name in ("fmri.nii", "vol_*.nii"))
+    assert whole == series
+    found = predict_peak(budget.STREAMING, [tmp_path / f"vol_{n}.nii" for n in range(12)], [9])
+    assert found == next(row.prediction for row in whole if row.prediction.method == found.method)
+    assert capsys.readouterr().out.count("12 files, as for streaming; other methods") == 1
+
+
+def test_mask_on_another_grid(files):
+    """A mask of the image's shape that lies elsewhere is refused, as by every method."""
+    fmri_path, mask_paths = files
+    mask = nib.load(mask_paths[0])
+    moved = nib.Nifti1Image(mask.dataobj, mask.affine + np.eye(4)[:, [1, 2, 3, 0]])
+    for call in (print_budget, partial(predict_peak, FROM_PATH)):
+        with pytest.raises(ValueError, match="A mask is on the grid"):
+            call(fmri_path, [moved])
 
 
 @pytest.mark.chance

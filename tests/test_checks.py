@@ -1,14 +1,16 @@
-"""The shared checks: which errors name a damaged file."""
+"""The shared checks: which errors name a damaged file, and which are no damage."""
 
 import errno
+import gzip
 import os
+import resource
 
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.tripwire import TripWireError
 
-from beyond_the_masker import streaming
-from beyond_the_masker.checks import damaged_file_named, read_mask, read_volumes
+from beyond_the_masker.checks import damaged_file_named, open_image, read_mask, read_volumes
 from made_images import make_image
 
 
@@ -16,43 +18,92 @@ from made_images import make_image
 def test_errors_of_a_damaged_file_name_it(error):
     """What nibabel raises becomes an OSError with the file and the original message."""
     with (
-        pytest.raises(OSError, match=r"^a\.nii is incomplete or damaged \(odd\)\. Copy") as raised,
+        pytest.raises(OSError, match=r"^a\.nii is incomplete or damaged \(odd\): copy") as raised,
         damaged_file_named("a.nii"),
     ):
         raise error("odd")
     assert isinstance(raised.value.__cause__, error)
 
 
-@pytest.mark.parametrize("named", [damaged_file_named, streaming.damaged_file_named])
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EMFILE])
-def test_limits_of_the_system_are_no_damage(named, number):
+def test_limits_of_the_system_are_no_damage(number):
     """A file that is missing, a folder, not allowed, or one too many keeps its own error."""
-    with pytest.raises(OSError, match=r"^.Errno \d+. odd") as raised, named("a.nii"):
+    with pytest.raises(OSError, match=r"^.Errno \d+. odd") as raised, damaged_file_named("a.nii"):
         raise OSError(number, "odd", "b.nii")
     assert raised.value.errno == number
 
 
-@pytest.mark.parametrize("named", [damaged_file_named, streaming.damaged_file_named])
+def test_a_limit_that_nibabel_hides_is_no_damage(tmp_path):
+    """nibabel drops the error of a file that it cannot open, so it is opened once more."""
+    make_image().to_filename(tmp_path / "a.nii.gz")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 9, limits[1]))
+    try:
+        while len(taken) < 10:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        with pytest.raises(OSError, match=r"Too many open files: .*a.nii.gz") as raised:
+            open_image(tmp_path / "a.nii.gz")
+        assert raised.value.errno == errno.EMFILE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in taken:
+            os.close(number)
+
+
+@pytest.mark.parametrize("error", [TripWireError, ImportError])
+def test_a_missing_package_is_no_damage(error):
+    """What nibabel raises without the package for a kind of file names the file and the package."""
+    match = r"^a.nii.zst cannot be read without another package \(We need zstd\)"
+    with pytest.raises(OSError, match=match), damaged_file_named("a.nii.zst"):
+        raise error("We need zstd")
+
+
+NO_IMAGES = {  # what is no image although its bytes are sound: name, content, part of the message
+    "text": ("vol.json", b"{}", "is not an image: its name"),
+    "no ending": ("vol", b"DICM", "is not an image: its name"),
+    "compressed": ("vol.nii", gzip.compress(b""), "is compressed by gzip: its name has to end"),
+    "not compressed": ("vol.nii.gz", b"n+1", "not a gzip file"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), NO_IMAGES.values(), ids=NO_IMAGES)
+def test_what_is_no_image(tmp_path, name, content, message):
+    """A file with another ending than an image's, or than its content's, is named as such."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=rf"{name} .*{message}"):
+        open_image(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+def test_a_link_to_content_that_is_elsewhere(tmp_path):
+    """A link of git-annex or DataLad whose content was not downloaded is named as such."""
+    (tmp_path / "a.nii.gz").symlink_to(".git/annex/objects/8x/a.nii.gz")
+    match = r"a.nii.gz is a link to .git/annex/objects/8x/a.nii.gz, where there is no file: get it"
+    with pytest.raises(FileNotFoundError, match=match):
+        open_image(tmp_path / "a.nii.gz")
+
+
 @pytest.mark.parametrize(
     "content", ["version https://git-lfs.github.com/spec/v1\noid", "../.git/annex/objects/8x/a.nii"]
 )
-def test_a_pointer_to_the_content_is_no_damage(tmp_path, named, content):
+def test_a_pointer_to_the_content_is_no_damage(tmp_path, content):
     """A file whose content was not downloaded yet is named as such."""
     path = tmp_path / "a.nii.gz"
     path.write_text(content)
-    with pytest.raises(OSError, match=r"a.nii.gz is not here yet: get it"), named(path):
-        nib.load(path).get_fdata()
+    with pytest.raises(OSError, match=r"a.nii.gz is not here yet: get it"):
+        open_image(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
-@pytest.mark.parametrize("named", [damaged_file_named, streaming.damaged_file_named])
-def test_a_pipe_is_not_read(tmp_path, named):
+def test_a_pipe_is_not_read(tmp_path):
     """A pipe is named as such, and not read: without a writer, that would not end."""
     path = tmp_path / "pipe.nii"
     os.mkfifo(path)
     writer = os.open(path, os.O_RDWR)
     os.write(writer, bytes(500))
-    with pytest.raises(OSError, match=r"pipe.nii is a folder or a pipe"), named(path):
+    with pytest.raises(OSError, match=r"pipe.nii is a folder or a pipe"), damaged_file_named(path):
         raise EOFError
     os.close(writer)
 
@@ -68,11 +119,18 @@ def test_values_other_than_0_and_1_are_counted():
     assert read_mask(nib.Nifti1Image(np.array([[[0.0, 255]]]), np.eye(4))).sum() == 1
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [UserWarning, KeyboardInterrupt])
 def test_other_errors_pass(error):
     """An error that is not about the file's content passes unchanged."""
     with pytest.raises(error, match=r"^odd$"), damaged_file_named("a.nii"):
         raise error("odd")
+
+
+def test_a_file_that_is_too_large_for_memory_is_named():
+    """The type of the error stays, so that callers can tell it from damage."""
+    match = r"^a.nii is too large for memory, or its header is wrong"
+    with pytest.raises(MemoryError, match=match), damaged_file_named("a.nii"):
+        raise MemoryError("odd")
 
 
 @pytest.mark.parametrize("change", ["written", "replaced"])

@@ -75,6 +75,25 @@ def test_image_in_two_files(tmp_path):
         read_header(tmp_path / "a.hdr")
 
 
+def test_several_files_are_one_series(tmp_path):
+    """A pattern, or a list, has the volumes of all files; each must hold what its header claims."""
+    kinds = [("<i2", (0.5, 2), ".nii"), ("<i2", (0.5, 2), ".nii.gz"), (">f4", None, ".nii")]
+    for number, (dtype, scaling, suffix) in enumerate(kinds):
+        img = make_image((5, 6, 4, number + 1), dtype=dtype, scaling=scaling)
+        img.to_filename(tmp_path / f"vol_{number}{suffix}")
+    pattern, files = tmp_path / "vol_*", sorted(tmp_path.iterdir())
+    assert read_header(files[:2]) == ((5, 6, 4, 3), "int16", True, True, True)
+    assert (
+        read_header(pattern) == read_header(files) == ((5, 6, 4, 6), "float64", True, False, False)
+    )
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[:-9])
+        with pytest.raises(OSError, match=rf"{path.name} is incomplete"):
+            read_header(pattern)
+        path.write_bytes(content)
+
+
 def test_image_in_several_gzip_members(tmp_path):
     """A file that bgzip wrote, in many parts with an extra field each, is complete."""
     (tmp_path / "bgzip.nii.gz").write_bytes(bgzip(make_image().to_bytes(), 1000))
@@ -127,6 +146,7 @@ def test_voxels_are_counted(tmp_path):
     counts = count_all([*paths, 17], SHAPE[:3])
     assert counts == [*(np.count_nonzero(nib.load(path).get_fdata()) for path in paths), 17]
     assert counts[2:4] == [1, 120]
+    assert count_all(dict(zip("abcd", paths, strict=True)), SHAPE[:3]) == counts[:4]
 
 
 def test_a_mask_on_another_grid_is_not_read(tmp_path):
@@ -134,7 +154,7 @@ def test_a_mask_on_another_grid_is_not_read(tmp_path):
     raw = bytearray(make_image(data=np.ones((5, 6, 5)), dtype="u1").to_bytes())
     raw[42:48] = struct.pack("<3h", 32000, 32000, 32000)
     (tmp_path / "huge.nii.gz").write_bytes(gzip.compress(bytes(raw)))
-    with pytest.raises(ValueError, match=r"huge.nii.gz .*32000.* \(5, 6, 4\)"):
+    with pytest.raises(ValueError, match=r"(?s)huge.nii.gz .*32000.* \(5, 6, 4\)"):
         count_all([tmp_path / "huge.nii.gz"], SHAPE[:3])
 
 

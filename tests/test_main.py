@@ -71,7 +71,7 @@ def test_options_need_only_the_standard_library(tmp_path):
     ("arguments", "status", "message"),
     [
         ("budget none.nii mask_0.nii.gz", 1, "none.nii"),
-        ("budget mask_0.nii.gz mask_0.nii.gz", 1, "a 4D NIfTI image is needed"),
+        ("budget mask_0.nii.gz mask_0.nii.gz", 1, "is not a 4D NIfTI image"),
         ("budget fmri.nii.gz mask_0.nii.gz --jobs 1.5", 2, "--jobs"),
         ("budget fmri.nii.gz mask_0.nii.gz --memory plenty", 1, "'plenty'"),
         ("budget fmri.nii.gz", 2, "masks"),

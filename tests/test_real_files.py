@@ -2,6 +2,8 @@
 
 import gzip
 import inspect
+import itertools
+import os
 import resource
 from types import SimpleNamespace
 
@@ -140,7 +142,9 @@ def test_what_is_the_same_grid(same_grid):
         assert same_grid(*reversed(imgs)) is expected
 
 
-@pytest.mark.parametrize("name", ["is_same_grid", "read_to_end"])
+@pytest.mark.parametrize(
+    "name", ["is_same_grid", "read_to_end", "damaged_file_named", "problem_of", "problem_in"]
+)
 def test_the_file_that_works_alone_has_the_same_code(name):
     """`streaming` imports nothing of the package, so it has its own copies of some checks."""
     assert inspect.getsource(getattr(checks, name)) == inspect.getsource(getattr(streaming, name))
@@ -168,6 +172,86 @@ DAMAGED = {
     "count_all": lambda fmri_path, mask: count_all([mask], GRID),
     "methods": lambda *files: list(with_methods(*files)),
 }
+
+
+@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all"])
+def test_mask_that_changes_while_it_is_read(fmri_path, tmp_path, entrance, monkeypatch):
+    """A mask is of one version, or there is an error."""
+    mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
+    read, times = streaming.read_to_end, itertools.count()
+
+    def read_and_change(img, *parts):
+        read(img, *parts)
+        os.utime(mask, ns=(0, next(times)))
+
+    monkeypatch.setattr(streaming, "read_to_end", read_and_change)
+    with pytest.raises(OSError, match=r"mask.nii.gz was changed while it was read"):
+        DAMAGED[entrance](fmri_path, mask)
+
+
+@pytest.mark.parametrize("entrance", ["stream_masks", "methods"])
+@pytest.mark.parametrize("part", ["image", "mask"])
+def test_damaged_header_of_a_pair_is_found(tmp_path, entrance, part):
+    """A header in a file of its own is read to gzip's checksum, however long it is."""
+    files = {
+        "image": write(tmp_path / "image.img.gz", VALUES, OF_IMAGE),
+        "mask": write(tmp_path / "mask.img.gz", INSIDE, OF_IMAGE),
+    }
+    header = tmp_path / f"{part}.hdr.gz"
+    content = gzip.decompress(header.read_bytes()) + bytes(100_000)  # nibabel reads the beginning
+    packed = bytearray(gzip.compress(content, compresslevel=0))
+    packed[15 + 148] ^= 1  # of the description: everything else is as it was
+    header.write_bytes(packed)
+    with pytest.raises(OSError, match=rf"{part}.img.gz is incomplete or damaged"):
+        DAMAGED[entrance](*files.values())
+
+
+@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all"])
+def test_freesurfers_labels(fmri_path, tmp_path, entrance):
+    """A mask in .mgz, whose shape nibabel has in integers of another kind, is as any other."""
+    nib.save(nib.MGHImage(INSIDE.astype("int32") * 17, OF_IMAGE), tmp_path / "mask.mgz")
+    result = DAMAGED[entrance](fmri_path, tmp_path / "mask.mgz")
+    np.testing.assert_array_equal(result, [1200] if entrance == "count_all" else [EXPECTED])
+
+
+@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all", "methods"])
+def test_mask_of_two_axes(fmri_path, tmp_path, entrance):
+    """A mask of one slice, as a picture, is on no grid of an image."""
+    mask = write(tmp_path / "flat.nii", INSIDE[..., 0], OF_IMAGE)
+    with pytest.raises(ValueError, match=r"flat.nii is not an image of .*numbers on a grid"):
+        DAMAGED[entrance](fmri_path, mask)
+
+
+@pytest.mark.parametrize("entry", [0, np.nan])
+def test_affine_without_an_inverse(fmri_path, tmp_path, entry):
+    """Nothing can be resampled to a grid without a place, and the message says so."""
+    no_place = write(tmp_path / "no_place.nii", VALUES, OF_IMAGE)
+    content = bytearray(no_place.read_bytes())
+    content[280:328] = np.full(12, entry, "<f4").tobytes()  # three rows of the affine
+    no_place.write_bytes(content)
+    mask = write(tmp_path / "mask.nii", INSIDE, OF_MASK)
+    with pytest.raises(ValueError, match="The affine of the image has no inverse"):
+        atlas_to_masks(mask, no_place, 1)
+    table = mask_study([no_place], [mask], tmp_path / "series", resample=True)
+    assert "The affine of the image has no inverse" in table.reason[0]
+
+
+def test_study_of_an_image_that_is_elsewhere(fmri_path, tmp_path):
+    """The row of a link without its content tells how to get it."""
+    (tmp_path / "link.nii").symlink_to(".git/annex/objects/x")
+    mask = write(tmp_path / "mask.nii", INSIDE, OF_MASK)
+    table = mask_study([tmp_path / "link.nii", fmri_path], [mask], tmp_path / "series")
+    assert list(table.status) == ["failed", "done"]
+    assert "link.nii is a link to .git/annex/objects/x" in table.reason[0]
+
+
+def test_mask_in_memory_whose_file_is_gone(fmri_path, tmp_path):
+    """Only a mask whose values are still in its file needs the file."""
+    mask_img = nib.Nifti1Image(INSIDE, OF_IMAGE)
+    mask_img.to_filename(tmp_path / "mask.nii.gz")
+    (tmp_path / "mask.nii.gz").write_bytes(b"damaged")
+    np.testing.assert_array_equal(stream_masks(fmri_path, [mask_img]), [EXPECTED])
+    np.testing.assert_array_equal(checks.open_checked(fmri_path, [mask_img])[1], [INSIDE != 0])
 
 
 @pytest.mark.filterwarnings("ignore:boolean values:FutureWarning")  # nilearn's own default

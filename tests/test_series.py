@@ -1,5 +1,6 @@
 """Files of a series give the values of their concatenation, file after file, or are refused."""
 
+import glob
 import os
 from pathlib import Path
 
@@ -222,6 +223,12 @@ def damaged(path):
     return str(path)
 
 
+def text(path):
+    """Write a file of text beside an image; return their folder, as in a pattern."""
+    path.with_suffix(".json").write_text("{}")
+    return glob.escape(str(path.parent))
+
+
 def moved(path, voxels):
     """Write a volume on a grid that begins some voxels later."""
     affine = STRAIGHT @ nib.affines.from_matvec(np.eye(3), [0, voxels, 0])
@@ -233,6 +240,7 @@ REFUSED = {  # what makes the argument from twelve volumes, the error, a part of
     "cut off": (lambda v: [v[0], damaged(v[1]), v[2]], OSError, "vol_1.nii is incomplete"),
     "last is cut off": (lambda v: [v[0], damaged(v[1])], OSError, "vol_1.nii is incomplete"),
     "grid": (lambda v: [v[0], moved(v[1], 0.011)], ValueError, "vol_1.nii is on another grid"),
+    "no image": (lambda v: f"{text(v[0])}/vol_*", ValueError, "vol_0.json is not an image"),
     "twice": (lambda v: [v[3], str(v[3])], ValueError, "vol_3.nii is among the files twice"),
     "no match": (lambda v: "~/vol_*.nii", FileNotFoundError, r"no file ~/vol_\*.nii"),
     "no files": (lambda v: [], FileNotFoundError, r"no file \[\]"),

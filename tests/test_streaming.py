@@ -176,9 +176,10 @@ def test_number_of_volumes_in_a_block(tmp_path, monkeypatch):
         streaming, "to_values", lambda rows, *rest: seen.append(len(rows)) or to_values(rows, *rest)
     )
     mask, ten = masks_for((8, 8, 8))[-1], 4 * 4 * 512 * 10 / MIB
-    for options in ({}, {"memory_mib": ten}, {"block_size": 7}, {"memory_mib": 0}):
-        stream_masks(fmri_path, [mask], **options)
-    assert seen == [40, *[10] * 4, *[7] * 5, 5, *[1] * 40]
+    for memory_mib in (8, np.inf, ten, 0):
+        stream_masks(fmri_path, [mask], memory_mib=memory_mib)
+    stream_masks(fmri_path, [mask], block_size=7)
+    assert seen == [40, 40, *[10] * 4, *[1] * 40, *[7] * 5, 5]
 
 
 def test_without_isal():
@@ -374,6 +375,24 @@ def test_no_masks(bad_files):
     for masks in (np.ones(SHAPE[:3]), [np.ones(SHAPE[:3])]):
         with pytest.raises(ValueError, match=r"^A ndarray is not an image"):
             stream_masks(bad_files / "fmri.nii", masks)
+    for masks in (None, 3):
+        with pytest.raises(ValueError, match=rf"Images of masks are needed.* not {masks}"):
+            stream_masks(bad_files / "fmri.nii", masks)
+    for masks in (nib.Nifti1Image(np.ones(SHAPE[:3], "u1"), None), nib.GiftiImage()):
+        with pytest.raises(ValueError, match=r"Image is not an image of numbers on a grid"):
+            stream_masks(bad_files / "fmri.nii", masks)
+
+
+def test_names_that_begin_with_a_tilde(tmp_path, monkeypatch):
+    """``~/`` is the home folder, and ``~fmri.nii`` a name like any other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = any_bits(SHAPE, "<f4")
+    write(Path("~fmri.nii"), data)
+    nib.save(masks_for(SHAPE)[0], tmp_path / "~mask.nii.gz")
+    reference = nifti_masker(nib.Nifti1Image(data, STRAIGHT), masks_for(SHAPE)[:1])
+    for fmri_path, mask in (("~fmri.nii", "~mask.nii.gz"), ("~/~fmri.nii", "~/~mask.nii.gz")):
+        assert_same(stream_masks(fmri_path, [Path(mask)]), reference)
 
 
 @both
@@ -535,7 +554,7 @@ def test_more_files_than_may_be_open(good):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     n_open = psutil.Process().num_fds()
     names = [good.folder / f"{i}.npy" for i in range(60)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 70, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 20, hard))
     try:
         series = stream_masks(good.fmri_path, good.masks[:1] * 60, out=names)
     finally:
@@ -543,6 +562,33 @@ def test_more_files_than_may_be_open(good):
     for one in series:
         np.testing.assert_array_equal(one, good.reference[0])
         assert not one.flags.writeable
+    assert len(series[10:20:3]) == 4
+
+
+def test_results_in_one_place_are_refused(good):
+    """Results of the same shape in the same array would overwrite each other."""
+    array = np.empty_like(good.reference[0])
+    for out in ([array, array], [array, array[:]], lambda *_: array):
+        with pytest.raises(ValueError, match="of its own"):
+            stream_masks(good.fmri_path, good.masks[:1] * 2, out=out)
+    both = np.empty((7, 2 * array.shape[1]), "f4")
+    stream_masks(good.fmri_path, good.masks[:1] * 2, out=np.split(both, 2, axis=1))
+    np.testing.assert_array_equal(both, np.hstack(good.reference[:1] * 2))
+
+
+def test_file_that_disappears_is_not_begun_anew(good, monkeypatch):
+    """If somebody removes an unfinished file, the call fails: its first rows are lost."""
+    read = streaming.read_volumes
+
+    def read_and_remove(fmri):
+        for number, item in enumerate(read(fmri)):
+            if number == 3:
+                next(good.folder.glob("*.unfinished")).unlink()
+            yield item
+
+    monkeypatch.setattr(streaming, "read_volumes", read_and_remove)
+    with pytest.raises(FileNotFoundError, match=r"a.npy.*unfinished"):
+        stream_masks(good.fmri_path, good.masks[:1], 1, out=[good.folder / "a.npy"])
 
 
 # Memory

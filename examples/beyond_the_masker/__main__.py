@@ -89,14 +89,14 @@ def main(arguments=None):
     except BrokenPipeError:  # what read the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("Interrupted.")
 
 
 @command(
-    argument("image", help="4D NIfTI file; only its header is read"),
+    argument("image", help="4D NIfTI file, or a pattern in quotes; only headers are read"),
     argument("masks", nargs="+", type=paths_in, help=MASKS),
     THRESHOLD,
     argument("--jobs", type=int, metavar="N", help="workers; one for each mask by default"),

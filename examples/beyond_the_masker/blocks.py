@@ -92,7 +92,7 @@ def check_file(part, n_voxels):
 
 def divide(n_volumes, most):
     """Return start and stop of blocks of at most so many volumes, or of one."""
-    step = max(int(most), 1)
+    step = int(min(max(most, 1), n_volumes))
     return [(start, min(start + step, n_volumes)) for start in range(0, n_volumes, step)]
 
 

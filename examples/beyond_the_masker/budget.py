@@ -21,6 +21,7 @@ from beyond_the_masker.imports import this_machine
 from beyond_the_masker.meter import MIB, available_mib, reserve_mib
 from beyond_the_masker.model import METHODS, REASONS, Image, Prediction, check, predict, quantities
 from beyond_the_masker.options import parse_memory, read_options
+from beyond_the_masker.streaming import open_series
 
 __all__ = ["predict_peak", "print_budget"]
 
@@ -34,11 +35,11 @@ def predict_peak(method, image, masks, n_jobs=1, threshold=None):
     ----------
     method : str
         A key of `model.METHODS`: its name and its mode, as `print_budget` prints it.
-    image : model.Image, str or pathlib.Path
-        A header, or the file to read it from.
-    masks : list of int, str or pathlib.Path, or one str or pathlib.Path
-        The masks' voxels, or the files to count them in, as for `stream_masks`: a list of masks,
-        one label image or one 4D image.
+    image : model.Image, str or pathlib.Path, or list of paths
+        A header, or the file to read it from; or the files of a series, as for `stream_masks`.
+    masks : list of int or of masks, or masks as for `stream_masks`
+        The masks' voxels, or the files to count them in: a list of masks, one label image or one
+        4D image.
     n_jobs : int
         Workers; methods without workers ignore it.
     threshold : float, optional
@@ -55,9 +56,15 @@ def predict_peak(method, image, masks, n_jobs=1, threshold=None):
     OSError
         A file is missing or damaged, or its header claims more than it holds.
     """
-    image = image if isinstance(image, Image) else read_header(image)
-    masks = count_all(masks, image.shape[:3], threshold)
+    image, masks = read_inputs(image, masks, threshold)
     return predict(method, image, masks, n_jobs, this_machine())
+
+
+def read_inputs(image, masks, threshold=None):
+    """Return the `Image` of a file, and the voxels of masks on its grid."""
+    fmri = None if isinstance(image, Image) else open_series(image)
+    image = read_header(fmri) if fmri else image
+    return image, count_all(masks, image.shape[:3], threshold, fmri)
 
 
 def why_not(prediction, memory_mib, shm_mib):
@@ -124,9 +131,10 @@ def print_budget(
 
     Parameters
     ----------
-    fmri_path : str or pathlib.Path
-        4D NIfTI image; only its header is read.
-    mask_paths : list of str, pathlib.Path or int, or one str or pathlib.Path
+    fmri_path : str or pathlib.Path, or list of them
+        4D NIfTI image, of which only the header is read; or the files of a series, as for
+        `stream_masks`. The other methods need them joined in one file.
+    mask_paths : list of int or of masks, or masks as for `stream_masks`
         The masks' files, or their numbers of voxels; one label image or one 4D image.
     n_jobs : int, optional
         Workers of the parallel methods; one for each mask by default.
@@ -143,8 +151,8 @@ def print_budget(
     list of Row
         One for each method. Errors are raised as by `predict_peak`.
     """
-    image = read_header(fmri_path)
-    masks = count_all(mask_paths, image.shape[:3], threshold)
+    fmri = open_series(fmri_path)
+    image, masks = read_inputs(fmri, mask_paths, threshold)
     n_jobs = len(masks) if n_jobs is None else n_jobs
     check(image, masks, n_jobs)
     memory_mib = available_mib() if memory is None else parse_memory(memory)
@@ -155,6 +163,8 @@ def print_budget(
         reason = why_not(prediction, memory_mib, shm_mib)
         most = most_workers(method, image, masks, memory_mib, shm_mib, machine)
         rows.append(Row(prediction, reason, most))
+    if len(fmri.parts) > 1:
+        print(f"{len(fmri.parts)} files, as for streaming; other methods need them in one file")
     _print_basis(image, masks, n_jobs, memory_mib, shm_mib, machine)
     _print_table(rows)
     print(f"\n{recommend(rows, memory_mib)}")

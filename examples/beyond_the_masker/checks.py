@@ -3,13 +3,15 @@
 nibabel is imported where it is needed: a worker that only takes voxels loads NumPy alone.
 """
 
-import gzip
 import os
+import re
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+IMAGES = r"\.(nii|img|hdr|mg[hz]|mnc|gii|par|rec|brik|head)\b"  # in names of files
 
 
 def check_same_grid(fmri_img, mask_img):
@@ -35,7 +37,8 @@ def check_numbers(img, name=None):
     """Raise a ValueError unless an image has a grid and real numbers."""
     from nibabel.spatialimages import SpatialImage
 
-    if not isinstance(img, SpatialImage) or img.get_data_dtype().kind not in "fiub":
+    has_grid = isinstance(img, SpatialImage) and img.affine is not None and img.ndim > 2
+    if not has_grid or img.get_data_dtype().kind not in "fiub":
         name = name or getattr(img, "get_filename", str)() or f"A {type(img).__name__}"
         raise ValueError(f"{name} is not an image of real numbers on a grid.")
 
@@ -58,28 +61,51 @@ def is_same_grid(img, other):
 
 @contextmanager
 def damaged_file_named(path):
-    """Turn any error that reading a damaged file raises into an OSError that names the file."""
+    """Turn any error that reading a damaged file raises into one that names the file."""
     try:
         yield
-    except (FileNotFoundError, MemoryError, TypeError, Warning):
-        raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
-        if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
-            raise
-        raise problem_of(path, error) from error
+        if problem := problem_of(path, error):
+            raise problem from error
+        raise
 
 
 def problem_of(path, error):
-    """Return an OSError that says why a file cannot be read: most likely it is damaged."""
+    """Return why a file cannot be read; None if the error names the reason itself."""
     place = os.path.expanduser(path) if isinstance(path, (str, Path)) else ""
+    if os.path.islink(place) and not os.path.exists(place):
+        link = f"{path} is a link to {os.readlink(place)}, where there is no file"
+        return FileNotFoundError(f"{link}: get it, for example with git annex get or datalad get.")
+    if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
+        return None if error.filename else OSError(error.errno, error.strerror, str(path))
+    if isinstance(error, (FileNotFoundError, Warning)):
+        return None
+    if isinstance(error, MemoryError):
+        return MemoryError(f"{path} is too large for memory, or its header is wrong.")
+    if isinstance(error, ImportError) or type(error).__name__ == "TripWireError":  # of nibabel
+        return OSError(f"{path} cannot be read without another package ({error}).")
+    return problem_in(path, place, error)
+
+
+def problem_in(path, place, error):
+    """Return what is wrong with the content of a file: most likely it is damaged."""
     if os.path.exists(place) and not os.path.isfile(place):  # reading a pipe would wait
         kind = IsADirectoryError if os.path.isdir(place) else OSError
         return kind(f"{path} is a folder or a pipe; a file is needed.")
-    with suppress(OSError), open(place, "rb") as file:
-        start = file.read(200)
-        if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
-            return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
-    return OSError(f"{path} is incomplete or damaged ({error}). Copy or download it again.")
+    start = b""
+    if os.path.isfile(place):
+        try:
+            with open(place, "rb") as file:
+                start = file.read(200)
+        except OSError as problem:  # of the system: nibabel does not pass it on
+            return problem
+    if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
+        return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
+    if start.startswith(b"\x1f\x8b") and not place.lower().endswith("gz"):
+        return OSError(f"{path} is compressed by gzip: its name has to end in .gz.")
+    if "Cannot work out" in str(error) and not re.search(IMAGES, place, re.IGNORECASE):
+        return ValueError(f"{path} is not an image: its name ends like that of another file.")
+    return OSError(f"{path} is incomplete or damaged ({error}): copy it again.")
 
 
 @contextmanager
@@ -124,17 +150,19 @@ def read_3d(img, name=None):
     """Return the values of a 3D image, or of one of shape (x, y, z, 1), as some tools write it."""
     with damaged_file_named(name or img.get_filename()):
         values = np.asanyarray(img.dataobj)
-        read_to_end(img)
+        if not isinstance(img.dataobj, np.ndarray):  # in a file
+            read_to_end(img)
     return values[..., 0] if values.shape[3:] == (1,) else values
 
 
-def read_to_end(img):
-    """Read a compressed file to its end, where gzip stores its checksum."""
-    path = img.get_filename() or ""
-    if path.lower().endswith((".gz", ".mgz")):
-        with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+def read_to_end(img, *parts):
+    """Read an image's compressed files, or only some, to their end, where gzip has a checksum."""
+    for part in parts or img.file_map:
+        holder = img.file_map.get(part)
+        if holder and str(holder.filename).lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
+            with holder.get_prepare_fileobj("rb") as file:
+                while file.read(2**20):
+                    pass
 
 
 def open_checked(fmri, masks):
@@ -155,8 +183,9 @@ def open_image(item):
 
     if not isinstance(item, (str, Path)):
         return item
-    with damaged_file_named(item):
-        img = nib.load(item)
+    with damaged_file_named(item):  # an absolute path: nibabel takes any ~ for a home folder
+        img = nib.load(os.path.abspath(os.path.expanduser(item)))
+        read_to_end(img, "header")  # of a pair of files
     check_numbers(img, item)
     return img
 
@@ -169,14 +198,20 @@ def to_grid(region, img):
     """
     import nibabel as nib
     from nilearn.image import resample_img
+    from nilearn.image.resampling import BoundingBoxError
 
     data = np.asarray(region.dataobj)
     if is_same_grid(region, img):
         return nib.Nifti1Image(data, img.affine, dtype=data.dtype)
+    if not np.isfinite(img.affine).all() or np.linalg.det(img.affine) == 0:
+        raise ValueError(f"The affine of the image has no inverse:\n{img.affine}")
     affine = region.affine @ nib.affines.from_matvec(np.eye(3), [-1, -1, -1])
     grid = {"target_affine": img.affine, "target_shape": img.shape[:3]}
     options = {"interpolation": "nearest", "copy_header": True, "force_resample": True}
-    return resample_img(nib.Nifti1Image(np.pad(data, 1), affine), **grid, **options)
+    try:
+        return resample_img(nib.Nifti1Image(np.pad(data, 1), affine), **grid, **options)
+    except BoundingBoxError:  # the grids do not overlap
+        return nib.Nifti1Image(np.zeros(img.shape[:3], data.dtype), img.affine)
 
 
 def value_type(img):

@@ -5,47 +5,43 @@ whether it can hold the data that its header claims. Only if they disagree is it
 """
 
 import gzip
+import math
+import numbers
 import os
 import zlib
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
-from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.files import COMPRESSED
 from beyond_the_masker.model import DTYPES, Image
-from beyond_the_masker.streaming import is_alone, open_mask, regions_in
+from beyond_the_masker.streaming import is_alone, is_same_grid, open_mask, open_series, regions_in
 
 MOST_FROM_A_BYTE = 1032  # bytes that a byte of gzip can become: https://zlib.net/zlib_tech.html
 
 
 def read_header(fmri_path):
-    """Return the header of a 4D NIfTI image of numbers as an `Image`.
+    """Return the header of an image, or of several files as one series, as an `Image`.
 
-    A ValueError names any other image, an OSError a file that cannot be read, or that holds less
-    than its header claims.
+    A ValueError names what is no 4D NIfTI image of numbers, an OSError a file that cannot be read,
+    or that holds less than its header claims.
     """
-    path = Path(fmri_path)
-    with damaged_file_named(path):
-        img = nib.load(path)
-    shape = getattr(img, "shape", ())  # a surface has none
-    if not isinstance(img, nib.Nifti1Pair) or len(shape) != 4 or min(shape) < 1:
-        raise ValueError(
-            f"{path} is a {type(img).__name__} of shape {shape}; a 4D NIfTI image is needed."
-        )
-    proxy = img.dataobj
-    dtype = proxy.dtype.newbyteorder("=").name
+    fmri = open_series(fmri_path)
+    dtype = fmri.dtype.newbyteorder("=").name
     if dtype not in DTYPES:
-        raise ValueError(f"{path} holds values of type {dtype}; {', '.join(DTYPES)} are known.")
-    source = Path(img.file_map["image"].filename)
-    needed = int(proxy.offset) + int(np.prod(shape, dtype=object)) * proxy.dtype.itemsize
-    if problem := _too_small(source, needed):
+        raise ValueError(f"{fmri.name} holds values of type {dtype}; known: {', '.join(DTYPES)}.")
+    for part in fmri.parts:
+        check_size(part, (*fmri.shape[:3], part.n_volumes))
+    compressed = any(Path(part.path).suffix.lower() in COMPRESSED for part in fmri.parts)
+    return Image(fmri.shape, dtype, compressed, slope=fmri.slope != 1, inter=fmri.inter != 0)
+
+
+def check_size(part, shape):
+    """Raise an OSError if a file holds less than its header claims."""
+    needed = int(part.offset) + math.prod(shape) * part.dtype.itemsize
+    if problem := _too_small(Path(part.path), needed):
         raise OSError(
-            f"{path} is incomplete, or its header is wrong: by its header, {shape} of {dtype}, "
-            f"it should hold {needed} bytes, and {problem}."
+            f"{part.path} is incomplete, or its header is wrong: by its header, {shape} of "
+            f"{part.dtype.name}, it should hold {needed} bytes, and {problem}."
         )
-    compressed = source.suffix.lower() in (".gz", ".bz2", ".zst")
-    return Image(shape, dtype, compressed, slope=proxy.slope != 1, inter=proxy.inter != 0)
 
 
 def _too_small(path, needed):
@@ -70,21 +66,23 @@ def _too_small(path, needed):
     return f"it unpacks to {size}" if size < needed else ""
 
 
-def count_all(masks, shape, threshold=None):
+def count_all(masks, shape, threshold=None, fmri=None):
     """Count the voxels of each region, as `stream_masks` finds them; return numbers as they are.
 
-    A ValueError names a mask that is empty or on another grid.
+    A ValueError names a mask that is empty, or on another grid than a shape and an image.
     """
     alone, counts = is_alone(masks), []
+    masks = masks.values() if isinstance(masks, dict) else masks
     for mask in [masks] if alone else masks:
-        if not is_alone(mask):
+        if isinstance(mask, numbers.Integral):
             counts.append(mask)
             continue
         mask_img, name = open_mask(mask)
-        if mask_img.shape[:3] != tuple(shape):  # before it is read: it may be large
+        is_same = mask_img.shape[:3] == tuple(shape)  # before it is read: it may be large
+        if not is_same or (fmri and not is_same_grid(mask_img, fmri)):
             raise ValueError(
-                f"{name} is on the grid {mask_img.shape}; the image is on {tuple(shape)}. To bring "
-                "a mask there: "
+                f"{name} is on the grid {mask_img.shape}\n{mask_img.affine}\nThe image is on "
+                f"{tuple(shape)}\n{fmri and fmri.affine}\nTo bring a mask there: "
                 "nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
             )
         counts += [len(found) for _, found in regions_in(mask_img, name, threshold, alone)]

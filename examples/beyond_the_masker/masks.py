@@ -41,14 +41,10 @@ class Masks:
 
     def resampled(self, img):
         """Return the positions on the grid of an image, by nearest neighbour."""
-        from nilearn.image.resampling import BoundingBoxError  # here: few studies need them
-        from scipy import sparse
+        from scipy import sparse  # here: few studies need it
 
         numbers = np.arange(1, math.prod(self.shape) + 1, dtype="int32").reshape(self.shape)
-        try:
-            nearest = to_grid(nib.Nifti1Image(numbers, self.affine), img)
-        except BoundingBoxError:  # the grids do not overlap
-            return [positions[:0] for positions in self.positions]
+        nearest = to_grid(nib.Nifti1Image(numbers, self.affine), img)
         nearest = np.asarray(nearest.dataobj).ravel()  # for each voxel of the image; 0 is outside
         voxels = np.arange(len(nearest))
         where = sparse.csr_array((np.ones(len(voxels), "i1"), (nearest, voxels)))
@@ -78,8 +74,8 @@ def read_masks(masks, threshold=None):
     """Read the masks that `mask_study` gets; check that all are on the first one's grid."""
     alone, first, regions = is_alone(masks), None, []
     for name, mask in named(masks):
-        img, _ = open_mask(mask)
-        source = img.get_filename() or f"The mask {name}"
+        img, source = open_mask(mask)
+        source = f"The mask {name}" if source == "A mask" else source
         first = img if first is None else first
         if not is_same_grid(img, first):
             raise ValueError(
@@ -93,7 +89,8 @@ def read_masks(masks, threshold=None):
         raise ValueError("At least one mask is needed.")
     names, positions = zip(*regions, strict=True)
     affine = np.asarray(first.affine, float)
-    return Masks(check_names(names), list(positions), first.shape[:3], affine)
+    shape = tuple(map(int, first.shape[:3]))  # some images have NumPy's integers
+    return Masks(check_names(names), list(positions), shape, affine)
 
 
 def named(masks):

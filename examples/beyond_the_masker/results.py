@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from beyond_the_masker.files import files_of_image
-from beyond_the_masker.streaming import list_files
+from beyond_the_masker.streaming import damaged_file_named, list_files
 
 ABOUT = "about.json"
 OF_DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -54,7 +54,8 @@ def read_arrays(file):
 
 def describe(image, masks, options):
     """Return the record of everything that an image's results depend on."""
-    stats = [file.stat() for path in list_files(image) for file in files_of_image(path)]
+    with damaged_file_named(image):
+        stats = [file.stat() for path in list_files(image) for file in files_of_image(path)]
     return {
         "image": str(image),
         "file": os.path.realpath(image),

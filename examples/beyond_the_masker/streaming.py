@@ -3,14 +3,16 @@
 import errno
 import glob
 import math
+import numbers
 import os
 import re
 import shutil
 import socket
 import uuid
 import warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
 from multiprocessing import parent_process
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import FileBasedImage
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
@@ -30,6 +33,7 @@ except ImportError:
     import gzip
 
 __all__ = ["stream_masks"]
+IMAGES = r"\.(nii|img|hdr|mg[hz]|mnc|gii|par|rec|brik|head)\b"  # in names of files
 
 
 def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, threshold=None):
@@ -59,9 +63,10 @@ def stream_masks(fmri_path, masks, block_size=None, *, memory_mib=8, out=None, t
     -------
     list of arrays of shape (n_timepoints, n_voxels)
         The values of NiftiMasker, for each region, in native byte order. They are parts of one
-        large array: if you keep only one region, copy it. Files come back as read-only
-        `numpy.memmap`. NiftiMasker resamples an image whose affine was rounded in another way, and
-        can lose a slice; this does not.
+        large array: if you keep only one region, copy it. With files, the list opens each as a
+        read-only `numpy.memmap` when you ask for it, since all might be more than may be open.
+        NiftiMasker resamples an image whose affine was rounded in another way, and can lose a
+        slice; this does not.
         Several files give the values of ``nilearn.image.concat_imgs(files, dtype=common)``, where
         `common` is the common type of their values. By itself, concat_imgs rounds to float32.
 
@@ -84,17 +89,15 @@ def stream_voxels(fmri, positions, block_size=None, memory_mib=8, out=None):
     ends = np.cumsum([len(one) for one in positions])
     wanted = [((n_volumes, len(one)), dtype) for one in positions]
     positions = np.concatenate(positions, dtype=np.intp)
-    n_rows = block_size or int(memory_mib * 2**20 / (4 * dtype.itemsize * len(positions)))
-    blocks = read_voxels(fmri, positions, min(max(n_rows, 1), n_volumes))
+    n_rows = block_size or memory_mib * 2**20 / (4 * dtype.itemsize * len(positions))
+    blocks = read_voxels(fmri, positions, int(min(max(n_rows, 1), n_volumes)))
     with prepare_results(out, wanted) as every_series, closing(blocks):
         for start, stored in blocks:
             parts = np.split(to_values(stored, fmri, dtype), ends[:-1], axis=1)
             for series, part in zip(every_series, parts, strict=True):
                 series[start : start + len(part)] = part
-    return [
-        np.load(one.path, mmap_mode="r") if isinstance(one, NpyFile) else one
-        for one in every_series
-    ]
+    in_files = any(isinstance(one, NpyFile) for one in every_series)
+    return Results(every_series) if in_files else every_series
 
 
 class Part(NamedTuple):
@@ -132,7 +135,8 @@ class Series:
         if self.is_uniform:
             [(self.dtype, self.slope, self.inter)] = kinds
         else:
-            self.dtype, self.slope, self.inter = np.result_type(*map(value_type, parts)), 1.0, 0.0
+            self.dtype = np.result_type(*{value_type(part) for part in parts})
+            self.slope, self.inter = 1.0, 0.0
 
 
 def open_series(fmri_path):
@@ -199,7 +203,8 @@ def open_image(fmri_path, n_axes=(4,)):
     if not isinstance(fmri_path, (str, Path)):
         raise ValueError(f"The path of an image is needed, not a {type(fmri_path).__name__}.")
     with damaged_file_named(fmri_path):
-        img = nib.load(os.path.expanduser(fmri_path))
+        img = load(fmri_path)
+        read_to_end(img, "header")  # of a pair of files
     shape = getattr(img, "shape", ())  # a surface has none
     has_numbers = isinstance(img, nib.Nifti1Pair) and img.dataobj.dtype.kind in "fiu"
     if not has_numbers or len(shape) not in n_axes or min(shape) < 1:
@@ -231,18 +236,29 @@ def find_voxels(masks, fmri_img, fmri_path, threshold=None):
 
 
 def is_alone(masks):
-    """Return whether masks are one image, not a list of images."""
-    return isinstance(masks, (str, Path, SpatialImage))
+    """Return whether masks are one image, not a list of images; refuse anything else."""
+    if isinstance(masks, (str, Path, FileBasedImage)):
+        return True
+    if not isinstance(masks, Iterable):
+        raise ValueError(f"Images of masks are needed, or their paths, not {masks!r}.")
+    return False
 
 
 def open_mask(mask):
     """Return an image of numbers, its data not read, and its name for messages."""
+    is_path = isinstance(mask, (str, Path))
     with damaged_file_named(mask):
-        mask_img = nib.load(mask) if isinstance(mask, (str, Path)) else mask
-    if not isinstance(mask_img, SpatialImage) or mask_img.get_data_dtype().kind not in "fiub":
-        name = mask if isinstance(mask, (str, Path)) else f"A {type(mask).__name__}"
+        mask_img = load(mask) if is_path else mask
+    if not is_image(mask_img):
+        name = mask if is_path else f"A {type(mask).__name__}"
         raise ValueError(f"{name} is not an image of numbers on a grid.")
-    return mask_img, mask_img.get_filename() or "A mask"
+    return mask_img, str(mask) if is_path else mask_img.get_filename() or "A mask"
+
+
+def is_image(img):
+    """Return whether an image has real numbers on a grid of three axes, or more."""
+    has_grid = isinstance(img, SpatialImage) and img.affine is not None and len(img.shape) > 2
+    return has_grid and img.get_data_dtype().kind in "fiub"
 
 
 def regions_in(mask_img, name, threshold=None, alone=False):
@@ -253,8 +269,9 @@ def regions_in(mask_img, name, threshold=None, alone=False):
     alone are labels, anything else that is given alone raises a ValueError, and an image in a list
     remains one region, with a warning. The label of a volume of a 4D image is its number.
     """
-    if threshold is not None and not 0 <= threshold < np.inf:
-        raise ValueError(f"The threshold is {threshold}; it cannot be negative.")
+    is_number = isinstance(threshold, numbers.Real) and 0 <= threshold < np.inf
+    if threshold is not None and not is_number:
+        raise ValueError(f"The threshold is {threshold}; a number is needed, 0 or more.")
     is_4d = mask_img.shape[3:] not in ((), (1,))
     for number, values in enumerate(mask_volumes(mask_img, name, alone), 1):
         inside = np.isfinite(values) & (values != 0 if threshold is None else values > threshold)
@@ -276,9 +293,14 @@ def mask_volumes(mask_img, name, alone):
     """Yield the values of a 3D image, or of each volume of a 4D image that is given alone."""
     shape, proxy = mask_img.shape, mask_img.dataobj
     if len(shape) == 3 or shape[3:] == (1,):
+        path = mask_img.get_filename() if nib.is_proxy(proxy) else None
+        before = path and version_of(path)
         with damaged_file_named(name):
             values = np.asanyarray(proxy)
-            read_to_end(mask_img)
+            if path:
+                read_to_end(mask_img)
+        if path:
+            check_version(path, before)
         yield values.reshape(shape[:3])
     elif len(shape) != 4 or not alone:
         raise ValueError(
@@ -331,13 +353,14 @@ def in_file(inside):
     return in_file_order(np.flatnonzero(inside), inside.shape)
 
 
-def read_to_end(img):
-    """Read a compressed file to its end, where gzip stores its checksum."""
-    path = img.get_filename() or ""
-    if path.lower().endswith((".gz", ".mgz")):
-        with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+def read_to_end(img, *parts):
+    """Read an image's compressed files, or only some, to their end, where gzip has a checksum."""
+    for part in parts or img.file_map:
+        holder = img.file_map.get(part)
+        if holder and str(holder.filename).lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
+            with holder.get_prepare_fileobj("rb") as file:
+                while file.read(2**20):
+                    pass
 
 
 def is_same_grid(img, other):
@@ -430,6 +453,11 @@ def read_ahead(items):
             yield item
 
 
+def load(path):
+    """Return the image of a path, its data not read; nibabel takes any ``~`` for a home folder."""
+    return nib.load(os.path.abspath(os.path.expanduser(path)))
+
+
 def open_data(path):
     """Open the file of an image's data, decompressed if necessary."""
     return gzip.open(path) if path.lower().endswith(".gz") else ImageOpener(path)
@@ -490,10 +518,16 @@ def given_results(out, wanted):
         for one, each in zip(out, wanted, strict=False)
     ]
     found = [(getattr(one, "shape", None), getattr(one, "dtype", None)) for one in results]
-    paths = [one.path for one in results if isinstance(one, NpyFile)]
-    if len(out) != len(wanted) or found != wanted or len(set(paths)) < len(paths):
+    if len(out) != len(wanted) or found != wanted or len({*map(place_of, results)}) < len(out):
         raise ValueError(f"out needs an array or a file name of its own for each of {wanted}.")
     return results
+
+
+def place_of(result):
+    """Return where a result will be: its file, the address of an array, or what else it is."""
+    if isinstance(result, NpyFile):
+        return result.path
+    return result.ctypes.data if isinstance(result, np.ndarray) else id(result)
 
 
 def check_space(files):
@@ -560,7 +594,8 @@ class NpyFile:
 
     def __setitem__(self, rows, values):
         """Append values as the next rows."""
-        with file_named(self.path), open(self.unfinished, "ab") as file:
+        with file_named(self.path), open(self.unfinished, "r+b") as file:
+            file.seek(0, os.SEEK_END)
             file.write(np.ascontiguousarray(values))
 
     def __exit__(self, failed, *_):
@@ -583,28 +618,66 @@ def flush(path):
                 raise
 
 
+class Results(Sequence):
+    """Arrays, and files that are mapped when they are asked for: a map keeps its file open."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def __len__(self):
+        return len(self.results)
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        one = self.results[number]
+        return np.load(one.path, mmap_mode="r") if isinstance(one, NpyFile) else one
+
+
 @contextmanager
 def damaged_file_named(path):
-    """Turn any error that reading a damaged file raises into an OSError that names the file."""
+    """Turn any error that reading a damaged file raises into one that names the file."""
     try:
         yield
-    except (FileNotFoundError, ImportError, MemoryError, TypeError):
-        raise
     except Exception as error:  # nibabel lets a damaged file raise almost anything
-        if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
-            with file_named(path):
-                raise
-        raise problem_of(path, error) from error
+        if problem := problem_of(path, error):
+            raise problem from error
+        raise
 
 
 def problem_of(path, error):
-    """Return an OSError that says why a file cannot be read: most likely it is damaged."""
+    """Return why a file cannot be read; None if the error names the reason itself."""
     place = os.path.expanduser(path) if isinstance(path, (str, Path)) else ""
+    if os.path.islink(place) and not os.path.exists(place):
+        link = f"{path} is a link to {os.readlink(place)}, where there is no file"
+        return FileNotFoundError(f"{link}: get it, for example with git annex get or datalad get.")
+    if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
+        return None if error.filename else OSError(error.errno, error.strerror, str(path))
+    if isinstance(error, (FileNotFoundError, Warning)):
+        return None
+    if isinstance(error, MemoryError):
+        return MemoryError(f"{path} is too large for memory, or its header is wrong.")
+    if isinstance(error, ImportError) or type(error).__name__ == "TripWireError":  # of nibabel
+        return OSError(f"{path} cannot be read without another package ({error}).")
+    return problem_in(path, place, error)
+
+
+def problem_in(path, place, error):
+    """Return what is wrong with the content of a file: most likely it is damaged."""
     if os.path.exists(place) and not os.path.isfile(place):  # reading a pipe would wait
         kind = IsADirectoryError if os.path.isdir(place) else OSError
         return kind(f"{path} is a folder or a pipe; a file is needed.")
-    with suppress(OSError), open(place, "rb") as file:
-        start = file.read(200)
-        if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
-            return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
+    start = b""
+    if os.path.isfile(place):
+        try:
+            with open(place, "rb") as file:
+                start = file.read(200)
+        except OSError as problem:  # of the system: nibabel does not pass it on
+            return problem
+    if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
+        return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
+    if start.startswith(b"\x1f\x8b") and not place.lower().endswith("gz"):
+        return OSError(f"{path} is compressed by gzip: its name has to end in .gz.")
+    if "Cannot work out" in str(error) and not re.search(IMAGES, place, re.IGNORECASE):
+        return ValueError(f"{path} is not an image: its name ends like that of another file.")
     return OSError(f"{path} is incomplete or damaged ({error}): copy it again.")
