@@ -17,7 +17,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMask
 from sklearn import clone
 
 from beyond_the_masker import fmriprep_study, synthetic, synthetic_fmriprep
-from beyond_the_masker.fmriprep import DEFAULTS, ConfoundsOf, read_strategy
+from beyond_the_masker.fmriprep import DEFAULTS, ConfoundsOf, read_strategy, space_of
 from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
 from small_fmriprep import (
     AFFINE,
@@ -280,6 +280,22 @@ def test_columns_are_missing(folder, atlas, tmp_path):
     assert "has n/a after the first row in csf. Choose" in reason_of_one(folder, atlas, out)
 
 
+def test_too_few_volumes(folder, atlas, tmp_path):
+    """All volumes scrubbed, fewer than confounds left, or another number of rows: the image fails."""
+    _, start = one_image(folder)
+    path, out = f"{start}_desc-confounds_timeseries.tsv", tmp_path / "out"
+    write, how = {"sep": "\t", "index": False, "na_rep": "n/a"}, {"strategy": "scrubbing"}
+    make_confounds().assign(framewise_displacement=5.0).to_csv(path, **write)
+    assert "All 60 volumes are scrubbed" in reason_of_one(folder, atlas, out, **how)
+    steps = np.where(np.arange(N_VOLUMES) < 20, 0.1, 5.0)
+    make_confounds().assign(framewise_displacement=steps).to_csv(path, **write)
+    reason = reason_of_one(folder, atlas, out, **how)
+    assert "Of 60 volumes 20 are left, too few to remove 33 confounds" in reason
+    make_confounds(70).to_csv(path, **write)
+    reason = reason_of_one(folder, atlas, out)
+    assert "The confounds have 70 rows, but the image has 60 volumes" in reason
+
+
 def test_brain_mask_is_missing(folder, atlas, tmp_path):
     """An image without brain mask fails, unless none is wanted."""
     image, _ = one_image(folder)
@@ -417,6 +433,43 @@ def test_confounds_are_those_of_nilearn(folder, arguments, function):
     fd = make_confounds().framewise_displacement.to_numpy()
     kept = slice(None) if sample_mask is None else sample_mask
     assert found.mean_fd == pytest.approx(np.nanmean(fd[kept]))
+
+
+def test_components_of_tedana(folder, atlas, tmp_path):
+    """For tedana, the optimally combined images are found, and the two tables that go with them."""
+    image, start = one_image(folder)
+    image.rename(image.with_name(image.name.replace("preproc", "optcom")))
+    sidecar = image.with_name(image.name.replace(".nii.gz", ".json"))
+    sidecar.rename(image.with_name(sidecar.name.replace("preproc", "optcom")))
+    names = [f"ICA_{i:02}" for i in range(4)]
+    mixing = pd.DataFrame(np.random.default_rng(0).normal(size=(N_VOLUMES, 4)), columns=names)
+    mixing.to_csv(f"{start}_desc-ICA_mixing.tsv", sep="\t", index=False)
+    kinds = ["accepted", "rejected", "rejected", "ignored"]
+    metrics = pd.DataFrame({"Component": names, "classification": kinds})
+    metrics.to_csv(f"{start}_desc-tedana_metrics.tsv", sep="\t", index=False)
+    how = {"strategy": {"ica": {"strategy": ["tedana"]}}, "brain_mask": False}
+    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", **how)
+    assert [*table.confounds] == [2], table.reason
+    (start.parent / f"{start.name}_desc-ICA_mixing.tsv").unlink()
+    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", **how)
+    assert "It has no confounds: no desc-ICA_mixing.tsv" in table.reason[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "space"),
+    [
+        ("x/tpl-MNI_atlas-A_dseg.nii.gz", "MNI"),
+        ("x/sub-1/func/sub-1_space-T1w_dseg.nii", "T1w"),
+        ("x/sub-1/anat/sub-1_desc-aseg_dseg.nii.gz", "T1w"),
+        ("x/sub-1/func/sub-1_task-a_desc-aseg_dseg.nii.gz", ""),
+        ("x/sub-1_dseg.nii.gz", None),
+        ("x/atlas.nii.gz", None),
+        ("", None),
+    ],
+)
+def test_space_by_name(path, space):
+    """The space of an atlas is known by its name, if that says anything of it."""
+    assert space_of(path) == space
 
 
 def test_first_row_is_filled(folder):
