@@ -281,7 +281,7 @@ def test_columns_are_missing(folder, atlas, tmp_path):
 
 
 def test_too_few_volumes(folder, atlas, tmp_path):
-    """All volumes scrubbed, fewer than confounds left, or another number of rows: the image fails."""
+    """An image fails if all volumes are scrubbed, too few are left, or rows are not volumes."""
     _, start = one_image(folder)
     path, out = f"{start}_desc-confounds_timeseries.tsv", tmp_path / "out"
     write, how = {"sep": "\t", "index": False, "na_rep": "n/a"}, {"strategy": "scrubbing"}
