@@ -430,6 +430,20 @@ def test_images_in_memory_are_stored(fmri_path, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(("background", "kind"), [(0, "u2"), (-1, "i4"), (0.5, "f8")])
+def test_labels_are_stored_in_the_smallest_type(fmri_path, tmp_path, background, kind):
+    """Workers sort small labels, and the values are the same."""
+    path = write(
+        tmp_path / "dseg.nii.gz", np.where(LABELS, LABELS, background).astype("<f8"), COARSE
+    )
+    atlas = read_atlas("a", NiftiLabelsMasker(path, background_label=background))
+    small = stored(atlas, tmp_path / "out")
+    assert nib.load(small.masker.labels_img).get_data_dtype() == kind
+    assert (small.masker.labels_img == str(path)) == (kind == "f8")
+    for found, expected in zip(extract(small, fmri_path), extract(atlas, fmri_path), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_checksum_covers_what_results_depend_on(tmp_path):
     """Another value, mask, name or parameter changes the checksum; a cache or a report does not."""
     path = write(tmp_path / "a_dseg.nii", LABELS.astype("<i2"))

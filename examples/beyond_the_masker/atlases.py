@@ -306,18 +306,35 @@ def for_study(masker, **parameters):
 def stored(atlas, folder):
     """Return an atlas whose images are files: those in memory are written into a folder.
 
-    So each worker gets a path instead of an array.
+    So each worker gets a path instead of an array. Labels are written in any case if they become
+    smaller: nilearn sorts them several times for each image.
     """
     files = {}
     for name, suffix in IMAGES.items():
-        img = getattr(atlas.masker, name, None)
-        if isinstance(img, SpatialImage):
+        image = getattr(atlas.masker, name, None)
+        img = small_labels(atlas) if name == "labels_img" and image is not None else None
+        if img is None and isinstance(image, SpatialImage):
+            data = np.asanyarray(image.dataobj)
+            img = nib.Nifti1Image(data, image.affine, dtype=data.dtype)
+        if img is not None:
             stem = f"atlas-{atlas.name}_desc-{atlas.checksum[:12]}_{suffix}"
             files[name] = Path(folder).absolute() / f"{stem}.nii"
-            data = np.asanyarray(img.dataobj)
             with moved_into_place(files[name]) as unfinished, open(unfinished, "wb") as file:
-                nib.Nifti1Image(data, img.affine, dtype=data.dtype).to_stream(file)
+                img.to_stream(file)
     return atlas._replace(masker=copy_of(atlas.masker, **files))
+
+
+def small_labels(atlas):
+    """Return the labels of an atlas in the smallest type; None if they are, or cannot be."""
+    img, _ = open_mask(atlas.masker.labels_img)
+    [labels] = read_volumes(atlas.masker.labels_img)
+    values = [0, *atlas.numbers, atlas.masker.background_label]
+    dtype = np.result_type(*(np.min_scalar_type(int(limit(values))) for limit in (min, max)))
+    if values[-1] % 1 or dtype.itemsize >= labels.dtype.itemsize:
+        return None
+    small = nib.Nifti1Image(finite_values(labels).astype(dtype), img.affine, dtype=dtype)
+    is_exact = np.array_equal(small.header.get_best_affine(), img.affine)  # in the file: float32
+    return small if is_exact else None
 
 
 def without_empty(masker, img):
