@@ -11,6 +11,7 @@ from .trial import SHM, Trial
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE]
+NO_RESULTS = (".bidsignore", "dataset_description.json")  # readers may change them
 WRITES = ("open", "write", "flush", "rename", "link", "mkdir")
 
 
@@ -88,7 +89,7 @@ def image(place, name):
 def bits(place, name):
     """One to three bits flip: in a compressed file that is read, or in a result."""
     read = [place.work / file for file in TARGETS[name].files]
-    written = [place.out / file for file in place.reference(name).files]
+    written = [place.out / file for file in place.reference(name).files if file not in NO_RESULTS]
     rng = random.Random(name)
     for path in [*read, *([] if TARGETS[name].replaces else written)]:
         for _ in range(100):
@@ -146,7 +147,7 @@ def deck(place, seed, kind, names):
         rng.shuffle(faults)
         start = rng.random()
         for turn, fault in enumerate(faults):
-            earlier = rng.choice(["none", "none", "some", "all"])
+            earlier = rng.choice(["none", "none", "none", "some", "all"])
             if TARGETS[name].is_whole:
                 earlier = earlier.replace("some", "all")
             if str(place.out) in fault.get("file", ""):

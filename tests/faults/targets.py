@@ -15,12 +15,14 @@ from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker import cache
 from beyond_the_masker.blocks import mask_blocks
+from beyond_the_masker.fmriprep import fmriprep_study
 from beyond_the_masker.masker_study import masker_study
 from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.results import ABOUT, OF_DAMAGE
 from beyond_the_masker.streaming import open_image, stream_masks
 from beyond_the_masker.study import mask_study
+from beyond_the_masker.synthetic_fmriprep import MNI, link_fmriprep
 
 OF_COMMANDS = {
     "Traceback": RuntimeError,
@@ -28,6 +30,7 @@ OF_COMMANDS = {
     "Interrupted": KeyboardInterrupt,
 }
 VOLATILE = ["status", "reason", "seconds", "peak_rss_mib", "started", "host", "pid"]
+PREPROC = f"fmriprep/sub-01/func/sub-01_task-rest_run-1_space-{MNI}_desc-preproc_bold.nii.gz"
 LONG = f"sub-02_{'x' * (255 - len('sub-02_.nii.gz'))}"  # with its ending, the longest name
 IMAGES = ("sub-00.nii.gz", "sub-01.nii", f"{LONG}.nii.gz")
 ATLASES = ("labels.nii.gz", "maps.nii.gz")
@@ -99,6 +102,13 @@ def tables(folder, workers, **options):
     return masker_study(images, maskers, folder / OUT, workers, **options)
 
 
+def derivatives(folder, workers, **options):
+    """Extract an atlas from two images of fMRIPrep, with a strategy for confounds."""
+    atlases = {"labels": folder / "labels.nii.gz"}
+    options |= {"strategy": "simple", "brain_mask": False}
+    return fmriprep_study(folder / "fmriprep", atlases, folder / OUT, workers, **options)
+
+
 def command(folder, workers):
     """Mask three images with the command line, started anew."""
     names = ["study", *IMAGES, "--masks", *MASKS, "--output", OUT, "--jobs", str(workers)]
@@ -137,6 +147,7 @@ TARGETS = {
     "mask_study, 2 workers": Target(study, 2, is_study=True),
     "masker_study": Target(tables, is_study=True, files=(IMAGES[0], *ATLASES)),
     "masker_study, 2 workers": Target(tables, 2, is_study=True, files=(IMAGES[0], *ATLASES)),
+    "fmriprep_study": Target(derivatives, is_study=True, files=("labels.nii.gz",), image=PREPROC),
     "command study": Target(command, is_study=True, is_command=True),
     "prepared files": Target(prepared, is_whole=True, files=(), image=""),
 }
@@ -153,6 +164,9 @@ def make_inputs(folder, seed):
     inside = np.random.default_rng(0).random((2, *SHAPE[:3])) < 0.05
     for name, mask in zip(MASKS, inside, strict=True):
         nib.save(nib.Nifti1Image(mask.astype("u1"), affine), folder / name)
+    data = rng.normal(1000, 300, (*SHAPE[:3], 60)).astype("f4")
+    nib.save(nib.Nifti1Image(data, affine), folder / "long.nii.gz")
+    link_fmriprep(folder / "fmriprep", folder / "long.nii.gz", 2)
     maps = np.random.default_rng(1).random((*SHAPE[:3], 3))
     nib.save(nib.Nifti1Image(maps, affine), folder / "maps.nii.gz")
     rng = np.random.default_rng(2)

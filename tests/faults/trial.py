@@ -80,8 +80,7 @@ class Place:
 
     def restore_inputs(self):
         """Bring images and masks back to what they were."""
-        for file in (self.base / "inputs-0").iterdir():
-            shutil.copy2(file, self.work)
+        shutil.copytree(self.base / "inputs-0", self.work, dirs_exist_ok=True)
 
     def mount(self, folder):
         """Put a file system of 1 MiB in the place of a folder."""
@@ -130,9 +129,12 @@ class Place:
     def place_earlier(self, trial):
         """Put results of an earlier run into place; return the contents that each may have."""
         reference, target = self.reference(trial.target), TARGETS[trial.target]
-        names = sorted(reference.files)[:: 2 if trial.earlier == "some" else 1]
+        starts = sorted({name.split("_")[0] for name in reference.files})  # a result's files agree
+        starts = starts[:: 2 if trial.earlier == "some" else 1]
         allowed = {}
-        for name in names if trial.earlier != "none" else ():
+        for name in reference.files if trial.earlier != "none" else ():
+            if name.split("_")[0] not in starts:
+                continue
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             if target.replaces:
                 (self.out / name).write_bytes(OLD)
