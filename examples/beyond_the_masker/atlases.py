@@ -21,7 +21,7 @@ from nibabel.affines import apply_affine, to_matvec
 from nibabel.spatialimages import SpatialImage
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
-from beyond_the_masker.files import files_of_image, moved_into_place
+from beyond_the_masker.files import file_named, files_of_image, moved_into_place
 from beyond_the_masker.maskers import MASKERS, refuse
 from beyond_the_masker.masks import name_labels, names_of_volumes, read_table
 from beyond_the_masker.regions import finite, finite_values, on_grid, sphere_voxels
@@ -271,7 +271,7 @@ def content_of(image):
     """Yield all bytes of an image: of its files, or of its grid and its values."""
     if isinstance(image, str | Path):
         for path in files_of_image(image):
-            with open(path, "rb") as file:
+            with file_named(path), open(path, "rb") as file:
                 while part := file.read(2**20):
                     yield part
     elif image is not None:

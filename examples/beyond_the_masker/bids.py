@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.files import file_named, moved_into_place
 
 VERSION = "1.11.0"  # of BIDS
 ORDER = (
@@ -244,7 +244,8 @@ def read_description(folder):
 def read_json(path):
     """Return the content of a JSON file, which has to be an object."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        with file_named(path):
+            content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     if not isinstance(content, dict):
@@ -279,7 +280,8 @@ def write_dataset(output_dir, source, tables):
         "SourceDatasets": [{"URL": Path(source).resolve().as_uri()}],
     }
     ignored = output_dir / ".bidsignore"
-    lines = ignored.read_text().splitlines() if ignored.is_file() else []
+    with file_named(ignored):
+        lines = ignored.read_text().splitlines() if ignored.is_file() else []
     lines += [pattern for pattern in NOT_IN_BIDS if pattern not in lines]
     texts = {"dataset_description.json": json.dumps(description, indent=1)}
     for name, text in {**texts, ".bidsignore": "\n".join(lines), **tables}.items():

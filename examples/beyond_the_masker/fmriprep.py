@@ -37,6 +37,7 @@ from beyond_the_masker.bids import (
     write_dataset,
 )
 from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.files import file_named
 from beyond_the_masker.masker_study import Confounds, Run, run_maskers
 from beyond_the_masker.tasks import absolute
 
@@ -535,7 +536,7 @@ class ConfoundsOf(NamedTuple):
         """
         named = " and ".join(map(str, self.tables.values()))
         try:
-            with warnings.catch_warnings():
+            with file_named(named), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of arguments: once, before; the rest is in rows
                 table, sample_mask = self.load_alone()
         except (ValueError, KeyError, IndexError) as error:

@@ -124,4 +124,5 @@ def read_exactly(file, **how):
     how = {"sep": "\t", "na_values": "n/a"} | how
     if int(pd.__version__.split(".")[0]) < 3:  # from 3 on, all are read so
         how["float_precision"] = "round_trip"
-    return pd.read_csv(file, **how)
+    with file_named(file):
+        return pd.read_csv(file, **how)
