@@ -361,10 +361,11 @@ def test_space_of_the_atlas(folder, atlas, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pattern", [f"space-{MNI}_desc-aseg_dseg.nii.gz", "../parcels/sub-{sub}_dseg.nii.gz"]
+    "pattern", [f"space-{MNI}_desc-aseg_dseg.nii.gz", "parcels/sub-{sub}_dseg.nii.gz"]
 )
-def test_atlases_of_each_subject(folder, tmp_path, pattern):
+def test_atlases_of_each_subject(folder, tmp_path, pattern, monkeypatch):
     """Every file has the regions of all subjects, with names from the table above them."""
+    monkeypatch.chdir(tmp_path)
     (folder / "desc-aseg_dseg.tsv").write_text("index\tname\n1\tone\n7\tseven\n")
     (tmp_path / "parcels").mkdir()
     for sub, name, labels in (("01", NAMES[0], (1, 2)), ("02", NAMES[2], (2, 7))):

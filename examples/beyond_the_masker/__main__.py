@@ -207,7 +207,12 @@ def several(*names, **how):
         help="a 3D image of labels, a 4D image of maps, or for an atlas of each subject the end "
         "of its name, such as aseg=space-T1w_desc-aseg_dseg.nii.gz",
     ),
-    several("--participant-label", metavar="LABEL", help="subjects; all by default"),
+    several(
+        "--participant-label",
+        "--participant_label",
+        metavar="LABEL",
+        help="subjects; all by default",
+    ),
     several("--session-label", "--ses", dest="of_ses", metavar="LABEL", help="sessions"),
     *(
         several(f"--{key}", dest=f"of_{key}", metavar="LABEL", help=f"only images with {key}-LABEL")

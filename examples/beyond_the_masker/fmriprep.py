@@ -251,11 +251,14 @@ def read_atlases(atlases):
         raise ValueError("Give at least one atlas.")
     for name in atlases:
         check_label(name, "The name of an atlas")
-    patterns = {name: str(source) for name, source in atlases.items() if is_pattern(source)}
+    patterns = {name: source for name, source in atlases.items() if is_pattern(source)}
     of_all = {
         name: read_atlas(name, source) for name, source in atlases.items() if name not in patterns
     }
-    return of_all, patterns
+    return of_all, {
+        name: str(absolute(pattern) if "{" in str(pattern) else pattern)
+        for name, pattern in patterns.items()
+    }
 
 
 def is_pattern(source):
@@ -294,10 +297,7 @@ def find_files(wanted, related, image):
     brain_mask = related.brain_mask(image) if wanted.brain_mask else None
     if wanted.brain_mask and not brain_mask:
         problems.append("It has no brain mask desc-brain_mask.nii.gz; or set brain_mask to False.")
-    own = {
-        name: find_atlas(wanted.folder, related, image, pattern)
-        for name, pattern in wanted.patterns.items()
-    }
+    own = {name: find_atlas(related, image, pattern) for name, pattern in wanted.patterns.items()}
     problems += [
         f"{'It' if path == image else path.name} {NOT_HERE}"
         for path in (image, brain_mask, *tables.values())
@@ -365,12 +365,12 @@ def find_repetition_time(parameters, related, image, problems):
     return t_r, sidecar if t_r is not None else None
 
 
-def find_atlas(folder, related, image, pattern):
+def find_atlas(related, image, pattern):
     """Return the file of a subject's own atlas, or None."""
     if "{" not in pattern:
         return related.of_subject(image, pattern)
     try:
-        path = folder / os.path.expanduser(pattern.format(**entities_of(image)))
+        path = Path(pattern.format(**entities_of(image)))
     except (KeyError, IndexError):  # the image has no such entity
         return None
     return path if os.path.lexists(path) else None
