@@ -15,9 +15,11 @@ from nibabel.testing import data_path
 from beyond_the_masker import figures, workers
 from beyond_the_masker.meter import MIB
 from beyond_the_masker.pages import load_page
+from beyond_the_masker.synthetic import FMRI_SHAPE
 from beyond_the_masker.workers import (
     measure_runs,
     prepare_fmriprep,
+    prepare_runs,
     prepare_study,
     speed_up,
     storage_rate,
@@ -60,34 +62,43 @@ def test_large_image_is_cut(own_image):
     np.testing.assert_array_equal(nib.load(images[2]).get_fdata(), first)
 
 
-def test_derivatives_are_links_to_the_image(own_image, tmp_path):
-    """The build's image, in derivatives with confounds; the atlas has all regions."""
+@pytest.fixture
+def long_image(monkeypatch, tmp_path):
+    """Choose an image of the reader's, not compressed, with enough volumes to be cleaned."""
+    image, atlas = write(tmp_path, 1, (5, 6, 4, 100), ".nii"), tmp_path / "labels.nii.gz"
+    make_image(data=np.arange(120).reshape(5, 6, 4) % 3, dtype="<i2").to_filename(atlas)
+    monkeypatch.setenv("FMRI", str(image))
+    monkeypatch.setenv("ATLAS", str(atlas))
+    monkeypatch.setenv("N_REGIONS", "2")
+    return image
+
+
+def test_derivatives_are_links_to_a_packed_copy(long_image, tmp_path):
+    """nilearn finds the confounds of a .nii.gz only; the copy has the values of the image."""
     folder, atlas = prepare_fmriprep(tmp_path / "fmriprep", n_images=2)
     images = sorted(folder.rglob("*_desc-preproc_bold.nii.gz"))
-    assert {image.resolve() for image in images} == {own_image.resolve()}
     assert len(images) == len([*folder.rglob("*_desc-confounds_timeseries.tsv")]) == 2
+    assert len({image.resolve() for image in images}) == 1
+    np.testing.assert_array_equal(nib.load(images[1]).dataobj, nib.load(long_image).dataobj)
     assert np.unique(nib.load(atlas).dataobj).tolist() == [0, 1, 2]
 
 
-def test_uncompressed_image_is_packed(own_image, monkeypatch, tmp_path):
-    """nilearn finds the confounds of a .nii.gz only; the copy has the values of the image."""
-    img = nib.load(own_image)
-    img.to_filename(tmp_path / "own.nii")
-    monkeypatch.setenv("FMRI", str(tmp_path / "own.nii"))
-    folder, _ = prepare_fmriprep(tmp_path / "fmriprep", n_images=1)
-    (image,) = folder.rglob("*_desc-preproc_bold.nii.gz")
-    np.testing.assert_array_equal(nib.load(image).dataobj, img.dataobj)
+@pytest.mark.extensive
+def test_short_image_is_replaced(own_image):
+    """Confounds cannot be removed from two volumes: the pages go on with a made-up image."""
+    (image,), atlas = prepare_runs(1, n_regions=20)
+    img = nib.load(image)
+    assert img.shape == FMRI_SHAPE
+    assert len(np.unique(nib.load(atlas).dataobj)) == 21
+    assert nib.load(atlas).shape == img.shape[:3]
 
 
-def test_measured_runs(tmp_path):
+def test_measured_runs(long_image):
     """The figures are those of one image."""
-    images = [write(tmp_path, number, (5, 6, 4, 60)) for number in (1, 2, 3)]
-    labels = make_image(data=np.arange(120).reshape(5, 6, 4) % 3, dtype="<i2")
-    labels.to_filename(tmp_path / "labels.nii.gz")
-    found = measure_runs(images, tmp_path / "labels.nii.gz")
-    assert found["shape"] == (5, 6, 4, 60)
+    found = measure_runs(*prepare_runs(3))
+    assert found["shape"] == (5, 6, 4, 100)
     assert (found["n_regions"], found["n_confounds"]) == (2, 36)
-    assert found["file"] == images[0].stat().st_size / MIB
+    assert found["file"] == long_image.stat().st_size / MIB
     assert 0 < found["before"] < found["peak"]
     assert 0 < found["results"] < 0.1
 

@@ -18,7 +18,8 @@ cluster you start them with the same commands.
 # imports. The plan that ``--dry-run`` prints predicts this from the headers, and we allow 128 MiB
 # more for Dask (measured below). Dask gives no image to a worker whose resident set (:term:`RSS`)
 # is above 80% of its limit, so we divide by 0.8. With a lower limit, the workers would wait
-# forever, without an error. The images of the folder are links to that of this build.
+# forever, without an error. The images of the folder are links to that of this build, or to a
+# made-up one if it has less than 100 volumes.
 
 import tempfile
 from pathlib import Path

@@ -137,8 +137,8 @@ folder.cleanup()
 # %%
 # What a worker needs
 # -------------------
-# The images above are too small to measure. So we take the image of this build, as two runs with
-# confounds, and compare with what most scripts do. Each runs in a fresh process, without workers:
+# The images above are too small to measure. So we take the image of this build, or a made-up one
+# if it has less than 100 volumes, as two runs, and compare with nilearn, each in a fresh process:
 
 import numpy as np
 from nilearn.interfaces.fmriprep import load_confounds_strategy

@@ -23,7 +23,8 @@ submits nothing; the tests do both on a Slurm cluster of one node, and compare t
 #     srun python -m beyond_the_masker fmriprep derivatives/fmriprep series participant \
 #         --atlas Schaefer400=atlas_dseg.nii.gz --space MNI152NLin2009cAsym --task rest --dry-run
 #
-# Here is the same, without ``srun``, for a folder of links to the image of this build:
+# Here is the same, without ``srun``, for a folder of links to the image of this build (or to a
+# made-up one, if it has less than 100 volumes):
 
 import subprocess
 import sys

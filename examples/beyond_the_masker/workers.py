@@ -26,6 +26,9 @@ from beyond_the_masker.data import (
     on_grid_of,
     prepare_2mm,
     prepare_fmri,
+    prepare_joined,
+    synthetic_atlas_path,
+    write_fmri,
     write_stored,
 )
 from beyond_the_masker.files import moved_into_place, stem
@@ -36,6 +39,8 @@ from beyond_the_masker.study import mask_study
 from beyond_the_masker.synthetic import synthetic_labels
 from beyond_the_masker.synthetic_fmriprep import link_fmriprep
 
+LEAST_VOLUMES = 100  # of an image from which a few dozen confounds are removed
+
 
 def prepare_study(n_images=8, most_mib=512):
     """Make a study of links to the build's image; return the paths of its images and masks.
@@ -44,32 +49,57 @@ def prepare_study(n_images=8, most_mib=512):
     """
     image = image_of_build(most_mib)
     _, masks = atlas_to_masks(get_atlas_path(), image, read_options().n_regions)
-    ending = image.name.removeprefix(stem(image))
-
-    def fill(folder):
-        for number in range(1, n_images + 1):
-            (folder / f"sub-{number:02d}_bold{ending}").symlink_to(image)
-
-    return sorted(prepare("study", [str(image), n_images], fill).glob("sub-*")), masks
+    return link_images(image, n_images), masks
 
 
-def image_of_build(most_mib):
+def prepare_runs(n_images=3, n_regions=400):
+    """Make a study of links to an image that can be cleaned; return its images and an atlas."""
+    image, atlas = image_to_clean(n_regions)
+    return link_images(image, n_images), atlas
+
+
+def prepare_fmriprep(folder, n_images=8):
+    """Make derivatives of links to an image that can be cleaned; return their folder and an atlas.
+
+    The atlas is a label image of all regions of the build's atlas.
+    """
+    image, atlas = image_to_clean()
+    if not image.name.endswith(".nii.gz"):  # which nilearn expects of fMRIPrep
+        stamp = stamp_of(image)
+        image = prepare("packed", stamp, functools.partial(pack, image)) / "fmri.nii.gz"
+    return link_fmriprep(folder, image, n_images), atlas
+
+
+def image_of_build(most_mib=512):
     """Return the path of the build's image, cut to its first volumes if it is too large."""
     fmri_path = prepare_fmri(read_options().n_images)
     return cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)).absolute()
 
 
-def prepare_fmriprep(folder, n_images=8, most_mib=512):
-    """Make derivatives of links to the build's image, as `prepare_study` does, in a folder.
+def image_to_clean(n_regions=None):
+    """Return the build's image, or a made-up one if it has too few volumes, and a label image.
 
-    Return the folder, and a label image of all regions of the build's atlas.
+    The label image has all regions of the atlas; or `n_regions`, unless the image is the reader's.
     """
-    image = image_of_build(most_mib)
-    atlas = atlas_to_labels(get_atlas_path(), image)
-    if not image.name.endswith(".nii.gz"):  # which nilearn expects of fMRIPrep
-        stamp = stamp_of(image)
-        image = prepare("packed", stamp, functools.partial(pack, image)) / "fmri.nii.gz"
-    return link_fmriprep(folder, image, n_images), atlas
+    image, atlas = image_of_build(), get_atlas_path()
+    is_long = nib.load(image).shape[3] >= LEAST_VOLUMES
+    if not is_long:
+        image = prepare_joined("synthetic-1-images", write_fmri, "synthetic", 1)
+        atlas = synthetic_atlas_path()
+    if n_regions is None or (is_long and read_options().fmri):
+        return image, atlas_to_labels(atlas, image)
+    return image, on_grid_of(image, synthetic_labels, n_regions)
+
+
+def link_images(image, n_images):
+    """Return the paths of links to an image, each for one subject."""
+    ending = image.name.removeprefix(stem(image))
+
+    def fill(folder):
+        for number in range(1, n_images + 1):
+            (folder / f"sub-{number:02d}_bold{ending}").symlink_to(image.absolute())
+
+    return sorted(prepare("study", [str(image), n_images], fill).glob("sub-*"))
 
 
 def pack(image, folder):
@@ -146,13 +176,6 @@ def measure_workers(images, masks):
     return measured
 
 
-def many_regions(image, n_regions=400):
-    """Return a label image of many regions on the grid of the build's image."""
-    if read_options().fmri:  # it need not be in the space of the made-up regions
-        return atlas_to_labels(get_atlas_path(), image)
-    return on_grid_of(image, synthetic_labels, n_regions)
-
-
 def measure_runs(images, atlas, n_confounds=36):
     """Measure the process that averages and cleans the regions of some images.
 
@@ -183,7 +206,7 @@ def measure_runs(images, atlas, n_confounds=36):
 def record_full_run(folder, n_volumes=1200):
     """Measure one image of the size of the Human Connectome Project's; write ``full_run.json``."""
     image = prepare_2mm(n_volumes)
-    measured = measure_runs([image], many_regions(image))
+    measured = measure_runs([image], on_grid_of(image, synthetic_labels, 400))
     about = {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
     with moved_into_place(Path(folder, "full_run.json")) as unfinished:
         unfinished.write_text(json.dumps(measured | about, indent=1))
