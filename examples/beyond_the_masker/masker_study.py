@@ -220,6 +220,9 @@ def run_maskers(
     packages), ``Sha256`` and ``Size`` (of the table), ``RecordSha256`` (of all other entries), and
     what the run is `about`. It is written last, so a table without it is not complete.
 
+    Values are those of `stream_masker`, and so nilearn's, with one thread in BLAS: with more, the
+    last bits of nilearn's own series depend on their number.
+
     A result is skipped if its record would be the same, but for the versions of packages. Results
     of another image that still exists are never overwritten.
     """
