@@ -139,6 +139,7 @@ SPATIAL = {  # masker, its parameters
         NiftiMapsMasker,
         {"maps_img": MAPS, "resampling_target": "mask", "mask_img": COARSE_MASK},
     ),
+    "maps, masked": (NiftiMapsMasker, {"maps_img": MAPS, "mask_img": MASK}),
     "maps, some masked": (NiftiMapsMasker, {"maps_img": LEFT_MAPS, "mask_img": HALF}),
     "spheres": (NiftiSpheresMasker, SPHERES),
     "spheres, coarse mask": (NiftiSpheresMasker, {**SPHERES, "mask_img": COARSE_MASK}),

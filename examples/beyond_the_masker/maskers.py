@@ -379,7 +379,8 @@ class StreamedMasker:
         makes_frames |= get_config()["transform_output"] != "default"
         is_slow = self.is_spheres
         if type(masker) is NiftiMapsMasker:  # unless nilearn has to warn, or to raise an error
-            is_slow = masker.mask_img is None and masker.allow_overlap
+            warns = not self.regions or not self.regions.is_whole or masker.keep_masked_maps
+            is_slow = masker.allow_overlap and not (masker.mask_img is not None and warns)
         if self.regions is None or (is_slow and not makes_frames):
             return
         volume = self.block_image(as_volumes(self.first, self.fmri), None)

@@ -31,6 +31,7 @@ class Regions(NamedTuple):
     positions: np.ndarray  # of the voxels in a volume of the file
     dtype: np.dtype  # of the values in the block
     reducer: Callable
+    is_whole: bool = True  # whether all maps have voxels
 
 
 def find_regions(masker, img):
@@ -107,7 +108,8 @@ def find_maps(masker, img, data_dtype):
     def reducer(columns, n):
         return lambda block: multiply(block, columns, inverse).astype(dtype)
 
-    return Regions(in_file(inside), data_dtype, reducer)
+    is_whole = maps.shape[1] == masker.maps_img_.shape[3]
+    return Regions(in_file(inside), data_dtype, reducer, is_whole)
 
 
 def multiply(block, columns, inverse):
