@@ -536,6 +536,17 @@ def test_plan_of_images_that_cannot_be_read(folder, atlas, tmp_path):
     assert "3 images with problems" in describe(plan, "x")
 
 
+def test_memory_of_the_plan(folder, atlas, tmp_path):
+    """Memory grows with the series, and with maps on the grid of the image."""
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
+    maps = np.random.default_rng(0).random((6, 5, 4, 200), "float32")
+    nib.Nifti1Image(maps, AFFINE).to_filename(tmp_path / "maps.nii")
+    more = plan_study(folder, {"A": atlas, "M": tmp_path / "maps.nii"}, tmp_path / "out")
+    assert more.n_regions == plan.n_regions + 200
+    expected = 4 * 200 * (7 * N_VOLUMES + 10 * 6 * 5 * 4) / 2**20
+    assert more.worker_mib - plan.worker_mib == pytest.approx(expected)
+
+
 def test_script_of_slurm(folder, atlas, tmp_path):
     """The script is an array of parts that bash can read."""
     script = plan_study(folder, {"A": atlas}, tmp_path / "out").script("python -m x --atlas 'a b'")

@@ -28,10 +28,11 @@ CODE_MIB = 60  # of libraries, which RSS counts and memory in use does not
 WORK_MIB = 64  # at most, for a block of volumes and its copies; or some volumes, if they are large
 N_VOLUMES = 10  # that fitting a masker needs at most
 N_COPIES = 7  # of the series, while they are cleaned, completed and written
+N_MAPS = 10  # copies of an atlas of maps on the image's grid, for their least squares
 TRIAL = 2  # seconds
 TASK = 1800  # seconds that a task of an array takes, if there are enough images
 MOST_TASKS = 1000  # of an array, by Slurm's default
-COLUMNS = ["image", "volumes", "mib", "series_mib", "missing"]
+COLUMNS = ["image", "volumes", "mib", "worker_mib", "missing"]
 SHOWN = 12  # labels and problems that are listed; of more, most are counted
 SCRIPT = """\
 #!/bin/bash
@@ -55,8 +56,12 @@ class Plan(NamedTuple):
 
     folder: Path
     table: pd.DataFrame  # a row per image: entities, COLUMNS and seconds
-    worker_mib: float  # resident set size of a worker at most
     n_regions: int  # of all atlases
+
+    @property
+    def worker_mib(self):
+        """The resident set size of a worker at most."""
+        return float(self.table.worker_mib.max())
 
     @property
     def seconds(self):
@@ -96,30 +101,38 @@ def plan_study(
     """
     how = filters, participants, strategy, masker, brain_mask
     wanted, found = find_study(fmriprep_dir, atlases, output_dir, *how)
-    n_regions = count_regions(wanted, found)
-    table = pd.DataFrame([row_of(files, n_regions) for files in found])
+    counts = count_regions(wanted, found)
+    imports_mib = this_machine()["nilearn"] + CODE_MIB
+    table = pd.DataFrame([row_of(files, counts, imports_mib) for files in found])
     keys = {key for files in found for key in entities_of(files.image)}
     table = table[[*sorted(keys, key=lambda key: RANK.get(key, 98)), *COLUMNS]]
     images = table.image[table.mib > 0]
     table["seconds"] = table.mib * time_of_a_mib(images, wanted.parameters["smoothing_fwhm"])
-    work_mib = np.maximum(N_VOLUMES * table.mib / table.volumes.clip(lower=1), WORK_MIB)
-    needed = this_machine()["nilearn"] + CODE_MIB + work_mib + N_COPIES * table.series_mib
-    return Plan(wanted.folder, table, float(needed.max()), n_regions)
+    return Plan(wanted.folder, table, counts[0])
 
 
-def row_of(files, n_regions):
+def row_of(files, counts, imports_mib):
     """Return a row of the plan's table, from the header of an image."""
-    problems, volumes, mib, series_mib = [*dict.fromkeys(chain(*files.problems.values()))], 0, 0, 0
+    problems, volumes, mib, worker_mib = [*dict.fromkeys(chain(*files.problems.values()))], 0, 0, 0
     try:
         header = read_header(files.image)
         volumes = header.shape[3]
         mib = math.prod(header.shape) * np.dtype(header.dtype).itemsize / MIB
-        series_mib = volumes * n_regions * (4 if header.dtype == "float32" else 8) / MIB
+        worker_mib = imports_mib + memory_of(header, mib, *counts)
     except (OSError, ValueError) as error:
         if files.image.exists():  # else it is among the problems
             problems.append(str(error))
-    values = str(files.image), volumes, mib, series_mib, " ".join(problems)
+    values = str(files.image), volumes, mib, worker_mib, " ".join(problems)
     return entities_of(files.image) | dict(zip(COLUMNS, values, strict=True))
+
+
+def memory_of(header, mib, n_regions, n_maps):
+    """Return the MiB that an image takes at most in a worker, in addition to the imports."""
+    *grid, n_volumes = header.shape
+    series_mib = n_volumes * n_regions * (4 if header.dtype == "float32" else 8) / MIB
+    maps_mib = math.prod(grid) * n_maps * 4 / MIB
+    work_mib = max(N_VOLUMES * mib / n_volumes, WORK_MIB)
+    return work_mib + N_COPIES * series_mib + N_MAPS * maps_mib
 
 
 def time_of_a_mib(images, smoothing_fwhm):
@@ -148,12 +161,16 @@ def time_of_a_byte(fmri, smoothing_fwhm):
 
 
 def count_regions(wanted, found):
-    """Return the number of regions of all atlases; of those of each subject, of the first one."""
-    count = sum(len(atlas.regions) for atlas in wanted.atlases.values())
+    """Return the number of regions of all atlases, and of those that are maps.
+
+    Of an atlas of each subject, the first one counts.
+    """
+    atlases = list(wanted.atlases.values())
     for name in wanted.patterns:
         path = next(path for files in found if (path := files.atlases[name]))
-        count += len(read_atlas(name, path).regions)
-    return count
+        atlases.append(read_atlas(name, path))
+    maps = [atlas for atlas in atlases if hasattr(atlas.masker, "maps_img")]
+    return tuple(sum(len(atlas.regions) for atlas in each) for each in (atlases, maps))
 
 
 # -- In words ----------------------------------------------------------------------------------
