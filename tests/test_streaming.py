@@ -465,6 +465,13 @@ WRONG = {
     "byte order": lambda own, name: [own[0].astype(own[0].dtype.newbyteorder("S")), *own[1:]],
     "same file, other spelling": lambda own, name: [name(0), f"./{name(0).name}", name(1)],
     "a name and a wrong array": lambda own, name: [name(0), own[0], own[2]],
+    "a dict": lambda own, name: {f"{i}.npy": array for i, array in enumerate(own)},
+    "another ending, as of an image": lambda own, name: [
+        own[0],
+        name(0).with_suffix(".nii"),
+        own[2],
+    ],
+    "a number": lambda own, name: 3,
     "as many letters as masks": lambda own, name: "abc",
     "path without a list": lambda own, name: name(0),
     "None": lambda own, name: [None] * 3,

@@ -231,7 +231,7 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
     `get_atlas_path`, or a list of paths.
     """
     files = [Path(path) for path in np.atleast_1d(atlas_path)]
-    fmri_img = nib.load(fmri_path)
+    fmri_img = open_image(fmri_path)
     if fmri_img.ndim != 4:
         raise ValueError(f"{fmri_path} has shape {fmri_img.shape}; a 4D image is needed.")
     if n_regions < 1:
@@ -247,7 +247,7 @@ def atlas_to_masks(atlas_path, fmri_path, n_regions):
 
 def write_masks(atlas_files, fmri_path, n_regions, folder):
     """Resample the first regions of an atlas to an image's grid; return the files of the masks."""
-    fmri_img = nib.load(fmri_path)
+    fmri_img = open_image(fmri_path)
     paths = []
     for number, (name, region) in enumerate(atlas_regions(atlas_files, n_regions), start=1):
         data = np.asarray(to_grid(region, fmri_img).dataobj)
@@ -269,7 +269,7 @@ def atlas_to_labels(atlas_path, fmri_path):
     last one counts.
     """
     files = [Path(path) for path in np.atleast_1d(atlas_path)]
-    fmri_img = nib.load(fmri_path)
+    fmri_img = open_image(fmri_path)
 
     def fill(folder):
         regions = (to_grid(region, fmri_img) for _, region in atlas_regions(files))

@@ -512,14 +512,19 @@ def given_results(out, wanted):
     """Return the arrays of `out`, and an `NpyFile` for each name; refuse any that do not fit."""
     if callable(out):
         out = [out(number, *each) for number, each in enumerate(wanted)]
-    out = [] if isinstance(out, (str, Path)) else list(out)
+    is_list = isinstance(out, Iterable) and not isinstance(out, (str, Path, dict))
+    out = list(out) if is_list else []
     results = [
         NpyFile(one, *each) if isinstance(one, (str, Path)) else one
         for one, each in zip(out, wanted, strict=False)
     ]
     found = [(getattr(one, "shape", None), getattr(one, "dtype", None)) for one in results]
-    if len(out) != len(wanted) or found != wanted or len({*map(place_of, results)}) < len(out):
-        raise ValueError(f"out needs an array or a file name of its own for each of {wanted}.")
+    other = [one for one in results if isinstance(one, NpyFile) and one.path.suffix != ".npy"]
+    is_shared = len({*map(place_of, results)}) < len(out)
+    if len(out) != len(wanted) or found != wanted or other or is_shared:
+        raise ValueError(
+            f"out needs an array, or the name of a .npy file, of its own for each of {wanted}."
+        )
     return results
 
 
