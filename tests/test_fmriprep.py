@@ -533,7 +533,9 @@ def test_plan_of_images_that_cannot_be_read(folder, atlas, tmp_path):
     plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
     assert plan.table.missing.str.contains("get it with datalad get").all()
     assert plan.seconds == 0
-    assert "3 images with problems" in describe(plan, "x")
+    text = describe(plan, "x")
+    assert "3 images with problems" in text
+    assert text.endswith("No image can be read.")
 
 
 def test_memory_of_the_plan(folder, atlas, tmp_path):

@@ -83,7 +83,8 @@ def fmriprep_study(
 
         * a file: a 3D image of labels or a 4D image of maps; a table such as ``atlas_dseg.tsv``
           beside labels, with the columns ``index`` and ``name``, names the regions;
-        * a masker of nilearn that is not fitted, such as spheres, or the voxels of a mask;
+        * a masker of nilearn that is not fitted, such as spheres, or the voxels of a mask; it keeps
+          the parameters that it sets itself;
         * for an atlas of each subject a name without subject, such as
           ``"space-T1w_desc-aparcaseg_dseg.nii.gz"``: the file beside the image, or in ``anat``,
           with these entities and none that the image lacks. Or a path with the image's entities in

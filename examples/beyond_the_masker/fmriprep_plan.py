@@ -183,6 +183,8 @@ def describe(plan, command, n_jobs=None):
     lines = [f"{count(len(table), 'image')} of {plan.folder}"]
     lines += [f"  {key:6}{counts_of(table[key].fillna('none'))}" for key in keys]
     lines += ["", *describe_missing(table[table.missing != ""], plan.folder), ""]
+    if not table.volumes.any():
+        return "\n".join([*lines, "No image can be read."])
     lines += [
         f"{plan.n_regions:,} regions; up to {table.volumes.max():,} volumes and "
         f"{table.mib.max():,.1f} MiB in memory for an image",
