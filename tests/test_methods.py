@@ -217,8 +217,8 @@ def test_any_image_of_nibabel_is_taken(way):
 MOVED = nib.affines.from_matvec(STRAIGHT[:3, :3], [-6, -9, -6])
 GRID = ["4D image", "3D mask", "{fmri.shape} and the mask {mask.shape}", "resample_to_img"]
 AFFINES = [*GRID, "{fmri.affine}", "{mask.affine}"]
-CUT_MASK = ["{mask_path}", "incomplete or damaged", "Copy or download it again"]
-DAMAGED = ["{fmri_path}", "incomplete or damaged", "Copy or download it again"]
+CUT_MASK = ["{mask_path}", "incomplete or damaged", "copy it again"]
+DAMAGED = ["{fmri_path}", "incomplete or damaged", "copy it again"]
 EMPTY = ["empty", "differs from zero"]
 BAD = {  # name: image, mask, exception, parts of its message
     "3D image": ("3d.nii", "mask.nii", ValueError, GRID),
