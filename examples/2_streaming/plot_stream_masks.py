@@ -137,9 +137,9 @@ print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8
 # ----------------
 # For the voxels of any number of masks, this function is enough on any machine and for an image of
 # any length: memory grows only with the result, and a result too large for memory can go into
-# files. The function does not resample masks: one whose affine was rounded in another way is taken as
-# it is, where NiftiMasker resamples the image and can lose a slice. If the image changes while it is
-# read, you get an error.
+# files. The function does not resample masks. One whose affine was rounded in another way than
+# the image's is taken as it is; NiftiMasker resamples the image then, and can lose a slice. If the
+# image changes while it is read, you get an error.
 #
 # One image needs no workers. For many images, use one task per image:
 # :mod:`beyond_the_masker.study` does that, on one machine or on a cluster, and continues where it
