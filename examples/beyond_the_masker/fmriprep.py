@@ -177,6 +177,8 @@ def find_study(
 ):
     """Return what is wanted, and an image's files, as `Files`, for each image; see above."""
     folder, output_dir = absolute(fmriprep_dir), absolute(output_dir)
+    check_kinds(atlases=(atlases, dict), filters=(filters or {}, dict), masker=(masker or {}, dict))
+    check_kinds(brain_mask=(brain_mask, bool))  # another mask is one of a masker
     check_output(output_dir, folder)
     strategy, parameters = read_strategy(strategy), read_parameters(masker)
     images = find_images(folder, {"desc": strategy.image} | (filters or {}), participants)
@@ -187,6 +189,13 @@ def find_study(
     found = [find_files(wanted, related, image) for image in images]
     check_results(wanted, found)
     return wanted, found
+
+
+def check_kinds(**given):
+    """Raise a ValueError for an argument that is of another kind than it has to be."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r}, which is no {kind.__name__}.")
 
 
 def read_strategy(strategy):
