@@ -158,6 +158,12 @@ def test_picture_of_a_study(tmp_path, n_subjects, n_regions):
     assert len(below.lines[0].get_xdata()) == 2 * n_subjects
 
 
+def test_picture_of_nothing(tmp_path):
+    """An atlas without results is named."""
+    with pytest.raises(ValueError, match=r"no results of C, only of .*A"):
+        plot_study(write_results(tmp_path, 2, 3), "C")
+
+
 def test_plan():
     """The hours of the slower part are written beside each number of workers."""
     hours = {"processors": [60.0, 0.4, 0.04], "storage": [6.0, 0.5, 0.3]}

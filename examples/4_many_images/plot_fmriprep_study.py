@@ -54,22 +54,24 @@ print(subprocess.check_output(command, cwd=folder.name, text=True).replace(f"{fo
 # Without ``--dry-run`` it does the work. Here is the same from Python, with two workers, each of
 # which takes one image at a time. If you give several atlases, they share one pass over each image.
 
+import pandas as pd
 from beyond_the_masker import fmriprep_study
 
 output = Path(folder.name, "series")
-filters = {"space": "MNI152NLin2009cAsym", "task": "rest"}
-study = {"filters": filters, "strategy": "scrubbing", "n_jobs": 2}
-table = fmriprep_study(derivatives, {"Networks": atlas}, output, **study)
+study = {"filters": {"space": "MNI152NLin2009cAsym", "task": "rest"}, "strategy": "scrubbing"}
+table = fmriprep_study(derivatives, {"Networks": atlas}, output, n_jobs=2, **study)
+names = [Path(image).name.partition("_run")[0] for image in table.image]
 shown = table[["status", "volumes", "kept", "confounds", "mean_fd", "below_coverage"]]
-print(shown.replace(r":.*", "", regex=True).round(2).to_string())
+print(shown.set_index([names]).replace(r":.*", "", regex=True).round(2).to_string())
 
 # %%
 # The table is also in ``study.tsv``. ``confounds`` counts columns that were removed, ``mean_fd`` is
-# the mean :term:`framewise displacement`, and ``below_coverage`` counts (and in the table names)
-# regions of which less than half is inside. An image that cannot be used stops no other:
+# the mean :term:`framewise displacement` of what was kept, and ``below_coverage`` counts (``table``
+# also names) regions of which less than half is inside. An image that fails stops no other:
 
-for row in table[table.status == "failed"].itertuples():
-    print(f"{Path(row.image).name[:29]}\n    {row.reason}".replace(f"{folder.name}/", ""))
+reasons = pd.Series([*table.reason], names)
+for name, reason in reasons[reasons != ""].items():
+    print(f"{name}\n    {reason}".replace(f"{folder.name}/", ""))
 
 # %%
 # After a repair or an interruption, run the same again: it does only what is missing or outdated.
@@ -82,7 +84,6 @@ for row in table[table.status == "failed"].itertuples():
 # result depends on.
 
 import json
-import pandas as pd
 from beyond_the_masker.figures import plot_lanes
 from beyond_the_masker.tables import read_table
 

@@ -426,6 +426,8 @@ def read_coverage(table, atlas):
     """Return how much of each region is inside each image, from the records beside the results."""
     is_finished = table.status.isin(["done", "skipped"])
     files = [Path(file) for file in table[is_finished & (table.atlas == atlas)].file]
+    if not files:
+        raise ValueError(f"The table has no results of {atlas}, only of {set(table.atlas)}.")
     records = [json.loads(file.with_suffix(".json").read_text()) for file in files]
     rows = [[record["Coverage"][region] for region in record["Regions"]] for record in records]
     return pd.DataFrame(rows, [file.stem for file in files], records[0]["Regions"], dtype=float)
@@ -437,7 +439,7 @@ def plot_study(table, atlas, min_coverage=0.5):
     `table` is that of `fmriprep_study`; images that failed are only counted.
     """
     coverage, rows = read_coverage(table, atlas), table[table.atlas == atlas]
-    figure, (above, below) = column_figure(7, "What the study has", 2, height_ratios=[3, 2])
+    figure, (above, below) = column_figure(7, "Coverage and head motion", 2, height_ratios=[3, 2])
     _draw_coverage(above, coverage, min_coverage)
     below.plot(rows.mean_fd, rows.kept, "o", color=BLUE, mec="white", ms=8)
     below.set(xlabel="mean framewise displacement, mm", ylabel="volumes kept", xlim=(0, None))
