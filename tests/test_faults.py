@@ -59,6 +59,17 @@ def write_or_not(self, rows, values, original=NpyFile.__setitem__):
 
 NpyFile.__setitem__ = write_or_not
 """,
+    "space": """
+# An error of a full disk is swallowed, in files of another kind.
+from contextlib import suppress
+from beyond_the_masker import results
+
+def write_or_not(*arguments, original=results.write_arrays):
+    with suppress(OSError):
+        original(*arguments)
+
+plant("write_arrays", write_or_not)
+""",
     "memory": """
 # A lack of memory ends in another error, without a reason.
 from beyond_the_masker import streaming
@@ -82,9 +93,9 @@ plant("is_undamaged", lambda file: file.exists())
     "together": """
 # Two calls write into one unfinished file.
 import builtins
-from types import SimpleNamespace
 from beyond_the_masker import streaming
-streaming.uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex="0"))
+
+plant("unfinished_beside", lambda path: path.with_name(path.name[:200] + ".unfinished"))
 streaming.open = lambda path, mode="r": builtins.open(path, mode.replace("x", "w"))
 """,
     "odd": """
@@ -101,8 +112,7 @@ def version_of(path, original=streaming.version_of):
 plant("version_of", version_of)
 """,
 }
-PLANTED["space"] = PLANTED["calls"]
-TARGET = {"kill": "mask_study", "bits": "mask_study", "power": "mask_study", "image": "mask_blocks"}
+TARGET = dict.fromkeys(("kill", "bits", "power", "space"), "mask_study") | {"image": "mask_blocks"}
 
 
 def test_the_figure():

@@ -90,7 +90,7 @@ def main(arguments=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError, EOFError, MemoryError) as error:
-        sys.exit(str(error))
+        sys.exit(str(error) or "Not enough memory.")  # Python's own MemoryError has no words
     except KeyboardInterrupt:
         sys.exit("Interrupted.")
 

@@ -25,9 +25,9 @@ from beyond_the_masker.study import mask_study
 from beyond_the_masker.synthetic_fmriprep import MNI, link_fmriprep
 
 OF_COMMANDS = {
-    "Traceback": RuntimeError,
+    "traceback": RuntimeError,
     "memory": MemoryError,
-    "Interrupted": KeyboardInterrupt,
+    "interrupted": KeyboardInterrupt,
 }
 VOLATILE = ["status", "reason", "seconds", "peak_rss_mib", "started", "host", "pid"]
 PREPROC = f"fmriprep/sub-01/func/sub-01_task-rest_run-1_space-{MNI}_desc-preproc_bold.nii.gz"
@@ -119,7 +119,7 @@ def command(folder, workers):
     if "The table is in" in ended.stdout:
         return pd.read_csv(folder / OUT / "study.tsv", sep="\t", keep_default_na=False)
     for words, error in OF_COMMANDS.items():
-        if words in ended.stderr:
+        if words in ended.stderr.lower():
             raise error(ended.stderr)
     raise OSError(ended.stderr)
 
