@@ -3,4 +3,9 @@
 ``python -m tests.faults --help``
 """
 
+import sys
+from pathlib import Path
+
 from .inject import KINDS  # noqa: F401  first: it replaces open() before anything keeps it
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
