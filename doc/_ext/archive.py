@@ -8,7 +8,7 @@ CONTENT = (  # no pattern matches what a build makes
     *("*.md", "LICENSE", "CITATION.cff", "pyproject.toml", "Makefile", "conf.py"),
     *("requirements*.txt", ".gitignore", ".pre-commit-config.yaml", ".ci/run"),
     *(".github/workflows/*.yml", "tests/**/*.py", "tests/*.json", "tests/.npmrc"),
-    *("examples/**/*.py", "examples/**/*.rst", "examples/**/*.txt", "examples/**/*.sbatch"),
+    *("examples/**/*.py", "examples/**/*.rst", "examples/**/*.txt"),
     *("doc/*.rst", "doc/*.svg", "doc/_ext/*.py", "doc/_ext/*.html", "doc/_static/*"),
     *("doc/_templates/*", "doc/_inventories/*.*", "doc/recorded/**/*.*"),
 )

@@ -21,7 +21,8 @@ submits nothing; the tests do both on a Slurm cluster of one node, and compare t
 # .. code-block:: bash
 #
 #     srun python -m beyond_the_masker fmriprep derivatives/fmriprep series participant \
-#         --atlas Schaefer400=atlas_dseg.nii.gz --space MNI152NLin2009cAsym --task rest --dry-run
+#         --atlas Schaefer400=atlas_dseg.nii.gz --space MNI152NLin2009cAsym --task rest \
+#         --dry-run | tee printed.txt
 #
 # Here is the same, without ``srun``, for a folder of links to the image of this build (or to a
 # made-up one, if it has less than 100 volumes):
@@ -52,8 +53,8 @@ folder.cleanup()
 # The script is the end of what was printed. Each task runs the same lines, with another number:
 # ``--part 2/4`` takes every fourth image, from the second on. All tasks write to one folder.
 # Libraries get one thread (:ref:`why
-# <sphx_glr_auto_examples_4_many_images_plot_one_machine.py>`). Print the plan into a file, take the
-# script out, add what your cluster asks for, such as an account, and submit it:
+# <sphx_glr_auto_examples_4_many_images_plot_one_machine.py>`). Take it out, add what your cluster
+# asks for, such as an account, and submit it:
 
 SUBMIT = """\
 sed -n '/^#!/,$p' printed.txt > series.sbatch
@@ -138,7 +139,8 @@ def workers_on_slurm(n_jobs, *, mib, minutes, options=None):
 
 
 # %%
-# In such a block, any of the functions for studies runs on the cluster:
+# In such a block, any of the functions for studies runs on the cluster. Memory and minutes are those
+# of the script above:
 #
 # .. code-block:: python
 #
