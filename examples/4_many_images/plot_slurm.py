@@ -139,8 +139,8 @@ def workers_on_slurm(n_jobs, *, mib, minutes, options=None):
 
 
 # %%
-# In such a block, any of the functions for studies runs on the cluster. Memory and minutes are those
-# of the script above:
+# In such a block, any of the functions for studies runs on the cluster. Memory and minutes are
+# those of the script above:
 #
 # .. code-block:: python
 #
