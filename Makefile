@@ -66,9 +66,10 @@ mprof: check-options $(VENV)/.built ## run the whole experiment under mprof: mak
 benchmark: $(VENV)/.built ## time every method, and decompression, at full size, into doc/recorded
 	MEASURED=$(CURDIR)/doc/recorded $(BEYOND) benchmark --full doc/recorded
 
-record: $(VENV)/.built ## measure the model's grid and the published scale, into doc/recorded (an hour or more)
+record: $(VENV)/.built ## measure the model's grid, the published scale and a run of full size, into doc/recorded (an hour or more)
 	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale $(BEYOND) measure
 	$(BEYOND) record doc/recorded
+	$(VENV)/bin/python -c "from beyond_the_masker.workers import record_full_run; record_full_run('doc/recorded')"
 
 check-model: $(VENV)/.built ## compare the model of memory with repeated measurements
 	$(BEYOND) check-model
