@@ -208,6 +208,15 @@ def test_what_is_no_image_of_a_study(tmp_path, image, message):
         mask_study([image], MASKS[0], tmp_path / "out")
 
 
+@pytest.mark.parametrize("images", [None, 5, masks_for(SHAPE)[0]], ids=["None", "number", "image"])
+def test_what_is_no_list_of_images(tmp_path, images):
+    """In place of paths, a study refuses anything else by its type."""
+    with pytest.raises(
+        ValueError, match=rf"The path of a file is needed, not a {type(images).__name__}"
+    ):
+        mask_study(images, MASKS[0], tmp_path / "out")
+
+
 # Refusals
 # --------
 

@@ -20,7 +20,7 @@ from beyond_the_masker.atlases import for_study, read_atlas, stored
 from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.running import ready_parallel
 from beyond_the_masker.tables import read_exactly
-from beyond_the_masker.tasks import Task, absolute, name_files, one_part, run_tasks
+from beyond_the_masker.tasks import Task, absolute, absolute_paths, name_files, one_part, run_tasks
 from beyond_the_masker.work import (
     Confounds,
     Options,
@@ -89,8 +89,7 @@ def masker_study(
     OSError
         The file of an atlas is missing or damaged, or the output folder cannot be written.
     """
-    images = [images] if isinstance(images, str | Path) else images
-    images, output_dir = [absolute(image) for image in images], absolute(output_dir)
+    images, output_dir = absolute_paths(images), absolute(output_dir)
     check_labels(maskers)
     files = {
         name: name_files(images, output_dir, f"_atlas-{name}_timeseries.tsv", relative_to)

@@ -557,6 +557,8 @@ def unfinished_beside(path):
 
 def remove_left(folder):
     """Remove what processes of this machine, which are gone, left unfinished in a folder."""
+    if os.name != "posix":  # there, a signal of 0 interrupts
+        return
     for path in folder.glob(f"*.{glob.escape(socket.gethostname())}-*-*.unfinished"):
         try:
             os.kill(int(path.name.split("-")[-2]), 0)

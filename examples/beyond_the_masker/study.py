@@ -10,7 +10,6 @@
 """
 
 import warnings
-from pathlib import Path
 from textwrap import shorten
 
 from beyond_the_masker.checks import is_same_grid
@@ -22,6 +21,7 @@ from beyond_the_masker.streaming import in_file_order, open_series, stream_voxel
 from beyond_the_masker.tasks import (
     Task,
     absolute,
+    absolute_paths,
     is_there,
     name_files,
     one_part,
@@ -113,9 +113,8 @@ def mask_study(
     as before. Results of another image that still exists are never overwritten.
     """
     ready_parallel(n_jobs)
-    paths = [images] if isinstance(images, str | Path) else images
     output_dir = absolute(output_dir)
-    files = name_files([absolute(path) for path in paths], output_dir, ".npz", relative_to)
+    files = name_files(absolute_paths(images), output_dir, ".npz", relative_to)
     pairs, table = one_part(files.items(), part)
     masks, options = read_masks(masks, threshold), {"resample": bool(resample)}
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from glob import has_magic
 from itertools import chain
@@ -152,6 +152,12 @@ def write_table(rows, file, columns):
     with moved_into_place(file) as unfinished:
         frame.to_csv(unfinished, **how)
     return frame
+
+
+def absolute_paths(images):
+    """Return the absolute paths of images, or of one."""
+    is_list = isinstance(images, Iterable) and not isinstance(images, str)
+    return [absolute(image) for image in (images if is_list else [images])]
 
 
 def absolute(path):
