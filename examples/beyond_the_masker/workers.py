@@ -32,6 +32,7 @@ from beyond_the_masker.data import (
     write_stored,
 )
 from beyond_the_masker.files import moved_into_place, stem
+from beyond_the_masker.fmriprep import fmriprep_study
 from beyond_the_masker.masker_study import masker_study
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.options import read_options
@@ -210,6 +211,31 @@ def record_full_run(folder, n_volumes=1200):
     about = {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
     with moved_into_place(Path(folder, "full_run.json")) as unfinished:
         unfinished.write_text(json.dumps(measured | about, indent=1))
+
+
+def record_many_workers(folder, numbers=(1, 4, 8, 16), n_volumes=1200, n_repeats=2):
+    """Time `fmriprep_study` with more and more workers; write ``many_workers.json``.
+
+    Each worker gets two images, all links to one file of the size of `record_full_run`'s.
+    """
+    image, rows = prepare_2mm(n_volumes), []
+    atlas = {"regions": on_grid_of(image, synthetic_labels, 400)}
+    with tempfile.TemporaryDirectory() as place:
+        derivatives = link_fmriprep(Path(place, "fmriprep"), image, 2 * max(numbers))
+        for number in [n for n in numbers for _ in range(n_repeats)]:
+            subjects = [f"{i:02d}" for i in range(1, 2 * number + 1)]
+            output = Path(place, f"series-{len(rows)}")
+            start = time.perf_counter()
+            table = fmriprep_study(derivatives, atlas, output, number, participants=subjects)
+            seconds = time.perf_counter() - start
+            if set(table.status) != {"done"}:
+                raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+            peak = float(table.peak_rss_mib.max())
+            rows.append({"workers": number, "seconds": seconds / len(table), "peak_rss_mib": peak})
+    about = {"shape": nib.load(image).shape, "file": image.stat().st_size / MIB, "rows": rows}
+    about |= {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
+    with moved_into_place(Path(folder, "many_workers.json")) as unfinished:
+        unfinished.write_text(json.dumps(about, indent=1))
 
 
 def storage_rate(path):
