@@ -5,6 +5,7 @@ It is put together from functions of the pages and of this package; `main` of th
 
 import argparse
 import ast
+import itertools
 import sys
 import tempfile
 import time
@@ -26,7 +27,8 @@ from beyond_the_masker.running import run_method
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
 DEFINES = ("def ", "class ", "@")
-PARTS = ("checks", "orphans", "files", "cache", "synthetic", "data", *PAGES, "running", "script")
+PARTS = ("streaming", "files", "checks", "orphans", "cache", "synthetic", "data")
+PARTS += (*PAGES, "running", "script")  # what several of them define is that of the last
 NINE = {
     name: model
     for name, model in METHODS.items()
@@ -94,13 +96,17 @@ def write_script(path):
     here = Path(__file__).parent
     sources = [page_path(p) if p in PAGES else here / f"{p}.py" for p in PARTS]
     parts = [Part(source.read_text()) for source in sources]
+    for number, part in enumerate(parts):
+        for later in parts[number + 1 :]:
+            part.code = {name: part.code[name] for name in part.code if name not in later.code}
     parts[-1].code["WAYS"] = code_of_ways()
     needed = find_needed(parts, {"main", "parse_arguments"})
     blocks = [merge_imports(parts, needed)]
     for part in parts:
         kept = [code for name, code in part.code.items() if name in needed]
-        blocks.append("\n".join(code for code in kept if not code.startswith(DEFINES)))
-        blocks.extend(code for code in kept if code.startswith(DEFINES))
+        for defines, group in itertools.groupby(kept, lambda code: code.startswith(DEFINES)):
+            codes = list(group)  # functions and classes, or constants
+            blocks += codes if defines else ["\n".join(codes)]
     blocks.append('if __name__ == "__main__":\n    main(**parse_arguments())')
     text = HEADER.format(name=Path(path).name) + "\n" + "\n\n\n".join(filter(None, blocks)) + "\n"
     for option, argument in ARGUMENTS.items():
