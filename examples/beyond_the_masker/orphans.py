@@ -14,6 +14,8 @@ from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
+from beyond_the_masker.files import file_named
+
 SHM = Path("/dev/shm")
 
 
@@ -60,7 +62,7 @@ def shared_block(size):
         except BaseException:
             os.unlink(file.name)
             raise
-        with closed_and_removed(block):
+        with closed_and_removed(block), file_named(f"{file.name} (or joblib's workers)"):
             yield block
 
 

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from beyond_the_masker.checks import damaged_file_named, open_image
+from beyond_the_masker.files import file_named
 from beyond_the_masker.orphans import WORKERS
 
 
@@ -101,7 +102,8 @@ def results_as_ready(tasks, n_jobs, **options):
     An error or Ctrl-C while they are used ends the workers, even if its traceback is kept. A
     backend that cannot do this is refused, as by `ready_parallel`.
     """
-    results = ready_parallel(n_jobs, **options)(tasks)
+    with file_named("/dev/shm/ (for joblib's workers)"):
+        results = ready_parallel(n_jobs, **options)(tasks)
     try:
         yield results
     except BaseException:
