@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import uuid
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from tempfile import gettempdir
 
 try:
     import fcntl
@@ -60,6 +62,21 @@ def unfinished_version(file):
             yield Path(held.name)
     finally:
         Path(held.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(name):
+    """Yield a new folder for temporary files; remove it, and those that killed processes left."""
+    from beyond_the_masker.streaming import remove_left, unfinished_beside  # it needs nibabel
+
+    place = Path(gettempdir())
+    remove_left(place)
+    folder = unfinished_beside(place / name)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def create_beside(file):

@@ -20,7 +20,6 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile
-from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ from beyond_the_masker.bids import (
     write_dataset,
 )
 from beyond_the_masker.checks import damaged_file_named
-from beyond_the_masker.files import file_named
+from beyond_the_masker.files import file_named, temporary_folder
 from beyond_the_masker.masker_study import Confounds, Run, run_maskers
 from beyond_the_masker.tasks import absolute
 
@@ -569,12 +568,12 @@ class ConfoundsOf(NamedTuple):
 
         nilearn refuses a folder with a table for the run and one for a run with fewer entities.
         """
-        with TemporaryDirectory() as folder:
+        with temporary_folder("confounds") as folder:
             for path in self.tables.values():
-                copyfile(path, Path(folder, path.name))
+                copyfile(path, folder / path.name)
                 with suppress(FileNotFoundError):
-                    copyfile(path.with_suffix(".json"), Path(folder, f"{path.stem}.json"))
-            return load(str(Path(folder, self.image.name)), self.arguments)
+                    copyfile(path.with_suffix(".json"), folder / f"{path.stem}.json")
+            return load(str(folder / self.image.name), self.arguments)
 
     def lacks_cosines(self, table):
         """Return whether a table lacks the cosines that filter drifts; nilearn does not say so.

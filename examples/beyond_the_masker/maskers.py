@@ -17,6 +17,7 @@ from scipy import linalg
 from sklearn import get_config
 
 from beyond_the_masker.cleaning import clean
+from beyond_the_masker.files import file_named
 from beyond_the_masker.regions import AT_ONCE, find_regions
 from beyond_the_masker.streaming import (
     damaged_file_named,
@@ -334,7 +335,8 @@ class StreamedMasker:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Generation of a mask.*")  # as fit_transform
             volume = image_like(fmri, as_volumes(first.copy(), fmri))
-            masker.fit(mean if needs_mean(masker) else volume)
+            with file_named(" or ".join(region_files([masker])) or None):
+                masker.fit(mean if needs_mean(masker) else volume)
         self.fitted = masker.clean_args_, masker.memory_
         imgs = (getattr(masker, f"{name}_img_", None) for name in ("mask", "labels", "maps"))
         self.grids = [img for img in imgs if img is not None]

@@ -12,7 +12,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import pairwise
 from multiprocessing import parent_process
 from pathlib import Path
@@ -563,7 +563,8 @@ def remove_left(folder):
         try:
             os.kill(int(path.name.split("-")[-2]), 0)
         except ProcessLookupError:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is another user's
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except (OSError, ValueError):  # the process is another user's; or the name is not ours
             pass
 
