@@ -70,7 +70,10 @@ def test_it_runs_by_itself(own):
     assert len(NINE) == 9
 
 
-@pytest.mark.parametrize("name", ["fmri.img", "run[1].nii"])
+EXTENSIVE = pytest.param("run[1].nii", marks=pytest.mark.extensive)
+
+
+@pytest.mark.parametrize("name", ["fmri.img", EXTENSIVE])
 def test_it_takes_what_nilearn_cannot_name(own, name):
     """A pair of files is joined, and a name with brackets linked, as for a build."""
     folder, arguments = own
