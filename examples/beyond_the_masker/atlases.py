@@ -8,7 +8,6 @@ atlas, and `coverage` returns how much of each region an image has.
 import hashlib
 import json
 import os
-import warnings
 from collections import Counter
 from contextlib import contextmanager
 from glob import has_magic
@@ -21,13 +20,18 @@ from nibabel.affines import apply_affine, to_matvec
 from nibabel.spatialimages import SpatialImage
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
-from beyond_the_masker.files import file_named, files_of_image, moved_into_place
-from beyond_the_masker.maskers import MASKERS, refuse
-from beyond_the_masker.masks import name_labels, names_of_volumes, read_table
+from beyond_the_masker.files import files_of_image, moved_into_place, sha256_of
+from beyond_the_masker.maskers import refuse
+from beyond_the_masker.masks import (
+    are_inside,
+    check_table,
+    name_labels,
+    names_of_volumes,
+    read_table,
+)
 from beyond_the_masker.regions import finite, finite_values, on_grid, sphere_voxels
 from beyond_the_masker.streaming import mask_volumes, open_mask
 
-__all__ = ["Atlas", "complete", "coverage", "read_atlas", "union_of"]
 IMAGES = {"labels_img": "dseg", "maps_img": "probseg", "mask_img": "mask"}  # and suffixes of files
 NOT_IN_RESULTS = ("memory", "memory_level", "verbose", "reports", "cmap")
 
@@ -49,43 +53,23 @@ class Atlas(NamedTuple):
 def read_atlas(name, source):
     """Return an `Atlas`. Its files are read to their ends, so that damage shows at once.
 
-    Parameters
-    ----------
-    name : str
-        Name of the atlas in results and messages.
-    source : str, pathlib.Path, nibabel.Nifti1Image or nilearn masker
-        A 3D image of labels, whole numbers, or a 4D image with a map in each volume. Or a masker of
-        labels, maps, spheres, or of the voxels of a mask. It is copied, and keeps its parameters:
-        see `for_study`.
-
-    Returns
-    -------
-    Atlas
-        Labels are in increasing order, maps, spheres and voxels in their own. Regions are named by
-        the `lut` or the `labels` of the masker, or by a table beside the image, or above it in its
-        BIDS dataset, with the columns ``index`` and ``name``; for maps, ``index`` is the number of
-        the volume. Others have numbers: ``region_12``, ``map_1``, ``sphere_1``, ``voxel_1``. A name
-        that belongs to no label of the image is left out.
-
-    Raises
-    ------
-    ValueError
-        There is no region, a label is not a whole number, a map is empty, two regions have the same
-        name, a NiftiMasker has no `mask_img`, or the masker is of another class.
-    OSError
-        A file is missing or damaged.
+    The source is a 3D image of labels, a 4D image with a map in each volume, or a masker, which is
+    copied. Labels are in increasing order. Regions are named by the `lut` or the `labels` of a
+    masker, or by a table: see `masks.read_table`, and for maps `masks.names_of_volumes`. Others
+    have numbers: ``region_12``, ``map_1``, ``sphere_1``, ``voxel_1``. A ValueError or an OSError
+    names the atlas, and says what is wrong.
     """
     with atlas_named(name):
-        check_link(source)
-        masker = copy_of(source) if hasattr(source, "get_params") else masker_of(source)
-        check_images(masker)
-        count = {
-            NiftiMasker: count_voxels,
-            NiftiLabelsMasker: find_labels,
-            NiftiMapsMasker: count_maps,
-            NiftiSpheresMasker: count_spheres,
+        masker = copy_of(source if hasattr(source, "get_params") else masker_of(source))
+        check_mask(masker.mask_img)
+        kind, find = {
+            NiftiMasker: ("voxel", count_columns),
+            NiftiLabelsMasker: ("region", find_labels),
+            NiftiMapsMasker: ("map", count_maps),
+            NiftiSpheresMasker: ("sphere", count_columns),
         }[type(masker)]
-        numbers, regions = count(masker)
+        numbers, names = find(masker)
+        regions = name_labels(numbers, names, kind)
         check_regions(regions)
         if type(masker) is NiftiLabelsMasker:
             masker = copy_of(masker, lut=None, labels=None)  # their names are in `regions`
@@ -98,20 +82,15 @@ def union_of(atlases):
     Its checksum covers numbers and names alone: what an image's results depend on is the atlas of
     this image, and the columns.
     """
-    first, names = atlases[0], {}
-    for atlas in atlases:
-        for number, region in zip(atlas.numbers, atlas.regions, strict=True):
-            if names.setdefault(number, region) != region:
-                raise ValueError(
-                    f"The atlas {first.name} is not the same for all images: {number} is "
-                    f"{names[number]} in some, {region} in others. Correct their lookup tables."
-                )
+    first = atlases[0]
     kinds = {type(atlas.masker) for atlas in atlases}
-    if kinds != {NiftiLabelsMasker} and any(one.regions != first.regions for one in atlases):
-        raise ValueError(f"The atlas {first.name} has other regions in some images.")
-    numbers = sorted(names)
-    regions = [names[number] for number in numbers]
     with atlas_named(first.name):
+        if kinds != {NiftiLabelsMasker} and any(one.regions != first.regions for one in atlases):
+            raise ValueError("It has other regions in some images.")
+        pairs = [pair for one in atlases for pair in zip(one.numbers, one.regions, strict=True)]
+        names = check_table(pairs, "In the tables of all images together, it")
+        numbers = sorted(names)
+        regions = [names[number] for number in numbers]
         check_regions(regions)
     checksum = hashlib.sha256(json.dumps([numbers, regions]).encode()).hexdigest()
     return Atlas(first.name, first.masker, regions, checksum, numbers)
@@ -123,8 +102,7 @@ def atlas_named(name):
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        kinds = (FileNotFoundError, OSError)
-        kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
+        kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"The atlas {name} cannot be used. {error}") from error
 
 
@@ -136,24 +114,29 @@ def copy_of(masker, **changes):
         parameters["reports"] = False
     if hasattr(parameters.get("seeds"), "__next__"):  # else the first fit would use them up
         parameters["seeds"] = [*parameters["seeds"]]
-    for name in IMAGES.keys() & parameters:
-        parameters[name] = as_path(parameters[name])
+    # `complete` keeps the columns of regions that a mask hides.
+    parameters |= {name: False for name in parameters if name.startswith("keep_masked_")}
+    parameters |= {name: as_path(image) for name, image in images_of(parameters).items()}
     return type(masker)(**parameters)
+
+
+def images_of(parameters):
+    """Return those parameters of a masker that are images."""
+    return {name: parameters[name] for name in IMAGES if parameters.get(name) is not None}
 
 
 def masker_of(image):
     """Return a masker of an image of labels or maps."""
-    image = as_path(image)
     shape = open_mask(image)[0].shape
     if shape[3:] in ((), (1,)):
-        return NiftiLabelsMasker(labels_img=image, reports=False)
+        return NiftiLabelsMasker(image)
     if len(shape) == 4:
-        return NiftiMapsMasker(maps_img=image, reports=False)
+        return NiftiMapsMasker(image)
     raise ValueError(f"{image} has the shape {shape}: labels are 3D, maps are 4D.")
 
 
 def as_path(image):
-    """Return the absolute path of a file; an image, or None, as it is."""
+    """Return the absolute path of a file, or an image as it is."""
     if not isinstance(image, str | Path):
         return image
     path = os.path.abspath(os.path.expanduser(image))
@@ -162,26 +145,15 @@ def as_path(image):
     return path
 
 
-def check_link(image):
-    """Raise a FileNotFoundError if a file is a link to nothing, as git-annex leaves."""
-    path = os.path.expanduser(image) if isinstance(image, str | Path) else ""
-    if os.path.islink(path) and not os.path.exists(path):
-        raise FileNotFoundError(f"{path} is a link to a file that is not here: try datalad get.")
-
-
 def read_volumes(image):
     """Yield the volumes of an image, or of its file, which is read to its end."""
     yield from mask_volumes(*open_mask(image), alone=True)
 
 
-def check_images(masker):
-    """Raise an OSError if an image is missing, a ValueError if the mask of the masker is empty."""
-    for name in IMAGES:
-        check_link(getattr(masker, name, None))
-    if masker.mask_img is not None:
-        is_used = [values.any() for values in read_volumes(masker.mask_img)]  # to the file's end
-        if not any(is_used):
-            raise ValueError(f"{open_mask(masker.mask_img)[1]} is an empty mask.")
+def check_mask(mask):
+    """Raise a ValueError if a mask is empty; it is read to its end."""
+    if mask is not None and not any([values.any() for values in read_volumes(mask)]):
+        raise ValueError(f"{open_mask(mask)[1]} is an empty mask.")
 
 
 def check_regions(regions):
@@ -192,11 +164,11 @@ def check_regions(regions):
 
 
 def find_labels(masker):
-    """Return the labels of a masker in increasing order, and their names."""
+    """Return the labels of a masker in increasing order, and the names of labels."""
     img, file = open_mask(masker.labels_img)
     if img.shape[3:] not in ((), (1,)):
         raise ValueError(f"{file} has the shape {img.shape}: labels are 3D.")
-    [values] = read_volumes(masker.labels_img)
+    [values] = read_volumes(img)
     labels = np.unique(finite_values(values))
     labels = labels[labels != masker.background_label]
     if (labels % 1).any():
@@ -204,79 +176,61 @@ def find_labels(masker):
             f"{file} has the value {labels[labels % 1 != 0][0]:g}; labels are whole numbers. A map "
             "of weights is a volume of a 4D image."
         )
-    table = own_table(masker) if masker.labels or masker.lut is not None else None
-    table = read_table(img.get_filename()) if table is None else table
-    numbers = [int(label) for label in labels]
-    return numbers, name_labels(numbers, table)
+    has_names = masker.labels or masker.lut is not None
+    return [*map(int, labels)], own_table(masker) if has_names else read_table(img.get_filename())
 
 
 def own_table(masker):
     """Return the names of labels from a masker's `lut` or `labels`, as nilearn understands them."""
     try:
-        table = copy_of(masker).fit().lut_
+        rows = copy_of(masker).fit().lut_[["index", "name"]].to_numpy()
     except (AssertionError, KeyError) as error:
         raise ValueError("Its lookup table needs the columns index and name.") from error
-    if not table["index"].is_unique:
-        raise ValueError("Its lookup table has an index twice.")
-    return {int(index): str(name) for index, name in table[["index", "name"]].to_numpy()}
+    return check_table([(int(index), str(name)) for index, name in rows], "Its lookup table")
 
 
 def count_maps(masker):
     """Return the numbers and the names of the maps of a masker."""
     n_maps, (img, file) = 0, open_mask(masker.maps_img)
-    for n_maps, values in enumerate(read_volumes(masker.maps_img), 1):
+    for n_maps, values in enumerate(read_volumes(img), 1):
         if not finite_values(values).any():
             raise ValueError(f"Volume {n_maps} of {file} is empty.")
-    numbers = [*range(1, n_maps + 1)]
-    return numbers, name_labels(numbers, names_of_volumes(img), "map")
+    return [*range(1, n_maps + 1)], names_of_volumes(img)
 
 
-def count_spheres(masker):
-    """Return the numbers and the names of the spheres of a masker."""
-    seeds = copy_of(masker).fit().seeds_
-    if not np.isfinite(np.asarray(seeds, float)).all():
-        raise ValueError("A seed is not finite.")
-    numbers = [*range(1, len(seeds) + 1)]
-    return numbers, name_labels(numbers, {}, "sphere")
-
-
-def count_voxels(masker):
-    """Return the numbers and the names of the voxels of a mask."""
-    if masker.mask_img is None:
+def count_columns(masker):
+    """Return the numbers of spheres, or of the voxels of a mask, which have no names."""
+    if type(masker) is NiftiMasker and masker.mask_img is None:
         raise ValueError("NiftiMasker needs mask_img: otherwise each image has voxels of its own.")
-    numbers = [*range(1, copy_of(masker).fit().n_elements_ + 1)]
-    return numbers, name_labels(numbers, {}, "voxel")
+    fitted = copy_of(masker).fit()
+    if not np.isfinite(np.asarray(getattr(fitted, "seeds_", []), float)).all():
+        raise ValueError("A seed is not finite.")
+    return [*range(1, fitted.n_elements_ + 1)], {}
 
 
 def checksum_of(masker, regions):
     """Return a checksum of all that results take from a masker."""
     parameters = masker.get_params(deep=False)
-    images = [parameters.pop(name, None) for name in IMAGES]
-    parameters = {key: value for key, value in parameters.items() if key not in NOT_IN_RESULTS}
-    about = [type(masker).__name__, parameters, regions]
-    digest = hashlib.sha256(json.dumps(about, default=plain, sort_keys=True).encode())
-    for image in images:
-        digest.update(b"image")
-        for part in content_of(image):
-            digest.update(part)
-    return digest.hexdigest()
+    images = {name: checksums_of(image) for name, image in images_of(parameters).items()}
+    others = parameters.keys() - {*IMAGES, *NOT_IN_RESULTS}
+    about = [type(masker).__name__, {name: parameters[name] for name in others}, images, regions]
+    return hashlib.sha256(json.dumps(about, default=as_json, sort_keys=True).encode()).hexdigest()
 
 
-def plain(value):
-    """Return a value that JSON lacks as lists, or as text."""
+def as_json(value):
+    """Return an array as a list, and anything else that JSON does not have as text."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
-def content_of(image):
-    """Yield all bytes of an image: of its files, or of its grid and its values."""
+def checksums_of(image):
+    """Return the checksums of an image's files, or one of its grid and its values."""
     if isinstance(image, str | Path):
-        for path in files_of_image(image):
-            with file_named(path), open(path, "rb") as file:
-                while part := file.read(2**20):
-                    yield part
-    elif image is not None:
-        yield repr((image.shape, image.get_data_dtype(), image.affine.tolist())).encode()
-        yield from (values.tobytes() for values in read_volumes(image))
+        return [*map(sha256_of, files_of_image(image))]
+    about = image.shape, image.get_data_dtype(), image.affine.tolist()
+    digest = hashlib.sha256(repr(about).encode())
+    for values in read_volumes(image):
+        digest.update(values.tobytes())
+    return [digest.hexdigest()]
 
 
 # Maskers of a study
@@ -286,13 +240,8 @@ def content_of(image):
 def for_study(masker, **parameters):
     """Return a copy of a masker with the parameters of a study, except those that it sets itself.
 
-    It sets a parameter itself if its value is not the default of its class. So `mask_img`, `t_r`,
-    `smoothing_fwhm` and so on reach an atlas that is a file, and a masker that leaves them alone. A
-    masker cannot insist on a default: leave the parameter out, and give it to the other maskers.
+    It sets a parameter itself if its value is not the default of its class.
     """
-    known = {name for kind in MASKERS for name in kind().get_params()}
-    if unknown := sorted(parameters.keys() - known):
-        raise ValueError(f"No masker has the parameters {unknown}.")
     default, own = type(masker)().get_params(deep=False), masker.get_params(deep=False)
     parameters = {"standardize": None} | parameters  # for nilearn, False is the old word for None
     left_alone = {
@@ -310,14 +259,13 @@ def stored(atlas, folder):
     smaller: nilearn sorts them several times for each image.
     """
     files = {}
-    for name, suffix in IMAGES.items():
-        image = getattr(atlas.masker, name, None)
-        img = small_labels(atlas) if name == "labels_img" and image is not None else None
+    for name, image in images_of(atlas.masker.get_params(deep=False)).items():
+        img = small_labels(atlas) if name == "labels_img" else None
         if img is None and isinstance(image, SpatialImage):
             data = np.asanyarray(image.dataobj)
             img = nib.Nifti1Image(data, image.affine, dtype=data.dtype)
         if img is not None:
-            stem = f"atlas-{atlas.name}_desc-{atlas.checksum[:12]}_{suffix}"
+            stem = f"atlas-{atlas.name}_desc-{atlas.checksum[:12]}_{IMAGES[name]}"
             files[name] = Path(folder).absolute() / f"{stem}.nii"
             with moved_into_place(files[name]) as unfinished, open(unfinished, "wb") as file:
                 img.to_stream(file)
@@ -327,7 +275,7 @@ def stored(atlas, folder):
 def small_labels(atlas):
     """Return the labels of an atlas in the smallest type; None if they are, or cannot be."""
     img, _ = open_mask(atlas.masker.labels_img)
-    [labels] = read_volumes(atlas.masker.labels_img)
+    [labels] = read_volumes(img)
     values = [0, *atlas.numbers, atlas.masker.background_label]
     dtype = np.result_type(*(np.min_scalar_type(int(limit(values))) for limit in (min, max)))
     if values[-1] % 1 or dtype.itemsize >= labels.dtype.itemsize:
@@ -350,14 +298,6 @@ def without_empty(masker, img):
     return copy_of(masker, seeds=seeds) if 0 < len(seeds) < len(voxels) else masker
 
 
-@contextmanager
-def lost_regions_expected():
-    """Silence nilearn's warnings of regions that it drops: `coverage` counts them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*After (applying mask|resampling) ", UserWarning)
-        yield
-
-
 # The columns of an image
 # -----------------------
 
@@ -365,80 +305,49 @@ def lost_regions_expected():
 def complete(atlas, masker, series):
     """Return a series with a column for each region of an atlas, NaN where the image has no voxel.
 
-    Parameters
-    ----------
-    atlas : Atlas
-        The atlas of the study; of an image with an atlas of its own, the union of all.
-    masker : nilearn masker
-        The masker that made the series, still fitted.
-    series : array of shape (n_timepoints, n_columns)
-        What `stream_masker` or ``fit_transform`` returned.
-
-    Returns
-    -------
-    array of shape (n_timepoints, n_regions)
-        The series itself if no region is missing. Integers become float64, because they have no
-        NaN.
-
-    Raises
-    ------
-    ValueError
-        The columns are not those of the masker, or a region is none of the atlas.
+    The masker is still fitted to the image. If an image has an atlas of its own, `atlas` is the
+    union of all.
     """
-    series = np.asarray(series)
-    columns, has_voxels = columns_of(atlas, masker)
-    if series.shape[1:] != (len(columns),):
+    series, columns = np.asarray(series), columns_of(atlas, masker)
+    if series.shape[1:] != columns.shape:
         raise ValueError(
             f"A series of the atlas {atlas.name} has the shape {series.shape}; its masker has "
             f"{len(columns)} columns."
         )
-    if len(columns) == len(atlas.regions) and has_voxels.all():
+    if np.array_equal(columns, np.arange(len(atlas.regions))):
         return series
     dtype = series.dtype if series.dtype.kind == "f" else float
     every_column = np.full((len(series), len(atlas.regions)), np.nan, dtype)
-    every_column[:, columns[has_voxels]] = series[:, has_voxels]
+    every_column[:, columns[columns >= 0]] = series[:, columns >= 0]
     return every_column
 
 
 def columns_of(atlas, masker):
-    """Return which regions the columns of a fitted masker are, and which of these have voxels.
+    """Return for each column of a fitted masker the place of its region; -1 if it has no voxel.
 
     nilearn keeps no list for all maskers. These are the rules by which it makes the columns.
     """
     if type(masker) is NiftiLabelsMasker:
-        return columns_of_labels(atlas, masker)
+        labels = finite(masker.labels_img_)
+        is_left = (labels != masker.background_label) & inside_mask(masker)
+        return places_of(np.unique(labels[is_left]), atlas)
     if type(masker) is NiftiMapsMasker:
-        has_weights = np.array([bool(one.any()) for one in maps_inside(masker)])
-        if masker.mask_img_ is None or masker.keep_masked_maps:
-            return np.arange(len(has_weights)), has_weights
-        columns = np.flatnonzero(has_weights)
-    elif type(masker) is NiftiSpheresMasker:
+        maps = np.moveaxis(finite(masker.maps_img_), 3, 0)
+        is_left = np.array([bool(((one != 0) & inside_mask(masker)).any()) for one in maps])
+        if masker.mask_img_ is None:  # a map outside the image has zeros
+            return np.where(is_left, np.arange(len(maps)), -1)
+        return np.flatnonzero(is_left)
+    if type(masker) is NiftiSpheresMasker:
         seeds = iter(enumerate(as_lists(atlas.masker.seeds)))
-        wanted = as_lists(masker.seeds_)
-        columns = np.array([next(i for i, seed in seeds if seed == one) for one in wanted])
-    else:
-        columns = np.arange(masker.n_elements_)
-    return columns, np.ones(len(columns), bool)
+        return np.array(
+            [next(i for i, seed in seeds if seed == one) for one in as_lists(masker.seeds_)]
+        )
+    return np.arange(masker.n_elements_)
 
 
-def columns_of_labels(atlas, masker):
-    """Return the columns of a masker of labels, in increasing order, as `columns_of` does."""
-    labels = finite(masker.labels_img_)
-    in_region = labels != masker.background_label
-    in_mask = in_region
-    if masker.mask_img_ is not None:
-        in_mask = in_region & (finite(masker.mask_img_) != 0)
-    left = columns = places_of(np.unique(labels[in_mask]), atlas)
-    if masker.keep_masked_labels:
-        columns = places_of(np.unique(labels[in_region]), atlas)
-    return columns, np.isin(columns, left)
-
-
-def maps_inside(masker):
-    """Yield the values of each map of a fitted masker in its mask, if it has one."""
-    inside = None if masker.mask_img_ is None else finite(masker.mask_img_) != 0
-    for values in np.moveaxis(finite(masker.maps_img_), 3, 0):
-        yield values if inside is None else values[inside]
+def inside_mask(masker):
+    """Return where the mask of a fitted masker is; without one, True for everywhere."""
+    return masker.mask_img_ is None or finite(masker.mask_img_) != 0
 
 
 def as_lists(seeds):
@@ -460,49 +369,27 @@ def places_of(labels, atlas):
 
 
 def coverage(atlas, masker, img):
-    """Return how much of each region lies in an image, and in the masker's mask.
+    """Return how much of each region lies in an image, and in the mask of a masker fitted to it.
 
-    Parameters
-    ----------
-    atlas : Atlas
-        As for `complete`.
-    masker : nilearn masker
-        Fitted to the image, with the mask of its brain, if there is one, as `mask_img`.
-    img : nibabel image, or any object with `shape` and `affine`
-        The grid of the image.
-
-    Returns
-    -------
-    array of shape (n_regions,)
-        From 0 to 1: the share of a label's voxels, of the absolute weights of a map, of the points
-        of the image's grid in a sphere. 0 for a region without a column; NaN for single voxels.
-
-    Notes
-    -----
-    The share is exact if atlas and mask are on the grid of the image. Otherwise it counts the
-    atlas's own voxels: a voxel is inside if the voxel of the image, and of the mask, that is
-    nearest to its centre is.
+    It is the share, from 0 to 1, of a label's voxels, of the absolute weights of a map, of the
+    points of the image's grid in a sphere: 0 for a region without a column, NaN for single voxels.
+    A voxel is inside if the voxel of the image, and of the mask, that is nearest to its centre is.
     """
     if type(masker) is NiftiMasker:
         return np.full(len(atlas.regions), np.nan)
     if type(masker) is NiftiSpheresMasker:
         return sphere_shares(atlas, masker, img)
     regions_img, volumes = regions_as_given(masker)
-    grids = [(img, None)]
-    if masker.mask_img_ is not None:
-        grids.append((masker.mask_img_, finite(masker.mask_img_) != 0))
     if type(masker) is NiftiLabelsMasker:
         [labels] = volumes
         in_region = labels != masker.background_label
-        inside = centres_inside(in_region, regions_img.affine, grids)
+        inside = centres_inside(in_region, regions_img, masker, img)
         totals, outside = count_outside(atlas, labels, in_region, inside)
     else:
-        everywhere = np.ones(regions_img.shape[:3], bool, order="F")
-        inside = centres_inside(everywhere, regions_img.affine, grids)
-        totals, outside = sum_outside(volumes, inside)
-    columns, has_voxels = columns_of(atlas, masker)
-    shares = np.zeros(len(atlas.regions))
-    there = columns[has_voxels]
+        voxels = np.ones(regions_img.shape[:3], bool, order="F")
+        totals, outside = sum_outside(volumes, centres_inside(voxels, regions_img, masker, img))
+    shares, there = np.zeros(len(atlas.regions)), columns_of(atlas, masker)
+    there = there[there >= 0]
     shares[there] = 1 - outside[there] / totals[there]
     return shares.clip(0, 1)
 
@@ -515,30 +402,21 @@ def regions_as_given(masker):
     if given.shape[:3] == fitted.shape[:3] and np.array_equal(given.affine, fitted.affine):
         data = finite(fitted)
         return fitted, np.moveaxis(data.reshape(*data.shape[:3], -1), 3, 0)
-    return given, map(finite_values, read_volumes(getattr(masker, name)))
+    return given, map(finite_values, read_volumes(given))
 
 
-def centres_inside(voxels, affine, grids):
-    """Return which voxels have their centres inside all grids, and where these are allowed."""
+def centres_inside(voxels, regions_img, masker, img):
+    """Return which voxels of some have their centres inside an image, and the masker's mask."""
     inside = voxels.copy("K")  # planes stay contiguous
     first_plane = np.indices((*voxels.shape[:2], 1))[..., 0]
-    for grid, allowed in grids:
-        matrix, shift = to_matvec(np.linalg.solve(grid.affine, affine))
+    for grid, allowed in ((img, None), (masker.mask_img_, inside_mask(masker))):
+        if grid is None:
+            continue
+        matrix, shift = to_matvec(np.linalg.solve(grid.affine, regions_img.affine))
         places = np.tensordot(matrix, first_plane, 1) + shift[:, np.newaxis, np.newaxis]
         for z, plane in enumerate(np.moveaxis(inside, 2, 0)):  # one by one, in little memory
             there = places[:, plane] + z * matrix[:, 2:]
             plane[plane] = are_inside(there, grid.shape[:3], allowed)
-    return inside
-
-
-def are_inside(places, shape, allowed=None):
-    """Return which places, (3, n), are nearest to a voxel of a grid that is allowed."""
-    inside = np.ones(places.shape[1], bool)
-    for axis, n_voxels in zip(places, shape, strict=True):  # half a voxel, but for rounding
-        inside &= (axis > -0.51) & (axis < n_voxels - 0.49)
-    if allowed is not None:
-        last = np.subtract(shape, 1)[:, np.newaxis]
-        inside[inside] = allowed[tuple(np.rint(places[:, inside]).astype(int).clip(0, last))]
     return inside
 
 

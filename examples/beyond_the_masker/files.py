@@ -130,6 +130,15 @@ def file_named(file):
         raise
 
 
+def sha256_of(file):
+    """Return the SHA-256 of a file's content."""
+    digest = sha256()
+    with file_named(file), open(file, "rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def find_unfinished(files):
     """Return the unfinished versions of some files, each with the file that it was to become."""
     becomes = {shortened(file): file for file in files}

@@ -268,7 +268,7 @@ def check_sample_mask(sample_mask, n_volumes, runs=None):
         if is_bool and len(mask) != n:
             raise ValueError(f"sample_mask has {len(mask)} booleans for {n} volumes.")
         if not (mask.any() if is_bool else mask.size):
-            raise ValueError(f"sample_mask keeps none of {n} volumes.")
+            raise ValueError(f"sample_mask keeps none of {n} volumes: all are scrubbed.")
         if not is_bool and len(wrong := mask[(mask < 0) | (mask >= n)]):
             wrong = shorten(", ".join(map(str, wrong)), 60)
             raise ValueError(f"sample_mask has {wrong}, but the volumes are 0 to {n - 1}.")

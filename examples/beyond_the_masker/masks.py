@@ -54,12 +54,10 @@ class Masks:
     def inside(self, img):
         """Return how many voxels of each region have their centres in an image."""
         to_img = np.linalg.solve(img.affine, self.affine)
-        last = np.subtract(img.shape[:3], 0.5)
         counts = []
         for positions in self.positions:
             voxels = apply_affine(to_img, np.transpose(np.unravel_index(positions, self.shape)))
-            is_in = (voxels > -0.51) & (voxels < last + 0.01)  # half a voxel, but for rounding
-            counts.append(int(is_in.all(axis=1).sum()))
+            counts.append(int(are_inside(voxels.T, img.shape[:3]).sum()))
         return counts
 
     def checksum(self):
@@ -68,6 +66,17 @@ class Masks:
         for array in (self.affine, *self.positions):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
         return digest.hexdigest()
+
+
+def are_inside(places, shape, allowed=None):
+    """Return which places, (3, n), are nearest to a voxel of a grid that is allowed."""
+    inside = np.ones(places.shape[1], bool)
+    for axis, n_voxels in zip(places, shape, strict=True):  # half a voxel, but for rounding
+        inside &= (axis > -0.51) & (axis < n_voxels - 0.49)
+    if allowed is not None:
+        last = np.subtract(shape, 1)[:, np.newaxis]
+        inside[inside] = allowed[tuple(np.rint(places[:, inside]).astype(int).clip(0, last))]
+    return inside
 
 
 def read_masks(masks, threshold=None):

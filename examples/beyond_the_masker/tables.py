@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beyond_the_masker.files import file_named, moved_into_place
+from beyond_the_masker.files import file_named, moved_into_place, sha256_of
 
 __all__ = ["read_table"]
 
@@ -84,15 +84,6 @@ def is_whole(file, record, verify=False):
         return not verify or sha256_of(file) == record.get("Sha256")
     except OSError:
         return False
-
-
-def sha256_of(file):
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with file_named(file), open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_record(file):

@@ -7,6 +7,7 @@ again, but for versions of packages.
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -18,14 +19,18 @@ from typing import NamedTuple
 import numpy as np
 
 from beyond_the_masker.atlases import (
+    IMAGES,
+    NOT_IN_RESULTS,
+    as_json,
     complete,
     copy_of,
     coverage,
-    lost_regions_expected,
+    images_of,
     without_empty,
 )
-from beyond_the_masker.files import files_of_image, unfinished_version
-from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.files import files_of_image, sha256_of, unfinished_version
+from beyond_the_masker.maskers import check_sample_mask, stream_masker
 from beyond_the_masker.running import ONE_THREAD
 from beyond_the_masker.streaming import list_files, open_series
 from beyond_the_masker.tables import (
@@ -33,14 +38,11 @@ from beyond_the_masker.tables import (
     read_record,
     read_table,
     remove_pair,
-    sha256_of,
     write_pair,
 )
 from beyond_the_masker.tasks import failed, is_there, refuse_third_try
 
-IMAGES = ("labels_img", "maps_img", "mask_img")  # parameters of maskers
-IN_CHECKSUM = (*IMAGES, "labels", "lut", "seeds")  # of the atlas or of files
-NO_RESULT = ("memory", "memory_level", "verbose", "reports", "cmap")
+NOT_IN_RECORD = {*IMAGES, "labels", "lut", "seeds", *NOT_IN_RESULTS}  # checksums have the first
 PACKAGES = ("nibabel", "nilearn", "numpy", "pandas", "scikit-learn", "scipy")
 
 
@@ -88,7 +90,6 @@ def do_run(run, atlases, options):
     rows, todo, inputs = {}, {}, inputs_of(run, options)
     for name, file in run.files.items():
         with error_as_row(rows, name):
-            check_filter(run.maskers[name])
             record, found = describe(run, atlases[name], inputs, options), read_record(file)
             if record.items() <= found.items() and is_whole(file, found, options.verify):
                 is_new = options.relmat and complete_relmat(file, found, options.verify)
@@ -112,16 +113,6 @@ def error_as_row(rows, name):
         rows[name] = failed(error)
 
 
-def check_filter(masker):
-    """Raise a ValueError if a filter needs the repetition time, and the masker has none."""
-    limits = {name: getattr(masker, name, None) for name in ("low_pass", "high_pass")}
-    if masker.t_r is None and any(limit is not None for limit in limits.values()):
-        raise ValueError(
-            f"The filter {limits} needs the time between volumes, which is not known: give a "
-            "masker its t_r; for an image of fMRIPrep, the .json beside it has RepetitionTime."
-        )
-
-
 # The record
 # ----------
 
@@ -130,53 +121,40 @@ def describe(run, atlas, inputs, options):
     """Return the record of everything that a result depends on, as it is read from a file."""
     masker = run.maskers[atlas.name]
     parameters = masker.get_params(deep=False)
-    images = {name: parameters[name] for name in IMAGES if name in parameters}
+    checksums = checksums_of(images_of(parameters), run)
     record = {
         **run.about,
-        "Atlas": {"Name": atlas.name, "Checksum": atlas.checksum, "Files": checksums(images, run)},
-        "Inputs": {role: inputs[role] for role in inputs if is_of(role, atlas)},
+        "Atlas": {"Name": atlas.name, "Checksum": atlas.checksum, "Files": checksums},
+        "Inputs": {
+            role: inputs[role]
+            for role in inputs  # only the atlas X depends on atlas-X
+            if not role.startswith("atlas-") or role == f"atlas-{atlas.name}"
+        },
         "Masker": {"Class": type(masker).__name__}
-        | {name: parameters[name] for name in parameters if name not in IN_CHECKSUM + NO_RESULT},
+        | {name: parameters[name] for name in parameters if name not in NOT_IN_RECORD},
         "MinCoverage": options.min_coverage,
         "Regions": atlas.regions,
     }
     return json.loads(json.dumps(record, default=as_json))
 
 
-def is_of(role, atlas):
-    """Return whether an atlas depends on a run's file with this role."""
-    return not role.startswith("atlas-") or role == f"atlas-{atlas.name}"
-
-
-def as_json(value):
-    """Return an array as a list, and anything else that JSON does not have as text."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-
 def inputs_of(run, options):
     """Return for each file that an image's results depend on its path, size and time of change."""
-    inputs = {}
-    for role, path in {"image": run.image, **run.sources}.items():
-        files = [file for each in list_files(path) for file in files_of_image(each)]
-        stats = [(portable(file, options), stat_of(file)) for file in files]
-        inputs[role] = [
-            {"file": file, "size": stat.st_size, "modified_ns": stat.st_mtime_ns}
-            for file, stat in stats
+    return {
+        role: [
+            {"file": portable(file, options), **version_of(file)}
+            for each in list_files(path)
+            for file in files_of_image(each)
         ]
-    return inputs
+        for role, path in {"image": run.image, **run.sources}.items()
+    }
 
 
-def stat_of(file):
-    """Return a file's size and times; say how to get one of which only a link is here."""
-    try:
-        return file.stat()
-    except FileNotFoundError as error:
-        if os.path.islink(file):
-            raise FileNotFoundError(
-                f"{file} is a link, and its content is not here. In a dataset of DataLad or "
-                f"git-annex, get it with: datalad get {file}"
-            ) from error
-        raise
+def version_of(file):
+    """Return the size and the time of change of a file; say how to get one that is a link."""
+    with damaged_file_named(file):
+        stat = file.stat()
+    return {"size": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
 def portable(path, options, real=os.path.realpath):
@@ -186,21 +164,14 @@ def portable(path, options, real=os.path.realpath):
     return os.path.relpath(path, folder) if is_near else path
 
 
-def checksums(images, run):
+def checksums_of(images, run):
     """Return the checksums of the files of a masker's images, but for sources of the run."""
     sources = [str(path) for path in run.sources.values()]
-    files = {name: path for name, path in images.items() if isinstance(path, str | Path)}
     return {
-        name: [sha256_at(file, *version_of(file)) for file in files_of_image(path)]
-        for name, path in files.items()
-        if str(path) not in sources
+        name: [sha256_at(file, **version_of(file)) for file in files_of_image(path)]
+        for name, path in images.items()
+        if isinstance(path, str | Path) and str(path) not in sources
     }
-
-
-def version_of(file):
-    """Return the size and the time of change of a file."""
-    stat = stat_of(file)
-    return stat.st_size, stat.st_mtime_ns
 
 
 @cache
@@ -209,23 +180,14 @@ def sha256_at(file, size, modified_ns):
     return sha256_of(file)
 
 
-@cache
-def versions():
-    """Return the versions of the packages that compute the results."""
-    return {name: version(name) for name in PACKAGES}
-
-
 def refuse_other(file, run, record, found, options):
     """Raise a FileExistsError if a file has results of another image that still exists."""
-    other = os.path.normpath(options.output_dir / found.get("Source", run.image))
-    is_same = other == os.path.normpath(run.image) or image_in(found) == image_in(record)
-    if not is_same and is_there(other):
+    if not found:
+        return
+    here, there = ([one["file"] for one in each["Inputs"]["image"]] for each in (record, found))
+    other = os.path.normpath(options.output_dir / found["Source"])
+    if here != there and other != os.path.normpath(run.image) and is_there(other):
         raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
-
-
-def image_in(record):
-    """Return the real files of the image that a record names."""
-    return [one["file"] for one in record.get("Inputs", {}).get("image", [])]
 
 
 # The work
@@ -237,7 +199,8 @@ def extract(run, atlases, todo, options):
     fmri, rows = open_series(str(run.image)), {}
     confounds = checked(run.confounds() if run.confounds else Confounds(), fmri.shape[3])
     maskers = {name: without_empty(copy_of(run.maskers[name]), fmri) for name in todo}
-    with lost_regions_expected():
+    with warnings.catch_warnings():  # of lost regions: `coverage` counts them
+        warnings.filterwarnings("ignore", r"\s*After (applying mask|resampling) ", UserWarning)
         every_series = stream_each(maskers, fmri, confounds)
     for name, record in todo.items():
         with error_as_row(rows, name):
@@ -257,40 +220,21 @@ def extract(run, atlases, todo, options):
 
 
 def checked(confounds, n_volumes):
-    """Return confounds whose sample mask is an array; raise a ValueError if they do not fit."""
+    """Return confounds with numbers of kept volumes; raise a ValueError if these are too few."""
     table, kept, mean_fd = confounds
-    n_columns = 0 if table is None else table.shape[1]
-    if table is not None and len(table) != n_volumes:
-        raise ValueError(
-            f"The confounds have {len(table)} rows, but the image has {n_volumes} volumes."
-        )
-    kept = None if kept is None else checked_mask(kept, n_volumes)
+    n_columns = 0 if table is None else numbers_in(table).shape[1]
+    if kept is not None:
+        check_sample_mask(kept := np.asarray(kept), n_volumes)
+        kept = np.flatnonzero(kept) if kept.dtype == bool else kept.astype(int)
+        if (np.diff(kept) <= 0).any():
+            raise ValueError("The volumes of a sample mask are not in increasing order.")
     n_kept = n_volumes if kept is None else len(kept)
-    if not n_kept:
-        raise ValueError(f"All {n_volumes} volumes are scrubbed: none is left.")
     if n_columns and n_kept < n_columns + 2:
         raise ValueError(
             f"Of {n_volumes} volumes {n_kept} are left, too few to remove {n_columns} confounds: "
             f"at least {n_columns + 2} are needed. Use fewer confounds, or scrub less."
         )
-    check_finite(table, kept)
     return Confounds(table, kept, float(mean_fd))
-
-
-def checked_mask(kept, n_volumes):
-    """Return the numbers of kept volumes; raise a ValueError unless each is there, and once."""
-    kept = np.asarray(kept)
-    if kept.dtype == bool and kept.shape == (n_volumes,):
-        return np.flatnonzero(kept)
-    numbers = kept.astype(int)
-    if kept.ndim != 1 or (numbers != kept).any() or kept.dtype == bool:
-        raise ValueError("A sample mask lists the numbers of the kept volumes, from 0.")
-    if (numbers < 0).any() or (numbers >= n_volumes).any() or (np.diff(numbers) <= 0).any():
-        raise ValueError(
-            f"The sample mask {shorten(str(numbers.tolist()), 200)} does not fit {n_volumes} "
-            "volumes: it needs their numbers, from 0, in increasing order."
-        )
-    return numbers
 
 
 def columns_of(table):
@@ -306,22 +250,6 @@ def numbers_in(table):
         return np.asarray(table, float)
     except (ValueError, TypeError) as error:
         raise ValueError(f"A confound is not a number: {error}.") from error
-
-
-def check_finite(table, kept):
-    """Raise a ValueError if a confound of a kept volume is missing or infinite."""
-    if table is None:
-        return
-    values = numbers_in(table)
-    values = values if kept is None else values[kept]
-    if not (finite := np.isfinite(values)).all():
-        rows, columns = np.nonzero(~finite)
-        row = rows[0] if kept is None else kept[rows[0]]
-        raise ValueError(
-            f"The confound {columns_of(table)[columns[0]]} of volume {row}, counted from 0, is "
-            f"{values[rows[0], columns[0]]}. fMRIPrep leaves the first value of derivatives empty; "
-            "leave out these columns or volumes, or fill the values in."
-        )
 
 
 def stream_each(maskers, fmri, confounds):
@@ -351,10 +279,7 @@ def tabulate(atlas, masker, series, is_missing):
             f"The image has too little of every region of {atlas.name}: is it in the same space?"
         )
     series = complete(atlas, masker, series)
-    if is_missing.any():
-        series = series.astype(np.result_type(series, np.float32))
-        series[:, is_missing] = np.nan
-    return series
+    return np.where(is_missing, np.nan, series) if is_missing.any() else series
 
 
 def about_run(run, fmri, confounds, options):
@@ -366,7 +291,7 @@ def about_run(run, fmri, confounds, options):
         "SampleMask": None if kept is None else kept.tolist(),
         "ConfoundColumns": columns_of(table),
         "MeanFramewiseDisplacement": None if np.isnan(mean_fd) else mean_fd,
-        "Versions": versions(),
+        "Versions": {name: version(name) for name in PACKAGES},
     }
 
 
