@@ -34,14 +34,15 @@ undisturbed run. On this page you will see
 # * **An image with another content, but the same size and time.** As for ``make``, it is unchanged,
 #   unless that happens while it is read.
 # * **A disk that confirms what it has not written**, and network file systems that keep no order.
+# * **A kill of everything at once**, with joblib's helper process, which removes what others leave:
+#   semaphores and copies of arguments of joblib's workers stay in ``/dev/shm``.
 #
 # How it is broken
 # ----------------
 # A trial gets a fresh folder with three small images, and a process of its own. A hook counts the
 # calls of this process, and of its workers, that open, read, write, flush, rename or link a file.
-# At one of them, something happens; over the campaign, at each of them. The table lists the
-# classes. ``not reached`` counts trials that ended before their fault could happen: workers share
-# their tasks differently each time.
+# At one of them, something happens; over the campaign, at each of them. The list names the classes.
+# When the memory of a container or a job runs out, Linux kills one of its processes: ``kill``.
 
 from pathlib import Path
 
@@ -56,7 +57,9 @@ for name, text in table["what happens"].items():
 # %%
 # What the last campaign found
 # ----------------------------
-# The campaign is recorded by hand, like the benchmark.
+# The campaign is recorded by hand, like the benchmark. ``not reached`` counts trials that ended
+# before their fault could happen, because results of an earlier run were complete, or because
+# workers shared their tasks in another way.
 
 import matplotlib.pyplot as plt
 
