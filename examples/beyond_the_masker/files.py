@@ -66,12 +66,10 @@ def unfinished_version(file):
 
 @contextmanager
 def temporary_folder(name):
-    """Yield a new folder for temporary files; remove it, and those that killed processes left."""
-    from beyond_the_masker.streaming import remove_left, unfinished_beside  # it needs nibabel
+    """Yield a new folder for temporary files; remove it in the end."""
+    from beyond_the_masker.streaming import unfinished_beside  # here: it needs nibabel
 
-    place = Path(gettempdir())
-    remove_left(place)
-    folder = unfinished_beside(place / name)
+    folder = unfinished_beside(Path(gettempdir(), name))
     folder.mkdir(mode=0o700)
     try:
         yield folder

@@ -20,6 +20,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile
+from tempfile import gettempdir
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from beyond_the_masker.bids import (
 from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.files import file_named, temporary_folder
 from beyond_the_masker.masker_study import Confounds, Run, run_maskers
+from beyond_the_masker.streaming import remove_left
 from beyond_the_masker.tasks import absolute
 
 __all__ = ["fmriprep_study"]
@@ -142,6 +144,7 @@ def fmriprep_study(
     wanted, found = find_study(fmriprep_dir, atlases, output_dir, *how)
     runs, atlases = make_runs(wanted, found)
     write_dataset(wanted.output_dir, wanted.folder, lookup_tables(atlases))
+    remove_left(Path(gettempdir()))  # temporary folders of workers that were killed
     options = {"part": part, "min_coverage": min_coverage, "relmat": relmat, "verify": verify}
     return run_maskers(runs, atlases, wanted.output_dir, n_jobs, **options)
 
