@@ -20,15 +20,10 @@ from nibabel.affines import apply_affine, to_matvec
 from nibabel.spatialimages import SpatialImage
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
+from beyond_the_masker.checks import are_inside
 from beyond_the_masker.files import files_of_image, moved_into_place, sha256_of
 from beyond_the_masker.maskers import refuse
-from beyond_the_masker.masks import (
-    are_inside,
-    check_table,
-    name_labels,
-    names_of_volumes,
-    read_table,
-)
+from beyond_the_masker.masks import check_table, name_labels, names_of_volumes, read_table
 from beyond_the_masker.regions import finite, finite_values, on_grid, sphere_voxels
 from beyond_the_masker.streaming import mask_volumes, open_mask
 
@@ -112,8 +107,6 @@ def copy_of(masker, **changes):
     parameters = masker.get_params(deep=False) | changes
     if parameters.get("target_shape") is None:  # with it, nilearn 0.14 needs a report
         parameters["reports"] = False
-    if hasattr(parameters.get("seeds"), "__next__"):  # else the first fit would use them up
-        parameters["seeds"] = [*parameters["seeds"]]
     # `complete` keeps the columns of regions that a mask hides.
     parameters |= {name: False for name in parameters if name.startswith("keep_masked_")}
     parameters |= {name: as_path(image) for name, image in images_of(parameters).items()}
@@ -203,8 +196,10 @@ def count_columns(masker):
     if type(masker) is NiftiMasker and masker.mask_img is None:
         raise ValueError("NiftiMasker needs mask_img: otherwise each image has voxels of its own.")
     fitted = copy_of(masker).fit()
-    if not np.isfinite(np.asarray(getattr(fitted, "seeds_", []), float)).all():
-        raise ValueError("A seed is not finite.")
+    if type(masker) is NiftiSpheresMasker:
+        masker.seeds = fitted.seeds_  # as lists, also if they were an iterator
+        if not np.isfinite(np.array(masker.seeds, float)).all():
+            raise ValueError("A seed is not finite.")
     return [*range(1, fitted.n_elements_ + 1)], {}
 
 
@@ -255,8 +250,7 @@ def for_study(masker, **parameters):
 def stored(atlas, folder):
     """Return an atlas whose images are files: those in memory are written into a folder.
 
-    So each worker gets a path instead of an array. Labels are written in any case if they become
-    smaller: nilearn sorts them several times for each image.
+    Labels are written if they become smaller: nilearn sorts them several times for each image.
     """
     files = {}
     for name, image in images_of(atlas.masker.get_params(deep=False)).items():
@@ -286,16 +280,15 @@ def small_labels(atlas):
 
 
 def without_empty(masker, img):
-    """Return a masker without the spheres that have no voxel in an image, which nilearn refuses.
+    """Return a copy of a masker without its spheres that have no voxel, which nilearn refuses.
 
-    If all are empty, they stay, and nilearn refuses them. Other maskers are returned as they are.
+    If all are empty, they stay.
     """
     if type(masker) is not NiftiSpheresMasker:
-        return masker
-    fitted = copy_of(masker).fit()
-    voxels = sphere_voxels(fitted, img)
-    seeds = [seed for seed, found in zip(fitted.seeds_, voxels, strict=True) if len(found)]
-    return copy_of(masker, seeds=seeds) if 0 < len(seeds) < len(voxels) else masker
+        return copy_of(masker)
+    voxels = sphere_voxels(copy_of(masker).fit(), img)
+    seeds = [seed for seed, found in zip(masker.seeds, voxels, strict=True) if len(found)]
+    return copy_of(masker, seeds=seeds or masker.seeds)
 
 
 # The columns of an image
@@ -334,25 +327,17 @@ def columns_of(atlas, masker):
     if type(masker) is NiftiMapsMasker:
         maps = np.moveaxis(finite(masker.maps_img_), 3, 0)
         is_left = np.array([bool(((one != 0) & inside_mask(masker)).any()) for one in maps])
-        if masker.mask_img_ is None:  # a map outside the image has zeros
-            return np.where(is_left, np.arange(len(maps)), -1)
-        return np.flatnonzero(is_left)
+        places = np.where(is_left, np.arange(len(maps)), -1)
+        return places if masker.mask_img_ is None else places[is_left]
     if type(masker) is NiftiSpheresMasker:
-        seeds = iter(enumerate(as_lists(atlas.masker.seeds)))
-        return np.array(
-            [next(i for i, seed in seeds if seed == one) for one in as_lists(masker.seeds_)]
-        )
+        seeds = iter(enumerate(atlas.masker.seeds))  # a seed may be there twice
+        return np.array([next(i for i, seed in seeds if seed == one) for one in masker.seeds_])
     return np.arange(masker.n_elements_)
 
 
 def inside_mask(masker):
     """Return where the mask of a fitted masker is; without one, True for everywhere."""
     return masker.mask_img_ is None or finite(masker.mask_img_) != 0
-
-
-def as_lists(seeds):
-    """Return the coordinates of seeds as lists."""
-    return np.asarray(seeds, float).reshape(-1, 3).tolist()
 
 
 def places_of(labels, atlas):
@@ -397,8 +382,7 @@ def coverage(atlas, masker, img):
 def regions_as_given(masker):
     """Return an image of regions, not resampled, and its volumes: from memory if they are there."""
     name = "labels_img" if type(masker) is NiftiLabelsMasker else "maps_img"
-    given, _ = open_mask(getattr(masker, name))
-    fitted = getattr(masker, f"{name}_")
+    (given, _), fitted = open_mask(getattr(masker, name)), getattr(masker, f"{name}_")
     if given.shape[:3] == fitted.shape[:3] and np.array_equal(given.affine, fitted.affine):
         data = finite(fitted)
         return fitted, np.moveaxis(data.reshape(*data.shape[:3], -1), 3, 0)
@@ -441,7 +425,7 @@ def sphere_shares(atlas, masker, img):
     """Return the share of the points of the grid in each sphere that an image, or a mask, has."""
     allowed = None if masker.mask_img is None else on_grid(masker.mask_img, img)
     to_grid, radius, shares = np.linalg.inv(img.affine), masker.radius or 0, []
-    for seed in as_lists(atlas.masker.seeds):
+    for seed in atlas.masker.seeds:
         centre = apply_affine(to_grid, seed)
         reach = radius * np.abs(to_grid[:3, :3]).sum(axis=1)
         ranges = map(np.arange, np.floor(centre - reach), np.ceil(centre + reach) + 1)

@@ -59,6 +59,17 @@ def is_same_grid(img, other):
     return bool(np.abs(moved - corners).max() <= 0.01)
 
 
+def are_inside(places, shape, allowed=None):
+    """Return which places, (3, n), are nearest to a voxel of a grid that is allowed."""
+    inside = np.ones(places.shape[1], bool)
+    for axis, n_voxels in zip(places, shape, strict=True):  # half a voxel, but for rounding
+        inside &= (axis > -0.51) & (axis < n_voxels - 0.49)
+    if allowed is not None:
+        last = np.subtract(shape, 1)[:, np.newaxis]
+        inside[inside] = allowed[tuple(np.rint(places[:, inside]).astype(int).clip(0, last))]
+    return inside
+
+
 @contextmanager
 def damaged_file_named(path):
     """Turn any error that reading a damaged file raises into one that names the file."""

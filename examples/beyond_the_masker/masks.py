@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
-from beyond_the_masker.checks import damaged_file_named, is_same_grid, to_grid
+from beyond_the_masker.checks import are_inside, damaged_file_named, is_same_grid, to_grid
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.results import (
     ABOUT,
@@ -66,17 +66,6 @@ class Masks:
         for array in (self.affine, *self.positions):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
         return digest.hexdigest()
-
-
-def are_inside(places, shape, allowed=None):
-    """Return which places, (3, n), are nearest to a voxel of a grid that is allowed."""
-    inside = np.ones(places.shape[1], bool)
-    for axis, n_voxels in zip(places, shape, strict=True):  # half a voxel, but for rounding
-        inside &= (axis > -0.51) & (axis < n_voxels - 0.49)
-    if allowed is not None:
-        last = np.subtract(shape, 1)[:, np.newaxis]
-        inside[inside] = allowed[tuple(np.rint(places[:, inside]).astype(int).clip(0, last))]
-    return inside
 
 
 def read_masks(masks, threshold=None):

@@ -23,7 +23,6 @@ from beyond_the_masker.atlases import (
     NOT_IN_RESULTS,
     as_json,
     complete,
-    copy_of,
     coverage,
     images_of,
     without_empty,
@@ -33,13 +32,7 @@ from beyond_the_masker.files import files_of_image, sha256_of, unfinished_versio
 from beyond_the_masker.maskers import check_sample_mask, stream_masker
 from beyond_the_masker.running import ONE_THREAD
 from beyond_the_masker.streaming import list_files, open_series
-from beyond_the_masker.tables import (
-    is_whole,
-    read_record,
-    read_table,
-    remove_pair,
-    write_pair,
-)
+from beyond_the_masker.tables import is_whole, read_record, read_table, remove_pair, write_pair
 from beyond_the_masker.tasks import failed, is_there, refuse_third_try
 
 NOT_IN_RECORD = {*IMAGES, "labels", "lut", "seeds", *NOT_IN_RESULTS}  # checksums have the first
@@ -198,7 +191,7 @@ def extract(run, atlases, todo, options):
     """Extract the series of some atlases in one pass, and write them; return their rows."""
     fmri, rows = open_series(str(run.image)), {}
     confounds = checked(run.confounds() if run.confounds else Confounds(), fmri.shape[3])
-    maskers = {name: without_empty(copy_of(run.maskers[name]), fmri) for name in todo}
+    maskers = {name: without_empty(run.maskers[name], fmri) for name in todo}
     with warnings.catch_warnings():  # of lost regions: `coverage` counts them
         warnings.filterwarnings("ignore", r"\s*After (applying mask|resampling) ", UserWarning)
         every_series = stream_each(maskers, fmri, confounds)
