@@ -40,6 +40,7 @@ LABELS = RANDOM.choice([0, 40, 7, 3, 1000], GRID)
 LABELS[LABELS == 3] = 0
 LABELS[0, :2, 0] = 3  # outside of HALF
 SHIFTED = nib.affines.from_matvec(STRAIGHT[:3, :3], STRAIGHT[:3, 3] + [6, 0, -4])
+FINE = nib.affines.rescale_affine(STRAIGHT, GRID, (2.1, 2.1, 2.1), GRID)
 COARSE = nib.affines.from_matvec(np.diag([6.0, 6, 8]), STRAIGHT[:3, 3])
 
 
@@ -82,19 +83,12 @@ def averages(labels, numbers):
 # -------
 
 
-LABEL_TYPES = {
-    "u1": 255,
-    "<i2": 32767,
-    ">i4": 2**31 - 1,
-    "<f4": 2**24,
-    "<f8": 2**40,
-    "<u4": 2**32 - 1,
-}
+BITS = {"u1": 8, "<i2": 15, ">i4": 31, "<u4": 32, "<f4": 24, "<f8": 40}  # of the largest label
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # labels above 2**31
 @given(
-    dtype=st.sampled_from([*LABEL_TYPES]),
+    dtype=st.sampled_from([*BITS]),
     values=st.lists(st.integers(-300, 2**41), min_size=1, max_size=5, unique=True),
     background=st.sampled_from([0, 0, 2]),
     keep=st.booleans(),
@@ -106,17 +100,14 @@ def test_columns_are_those_of_the_labels(
 ):
     """Any labels have their columns in increasing order, also those that the mask hides."""
     random, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("labels")
-    low = 0 if "u" in dtype else -300
-    values = sorted({min(max(value, low), LABEL_TYPES[dtype]) for value in values} - {background})
-    values = values or [5]
+    low, high = 0 if "u" in dtype else -300, 2 ** BITS[dtype] - 1
+    values = sorted({min(max(value, low), high) for value in values} - {background}) or [5]
     labels = random.choice([background, *values], GRID, p=[0.5] + [0.5 / len(values)] * len(values))
     labels[0, 0, 0], labels[5, 0, 0], labels[5, 1, 0] = values[0], values[-1], background
     fmri_path = write(folder / "fmri.nii", DATA)
     atlas_path = write(folder / "atlas.nii.gz", labels.astype(dtype))
-    masker = NiftiLabelsMasker(
-        atlas_path, background_label=background, keep_masked_labels=keep, reports=True
-    )
-    atlas = read_atlas("a", masker)
+    options = {"background_label": background, "keep_masked_labels": keep, "reports": True}
+    atlas = read_atlas("a", NiftiLabelsMasker(atlas_path, **options))
     present = np.unique(labels[labels != background])
     assert atlas.numbers == present.tolist()
     assert atlas.regions == [f"region_{label}" for label in present]
@@ -146,13 +137,10 @@ def test_unusual_labels_have_the_columns_of_nilearn(
     check_labels(extract(atlas, fmri_path, masked), labels, numbers, background, masked)
 
 
-ON_OTHER_GRIDS = {  # affine of the atlas, whether the image is resampled to it, labels that vanish
+ON_OTHER_GRIDS = {  # affine of the atlas, whether the image is resampled to it
     "shifted by whole voxels": (SHIFTED, "data"),
     "image to labels": (SHIFTED, "labels"),
-    "finer than the image": (
-        nib.affines.rescale_affine(STRAIGHT, GRID, (2.1, 2.1, 2.1), GRID),
-        "data",
-    ),
+    "finer than the image": (FINE, "data"),
     "coarser than the image": (COARSE, "data"),
 }
 
@@ -204,8 +192,7 @@ def test_maps_that_a_mask_hides_keep_their_columns(fmri_path, tmp_path, keep, ma
     left = [0, 2] if masked else [0, 1, 2, 3]
     expected[:, left] = np.linalg.lstsq(MAPS[mask][:, left], DATA[mask], rcond=None)[0].T
     np.testing.assert_allclose(series, expected, rtol=1e-4)
-    weights = np.abs(MAPS)
-    np.testing.assert_allclose(shares, weights[mask].sum(axis=0) / weights.sum(axis=(0, 1, 2)))
+    np.testing.assert_allclose(shares, np.abs(MAPS[mask]).sum(0) / np.abs(MAPS).sum((0, 1, 2)))
     if not masked:
         assert set(shares) == {1.0}
 
@@ -371,8 +358,8 @@ def test_atlases_that_differ_have_no_union(tmp_path):
 def test_a_study_sets_what_a_masker_leaves_alone(tmp_path):
     """Parameters that differ from the defaults are kept, and all others are the study's."""
     path = write(tmp_path / "dseg.nii", LABELS.astype("<i2"))
-    study = {"mask_img": "brain.nii", "t_r": 2.0, "detrend": True, "standardize": "zscore_sample"}
-    study |= {"smoothing_fwhm": 6}
+    study = {"mask_img": "brain.nii", "t_r": 2.0, "detrend": True, "smoothing_fwhm": 6}
+    study["standardize"] = "zscore_sample"
     own = NiftiLabelsMasker(path, standardize=None, smoothing_fwhm=4, memory=str(tmp_path))
     atlas = read_atlas("a", own)
     masker = for_study(atlas.masker, **study)
@@ -380,55 +367,44 @@ def test_a_study_sets_what_a_masker_leaves_alone(tmp_path):
     assert (masker.t_r, masker.detrend) == (2.0, True)
     assert (masker.standardize, masker.smoothing_fwhm) == (None, 4)
     assert not masker.reports
-    assert atlas.masker.t_r is None
     assert for_study(read_atlas("a", path).masker).standardize is None
 
 
-def test_images_in_memory_are_stored(fmri_path, tmp_path):
-    """Workers get paths; the values, also of 64-bit integers, are the same."""
-    for dtype in ("u1", "i8", "f4"):
-        masker = NiftiLabelsMasker(image_of(LABELS % 50, dtype), mask_img=image_of(HALF))
-        atlas = read_atlas("a", masker)
-        on_disk = stored(atlas, tmp_path / "out")
-        assert len(pickle.dumps(on_disk)) < 5000
-        assert on_disk.checksum == atlas.checksum
-        pairs = zip(extract(on_disk, fmri_path), extract(atlas, fmri_path), strict=True)
-        for found, expected in pairs:
-            np.testing.assert_array_equal(found, expected)
-    from_file = read_atlas("a", write(tmp_path / "dseg.nii", LABELS.astype("<i2")))
-    assert stored(from_file, tmp_path / "none").masker.labels_img == from_file.masker.labels_img
-    assert not (tmp_path / "none").exists()
+STORED = [("i8", 0, "u2"), ("f8", -1, "i4"), ("i2", -1, "i2"), ("f4", 0.5, "f4")]
 
 
-@pytest.mark.parametrize(("background", "kind"), [(0, "u2"), (-1, "i4"), (0.5, "f8")])
-def test_labels_are_stored_in_the_smallest_type(fmri_path, tmp_path, background, kind):
-    """Workers sort small labels, and the values are the same."""
-    path = write(
-        tmp_path / "dseg.nii.gz", np.where(LABELS, LABELS, background).astype("<f8"), COARSE
-    )
-    atlas = read_atlas("a", NiftiLabelsMasker(path, background_label=background))
-    small = stored(atlas, tmp_path / "out")
-    assert nib.load(small.masker.labels_img).get_data_dtype() == kind
-    assert (small.masker.labels_img == str(path)) == (kind == "f8")
-    for found, expected in zip(extract(small, fmri_path), extract(atlas, fmri_path), strict=True):
+@pytest.mark.filterwarnings("ignore:.*esampling", "ignore:.*64-bit ints")
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("dtype", "background", "kind"), STORED)
+def test_images_are_stored_for_workers(fmri_path, tmp_path, in_memory, dtype, background, kind):
+    """Workers get paths, of labels in the smallest type, and the values are the same."""
+    labels = np.where(LABELS, LABELS, background).astype(dtype)
+    path = write(tmp_path / "dseg.nii.gz", labels, COARSE)
+    options = {"background_label": background, "mask_img": image_of(HALF)}
+    source = image_of(labels, dtype, COARSE) if in_memory else path
+    atlas = read_atlas("a", NiftiLabelsMasker(source, **options))
+    on_disk = stored(atlas, tmp_path / "out")
+    assert len(pickle.dumps(on_disk)) < 5000
+    assert on_disk.checksum == atlas.checksum
+    assert nib.load(on_disk.masker.labels_img).get_data_dtype() == kind
+    assert (on_disk.masker.labels_img == str(path)) == (kind == dtype and not in_memory)
+    for found, expected in zip(extract(on_disk, fmri_path), extract(atlas, fmri_path), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
 def test_checksum_covers_what_results_depend_on(tmp_path):
     """Another value, mask, name or parameter changes the checksum; a cache or a report does not."""
-    path = write(tmp_path / "a_dseg.nii", LABELS.astype("<i2"))
-    checksum = read_atlas("a", path).checksum
-    same = NiftiLabelsMasker(path, memory=str(tmp_path), verbose=1, cmap="viridis")
-    assert read_atlas("b", same).checksum == checksum
     (tmp_path / "copy").mkdir()
-    copy = write(tmp_path / "copy" / "a_dseg.nii", LABELS.astype("<i2"))
-    assert read_atlas("a", copy).checksum == checksum
+    data = LABELS.astype("<i2")
+    path, copy = (write(tmp_path / name, data) for name in ("a_dseg.nii", "copy/a_dseg.nii"))
+    checksum = read_atlas("a", path).checksum
+    for same in (copy, NiftiLabelsMasker(path, memory=str(tmp_path), verbose=1, cmap="viridis")):
+        assert read_atlas("b", same).checksum == checksum
     others = [
         NiftiLabelsMasker(path, strategy="median"),
         NiftiLabelsMasker(path, mask_img=image_of(HALF)),
-        image_of(LABELS, "i2"),
-        image_of(LABELS, "i2", SHIFTED),
-        image_of(LABELS[::-1], "i2"),
+        *(image_of(data, "i2", affine) for affine in (STRAIGHT, SHIFTED)),
+        image_of(data[::-1], "i2"),
     ]
     checksums = [read_atlas("a", other).checksum for other in others]
     (tmp_path / "a_dseg.tsv").write_text(TABLE)

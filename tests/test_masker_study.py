@@ -32,14 +32,12 @@ from beyond_the_masker.masker_study import Confounds, Run, masker_study, run_mas
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.tables import read_record, read_table
 from leftovers import eventually, kill
-from made_images import flip, make_image, sparse_image
+from made_images import by_name, flip, make_image, sparse_image
 from small_masker_study import AFFINE, SHAPE, Study, make_labels, make_maps, make_study
 from small_study import failing
 
-COLUMNS = (
-    "image atlas file status reason volumes kept confounds mean_fd below_coverage seconds "
-    "peak_rss_mib started host pid"
-)
+COLUMNS = "image atlas file status reason volumes kept confounds mean_fd below_coverage seconds "
+COLUMNS += "peak_rss_mib started host pid"
 
 
 @pytest.fixture
@@ -142,11 +140,10 @@ def test_regions_that_are_not_covered(study):
     assert list(table.below_coverage) == ["2: region_2, region_3"] * 3
     assert list(read_table(study.file(1, "wide")).isna().all()) == [False, True, True]
     assert "\tn/a\tn/a\n" in study.file(1, "wide").read_text()
-    table = study.run(min_coverage=0.3)
-    assert list(table.status) == ["done"] * 3
-    assert list(table.below_coverage) == ["1: region_3"] * 3
-    assert list(study.run(min_coverage=0.3).below_coverage) == ["1: region_3"] * 3
-    assert "done" not in set(study.run(min_coverage=0.3).status)
+    for status in ("done", "skipped"):
+        table = study.run(min_coverage=0.3)
+        assert list(table.status) == [status] * 3
+        assert list(table.below_coverage) == ["1: region_3"] * 3
 
 
 def test_correlations(study):
@@ -179,98 +176,70 @@ def test_a_matrix_of_other_series_is_removed(study):
 # ------------------
 
 
-@pytest.mark.parametrize(("n_jobs", "backend"), [(2, "loky"), (2, "threading")])
-def test_same_bytes_whoever_does_the_work(study, n_jobs, backend):
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_same_bytes_whoever_does_the_work(study, backend):
     """Workers, threads and parts write the same files as the calling process."""
     study.run(relmat=True)
     expected, filters = study.files(), [*warnings.filters]
     shutil.rmtree(study.output)
     with parallel_config(backend=backend):
-        tables = [study.run(n_jobs, part=(number, 2), relmat=True) for number in (1, 2)]
+        tables = [study.run(2, part=(number, 2), relmat=True) for number in (1, 2)]
     assert [len(table) for table in tables] == [6, 3]
     assert {status for table in tables for status in table.status} == {"done"}
     assert study.files() == expected
     assert warnings.filters == filters  # threads that catch warnings change them
 
 
-def newer_image(study):
-    os.utime(study.images[1], ns=(1, 1))
-    return {(2, name) for name in study.maskers}
+def touch(path):
+    """Give a file another time of change."""
+    os.utime(path, ns=(1, 1))
 
 
-def other_confounds(study):
-    path = study.confounds[0]
-    path.write_text(path.read_text().replace("csf", "wm"))
-    return {(1, name) for name in study.maskers}
+def edit(path, pattern, new):
+    """Replace what matches first in a text."""
+    path.write_text(re.sub(pattern, new, path.read_text(), count=1))
 
 
-def other_labels(study):
-    path = study.folder / "own_dseg.nii.gz"
+def halve(path):
+    """Cut off the second half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def turn(path):
+    """Turn the labels of an atlas around."""
     data = np.asarray(nib.load(path).dataobj)[::-1]
     nib.save(make_image(data=data, dtype="u1", affine=AFFINE), path)
-    return {(number, "labels") for number in (1, 2, 3)}
 
 
-def other_name(study):
-    path = study.folder / "own_dseg.tsv"
-    path.write_text(path.read_text().replace("Area 2", "Area B"))
-    return {(number, "labels") for number in (1, 2, 3)}
+def move(study):
+    """Move the folder of a study with its results."""
+    study.__init__(study.folder.rename(study.folder.with_name("moved")))
 
 
-def other_parameter(study):
-    study.maskers["spheres"].radius = 4.5
-    return {(number, "spheres") for number in (1, 2, 3)}
+EACH, ALL = (1, 2, 3), ("labels", "maps", "spheres")
+LABELS = "own_dseg.nii.gz"
+CHANGES = {  # a change, and the images and the atlases whose results depend on it
+    "newer image": (lambda study: touch(study.images[1]), [2], ALL),
+    "other confounds": (lambda study: edit(study.confounds[0], "csf", "wm"), [1], ALL),
+    "other labels": (lambda study: turn(study.folder / LABELS), EACH, ["labels"]),
+    "other name": (lambda study: edit(study.folder / "own_dseg.tsv", "a 2", "B"), EACH, ["labels"]),
+    "radius": (lambda study: study.maskers["spheres"].set_params(radius=4.5), EACH, ["spheres"]),
+    "no record": (lambda study: study.file(3, "maps", "timeseries.json").unlink(), [3], ["maps"]),
+    "half a record": (lambda study: halve(study.file(3, "maps", "timeseries.json")), [3], ["maps"]),
+    "half a table": (lambda study: halve(study.file(2, "maps")), [2], ["maps"]),
+    "new atlas": (lambda study: study.maskers.update(b=study.maskers["maps"]), EACH, ["b"]),
+    "same labels": (lambda study: touch(study.folder / LABELS), [], []),
+    "moved": (move, [], []),
+}
 
 
-def no_record(study):
-    study.file(3, "maps", "timeseries.json").unlink()
-    return {(3, "maps")}
-
-
-def cut_record(study):
-    path = study.file(3, "maps", "timeseries.json")
-    path.write_text(path.read_text()[:100])
-    return {(3, "maps")}
-
-
-def cut_table(study):
-    path = study.file(2, "maps")
-    path.write_text(path.read_text()[:-5])
-    return {(2, "maps")}
-
-
-def second_atlas(study):
-    study.maskers["more"] = study.maskers["spheres"]
-    return {(number, "more") for number in (1, 2, 3)}
-
-
-def same_labels(study):
-    labels = study.folder / "own_dseg.nii.gz"
-    os.utime(labels, ns=(1, 1))
-    return set()
-
-
-def moved(study):
-    folder = study.folder.rename(study.folder.with_name("moved"))
-    files = {path.name: folder / path.name for path in folder.iterdir()}
-    study.folder, study.output = folder, folder / "out"
-    study.images = [files[path.name] for path in study.images]
-    study.confounds = [files[path.name] for path in study.confounds]
-    study.maskers["labels"].labels_img = str(files["own_dseg.nii.gz"])
-    study.maskers["maps"] = files["maps.nii.gz"]
-    return set()
-
-
-CHANGES = [newer_image, other_confounds, other_labels, other_name, other_parameter, no_record]
-CHANGES += [cut_record, cut_table, second_atlas, same_labels, moved]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_only_what_changed_is_done_again(study, change):
+@by_name(("change", "images", "names"), CHANGES)
+def test_only_what_changed_is_done_again(study, change, images, names):
     """Results that depend on what changed are written again; no other file is touched."""
     study.run()
     before = study.times()
-    repeated = change(study)
+    change(study)
+    repeated = {(number, name) for number in images for name in names}
     table = study.run()
     assert set(table.status) <= {"done", "skipped"}, list(table.reason)
     numbers = table.image.str.extract(r"sub-(\d+)")[0].astype(int)
@@ -312,9 +281,8 @@ def test_results_of_another_image_are_kept(study):
     """Results of another image are overwritten only if that image is gone."""
     study.run()
     before = study.files()
-    other = study.folder / "other"
-    other.mkdir()
-    others = [Path(shutil.copy(path, other)) for path in study.images[:1]]
+    (study.folder / "other").mkdir()
+    others = [shutil.copy(study.images[0], study.folder / "other")]
     how = {"confounds": study.confounds[:1]}
     table = masker_study(others, study.maskers, study.output, **how)
     assert set(table.status) == {"failed"}
@@ -327,8 +295,8 @@ def test_results_of_another_image_are_kept(study):
 def test_what_a_run_brings(study):
     """A record has what a run is about; a file that only one atlas depends on repeats only that."""
     sidecar, regions = study.folder / "sidecar.json", study.folder / "regions.txt"
-    sidecar.write_text("{}")
-    regions.write_text("own")
+    sidecar.touch()
+    regions.touch()
     atlases = {name: read_atlas(name, study.maskers[name]) for name in ("labels", "spheres")}
     run = Run(
         image=study.images[0],
@@ -340,20 +308,17 @@ def test_what_a_run_brings(study):
     )
     table = run_maskers([run], atlases, study.output)
     assert list(table.status) == ["done", "done"], list(table.reason)
-    assert list(table.kept) == [3, 3]
-    assert list(table.mean_fd) == [0.25, 0.25]
+    assert table[["kept", "mean_fd"]].to_numpy().tolist() == [[3, 0.25]] * 2
     record = read_record(study.file(1, "labels"))
     expected = {"RepetitionTime": 2.5, "SampleMask": [3, 4, 8], "MeanFramewiseDisplacement": 0.25}
     assert expected.items() <= record.items()
     assert "atlas-labels" not in read_record(study.file(1, "spheres"))["Inputs"]
-    for change, status in (
-        (lambda: os.utime(regions, ns=(1, 1)), ["done", "skipped"]),
-        (lambda: os.utime(sidecar, ns=(1, 1)), ["done", "done"]),
-        (lambda: run.about.update(RepetitionTime=2.0), ["done", "done"]),
-        (lambda: None, ["skipped", "skipped"]),
-    ):
+    touch(regions)
+    assert list(run_maskers([run], atlases, study.output).status) == ["done", "skipped"]
+    for change in (lambda: touch(sidecar), lambda: run.about.update(RepetitionTime=2.0)):
         change()
-        assert list(run_maskers([run], atlases, study.output).status) == status
+        assert list(run_maskers([run], atlases, study.output).status) == ["done", "done"]
+    assert list(run_maskers([run], atlases, study.output).status) == ["skipped", "skipped"]
 
 
 @pytest.fixture(scope="module")
@@ -395,64 +360,42 @@ def test_any_way_leads_to_the_same_files(whole_study, steps):
 # ----------
 
 
-def cut_image(study):
-    os.truncate(study.images[1], 500)
-    return "OSError: .*sub-02_bold.nii.gz is incomplete or damaged"
+def dangle(image, _):
+    """Replace an image by a link to nothing, as git-annex leaves."""
+    image.unlink()
+    image.symlink_to(".git/annex/objects/gone")
 
 
-def dangling_link(study):
-    study.images[1].unlink()
-    study.images[1].symlink_to(".git/annex/objects/gone")
-    return "FileNotFoundError: .*datalad get"
+DAMAGES = {  # to an image or its table of confounds, or a sample mask; and the reason in its rows
+    "half an image": (lambda image, _: halve(image), "OSError: .*sub-02_bold.nii.gz is incomplete"),
+    "link": (dangle, "FileNotFoundError: .*datalad get"),
+    "no table": (lambda _, table: table.unlink(), "FileNotFoundError: .*sub-02_confounds.tsv"),
+    "row missing": (
+        lambda _, table: edit(table, r"[^\n]+\n$", ""),
+        "ValueError: Confound signal has an incorrect length",
+    ),
+    "value missing": (
+        lambda _, table: edit(table, r"\n\S+", "\nn/a"),
+        "ValueError: The confounds x have values that are not finite",
+    ),
+    "text": (
+        lambda _, table: edit(table, r"0\.", "o."),
+        r"ValueError: A confound is not a number: .*o\.[0-9]",
+    ),
+    "all scrubbed": ([], "ValueError: sample_mask keeps none of 40 volumes"),
+    "too few": ([4, 7, 9], "ValueError: Of 40 volumes 3 are left, too few to remove 2 confounds"),
+    "not there": (np.arange(1, 41), "ValueError: sample_mask has 40, but the volumes are 0 to 39"),
+    "order": (np.arange(39, 0, -1), "ValueError: The volumes of a sample mask are not in increas"),
+}
 
 
-def no_confounds_file(study):
-    study.confounds[1].unlink()
-    return "FileNotFoundError: .*sub-02_confounds.tsv"
-
-
-def short_confounds(study):
-    lines = study.confounds[1].read_text().splitlines()
-    study.confounds[1].write_text("\n".join(lines[:-1]))
-    return "ValueError: Confound signal has an incorrect length"
-
-
-def empty_confound(study):
-    lines = study.confounds[1].read_text().splitlines()
-    study.confounds[1].write_text("\n".join([lines[0], "n/a\t1", *lines[2:]]))
-    return "ValueError: The confounds x have values that are not finite"
-
-
-def text_in_confounds(study):
-    study.confounds[1].write_text(study.confounds[1].read_text().replace("0.", "o.", 1))
-    return "ValueError: A confound is not a number: .*o.[0-9]"
-
-
-def all_scrubbed(study):
-    study.sample_masks = [None, [], None]
-    return "ValueError: sample_mask keeps none of 40 volumes"
-
-
-def too_few_left(study):
-    study.sample_masks = [None, [4, 7, 9], None]
-    return "ValueError: Of 40 volumes 3 are left, too few to remove 2 confounds: at least 4"
-
-
-def no_such_volume(study):
-    study.sample_masks = [None, np.arange(1, 41), None]
-    return "ValueError: sample_mask has 40, but the volumes are 0 to 39"
-
-
-DAMAGES = [cut_image, dangling_link, no_confounds_file, short_confounds, empty_confound]
-DAMAGES += [text_in_confounds, all_scrubbed, too_few_left, no_such_volume]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_errors_of_an_image_become_rows(study, damage):
+@by_name(("damage", "reason"), DAMAGES)
+def test_errors_of_an_image_become_rows(study, damage, reason):
     """The rows of an image say what is wrong with it; all others are done."""
-    study.sample_masks = None
-    reason = damage(study)
-    table = study.run(sample_masks=study.sample_masks)
+    if callable(damage):
+        damage(study.images[1], study.confounds[1])
+    sample_masks = None if callable(damage) else [None, damage, None]
+    table = study.run(sample_masks=sample_masks)
     assert list(table.status == "failed") == [3 <= number < 6 for number in range(9)]
     for row in table[3:6].itertuples():
         assert re.match(reason, row.reason), row.reason
@@ -477,7 +420,7 @@ def test_changed_while_it_is_read(study, monkeypatch):
     stream = work.stream_masker
 
     def change_and_stream(*arguments):
-        os.utime(study.confounds[0], ns=(1, 1))
+        touch(study.confounds[0])
         return stream(*arguments)
 
     monkeypatch.setattr(work, "stream_masker", change_and_stream)
@@ -575,21 +518,6 @@ def test_interrupted_and_run_again(study, how, n_jobs, stops, point):
     assert set(table.status) <= {"done", "skipped"}
     assert study.files() == expected
     assert not list(study.output.glob("*.unfinished"))
-
-
-@pytest.mark.chance
-@pytest.mark.extensive
-def test_a_killed_worker_stops_nothing(study):
-    """All images are done, also the one whose worker was killed."""
-    process = start(study, 2, STOPS=study.images[1].name)
-    os.kill(wait_for(study, process), signal.SIGKILL)
-    printed, messages = process.communicate(timeout=300)
-    assert process.returncode == 0, messages
-    assert set(printed.split()) <= {"done", "skipped"}
-    found = study.files()
-    shutil.rmtree(study.output)
-    study.run()
-    assert study.files() == found
 
 
 @pytest.mark.chance
