@@ -385,7 +385,7 @@ DAMAGES = {  # to an image or its table of confounds, or a sample mask; and the 
     "all scrubbed": ([], "ValueError: sample_mask keeps none of 40 volumes"),
     "too few": ([4, 7, 9], "ValueError: Of 40 volumes 3 are left, too few to remove 2 confounds"),
     "not there": (np.arange(1, 41), "ValueError: sample_mask has 40, but the volumes are 0 to 39"),
-    "order": (np.arange(39, 0, -1), "ValueError: The volumes of a sample mask are not in increas"),
+    "order": (np.arange(39, 0, -1), "ValueError: .* sample mask are not in increasing order"),
 }
 
 
