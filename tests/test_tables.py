@@ -71,12 +71,11 @@ def test_a_damaged_record_is_none(tmp_path, share):
     """A record of which a bit is changed, or the end is missing, is not believed."""
     file = tmp_path / "a_timeseries.tsv"
     record = write_pair(file, ["a"], np.zeros((2, 1)), {"Coverage": {"a": 0.25, "b": None}})
-    sound = file.with_suffix(".json").read_bytes()
+    beside, texts = file.with_suffix(".json"), ["[]", "1", "{}", '{"RecordSha256": 1}']
+    sound, place = beside.read_text(), int(share * beside.stat().st_size)
     assert read_record(file) == record
-    file.with_suffix(".json").write_bytes(changed(sound, int(share * len(sound)), 1))
+    beside.write_bytes(changed(sound.encode(), place, 1))
     assert read_record(file) in ({}, record)  # white space may be another one
-    file.with_suffix(".json").write_bytes(sound[: int(share * len(sound))])
-    assert read_record(file) == {}
-    for text in ("[]", "1", "{}", '{"RecordSha256": 1}'):
-        file.with_suffix(".json").write_text(text)
+    for text in (sound[:place], *texts):
+        beside.write_text(text)
         assert read_record(file) == {}

@@ -74,8 +74,7 @@ def read_atlas(name, source):
 def union_of(atlases):
     """Return an atlas with the regions of several, for images that each have an atlas of their own.
 
-    Its checksum covers numbers and names alone: what an image's results depend on is the atlas of
-    this image, and the columns.
+    Its checksum covers the columns alone: an image's own atlas is among the files of its record.
     """
     first = atlases[0]
     kinds = {type(atlas.masker) for atlas in atlases}

@@ -153,16 +153,11 @@ def checksum_of(array, names=()):
 
 
 def read_given(table, sample_mask):
-    """Return the `Confounds` of a table, which may be a file."""
+    """Return the `Confounds` of a table; if it is a file, its values are read exactly."""
     if isinstance(table, Path):
-        table = read_confounds(table)
+        with damaged_file_named(table):
+            table = read_exactly(table, sep="," if table.suffix.lower() == ".csv" else "\t")
     return Confounds(table, sample_mask)
-
-
-def read_confounds(path):
-    """Return the table in a file, whose values are read exactly."""
-    with damaged_file_named(path):
-        return read_exactly(path, sep="," if path.suffix.lower() == ".csv" else "\t")
 
 
 def run_maskers(

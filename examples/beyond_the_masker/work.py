@@ -114,7 +114,7 @@ def describe(run, atlas, inputs, options):
     """Return the record of everything that a result depends on, as it is read from a file."""
     masker = run.maskers[atlas.name]
     parameters = masker.get_params(deep=False)
-    checksums = checksums_of(images_of(parameters), run)
+    checksums = file_checksums(images_of(parameters), run)
     record = {
         **run.about,
         "Atlas": {"Name": atlas.name, "Checksum": atlas.checksum, "Files": checksums},
@@ -157,7 +157,7 @@ def portable(path, options, real=os.path.realpath):
     return os.path.relpath(path, folder) if is_near else path
 
 
-def checksums_of(images, run):
+def file_checksums(images, run):
     """Return the checksums of the files of a masker's images, but for sources of the run."""
     sources = [str(path) for path in run.sources.values()]
     return {
