@@ -22,7 +22,7 @@ from distributed import Client
 from joblib import parallel_config
 
 from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.masker_study import masker_study
+from beyond_the_masker.masker_runs import masker_study
 from beyond_the_masker.pages import page_path
 from beyond_the_masker.streaming import stream_masks
 from leftovers import eventually, kill, processes_with

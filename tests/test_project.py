@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import beyond_the_masker
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -44,6 +47,13 @@ def test_the_package_has_no_import_circle():
         parts = (module.split(".") for module in imported(path, everywhere=False))
         graph[name] = {p[1] for p in parts if p[0] == "beyond_the_masker" and len(p) > 1}
     tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_public_names_are_no_modules():
+    """Each leads to its function, also when the module that has it was imported before."""
+    for name, home in beyond_the_masker.HOMES.items():
+        module = importlib.import_module(f"beyond_the_masker.{home}")
+        assert getattr(beyond_the_masker, name) is getattr(module, name)
 
 
 @pytest.mark.parametrize("name", ["streaming", "meter"])

@@ -12,7 +12,7 @@ you will
 3. look at one result, at the study as a whole, and at all series together, and
 4. compare time, memory and values with nilearn alone.
 
-For images of other programs there is :func:`~beyond_the_masker.masker_study.masker_study`.
+For images of other programs there is :func:`~beyond_the_masker.masker_runs.masker_study`.
 """
 
 # %%

@@ -144,7 +144,7 @@ if hasattr(os, "posix_fadvise"):  # not on macOS
 # * :func:`~beyond_the_masker.fmriprep.fmriprep_study` for a folder that fMRIPrep wrote: it finds
 #   images and confounds itself (:ref:`its page
 #   <sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py>`).
-# * :func:`~beyond_the_masker.masker_study.masker_study` for all other images: give it a list of
+# * :func:`~beyond_the_masker.masker_runs.masker_study` for all other images: give it a list of
 #   them, maskers or atlases, and your own confounds.
 #
 # What to conclude

@@ -10,7 +10,7 @@ HOMES = {
     "stream_masker": "maskers",
     "mask_blocks": "blocks",
     "mask_study": "study",
-    "masker_study": "masker_study",
+    "masker_study": "masker_runs",
     "fmriprep_study": "fmriprep",
     "measure": "meter",
     "measure_within": "meter",

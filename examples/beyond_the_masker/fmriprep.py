@@ -10,7 +10,7 @@
 * **Names keep all entities** of the image, so that no result takes the place of another.
 * **What is missing fails alone**: an image without confounds, brain mask or its subject's atlas.
 
-:mod:`beyond_the_masker.masker_study` does the work.
+:mod:`beyond_the_masker.masker_runs` does the work.
 """
 
 import csv
@@ -38,7 +38,7 @@ from beyond_the_masker.bids import (
 )
 from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.files import file_named, temporary_folder
-from beyond_the_masker.masker_study import Confounds, Run, run_maskers
+from beyond_the_masker.masker_runs import Confounds, Run, run_maskers
 from beyond_the_masker.streaming import remove_left
 from beyond_the_masker.tasks import absolute
 

@@ -33,7 +33,7 @@ from beyond_the_masker.data import (
 )
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.fmriprep import fmriprep_study
-from beyond_the_masker.masker_study import masker_study
+from beyond_the_masker.masker_runs import masker_study
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.options import read_options
 from beyond_the_masker.study import mask_study

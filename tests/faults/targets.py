@@ -16,7 +16,7 @@ from nilearn.maskers import NiftiLabelsMasker
 from beyond_the_masker import cache
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.fmriprep import fmriprep_study
-from beyond_the_masker.masker_study import masker_study
+from beyond_the_masker.masker_runs import masker_study
 from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.results import ABOUT, OF_DAMAGE

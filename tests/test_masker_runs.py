@@ -28,7 +28,7 @@ from nilearn.maskers import (
 import small_masker_study
 from beyond_the_masker import work
 from beyond_the_masker.atlases import read_atlas
-from beyond_the_masker.masker_study import Confounds, Run, masker_study, run_maskers
+from beyond_the_masker.masker_runs import Confounds, Run, masker_study, run_maskers
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.tables import read_record, read_table
 from leftovers import eventually, kill
