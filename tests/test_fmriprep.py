@@ -340,6 +340,20 @@ def test_repetition_time_of_another_sidecar(folder, atlas, tmp_path):
     assert about["RepetitionTime"] == 1.5
 
 
+def test_repetition_time_of_all_subjects(folder, atlas, tmp_path):
+    """A sidecar in a folder above counts, the closest first, where the image has none."""
+    image, _ = one_image(folder)
+    image.with_name(image.name.replace(".nii.gz", ".json")).unlink()
+    (folder / "task-rest_bold.json").write_text('{"RepetitionTime": 1.5}')
+    (folder / "task-nback_bold.json").write_text('{"RepetitionTime": 3}')
+    how = {"masker": {"high_pass": 0.01}, "strategy": None}
+    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", **how)
+    assert about_of(table.file[0])["RepetitionTime"] == 1.5
+    (folder / "sub-01" / "sub-01_task-rest_bold.json").write_text('{"RepetitionTime": 2.5}')
+    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", **how)
+    assert about_of(table.file[0])["RepetitionTime"] == 2.5
+
+
 def test_links_of_git_annex(folder, atlas, tmp_path):
     """An image that is not here fails, and its row says how to get it."""
     image, _ = one_image(folder)

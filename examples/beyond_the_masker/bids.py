@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,8 +196,14 @@ class Related:
         return sorted(found, key=lambda path: -len(entities_of(path)))
 
     def sidecars(self, image):
-        """Return the JSON files of an image: its own, then those for all spaces, or all runs."""
-        return self.find(image, [split_name(image).suffix], [".json"])
+        """Return the JSON files of an image: its own, then those for all spaces, or all runs.
+
+        Those in the folders above, up to that of all subjects, come last, as BIDS has it.
+        """
+        name = split_name(image)
+        folders = list(image.parents)[: 4 if "ses" in name.entities else 3]
+        found = (self.find(image, [name.suffix], [".json"], folder) for folder in folders)
+        return [*chain.from_iterable(found)]
 
     def confounds(self, image):
         """Return the tables of confounds of an image; before fMRIPrep 20.2 named regressors."""
