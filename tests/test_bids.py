@@ -280,6 +280,9 @@ def test_results_do_not_mix(tmp_path):
     """Results go neither into the folder of the images nor among those of another program."""
     with pytest.raises(ValueError, match="is the folder of the images"):
         check_output(tmp_path / "x" / "..", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        check_output(tmp_path / "file", tmp_path)
     (tmp_path / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
     with pytest.raises(ValueError, match=r"holds the results of fMRIPrep\. Give a folder"):
         check_output(tmp_path, tmp_path / "other")

@@ -170,6 +170,7 @@ AT_ONCE = {
     "brain_mask": ({"brain_mask": "mask.nii"}, "brain_mask is 'mask.nii', which is no bool"),
     "pattern": ({"atlases": {"A": "desc-x_dseg.nii.gz"}}, "neither a file nor a pattern"),
     "braces": ({"atlases": {"A": "{sub}.nii.gz"}}, "neither a file nor a pattern"),
+    "brace": ({"atlases": {"A": "{sub.nii"}}, "The path .*sub.nii cannot be used: expected '}'"),
     "strategy": ({"strategy": "simpel"}, "strategy simpel cannot be used"),
     "kind_of_strategy": ({"strategy": ["motion"]}, "strategy is .*; it needs the name of one"),
     "two_strategies": ({"strategy": {"a": {}, "b": {}}}, "strategy is .*; it needs the name"),
@@ -182,6 +183,7 @@ AT_ONCE = {
     "parameter": ({"masker": {"radius": 3}}, r"masker has \['radius'\]; it may have standardize"),
     "standardize": ({"masker": {"standardize": "x"}}, "masker=.* cannot be used"),
     "band": ({"masker": {"low_pass": 0.1, "high_pass": 0.2}}, "masker=.* cannot be used"),
+    "smoothing": ({"masker": {"smoothing_fwhm": -3}}, "smoothing_fwhm is -3; it is a size"),
     "part": ({"part": (3, 2)}, r"part is \(3, 2\)"),
     "min_coverage": ({"min_coverage": 2}, "min_coverage is 2"),
 }
@@ -278,6 +280,8 @@ def test_columns_are_missing(folder, atlas, tmp_path):
     assert "lacks what the strategy needs. 'framewise_displacement'" in reason
     whole.drop(columns="cosine00").to_csv(path, **how)
     assert "needs: cosines, to filter drifts" in reason_of_one(folder, atlas, out)
+    whole.assign(csf="x").to_csv(path, **how)
+    assert "timeseries.tsv lacks what the strategy needs" in reason_of_one(folder, atlas, out)
     whole.loc[7, "csf"] = np.nan
     whole.to_csv(path, **how)
     assert "has n/a after the first row in csf. Choose" in reason_of_one(folder, atlas, out)

@@ -26,7 +26,7 @@ RANK = {key: number for number, key in enumerate(ORDER.split())} | {"desc": 99}
 COUNTED = ("run", "echo", "flip", "inv", "split", "chunk")  # run-1 and run-01 are the same
 LABEL = re.compile("[0-9A-Za-z+]+")
 IMAGES = (".nii.gz", ".nii")
-NOT_IN_BIDS = ("*_timeseries.*", "*_relmat.*", "study*.tsv", "*.svg", "*.png")
+NOT_IN_BIDS = ("*_timeseries.*", "*_relmat.*", "study*.tsv", "*.svg", "*.png", "atlas-*.nii")
 OURS = "beyond-the-masker"
 
 
@@ -261,7 +261,9 @@ def read_json(path):
 
 
 def check_output(output_dir, source):
-    """Raise a ValueError if results would mix with the source, or with those of another program."""
+    """Raise an error if results would mix with the source or another program's, or for a file."""
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise NotADirectoryError(f"{output_dir} is a file. Give a folder for results.")
     if Path(output_dir).resolve() == Path(source).resolve():
         raise ValueError(f"{output_dir} is the folder of the images. Give another one for results.")
     description = read_description(output_dir)

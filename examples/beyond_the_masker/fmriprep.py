@@ -85,7 +85,7 @@ def fmriprep_study(
         * a file: a 3D image of labels or a 4D image of maps; a table such as ``atlas_dseg.tsv``
           beside labels, with the columns ``index`` and ``name``, names the regions;
         * a masker of nilearn that is not fitted, such as spheres, or the voxels of a mask; it keeps
-          the parameters that it sets itself;
+          the parameters that are not the defaults of its class, and gets the others of the study;
         * for an atlas of each subject a name without subject, such as
           ``"space-T1w_desc-aparcaseg_dseg.nii.gz"``: the file beside the image, or in ``anat``,
           with these entities and none that the image lacks. Or a path with the image's entities in
@@ -250,9 +250,16 @@ def read_parameters(masker):
     series = np.random.default_rng(0).normal(size=(300, 1))
     try:
         clean(series, t_r=0.1, **temporal)  # a time so short that any filter is possible
+        check_size(parameters["smoothing_fwhm"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"masker={masker} cannot be used. {error}") from error
     return parameters
+
+
+def check_size(fwhm):
+    """Raise a ValueError unless it is a size of a kernel: nilearn does not smooth by a negative."""
+    if fwhm is not None and fwhm != "fast" and not np.all(np.greater(fwhm, 0)):
+        raise ValueError(f"smoothing_fwhm is {fwhm}; it is a size in mm, or None.")
 
 
 def read_atlases(atlases):
@@ -368,7 +375,7 @@ def find_repetition_time(parameters, related, image, problems):
         problems.append(f"{sidecar.name} {NOT_HERE}")
         return None, sidecar
     except (ValueError, OSError) as error:
-        problems.append(f"{error}.")
+        problems.append(f"{str(error).rstrip('.')}.")
         return None, sidecar
     if t_r is None and (parameters["low_pass"] or parameters["high_pass"]):
         names = ", ".join(path.name for path in sidecars)
@@ -385,6 +392,8 @@ def find_atlas(related, image, pattern):
         path = Path(pattern.format(**entities_of(image)))
     except (KeyError, IndexError):  # the image has no such entity
         return None
+    except ValueError as error:
+        raise ValueError(f"The path {pattern} cannot be used: {error}.") from error
     return path if os.path.lexists(path) else None
 
 
@@ -431,7 +440,8 @@ def check_results(wanted, found):
         for result in files.results.values():
             if (other := image_of_result.setdefault(result, files.image)) != files.image:
                 raise ValueError(
-                    f"{other} and {files.image} would both become {result}. Choose one by a filter."
+                    f"{other} and {files.image} would both become {result}. Choose one by a "
+                    "filter, or keep one."
                 )
     for name, pattern in wanted.patterns.items():
         if not any(files.atlases[name] for files in found):
@@ -551,7 +561,7 @@ class ConfoundsOf(NamedTuple):
             with file_named(named), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of arguments: once, before; the rest is in rows
                 table, sample_mask = self.load_alone()
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, IndexError) as error:  # of text: a TypeError
             raise ValueError(f"{named} lacks what the strategy needs. {error}") from error
         if self.lacks_cosines(table):
             raise ValueError(f"{named} lacks what the strategy needs: cosines, to filter drifts.")
