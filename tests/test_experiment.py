@@ -207,7 +207,7 @@ def test_description_of_image_and_machine(measured, tmp_path, here):
     assert described["machine"]["cores"] >= 1
 
 
-NUMPY = ({"checks", "meter", "orphans", "running"}, {"joblib", "scipy"})
+NUMPY = ({"checks", "files", "meter", "orphans", "running"}, {"joblib", "scipy"})
 NILEARN = (
     {"checks", "maskers", "regions", "streaming", "two_passes", *NUMPY[0]},
     {"joblib", "nilearn", "pandas", "scipy"},
