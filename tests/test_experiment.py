@@ -209,7 +209,7 @@ def test_description_of_image_and_machine(measured, tmp_path, here):
 
 NUMPY = ({"checks", "files", "meter", "orphans", "running"}, {"joblib", "scipy"})
 NILEARN = (
-    {"checks", "maskers", "regions", "streaming", "two_passes", *NUMPY[0]},
+    {"checks", "cleaning", "maskers", "regions", "streaming", "two_passes", *NUMPY[0]},
     {"joblib", "nilearn", "pandas", "scipy"},
 )
 NEEDED = {  # modules of the package, and large packages, by the module of the method
