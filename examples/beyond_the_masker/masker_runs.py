@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import re
 import warnings
 from collections import Counter
 from functools import partial
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from beyond_the_masker.atlases import for_study, read_atlas, stored
+from beyond_the_masker.bids import check_label
 from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.running import ready_parallel
 from beyond_the_masker.tables import read_exactly
@@ -90,7 +90,8 @@ def masker_study(
         The file of an atlas is missing or damaged, or the output folder cannot be written.
     """
     images, output_dir = absolute_paths(images), absolute(output_dir)
-    check_labels(maskers)
+    for name in maskers:
+        check_label(name, "The name of an atlas")
     files = {
         name: name_files(images, output_dir, f"_atlas-{name}_timeseries.tsv", relative_to)
         for name in maskers
@@ -106,14 +107,6 @@ def masker_study(
         runs.append(Run(image, own, of_atlases, *given(table, sample_mask)))
     options = {"part": part, "min_coverage": min_coverage, "relmat": relmat, "verify": verify}
     return run_maskers(runs, atlases, output_dir, n_jobs, **options)
-
-
-def check_labels(names):
-    """Raise a ValueError unless there are names, of letters and digits alone."""
-    if wrong := [name for name in names if not re.fullmatch("[0-9A-Za-z+]+", str(name))]:
-        raise ValueError(f"The name of an atlas has letters and digits alone, unlike {wrong}.")
-    if not names:
-        raise ValueError("At least one atlas is needed.")
 
 
 def one_for_each(images, name, values):
