@@ -26,6 +26,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from beyond_the_masker.atlases import (
+    IMAGES,
+    for_study,
+    images_of,
+    read_atlas,
+    stored,
+    union_of,
+)
 from beyond_the_masker.bids import (
     Related,
     check_label,
@@ -264,8 +272,6 @@ def check_size(fwhm):
 
 def read_atlases(atlases):
     """Return the atlases of all images, and the patterns for those of each subject."""
-    from beyond_the_masker.atlases import read_atlas  # here: it imports nilearn's maskers
-
     if not atlases:
         raise ValueError("Give at least one atlas.")
     for name in atlases:
@@ -410,8 +416,7 @@ def why_unfit(wanted, image, name, own):
 
 def file_of(atlas):
     """Return the file of an atlas, or an empty text if it has none."""
-    parameters = atlas.masker.get_params(deep=False)
-    images = (parameters.get(name) for name in ("labels_img", "maps_img", "mask_img"))
+    images = images_of(atlas.masker.get_params(deep=False)).values()
     return next((image for image in images if isinstance(image, str | Path)), "")
 
 
@@ -456,8 +461,6 @@ def check_results(wanted, found):
 
 def make_runs(wanted, found):
     """Return a `Run` for each image, or several if not all its atlases fit; and the atlases."""
-    from beyond_the_masker.atlases import for_study, stored, union_of
-
     atlases = {name: stored(atlas, wanted.output_dir) for name, atlas in wanted.atlases.items()}
     own, problems = read_own(wanted, found)
     for name in wanted.patterns:
@@ -482,8 +485,6 @@ def read_own(wanted, found):
     Every part of a study reads all of them, because their regions together are the columns.
     """
     from tqdm import tqdm
-
-    from beyond_the_masker.atlases import read_atlas
 
     own, problems = {}, {}
     for name in wanted.patterns:
@@ -518,13 +519,10 @@ def lookup_tables(atlases):
     """Return tables of the regions' names, as BIDS has them beside labels and maps, by name."""
     texts = {}
     for name, atlas in atlases.items():
-        kinds = {"labels_img": "dseg", "maps_img": "probseg"}
-        for suffix in (suffix for key, suffix in kinds.items() if hasattr(atlas.masker, key)):
-            rows = [
-                f"{number}\t{region}"
-                for number, region in zip(atlas.numbers, atlas.regions, strict=True)
-            ]
-            texts[f"atlas-{name}_{suffix}.tsv"] = "\n".join(["index\tname", *rows])
+        for key in {"labels_img", "maps_img"} & atlas.masker.get_params().keys():
+            pairs = zip(atlas.numbers, atlas.regions, strict=True)
+            rows = [f"{number}\t{region}" for number, region in pairs]
+            texts[f"atlas-{name}_{IMAGES[key]}.tsv"] = "\n".join(["index\tname", *rows])
     return texts
 
 
