@@ -232,10 +232,7 @@ def checksums_of(image):
 
 
 def for_study(masker, **parameters):
-    """Return a copy of a masker with the parameters of a study, except those that it sets itself.
-
-    It sets a parameter itself if its value is not the default of its class.
-    """
+    """Return a copy of a masker with the parameters of a study where its own are the defaults."""
     default, own = type(masker)().get_params(deep=False), masker.get_params(deep=False)
     parameters = {"standardize": None} | parameters  # for nilearn, False is the old word for None
     left_alone = {
@@ -279,10 +276,7 @@ def small_labels(atlas):
 
 
 def without_empty(masker, img):
-    """Return a copy of a masker without its spheres that have no voxel, which nilearn refuses.
-
-    If all are empty, they stay.
-    """
+    """Return a copy of a masker without empty spheres, which nilearn refuses, unless all are."""
     if type(masker) is not NiftiSpheresMasker:
         return copy_of(masker)
     voxels = sphere_voxels(copy_of(masker).fit(), img)
@@ -324,8 +318,8 @@ def columns_of(atlas, masker):
         is_left = (labels != masker.background_label) & inside_mask(masker)
         return places_of(np.unique(labels[is_left]), atlas)
     if type(masker) is NiftiMapsMasker:
-        maps = np.moveaxis(finite(masker.maps_img_), 3, 0)
-        is_left = np.array([bool(((one != 0) & inside_mask(masker)).any()) for one in maps])
+        maps, inside = np.moveaxis(finite(masker.maps_img_), 3, 0), inside_mask(masker)
+        is_left = np.array([bool(((one != 0) & inside).any()) for one in maps])
         places = np.where(is_left, np.arange(len(maps)), -1)
         return places if masker.mask_img_ is None else places[is_left]
     if type(masker) is NiftiSpheresMasker:
