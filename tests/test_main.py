@@ -169,7 +169,10 @@ def test_fmriprep(tmp_path, capsys):
     options = ["--filter", "acq=a", "--participant-label", "sub-01", "--strategy", "scrubbing"]
     options += ["--smoothing-fwhm", "5", "--standardize", "none", "--no-detrend", "--relmat"]
     assert status_of(*arguments, *options) == 0
-    assert capsys.readouterr().out == "1 done\nThe table is in out.\n"
+    out = capsys.readouterr().out
+    assert out.startswith("1 done\nThe table is in out.\nstudy_atlas-A.svg shows")
+    picture = Path("out/study_atlas-A.svg").read_text()
+    assert "Scatter chart of 1 images" in picture
     assert len([*Path("out").rglob("*acq-a*_desc-scrubbing_*")]) == 4
 
 
@@ -188,7 +191,7 @@ def test_strategies_of_the_command(tmp_path, capsys):
     assert status_of(*command.split()) == 1
     out = capsys.readouterr().out
     assert out.count("It has no confounds") == 1
-    assert "\n2 failed\n" in out
+    assert out.endswith("\n2 failed\nThe table is in out.\n")
 
 
 def test_warnings_are_short(files):

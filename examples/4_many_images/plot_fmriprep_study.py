@@ -102,7 +102,8 @@ plot_lanes(first, "Four regions of one network", "signal (SD)")
 #
 # The study as a whole
 # --------------------
-# Which regions does the study have in every image, and how much did head motion leave?
+# Which regions does the study have in every image, and how much did head motion leave? The command
+# writes this picture, too, as ``study_atlas-Networks.svg``.
 
 from beyond_the_masker.figures import plot_study
 
@@ -183,7 +184,8 @@ for name, trace in {"nilearn": usual, "fmriprep_study": ours}.items():
 # * **Detrending stays on**, because the cosines contain no straight line.
 # * **No smoothing**: an average is smooth already, and a kernel would mix neighbouring regions.
 # * **No filter**, since the cosines are one. If you set one, the repetition time comes from the
-#   :term:`sidecar`, because headers often have a wrong one.
+#   :term:`sidecar`, because headers often have a wrong one. Then take no strategy that scrubs:
+#   nilearn 0.14.1 does not replace every scrubbed volume before it filters.
 # * **Only the brain counts**: voxels outside the image's brain mask are left out, and a region
 #   with less than half of its volume inside is ``n/a``, not an average of what is left.
 #

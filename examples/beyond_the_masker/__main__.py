@@ -276,7 +276,13 @@ def run_fmriprep(arguments):
     how |= {name: getattr(arguments, name) for name in names}
     with say_how_to_continue():
         table = fmriprep_study(*inputs, arguments.jobs, **how)
-    return report(table, arguments.output_dir)
+    status = report(table, arguments.output_dir)
+    if arguments.part == (1, 1):
+        from beyond_the_masker.figures import save_study
+
+        for file in save_study(table, arguments.output_dir, arguments.min_coverage):
+            print(f"{file.name} shows coverage and head motion.")
+    return status
 
 
 def atlases_of(arguments):

@@ -19,6 +19,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from beyond_the_masker.data import subject_starts
+from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.meter import Trace, counted, in_seconds
 
 WIDTH = 4.2  # inches
@@ -459,6 +460,19 @@ def plot_study(table, atlas, min_coverage=0.5):
         f"volumes kept. {n_failed} of {len(rows)} images failed."
     )
     return figure
+
+
+def save_study(table, folder, min_coverage):
+    """Write a picture for each atlas of a study that has results; return the files."""
+    files = []
+    for atlas in table[table.file != ""].atlas.unique():
+        files.append(Path(folder).expanduser() / f"study_atlas-{atlas}.svg")
+        figure = plot_study(table, atlas, min_coverage)
+        about = {"Title": f"The study, atlas {atlas}", "Description": figure.get_label()}
+        with moved_into_place(files[-1]) as unfinished:
+            figure.savefig(unfinished, format="svg", metadata=about | {"Date": None})
+        plt.close(figure)
+    return files
 
 
 def _draw_coverage(ax, coverage, min_coverage):
