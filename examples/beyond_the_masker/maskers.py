@@ -115,8 +115,8 @@ def stream_masker(
     file is read twice.
     ``dtype="auto"`` gives float32 for an image with scale factors, where nilearn 0.14 fails.
 
-    To remove confounds, `nilearn.signal.clean` makes a square matrix of the kept volumes, 8 bytes
-    for each pair: of thousands of volumes, it is larger than all else.
+    To remove confounds from fewer than 2,048 volumes, and in cases that are not usual from more,
+    `nilearn.signal.clean` makes a square matrix of the kept volumes, 8 bytes for each pair.
     Before a Butterworth filter (`low_pass`, `high_pass`), nilearn 0.14 replaces a volume that
     `sample_mask` leaves out only if the volume as far from the other end is kept. Otherwise its
     values spread into the series. ``clean_args={"filter": "cosine"}`` is not affected.
