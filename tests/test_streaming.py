@@ -441,6 +441,18 @@ def test_function_that_makes_arrays(good):
     assert asked == [(i, a.shape, a.dtype) for i, a in enumerate(good.reference)]
 
 
+def test_a_result_that_cannot_be_read_is_named(good, monkeypatch):
+    """An error of the disk while a file of results is opened names the file."""
+    series = stream_masks(good.fmri_path, good.masks[:1], out=[good.folder / "0.npy"])
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "odd")
+
+    monkeypatch.setattr(streaming.np, "load", fail)
+    with pytest.raises(OSError, match=r"odd: '.*/0\.npy'"):
+        series[0]
+
+
 def test_results_in_arrays_and_files(good, monkeypatch):
     """Names become files, which come back as maps; arrays, of any order, come back filled."""
     monkeypatch.chdir(good.folder)

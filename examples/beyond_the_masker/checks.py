@@ -125,7 +125,7 @@ def unchanged(path):
 
     def version():
         stat = os.stat(path)
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
     before = path and version()  # an image from bytes has no file
     yield

@@ -434,7 +434,7 @@ def read_volumes(fmri):
 def version_of(path):
     """Return what changes when a file is replaced or written."""
     stat = os.stat(path)
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def check_version(path, before):
@@ -639,7 +639,10 @@ class Results(Sequence):
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(len(self)))]
         one = self.results[number]
-        return np.load(one.path, mmap_mode="r") if isinstance(one, NpyFile) else one
+        if not isinstance(one, NpyFile):
+            return one
+        with file_named(one.path):
+            return np.load(one.path, mmap_mode="r")
 
 
 @contextmanager
