@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -490,3 +491,11 @@ def test_worker_needs_little(tmp_path):
     assert max(workers) > max(imports) + 0.8 * output_mib  # these are the workers
     assert max(workers) - min(imports) <= output_mib + 64
     assert max(table.peak_rss_mib) >= max(workers) - 5
+
+
+def test_an_error_of_the_disk_names_the_file(study, monkeypatch):
+    """A file of results that cannot be read is named, also if the system's error names none."""
+    file = study.run().file[0]
+    monkeypatch.setattr(np, "load", mock.Mock(side_effect=OSError(5, "odd")))
+    with pytest.raises(OSError, match=r"odd: '.*sub-00_bold\.npz'"):
+        read_arrays(file)

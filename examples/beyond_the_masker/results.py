@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from beyond_the_masker.files import files_of_image
+from beyond_the_masker.files import file_named, files_of_image
 from beyond_the_masker.streaming import damaged_file_named, list_files
 
 ABOUT = "about.json"
@@ -48,7 +48,7 @@ def read_arrays(file):
     open(file, "rb").close()  # an error of the system is no damage
     if not is_undamaged(file):
         raise OSError(f"{file} is damaged: run its study again, with verify=True.")
-    with np.load(file) as arrays:
+    with file_named(file), np.load(file) as arrays:
         return {name: arrays[name] for name in arrays.files if name != ABOUT}
 
 
