@@ -29,6 +29,7 @@ from beyond_the_masker.atlases import (
 )
 from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.regions import sphere_voxels
+from beyond_the_masker.streaming import version_of
 from made_images import STRAIGHT, by_name, changed, write
 
 GRID = (6, 7, 5)
@@ -390,6 +391,19 @@ def test_images_are_stored_for_workers(fmri_path, tmp_path, in_memory, dtype, ba
     assert (on_disk.masker.labels_img == str(path)) == (kind == dtype and not in_memory)
     for found, expected in zip(extract(on_disk, fmri_path), extract(atlas, fmri_path), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_stored_atlas_is_left_alone(tmp_path):
+    """Another part of a study may read it, and would take a new version for a change."""
+    atlas = read_atlas("a", NiftiLabelsMasker(image_of(LABELS)))
+    path = Path(stored(atlas, tmp_path).masker.labels_img)
+    before = version_of(path)
+    assert stored(atlas, tmp_path).masker.labels_img == str(path)
+    assert version_of(path) == before
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])  # it is damaged
+    stored(atlas, tmp_path)
+    assert path.read_bytes() == content
 
 
 def test_checksum_covers_what_results_depend_on(tmp_path):

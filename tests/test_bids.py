@@ -215,6 +215,11 @@ def image(tmp_path):
     return tmp_path / f"sub-1/ses-1/func/{RUN}_{MNI}_res-2_{BOLD}"
 
 
+def confounds_of(related, image):
+    """Return the tables of confounds that go with an image."""
+    return related.find(image, ["timeseries", "regressors"], [".tsv"], desc="confounds")
+
+
 def test_files_of_an_image(image):
     """An image has its own sidecar first, the mask of its grid, and the confounds of its run."""
     related = Related()
@@ -224,7 +229,7 @@ def test_files_of_an_image(image):
         "sub-1_ses-1_task-rest_bold.json",
     ]
     assert related.brain_mask(image).name == f"{RUN}_{MNI}_res-2_desc-brain_mask.nii.gz"
-    assert names(related.confounds(image)) == [f"{RUN}_desc-confounds_timeseries.tsv"]
+    assert names(confounds_of(related, image)) == [f"{RUN}_desc-confounds_timeseries.tsv"]
 
 
 def test_files_that_are_missing_or_links(image):
@@ -235,10 +240,10 @@ def test_files_that_are_missing_or_links(image):
     old.symlink_to("nowhere")
     related = Related()
     assert related.brain_mask(image) is None
-    assert len(related.confounds(image)) == 2
+    assert len(confounds_of(related, image)) == 2
     old.unlink()
-    assert len(related.confounds(image)) == 2  # each folder is read once
-    assert len(Related().confounds(image)) == 1
+    assert len(confounds_of(related, image)) == 2  # each folder is read once
+    assert len(confounds_of(Related(), image)) == 1
 
 
 def test_files_of_a_subject(image):

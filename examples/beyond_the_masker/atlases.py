@@ -21,7 +21,7 @@ from nibabel.spatialimages import SpatialImage
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
 from beyond_the_masker.checks import are_inside
-from beyond_the_masker.files import files_of_image, moved_into_place, sha256_of
+from beyond_the_masker.files import files_of_image, sha256_of, write_bytes
 from beyond_the_masker.maskers import refuse
 from beyond_the_masker.masks import check_table, name_labels, names_of_volumes, read_table
 from beyond_the_masker.regions import finite, finite_values, on_grid, sphere_voxels
@@ -257,8 +257,7 @@ def stored(atlas, folder):
         if img is not None:
             stem = f"atlas-{atlas.name}_desc-{atlas.checksum[:12]}_{IMAGES[name]}"
             files[name] = Path(folder).absolute() / f"{stem}.nii"
-            with moved_into_place(files[name]) as unfinished, open(unfinished, "wb") as file:
-                img.to_stream(file)
+            write_bytes(files[name], img.to_bytes())
     return atlas._replace(masker=copy_of(atlas.masker, **files))
 
 

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from beyond_the_masker.files import file_named, moved_into_place
+from beyond_the_masker.files import file_named, write_bytes
 
 VERSION = "1.11.0"  # of BIDS
 ORDER = (
@@ -205,10 +205,6 @@ class Related:
         found = (self.find(image, [name.suffix], [".json"], folder) for folder in folders)
         return [*chain.from_iterable(found)]
 
-    def confounds(self, image):
-        """Return the tables of confounds of an image; before fMRIPrep 20.2 named regressors."""
-        return self.find(image, ["timeseries", "regressors"], [".tsv"], desc="confounds")
-
     def brain_mask(self, image):
         """Return the brain mask of an image, on its grid, or None."""
         found = self.find(image, ["mask"], IMAGES, desc="brain")
@@ -294,7 +290,7 @@ def write_dataset(output_dir, source, tables):
     lines += [pattern for pattern in NOT_IN_BIDS if pattern not in lines]
     texts = {"dataset_description.json": json.dumps(description, indent=1)}
     for name, text in {**texts, ".bidsignore": "\n".join(lines), **tables}.items():
-        write_text(output_dir / name, text.rstrip("\n") + "\n")
+        write_bytes(output_dir / name, (text.rstrip("\n") + "\n").encode())
 
 
 def version_of(package):
@@ -303,10 +299,3 @@ def version_of(package):
         return {"Version": version(package)}
     except PackageNotFoundError:
         return {}
-
-
-def write_text(path, text):
-    """Write a file, unless it has this text."""
-    if not (path.is_file() and path.read_bytes() == text.encode()):
-        with moved_into_place(path) as unfinished:
-            unfinished.write_bytes(text.encode())

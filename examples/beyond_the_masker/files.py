@@ -2,12 +2,10 @@
 
 import errno
 import os
-import shutil
 import uuid
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir
 
 try:
     import fcntl
@@ -64,19 +62,6 @@ def unfinished_version(file):
         Path(held.name).unlink(missing_ok=True)
 
 
-@contextmanager
-def temporary_folder(name):
-    """Yield a new folder for temporary files; remove it in the end."""
-    from beyond_the_masker.streaming import unfinished_beside  # here: it needs nibabel
-
-    folder = unfinished_beside(Path(gettempdir(), name))
-    folder.mkdir(mode=0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def create_beside(file):
     """Return a new file beside a file, open and locked."""
     while True:
@@ -126,6 +111,13 @@ def file_named(file):
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(file)) from error
         raise
+
+
+def write_bytes(file, content):
+    """Write a file, unless it has this content: a new version would stop those who read it."""
+    if not (file.is_file() and file.read_bytes() == content):
+        with moved_into_place(file) as unfinished:
+            unfinished.write_bytes(content)
 
 
 def sha256_of(file):

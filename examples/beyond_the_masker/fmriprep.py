@@ -16,10 +16,10 @@
 import csv
 import math
 import os
+import shutil
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from shutil import copyfile
 from tempfile import gettempdir
 from textwrap import shorten
 from typing import NamedTuple
@@ -45,9 +45,9 @@ from beyond_the_masker.bids import (
     write_dataset,
 )
 from beyond_the_masker.checks import damaged_file_named
-from beyond_the_masker.files import file_named, temporary_folder
+from beyond_the_masker.files import file_named
 from beyond_the_masker.masker_runs import Confounds, Run, run_maskers
-from beyond_the_masker.streaming import remove_left
+from beyond_the_masker.streaming import remove_left, unfinished_beside
 from beyond_the_masker.tasks import absolute
 
 __all__ = ["fmriprep_study"]
@@ -581,9 +581,9 @@ class ConfoundsOf(NamedTuple):
         """
         with temporary_folder("confounds") as folder:
             for path in self.tables.values():
-                copyfile(path, folder / path.name)
+                shutil.copyfile(path, folder / path.name)
                 with suppress(FileNotFoundError):
-                    copyfile(path.with_suffix(".json"), folder / f"{path.stem}.json")
+                    shutil.copyfile(path.with_suffix(".json"), folder / f"{path.stem}.json")
             return load(str(folder / self.image.name), self.arguments)
 
     def lacks_cosines(self, table):
@@ -595,6 +595,17 @@ class ConfoundsOf(NamedTuple):
         if table is None or "high_pass" not in parts or "tedana" in parts:
             return False
         return (self.t_r or 0) * len(table) >= LONG_RUN and not any("cosine" in c for c in table)
+
+
+@contextmanager
+def temporary_folder(name):
+    """Yield a new folder for temporary files; remove it in the end."""
+    folder = unfinished_beside(Path(gettempdir(), name))
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(image, arguments):
