@@ -381,6 +381,17 @@ def test_space_of_the_atlas(folder, atlas, tmp_path):
 # -- Atlases of each subject -------------------------------------------------------------------
 
 
+def test_parts_are_of_images(folder, atlas, tmp_path):
+    """An image of which one atlas fails and another does not is in one part, with both."""
+    unfit = atlas.rename(atlas.with_name("space-T1w_dseg.nii.gz"))
+    shutil.copy(unfit, atlas)
+    atlases, out = {"A": atlas, "B": unfit}, tmp_path / "out"
+    first, second = (fmriprep_study(folder, atlases, out, part=(k, 2)) for k in (1, 2))
+    assert [*first.atlas] == ["A", "B"] * first.image.nunique()
+    assert not {*first.image} & {*second.image}
+    assert {*first.status} == {*second.status} == {"done", "failed"}
+
+
 @pytest.mark.parametrize(
     "pattern", [f"space-{MNI}_desc-aseg_dseg.nii.gz", "parcels/sub-{sub}_dseg.nii.gz"]
 )

@@ -216,9 +216,14 @@ def run_maskers(
     ready_parallel(n_jobs)
     output_dir, runs = absolute(output_dir), list(runs)
     check_runs(runs, min_coverage)
-    chosen, table = one_part(runs, part)
+    images, table = one_part(dict.fromkeys(run.image for run in runs), part)
     options = Options(output_dir, float(min_coverage), bool(relmat), verify)
-    tasks = [new_task(run, {name: atlases[name] for name in run.files}, options) for run in chosen]
+    images = {*images}
+    tasks = [
+        new_task(run, {name: atlases[name] for name in run.files}, options)
+        for run in runs
+        if run.image in images
+    ]
     with warnings.catch_warnings():  # threads that catch warnings leave the filters changed
         return run_tasks(tasks, output_dir / table, COLUMNS, n_jobs)
 
