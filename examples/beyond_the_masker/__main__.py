@@ -122,6 +122,14 @@ def part_of(text):
     return tuple(int(word) for word in text.split("/"))
 
 
+OF_STUDIES = (
+    argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
+    argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"),
+    argument("--verify", action="store_true", help="read finished files, replace damaged ones"),
+)
+AGAIN = "Run the same command again to continue. The exit status is 1 if an image failed."
+
+
 @command(
     argument(
         "images",
@@ -133,12 +141,10 @@ def part_of(text):
     argument("--masks", nargs="+", type=paths_in, required=True, help=MASKS),
     THRESHOLD,
     argument("--output", metavar="FOLDER", default="series", help="folder of the results"),
-    argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
-    argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"),
     argument("--relative-to", metavar="FOLDER", help="keep the folders below this one"),
     argument("--resample", action="store_true", help="resample masks to the images' grids"),
-    argument("--verify", action="store_true", help="read finished files, replace damaged ones"),
-    epilog="Run the same command again to continue. The exit status is 1 if an image failed.",
+    *OF_STUDIES,
+    epilog=AGAIN,
 )
 def run_study(arguments):
     """Extract the voxel time series of several masks from every image of a study."""
@@ -246,11 +252,9 @@ def several(*names, **how):
         help="regions of which less is inside the brain mask are n/a; 0.5 by default",
     ),
     argument("--relmat", action="store_true", help="write the correlations of regions, too"),
-    argument("--jobs", type=int, metavar="N", help="workers; 1 by default"),
-    argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="only the Kth of N parts"),
-    argument("--verify", action="store_true", help="read finished files, replace damaged ones"),
+    *OF_STUDIES,
     argument("--dry-run", action="store_true", help="only say what is there, and what it needs"),
-    epilog="Run the same command again to continue. The exit status is 1 if an image failed.",
+    epilog=AGAIN,
     allow_abbrev=False,
 )
 def run_fmriprep(arguments):

@@ -229,9 +229,16 @@ def recommend(rows, memory_mib):
 
 def sbatch_lines(image, prediction):
     """Return what a Slurm job should request to stream one image, as lines of its script."""
-    mib = 50 * math.ceil(1.5 * prediction.most_mib / 50)
     seconds = math.prod(image.shape) * np.dtype(image.dtype).itemsize / 100e6  # at 100 MB/s
-    minutes = 5 + math.ceil(3 * seconds / 60)  # some nodes start slowly
+    return request(prediction.most_mib, seconds)
+
+
+def request(mib, seconds):
+    """Return lines of a Slurm script that request one and a half times this memory for one core.
+
+    The time is three times this and five minutes: some nodes start slowly.
+    """
+    mib, minutes = 50 * math.ceil(1.5 * mib / 50), 5 + math.ceil(3 * seconds / 60)
     return f"#SBATCH --cpus-per-task=1\n#SBATCH --mem={mib}M\n#SBATCH --time={minutes}"
 
 

@@ -21,6 +21,7 @@ from scipy.spatial.distance import squareform
 from beyond_the_masker.data import subject_starts
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.meter import Trace, counted, in_seconds
+from beyond_the_masker.tasks import IS_FINISHED
 
 WIDTH = 4.2  # inches
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
@@ -425,7 +426,7 @@ def plot_plan(hours):
 
 def read_coverage(table, atlas):
     """Return how much of each region is inside each image, from the records beside the results."""
-    is_finished = table.status.isin(["done", "skipped"])
+    is_finished = table.status.isin(IS_FINISHED)
     files = [Path(file) for file in table[is_finished & (table.atlas == atlas)].file]
     if not files:
         raise ValueError(f"The table has no results of {atlas}, only of {set(table.atlas)}.")

@@ -17,6 +17,7 @@ from nilearn.image import smooth_img
 
 from beyond_the_masker.atlases import read_atlas
 from beyond_the_masker.bids import RANK, entities_of
+from beyond_the_masker.budget import request
 from beyond_the_masker.fmriprep import find_study
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import this_machine
@@ -38,9 +39,7 @@ SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name=time-series
 #SBATCH --array=1-{n_tasks}
-#SBATCH --cpus-per-task=1
-#SBATCH --mem={mib}M
-#SBATCH --time={minutes}
+{request}
 #SBATCH --requeue
 # Add what your cluster asks for, such as a partition, an account, or the lines that activate an
 # environment. When the array has ended, run the command without --part: it does what is missing,
@@ -69,15 +68,12 @@ class Plan(NamedTuple):
         return float(self.table.seconds.sum())
 
     def script(self, command):
-        """Return a script of Slurm, an array that does the study, from the command for all of it.
-
-        Memory is requested one and a half times, time three times and five minutes more.
-        """
+        """Return a script of Slurm: an array that does the study, from the command for all."""
         n_images = len(self.table)
         n_tasks = min(n_images, MOST_TASKS, max(math.ceil(self.seconds / TASK), 1))
         seconds = math.ceil(n_images / n_tasks) * self.table.seconds.max()
-        mib, minutes = 50 * math.ceil(1.5 * self.worker_mib / 50), 5 + math.ceil(3 * seconds / 60)
-        return SCRIPT.format(n_tasks=n_tasks, mib=mib, minutes=minutes, command=command)
+        lines = request(self.worker_mib, seconds)
+        return SCRIPT.format(n_tasks=n_tasks, request=lines, command=command)
 
 
 def plan_study(

@@ -22,9 +22,9 @@ from beyond_the_masker.tasks import (
     Task,
     absolute,
     absolute_paths,
-    is_there,
     name_files,
     one_part,
+    refuse_other,
     refuse_third_try,
     run_tasks,
 )
@@ -155,8 +155,8 @@ def extract(image, file, masks, options, verify=False):
     if is_finished and not (verify and not is_undamaged(file)):
         return summary("skipped", found)
     other = found.get("image", str(image))
-    if other != str(image) and found.get("file") != about["file"] and is_there(other):
-        raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
+    if other != str(image) and found.get("file") != about["file"]:
+        refuse_other(file, other)
     refuse_third_try(file)
     with moved_into_place(file) as unfinished:
         fmri = open_series(image)

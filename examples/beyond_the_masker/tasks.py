@@ -208,6 +208,12 @@ def is_there(image):
     return False
 
 
+def refuse_other(file, other):
+    """Raise a FileExistsError if a file has results of another image that still exists."""
+    if is_there(other):
+        raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
+
+
 def place_below(image, folder):
     """Return the path of an image below a folder, either of which may be named through a link."""
     if ".." in image.parts + folder.parts or not image.is_relative_to(folder):

@@ -33,7 +33,7 @@ from beyond_the_masker.maskers import check_sample_mask, stream_masker
 from beyond_the_masker.running import ONE_THREAD
 from beyond_the_masker.streaming import list_files, open_series
 from beyond_the_masker.tables import is_whole, read_record, read_table, remove_pair, write_pair
-from beyond_the_masker.tasks import failed, is_there, refuse_third_try
+from beyond_the_masker.tasks import failed, refuse_other, refuse_third_try
 
 NOT_IN_RECORD = {*IMAGES, "labels", "lut", "seeds", *NOT_IN_RESULTS}  # checksums have the first
 PACKAGES = ("nibabel", "nilearn", "numpy", "pandas", "scikit-learn", "scipy")
@@ -88,7 +88,7 @@ def do_run(run, atlases, options):
                 is_new = options.relmat and complete_relmat(file, found, options.verify)
                 rows[name] = summary("done" if is_new else "skipped", found)
             else:
-                refuse_other(file, run, record, found, options)
+                refuse_those_of_another(file, run, record, found, options)
                 todo[name] = record
     if todo:
         refuse_third_try(marker_of(run))
@@ -173,14 +173,14 @@ def sha256_at(file, size, modified_ns):
     return sha256_of(file)
 
 
-def refuse_other(file, run, record, found, options):
+def refuse_those_of_another(file, run, record, found, options):
     """Raise a FileExistsError if a file has results of another image that still exists."""
     if not found:
         return
     here, there = ([one["file"] for one in each["Inputs"]["image"]] for each in (record, found))
     other = os.path.normpath(options.output_dir / found["Source"])
-    if here != there and other != os.path.normpath(run.image) and is_there(other):
-        raise FileExistsError(f"{file} holds results of {other}. Use another output folder.")
+    if here != there and other != os.path.normpath(run.image):
+        refuse_other(file, other)
 
 
 # The work
@@ -195,6 +195,7 @@ def extract(run, atlases, todo, options):
     with warnings.catch_warnings():  # of lost regions: `coverage` counts them
         warnings.filterwarnings("ignore", r"\s*After (applying mask|resampling) ", UserWarning)
         every_series = stream_each(maskers, fmri, confounds)
+    about = about_run(run, fmri, confounds, options)
     for name, record in todo.items():
         with error_as_row(rows, name):
             series, atlas, masker = every_series.pop(name), atlases[name], maskers.pop(name)
@@ -207,7 +208,7 @@ def extract(run, atlases, todo, options):
                 )
             shares = coverage(atlas, masker, fmri)
             series = tabulate(atlas, masker, series, is_below(shares, options.min_coverage))
-            record |= about_run(run, fmri, confounds, options) | about_series(atlas, series, shares)
+            record |= about | about_series(atlas, series, shares)
             rows[name] = write(run.files[name], series, record, options)
     return rows
 

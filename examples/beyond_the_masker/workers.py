@@ -109,14 +109,19 @@ def pack(image, folder):
     write_stored(img, img.shape[3], folder / "fmri.nii.gz")
 
 
+def check_done(table):
+    """Raise a RuntimeError unless all images of a study are done."""
+    if set(table.status) != {"done"}:
+        raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+
+
 def time_study(images, masks, n_jobs):
     """Mask a study into a temporary folder; return the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         table = mask_study(images, masks, folder, n_jobs=n_jobs)
         seconds = time.perf_counter() - start
-    if set(table.status) != {"done"}:
-        raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+    check_done(table)
     return seconds
 
 
@@ -190,8 +195,7 @@ def measure_runs(images, atlas, n_confounds=36):
         inputs = images, {"regions": masker}, folder
         trace = measure(masker_study, *inputs, confounds=[confounds] * len(images))
         table = trace.result()
-        if set(table.status) != {"done"}:
-            raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+        check_done(table)
         sizes = [path.stat().st_size for path in Path(folder).rglob("*_timeseries.*")]
         with open(table.file[0]) as file:
             n_regions = len(file.readline().split("\t"))
@@ -228,8 +232,7 @@ def record_many_workers(folder, numbers=(1, 4, 8, 16), n_volumes=1200, n_repeats
             start = time.perf_counter()
             table = fmriprep_study(derivatives, atlas, output, number, participants=subjects)
             seconds = time.perf_counter() - start
-            if set(table.status) != {"done"}:
-                raise RuntimeError(f"Not all images are done: {table.reason.tolist()}")
+            check_done(table)
             peak = float(table.peak_rss_mib.max())
             rows.append({"workers": number, "seconds": seconds / len(table), "peak_rss_mib": peak})
     about = {"shape": nib.load(image).shape, "file": image.stat().st_size / MIB, "rows": rows}
