@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from beyond_the_masker import benchmark, methods, streaming
-from beyond_the_masker.averages import AVERAGES, LABELS, averages, twenty
+from beyond_the_masker.averages import AVERAGES, LABELS, PEERS, averages, twenty
 from beyond_the_masker.benchmark import FULL, QUESTIONS, SMALL, Timing, label_of, read_benchmark
 from beyond_the_masker.benchmark_figures import GROWTH, plot_growth, plot_memory_growth, plot_ratios
 from beyond_the_masker.data import write_joined
 from beyond_the_masker.figures import short
 from beyond_the_masker.methods import all_methods
-from beyond_the_masker.peers import PEERS
 from beyond_the_masker.streaming import stream_masks
 from beyond_the_masker.synthetic import synthetic_fmri
 from good_figures import is_a_good_figure, nothing_overlaps

@@ -43,7 +43,7 @@ def extract_block(fmri_path, positions, start, stop):
 # Two workers share the image of this build, uncompressed. In the file x changes fastest (Fortran
 # order), in NiftiMasker's arrays z does.
 
-from beyond_the_masker.block_costs import prepare_both
+from beyond_the_masker.benchmark import prepare_both
 from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
 from beyond_the_masker.experiment import identical
 from beyond_the_masker.figures import plot_series
@@ -92,7 +92,7 @@ print(f"identical to one pass: {identical(found, one_pass)}")
 # file in the page cache: otherwise the disk sets the limit. Memory is the :term:`peak` of all
 # processes above the start, the imports of the workers included.
 
-from beyond_the_masker.block_costs import measure_ways
+from beyond_the_masker.benchmark import measure_ways
 from beyond_the_masker.figures import plot_ways
 
 ways = measure_ways(packed, plain, mask_paths)

@@ -8,12 +8,12 @@ are done, workers are started and the file is in the page cache.
 
 import csv
 import datetime
-import functools
 import gzip
 import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -24,17 +24,26 @@ import pandas as pd
 from joblib.externals.loky import get_reusable_executor
 
 from beyond_the_masker import streaming
-from beyond_the_masker.averages import AVERAGES, LABELS, averages, twenty
-from beyond_the_masker.block_costs import prepare_both
+from beyond_the_masker.averages import AVERAGES, LABELS, PEERS, averages, twenty
+from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.budget import guard
-from beyond_the_masker.data import atlas_to_masks, cut_to, get_atlas_path, prepare_2mm, prepare_fmri
-from beyond_the_masker.experiment import describe_machine, show_progress
+from beyond_the_masker.cache import prepare, stamp_of
+from beyond_the_masker.data import (
+    atlas_to_masks,
+    cut_to,
+    get_atlas_path,
+    n_volumes_within,
+    packed,
+    prepare_2mm,
+    prepare_fmri,
+    write_stored,
+)
+from beyond_the_masker.experiment import describe_machine, identical, show_progress
 from beyond_the_masker.figures import short
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS
-from beyond_the_masker.peers import PEERS
 from beyond_the_masker.synthetic import FMRI_SHAPE
 
 KEY = ["question", "what", "x"]
@@ -162,7 +171,7 @@ def growth(path, every, some, sizes):
 
 def timing(question, name, x, function, path, *arguments):
     """Return the measurement of a function that is called with an image and other arguments."""
-    return Timing((question, name, x), functools.partial(function, path, *arguments), path)
+    return Timing((question, name, x), partial(function, path, *arguments), path)
 
 
 def function_of(title):
@@ -304,3 +313,65 @@ def print_conclusions(times, memory):
 def _growth(found, question, name="Streaming, masks"):
     """Return x and the result of each measurement of a question, in the order of x."""
     return sorted((key[2], found[key]) for key in found if key[:2] == (question, name))
+
+
+# One pass, and blocks in workers
+
+
+def prepare_both(fmri_path, most_mib=512):
+    """Return an image as a ``.nii.gz`` and decompressed, cut to some MiB in memory."""
+    image = packed(cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)))
+
+    def fill(folder):
+        write_stored(nib.load(image), None, folder / "fmri.nii")
+
+    return image, prepare("decompressed", stamp_of(image), fill) / "fmri.nii"
+
+
+def measure_ways(packed, plain, mask_paths):
+    """Measure one pass and blocks of an image, as `measure_calls` does."""
+    return measure_calls(
+        {
+            "one pass, .nii.gz": partial(streaming.stream_masks, packed, mask_paths),
+            "one pass, .nii": partial(streaming.stream_masks, plain, mask_paths),
+            "blocks, 1 process, .nii": partial(mask_blocks, plain, mask_paths, 1),
+            "blocks, 2 workers, .nii": partial(mask_blocks, plain, mask_paths, 2),
+        }
+    )
+
+
+def measure_calls(calls):
+    """Measure some calls in fresh processes, and compare them with the first.
+
+    Return a dict for each call: ``seconds`` in two runs, after a ``first`` that also starts
+    workers; their ``ratio`` to those of the first call; the peak ``above_mib`` the start; whether
+    arrays are ``identical`` to those of the first call.
+    """
+    seconds = measure(time_in_turns, calls).result()
+    traces = {name: measure(call) for name, call in calls.items()}
+    first = next(iter(calls))
+    return {
+        name: {
+            "first": seconds[name][0],
+            "seconds": seconds[name][1:],
+            "ratio": seconds[name][1:] / seconds[first][1:],
+            "above_mib": trace.above_mib,
+            "identical": identical(trace.result(), traces[first].result()),
+        }
+        for name, trace in traces.items()
+    }
+
+
+def time_in_turns(calls, n_repeats=2):
+    """Time a dict of calls, one after the other, in a first round and in `n_repeats` rounds.
+
+    In the first round, imports are done and workers are started. Return the seconds of each call,
+    an array of shape (1 + n_repeats,).
+    """
+    seconds = {name: [] for name in calls}
+    for _ in range(1 + n_repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}

@@ -54,6 +54,17 @@ def cut_to(fmri_path, n_volumes):
     return prepare(f"{n_volumes}-volumes", stamp, fill) / "fmri.nii.gz"
 
 
+def packed(fmri_path):
+    """Return the path of an image as a ``.nii.gz``: its own, or that of a copy."""
+    if fmri_path.name.endswith(".nii.gz"):
+        return fmri_path
+
+    def fill(folder):
+        write_stored(nib.load(fmri_path), None, folder / "fmri.nii.gz")
+
+    return prepare("packed", stamp_of(fmri_path), fill) / "fmri.nii.gz"
+
+
 def prepare_fmri(n_subjects):
     """Return the path of the reader's own image, or of one of some subjects, joined in time."""
     options = read_options()
@@ -99,8 +110,7 @@ def write_for_nilearn(fmri_path, folder):
     if len(files_of_image(fmri_path)) == 1:
         (folder / name).symlink_to(fmri_path.absolute())
     else:
-        img = open_image(fmri_path)
-        write_stored(img, img.shape[3], folder / name)
+        write_stored(open_image(fmri_path), None, folder / name)
     return folder / name
 
 
@@ -157,10 +167,12 @@ def write_joined(imgs, n_volumes, path, dtype="float32"):
 
 
 def write_stored(img, n_volumes, path):
-    """Write the first volumes of an image's file into another one, as they are stored."""
-    proxy, volumes = img.dataobj, read_volumes(img, scaled=False)
-    if n_volumes < img.shape[3]:  # otherwise to the end of the file, where gzip has a checksum
-        volumes = itertools.islice(volumes, n_volumes)
+    """Write the first volumes of an image's file into another one, as they are stored.
+
+    If `n_volumes` is None, all are read, to the end of the file, where gzip has a checksum.
+    """
+    proxy, volumes = img.dataobj, itertools.islice(read_volumes(img, scaled=False), n_volumes)
+    n_volumes = n_volumes or img.shape[3]
     with nib.openers.ImageOpener(path, "wb") as file:
         header = write_header(file, img, n_volumes, proxy.dtype, (proxy.slope, proxy.inter))
         write_volumes(file, volumes, header)

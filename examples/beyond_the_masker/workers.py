@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import functools
 import inspect
 import json
 import math
@@ -24,12 +23,12 @@ from beyond_the_masker.data import (
     get_atlas_path,
     n_volumes_within,
     on_grid_of,
+    packed,
     prepare_2mm,
     prepare_fmri,
     prepare_joined,
     synthetic_atlas_path,
     write_fmri,
-    write_stored,
 )
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.fmriprep import fmriprep_study
@@ -65,10 +64,7 @@ def prepare_fmriprep(folder, n_images=8):
     The atlas is a label image of all regions of the build's atlas.
     """
     image, atlas = image_to_clean()
-    if not image.name.endswith(".nii.gz"):  # which nilearn expects of fMRIPrep
-        stamp = stamp_of(image)
-        image = prepare("packed", stamp, functools.partial(pack, image)) / "fmri.nii.gz"
-    return link_fmriprep(folder, image, n_images), atlas
+    return link_fmriprep(folder, packed(image), n_images), atlas  # as nilearn expects it
 
 
 def image_of_build(most_mib=512):
@@ -101,12 +97,6 @@ def link_images(image, n_images):
             (folder / f"sub-{number:02d}_bold{ending}").symlink_to(image.absolute())
 
     return sorted(prepare("study", [str(image), n_images], fill).glob("sub-*"))
-
-
-def pack(image, folder):
-    """Write a compressed copy of an image into a folder."""
-    img = nib.load(image)
-    write_stored(img, img.shape[3], folder / "fmri.nii.gz")
 
 
 def check_done(table):
