@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from beyond_the_masker import model_check
+from beyond_the_masker import comparison
 from beyond_the_masker.comparison import (
+    COLUMNS,
     compare,
     count_of,
+    full_grid,
     is_outside,
     read_grid,
     table_of,
@@ -18,7 +20,6 @@ from beyond_the_masker.comparison import (
 from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS, Image, predict
-from beyond_the_masker.model_check import COLUMNS, full_grid
 from made_images import make_image
 
 
@@ -72,31 +73,31 @@ def test_grid_has_every_combination():
 
 def test_points_are_measured(tmp_path, monkeypatch):
     """A row has the medians of the runs; a method that does not fit or is stopped has none."""
-    monkeypatch.setattr(model_check, "synthetic_fmri", lambda _: make_image((24, 29, 24, 4)))
+    monkeypatch.setattr(comparison, "synthetic_fmri", lambda _: make_image((24, 29, 24, 4)))
     labels = make_image(data=np.indices((24, 29, 24))[0] % 7, dtype="u1")
     labels.to_filename(tmp_path / "labels.nii")
-    monkeypatch.setattr(model_check, "synthetic_atlas_path", lambda: tmp_path / "labels.nii")
-    monkeypatch.setattr(model_check, "show_progress", lambda _: None)
+    monkeypatch.setattr(comparison, "synthetic_atlas_path", lambda: tmp_path / "labels.nii")
+    monkeypatch.setattr(comparison, "show_progress", lambda _: None)
     methods = {method.title: method for method in all_methods()}
     streaming, usual = "Streaming, masks, one pass", "NumPy indexing, path, parallel"
-    monkeypatch.setattr(model_check, "all_methods", lambda: [methods[streaming], methods[usual]])
+    monkeypatch.setattr(comparison, "all_methods", lambda: [methods[streaming], methods[usual]])
     traces = [SimpleNamespace(peak_mib=peak, exception=None) for peak in (30, 10, 20)]
     for trace in traces:
         vars(trace).update(before_mib=1, peak_pss_mib=2, peak_rss_mib=3, seconds=0.125)
-    monkeypatch.setattr(model_check, "repeat", lambda call, n, _: (traces[0], traces[:n]))
-    points = [model_check.Point(1, "scaled", ".nii", n_jobs) for n_jobs in (2, 6)]
-    rows = list(model_check.measure_points(points, 3))
+    monkeypatch.setattr(comparison, "repeat", lambda call, n, _: (traces[0], traces[:n]))
+    points = [comparison.Point(1, "scaled", ".nii", n_jobs) for n_jobs in (2, 6)]
+    rows = list(comparison.measure_points(points, 3))
     assert [row["method"] for row in rows] == [streaming, usual, usual]
     assert [row["peak_mib"] for row in rows] == ["30.0", "20.0", "20.0"]
     assert [len(row["mask_voxels"].split()) for row in rows] == [6, 2, 6]
     assert {(row["shape"], row["slope"], row["inter"], row["seconds"]) for row in rows} == {
         ("24 29 24 4", True, True, "0.12")
     }
-    monkeypatch.setattr(model_check, "repeat", lambda call, n, _: (stopped, [stopped]))
+    monkeypatch.setattr(comparison, "repeat", lambda call, n, _: (stopped, [stopped]))
     stopped = SimpleNamespace(exception=MemoryError("stopped"))
-    assert list(model_check.measure_points(points)) == []
+    assert list(comparison.measure_points(points)) == []
     monkeypatch.setenv("MEMORY", "1M")
-    assert list(model_check.measure_points(points)) == []
+    assert list(comparison.measure_points(points)) == []
 
 
 def test_grid_is_recorded_and_predicted(tmp_path, monkeypatch):
@@ -111,9 +112,9 @@ def test_grid_is_recorded_and_predicted(tmp_path, monkeypatch):
         values = (method, 2, kind, ending, n_jobs, "900 800", "64 64 36 336")
         values += (kind == "scaled", kind == "scaled", 150.0, 400.0 + n_jobs, 450.0, 500.0, 1.5)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    monkeypatch.setattr(model_check, "measure_points", lambda points: rows)
-    monkeypatch.setattr(model_check, "calibrate", lambda: TYPICAL)
-    model_check.record(tmp_path)
+    monkeypatch.setattr(comparison, "measure_points", lambda points: rows)
+    monkeypatch.setattr(comparison, "calibrate", lambda: TYPICAL)
+    comparison.record(tmp_path)
     found, about = read_grid(tmp_path)
     assert about["imports"] == TYPICAL
     assert [point["n_jobs"] for point in found] == [6, 2, 0]

@@ -29,7 +29,7 @@ from beyond_the_masker.experiment import (
     in_blocks,
     measure_methods,
     prepare_all,
-    prepare_averages,
+    prepare_reference,
     read_summary,
 )
 from beyond_the_masker.figures import plot_traces
@@ -439,7 +439,7 @@ def test_reference_is_kept_and_damage_to_it_is_found(monkeypatch):
             (spoil or Path.touch)(path)
         assert identical(prepare_all()[2], reference)
     assert len(made) == 4
-    (averages,) = prepare_averages(fmri_path, mask_paths)
+    (averages,) = prepare_reference(fmri_path, mask_paths, averages=True)
     np.testing.assert_allclose(averages[:, 0], reference[0].mean(axis=1))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from beyond_the_masker.figures import name_of, peak_text
 from beyond_the_masker.methods import all_methods
-from beyond_the_masker.mprof_run import read_children, read_phases, read_run
+from beyond_the_masker.mprof_run import read_phases, read_run
 from beyond_the_masker.timeline import largest, plot_phases, samples, timeline_html
 from good_figures import is_a_good_figure, nothing_overlaps
 
@@ -82,7 +82,7 @@ def test_phases_of_mprofs_files(tmp_path):
         "method,mode,began,ended,status,predicted_mib,reason\n"
         "A,single,1001.5,1003.5,measured,5,\nB,parallel,1004.6,1004.7,predicted,99.5,Not run.\n"
     )
-    times, mib, phases = read_phases(tmp_path / "phases.csv", tmp_path / "mprof.dat")
+    times, mib, phases, _ = read_phases(tmp_path / "phases.csv", tmp_path / "mprof.dat")
     found = [(phase["status"], phase["peak_mib"], phase["predicted_mib"]) for phase in phases]
     assert found == [("measured", 7, 5), ("predicted", 8, 99.5)]
     assert (times[0], mib[0]) == (pytest.approx(0.5), 1)
@@ -113,8 +113,7 @@ def write_run(folder):
 def test_processes_of_a_run(tmp_path):
     """Each worker has its own method and memory, and the tracker is not a worker."""
     write_run(tmp_path)
-    times, _, phases = read_phases(tmp_path / "phases.csv", tmp_path / "mprof_rss.dat")
-    children = read_children(phases, times, tmp_path / "mprof_rss.dat")
+    times, _, _, children = read_run(tmp_path)["RSS"]
     # The clock begins a second before the first method.
     moments = [np.abs(times - moment).argmin() for moment in (1, 2, 4, 6, 9)]
     assert {name: rss_mib[moments].tolist() for name, rss_mib in children.items()} == {

@@ -358,7 +358,7 @@ def run_experiment(arguments):
 @command(pages=True)
 def run_check_model(arguments):
     """Compare the model of memory with repeated measurements."""
-    from beyond_the_masker.model_check import check
+    from beyond_the_masker.comparison import check
 
     if check():
         return (
@@ -371,7 +371,7 @@ def run_check_model(arguments):
 @command(argument("folder", help="folder of prediction.csv and prediction.json"), pages=True)
 def run_record(arguments):
     """Measure every method for the model's whole grid of images, which takes half an hour."""
-    from beyond_the_masker.model_check import record
+    from beyond_the_masker.comparison import record
 
     record(arguments.folder)
 

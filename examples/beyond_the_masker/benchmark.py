@@ -40,7 +40,7 @@ from beyond_the_masker.data import (
 )
 from beyond_the_masker.experiment import describe_machine, identical, show_progress
 from beyond_the_masker.figures import short
-from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.files import moved_into_place, write_bytes
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS
@@ -105,8 +105,8 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
         "peers": {name: peer.version for name, peer in PEERS.items()},
         "not_installed": [name for name, peer in PEERS.items() if not peer.installed],
     }
-    with moved_into_place(Path(folder, "benchmark.json")) as unfinished:
-        unfinished.write_text(json.dumps({"benchmark": about}, indent=1))
+    content = json.dumps({"benchmark": about}, indent=1).encode()
+    write_bytes(Path(folder, "benchmark.json"), content)
 
 
 def questions(sizes):

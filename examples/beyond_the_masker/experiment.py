@@ -34,7 +34,7 @@ from beyond_the_masker.data import (
     n_volumes_within,
     prepare_fmri,
 )
-from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.files import moved_into_place, write_bytes
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL, calibrate, this_machine
 from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure_within
@@ -80,20 +80,15 @@ def prepare_all():
     return fmri_path, mask_paths, prepare_reference(fmri_path, mask_paths), image["in_memory_mib"]
 
 
-def prepare_reference(fmri_path, mask_paths):
-    """Return NiftiMasker's array for each mask, from the cache if it has them."""
-    maskers = [NiftiMasker(path, standardize=None, reports=False) for path in mask_paths]
-    return prepare_series("reference", maskers, fmri_path, mask_paths)
+def prepare_reference(fmri_path, mask_paths, averages=False):
+    """Return NiftiMasker's array for each mask, from the cache if it has them.
 
-
-def prepare_averages(fmri_path, mask_paths):
-    """Return NiftiLabelsMasker's array for all regions, in a list, from the cache if it has it."""
-    masker = NiftiLabelsMasker(labels_image(mask_paths), standardize=None, reports=False)
-    return prepare_series("averages", [masker], fmri_path, mask_paths)
-
-
-def prepare_series(name, maskers, fmri_path, mask_paths):
-    """Return each masker's array, from the cache if it has it."""
+    With `averages`, it is a list of NiftiLabelsMasker's array for all regions.
+    """
+    plain = {"standardize": None, "reports": False}
+    maskers = [NiftiMasker(path, **plain) for path in mask_paths]
+    if averages:
+        maskers = [NiftiLabelsMasker(labels_image(mask_paths), **plain)]
 
     def fill(folder):
         with warnings.catch_warnings():
@@ -103,7 +98,7 @@ def prepare_series(name, maskers, fmri_path, mask_paths):
 
     used = [version(package) for package in ("nilearn", "nibabel", "numpy")]
     depends_on = [stamp_of(fmri_path), [str(path) for path in mask_paths], used]
-    folder = prepare(name, depends_on, fill)
+    folder = prepare("averages" if averages else "reference", depends_on, fill)
     return [np.load(folder / f"{number}.npy") for number in range(len(maskers))]
 
 
@@ -132,21 +127,19 @@ def measure_methods(*functions):
     Return a dict by the method's title, in the order of METHODS: the trace of the run with the
     median peak, or `NotRun`.
     """
-    fmri_path, mask_paths, voxels, image_mib = prepare_all()
+    fmri_path, mask_paths, _, image_mib = prepare_all()
     names = {function.__name__ for function in functions}
     methods, outcomes = all_methods(), {}
     for number, method in enumerate(methods, start=1):
         if method.function.__name__ in names:
             progress = f"[{number} of {len(methods)}] {method.title}"
-            averages = method.mode == AVERAGES
-            reference = prepare_averages(fmri_path, mask_paths) if averages else voxels
-            outcome, row = measure_method(method, fmri_path, mask_paths, reference, progress)
+            outcome, row = measure_method(method, fmri_path, mask_paths, progress)
             keep_row({"image_mib": f"{image_mib:.3f}"} | row)
             outcomes[method.title] = outcome
     return outcomes
 
 
-def measure_method(method, fmri_path, mask_paths, reference, progress):
+def measure_method(method, fmri_path, mask_paths, progress):
     """Measure one method, or predict it if it might not fit; return the outcome and its row."""
     n_masks = 1 if method.mode == "single" else len(mask_paths)
     row = {
@@ -163,6 +156,7 @@ def measure_method(method, fmri_path, mask_paths, reference, progress):
         return outcome, row | outcome.row()
     n_runs = N_RUNS if prediction.n_jobs else 1
     outcome, runs = repeat(method.call(fmri_path, mask_paths), n_runs, progress)
+    reference = prepare_reference(fmri_path, mask_paths, method.mode == AVERAGES)
     row |= measured_row(outcome, runs, reference[:n_masks])
     file_name = method.title.lower().replace(", ", "-").replace(" ", "-")
     outcome.save(Path(read_options().measured) / "traces" / f"{file_name}.dat")
@@ -337,25 +331,19 @@ def start_folder(folder, image):
     """
     machine = describe_machine()
     path, summary = folder / "experiment.json", folder / "summary.csv"
-    if is_known(path, image, machine) and (read_summary() or not summary.exists()):
-        return
+    with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged
+        known = json.loads(path.read_text())
+        same = (known["image"], known["machine"]) == (image, machine)
+        if same and (read_summary() or not summary.exists()):
+            return
     patterns = ("*.csv", "*.dat", "*.svg", "*.json", "*.html", "traces/*.dat")
     for pattern in (*patterns, "*.unfinished", "traces/*.unfinished"):
         for stale in folder.glob(pattern):
             stale.unlink()
     (folder / "traces").mkdir(parents=True, exist_ok=True)
     date = datetime.date.today().isoformat()
-    with moved_into_place(path) as unfinished:
-        unfinished.write_text(json.dumps({"image": image, "machine": machine, "date": date}))
-
-
-def is_known(path, image, machine):
-    """Return whether an ``experiment.json`` describes an image and a machine."""
-    try:
-        known = json.loads(path.read_text())
-        return (known["image"], known["machine"]) == (image, machine)
-    except (OSError, ValueError, LookupError, TypeError):  # missing or damaged
-        return False
+    content = {"image": image, "machine": machine, "date": date}
+    write_bytes(path, json.dumps(content).encode())
 
 
 def describe_machine():

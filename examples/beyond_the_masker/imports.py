@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.files import write_bytes
 from beyond_the_masker.meter import measure
 from beyond_the_masker.running import start_workers
 
@@ -65,8 +65,7 @@ def calibrate():
     for name, step in steps.items():
         machine[name] = level(trace, caller if name.startswith("caller") else workers / 2, step)
     machine["helpers"] = level(trace, trace.total() - caller - workers, steps["numpy"])
-    with moved_into_place(machine_path()) as unfinished:
-        unfinished.write_text(json.dumps(machine))
+    write_bytes(machine_path(), json.dumps(machine).encode())
     return machine
 
 

@@ -79,13 +79,10 @@ def child_of(process):
 
 
 def read_run(folder):
-    """Read what `run_under_mprof` wrote: a dict of times, mib, phases and children by metric."""
-    runs = {}
-    for metric, name in ((METRIC, PSS_FILE), ("RSS", RSS_FILE)):
-        path = Path(folder, name)
-        times, mib, phases = read_phases(Path(folder, PHASES_FILE), path)
-        runs[metric] = times, mib, phases, read_children(phases, times, path)
-    return runs
+    """Read what `run_under_mprof` wrote: what `read_phases` returns, by metric."""
+    files = {METRIC: PSS_FILE, "RSS": RSS_FILE}
+    phases_path = Path(folder, PHASES_FILE)
+    return {metric: read_phases(phases_path, Path(folder, files[metric])) for metric in files}
 
 
 def read_phases(phases_path, mprof_path):
@@ -99,6 +96,9 @@ def read_phases(phases_path, mprof_path):
         ``method``, ``mode``, ``status`` (``measured``, ``predicted`` if it did not run, or
         ``stopped``), and as numbers ``began``, ``ended`` (on the clock of `times`), ``peak_mib``
         and ``predicted_mib``.
+    children : dict of arrays of shape (n_samples,)
+        RSS in MiB by the name of the child process. A child that outlives a method is not a worker,
+        but a resource tracker.
     """
     profile = mprof.read_mprofile_file(str(mprof_path))
     stamps, mib = np.array(profile["timestamp"]), np.array(profile["mem_usage"])
@@ -113,20 +113,14 @@ def read_phases(phases_path, mprof_path):
         phase |= {"began": began, "ended": ended, "peak_mib": float(mib[inside].max())}
         phase["predicted_mib"] = float(phase["predicted_mib"])
     shown = times >= 0
-    return times[shown], mib[shown], phases
+    samples = [np.array(one) - [0, start] for one in profile["children"].values()]
+    return times[shown], mib[shown], phases, name_children(samples, phases, times[shown])
 
 
-def read_children(phases, times, mprof_path):
-    """Return a dict of RSS in MiB at each of some times, by the name of the child process.
-
-    A child that outlives a method is not a worker, but a resource tracker.
-    """
-    profile = mprof.read_mprofile_file(str(mprof_path))
-    start = profile["timestamp"][-1] - times[-1]
+def name_children(children_samples, phases, times):
+    """Return the RSS of each child at some times, by its name, from its samples and their times."""
     children, n_workers = defaultdict(lambda: np.zeros(len(times))), Counter()
-    for samples in profile["children"].values():
-        rss_mib, stamps = np.array(samples).T
-        at = stamps - start
+    for rss_mib, at in (samples.T for samples in children_samples):
         during = [i for i, p in enumerate(phases) if at[0] <= p["ended"] and at[-1] >= p["began"]]
         name = "resource trackers"
         if len(during) == 1:

@@ -30,7 +30,7 @@ import math
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # The most images that there are, and the most regions of the atlas that goes with them.
@@ -53,17 +53,9 @@ class Options:
 
     def to_environ(self):
         """Return the same options as environment variables."""
-        if self.fmri:
-            data = {"FMRI": self.fmri, "ATLAS": shlex.join(self.atlas)}
-        else:
-            data = {"N_IMAGES": str(self.n_images), "DATA": self.data}
-        return data | {
-            "N_REGIONS": str(self.n_regions),
-            "MEMORY": self.memory,
-            "PAUSE": str(self.pause),
-            "MASKER_CACHE": self.cache,
-            "MEASURED": self.measured,
-        }
+        environ = {name.upper(): str(value) for name, value in asdict(self).items()}
+        environ |= {"ATLAS": shlex.join(self.atlas), "MASKER_CACHE": environ.pop("CACHE")}
+        return environ | ({"N_IMAGES": "", "DATA": ""} if self.fmri else {})
 
 
 def read_options(environ=None):
@@ -80,7 +72,7 @@ def read_options(environ=None):
     most_images, most_regions = DATA_SETS.get(data, DATA_SETS["synthetic"])
     if fmri or atlas:
         most_regions = math.inf  # known when the reader's atlas is read
-    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(memory), *wrong_cache(cache)]
+    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_texts(memory, cache)]
     number = functools.partial(read_number, given, wrong)
     options = Options(
         n_images=number("N_IMAGES", 2, int, 1, most_images),
@@ -116,18 +108,12 @@ def read_number(given, wrong, name, default, kind, lowest, highest):
     return value
 
 
-def wrong_memory(memory):
-    """Yield what is wrong with the limit of memory."""
-    if memory in ("", "unlimited"):
-        return
+def wrong_texts(memory, cache):
+    """Yield what is wrong with the limit of memory, and the folder of what nilearn reads."""
     try:
-        parse_memory(memory)
+        parse_memory("1" if memory in ("", "unlimited") else memory)
     except ValueError as error:
         yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
-
-
-def wrong_cache(cache):
-    """Yield what is wrong with the folder of the masks, which nilearn reads."""
     if glob.has_magic(absolute(cache)):
         yield (
             f"MASKER_CACHE is {cache!r}; allowed: a folder without *, ? or [ in its path, "

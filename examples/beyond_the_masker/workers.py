@@ -30,7 +30,7 @@ from beyond_the_masker.data import (
     synthetic_atlas_path,
     write_fmri,
 )
-from beyond_the_masker.files import moved_into_place, stem
+from beyond_the_masker.files import stem, write_bytes
 from beyond_the_masker.fmriprep import fmriprep_study
 from beyond_the_masker.masker_runs import masker_study
 from beyond_the_masker.meter import MIB, measure
@@ -167,8 +167,7 @@ def measure_workers(images, masks):
         "helpers_mib": sum(peaks[2:]),
         "caller_mib": float(next(iter(trace.processes.values()))["anon"].max()),
     }
-    with moved_into_place(file) as unfinished:
-        unfinished.write_text(json.dumps(measured))
+    write_bytes(file, json.dumps(measured).encode())
     return measured
 
 
@@ -202,9 +201,7 @@ def record_full_run(folder, n_volumes=1200):
     """Measure one image of the size of the Human Connectome Project's; write ``full_run.json``."""
     image = prepare_2mm(n_volumes)
     measured = measure_runs([image], on_grid_of(image, synthetic_labels, 400))
-    about = {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
-    with moved_into_place(Path(folder, "full_run.json")) as unfinished:
-        unfinished.write_text(json.dumps(measured | about, indent=1))
+    record(Path(folder, "full_run.json"), measured)
 
 
 def record_many_workers(folder, numbers=(1, 4, 8, 16), n_volumes=1200, n_repeats=2):
@@ -226,9 +223,13 @@ def record_many_workers(folder, numbers=(1, 4, 8, 16), n_volumes=1200, n_repeats
             peak = float(table.peak_rss_mib.max())
             rows.append({"workers": number, "seconds": seconds / len(table), "peak_rss_mib": peak})
     about = {"shape": nib.load(image).shape, "file": image.stat().st_size / MIB, "rows": rows}
-    about |= {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
-    with moved_into_place(Path(folder, "many_workers.json")) as unfinished:
-        unfinished.write_text(json.dumps(about, indent=1))
+    record(Path(folder, "many_workers.json"), about)
+
+
+def record(file, measured):
+    """Write measurements with the number of cores and the date."""
+    about = {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
+    write_bytes(file, json.dumps(measured | about, indent=1).encode())
 
 
 def storage_rate(path):
