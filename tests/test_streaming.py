@@ -4,8 +4,10 @@ import errno
 import gc
 import gzip
 import importlib.util
+import itertools
 import operator
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -61,7 +63,6 @@ def without_isal():
 
 
 MODULES = (streaming, without_isal())
-both = pytest.mark.parametrize("module", MODULES, ids=["as installed", "without isal"])
 
 
 def nifti_masker(fmri_path, masks):
@@ -84,13 +85,6 @@ def assert_same(series, reference):
             assert a.tobytes() == b.tobytes()
 
 
-def assert_like_nifti_masker(fmri_path, masks, same_as=None, **options):
-    """Compare with and without isal; `same_as` is a file that NiftiMasker takes instead."""
-    reference = nifti_masker(same_as or fmri_path, masks)
-    for module in MODULES:
-        assert_same(module.stream_masks(fmri_path, masks, **options), reference)
-
-
 # NiftiMasker's values
 # --------------------
 
@@ -103,69 +97,55 @@ SCALINGS = [
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("order", "<>")
-def test_every_type_with_scale_factors(tmp_path, scaling, order):
+def test_every_type_with_scale_factors(tmp_path, scaling):
     """Every type gives NiftiMasker's values, in its precision, in both versions of NIfTI."""
+    masks = masks_for(SHAPE, OBLIQUE)
     for number, kind in enumerate(TYPES):
-        path, data = tmp_path / f"{kind}.nii", any_bits(SHAPE, order + kind)
+        path, data = tmp_path / f"{kind}.nii", any_bits(SHAPE, "<>"[number // 2 % 2] + kind)
         write(path, data, OBLIQUE, scaling, version=1 + number % 2)
-        assert_like_nifti_masker(path, masks_for(SHAPE, OBLIQUE))
+        assert_same(stream_masks(path, masks), nifti_masker(path, masks))
 
 
 def test_scale_factors_beyond_float64(tmp_path):
     """Numbers that nibabel scales in long double keep that type, as in NiftiMasker."""
     fmri_path = write(tmp_path / "fmri.nii", any_bits(SHAPE, "u8"), scaling=(1e300, 0), version=2)
-    assert_like_nifti_masker(fmri_path, masks_for(SHAPE))
-    assert stream_masks(fmri_path, masks_for(SHAPE))[0].dtype == np.longdouble
+    series = stream_masks(fmri_path, masks_for(SHAPE))
+    assert series[0].dtype == np.longdouble
+    assert_same(series, nifti_masker(fmri_path, masks_for(SHAPE)))
 
 
-@pytest.mark.parametrize(("version", "suffix"), [(1, ""), (2, ".gz")])
-def test_pair_of_files(tmp_path, version, suffix):
-    """A pair of files is read. (NiftiMasker fails on a pair, so a single file stands in.)"""
-    data = any_bits(SHAPE, "<f4")
-    write(tmp_path / f"f.img{suffix}", data, version=version)
-    same = write(tmp_path / "same.nii", data)
-    for kind in ("img", "hdr"):
-        assert_like_nifti_masker(tmp_path / f"f.{kind}{suffix}", masks_for(SHAPE), same_as=same)
-
-
-PACKED = {
-    "parts, as bgzip makes": lambda content: (
-        gzip.compress(content[:9]) + gzip.compress(content[9:])
-    ),
-    "zeros at the end": lambda content: gzip.compress(content) + bytes(1000),
-    "more than the volumes": lambda content: gzip.compress(content + bytes(3_000_000)),
-    "no offset": lambda content: gzip.compress(content[:108] + bytes(4) + content[112:]),
-}
-
-
-@by_name("pack", PACKED)
-def test_unusual_files(tmp_path, pack):
+def test_unusual_files(tmp_path):
     """Every file that gzip and nibabel accept is read."""
     content = write(tmp_path / "fmri.nii", any_bits(SHAPE, "<i4")).read_bytes()
-    (tmp_path / "fmri.nii.gz").write_bytes(pack(content))
-    assert_like_nifti_masker(tmp_path / "fmri.nii.gz", masks_for(SHAPE))
+    path, masks = tmp_path / "fmri.nii.gz", masks_for(SHAPE)
+    for packed in (
+        gzip.compress(content[:9]) + gzip.compress(content[9:]),  # in parts, as by bgzip
+        gzip.compress(content) + bytes(1000),
+        gzip.compress(content + bytes(3_000_000)),  # more than the volumes
+        gzip.compress(content[:108] + bytes(4) + content[112:]),  # without an offset
+    ):
+        path.write_bytes(packed)
+        for module in MODULES:
+            assert_same(module.stream_masks(path, masks), nifti_masker(path, masks))
 
 
-MASKS = {
-    **{kind: lambda region, kind=kind: (3 * region).astype(kind) for kind in TYPES},
-    "big-endian": lambda region: region.astype(">f8"),
-    "negative": lambda region: -2.5 * region,
-    "NaN around": lambda region: np.where(region, 1, np.nan),
-    "infinite and tiny": lambda region: np.where(region, 1e-300, np.inf),
-    "fourth axis of one": lambda region: region[..., None].astype("u1"),
-}
-WAYS = [(s, load) for s in (".nii", ".nii.gz", ".nii.bz2") for load in (str, Path, nib.load)]
+MASKS = [
+    *(lambda region, kind=kind: (3 * region).astype(kind) for kind in TYPES),
+    lambda region: region.astype(">f8"),
+    lambda region: -2.5 * region,
+    lambda region: np.where(region, 1, np.nan),
+    lambda region: np.where(region, 1e-300, np.inf),
+    lambda region: region[..., None].astype("u1"),
+]
 
 
-@by_name(("convert", "way"), {k: (v, WAYS[i % 9]) for i, (k, v) in enumerate(MASKS.items())})
-def test_any_mask(tmp_path, convert, way):
+def test_any_mask(tmp_path):
     """A mask of any type selects what is neither zero, nor NaN or infinite, as SPM writes it."""
-    (suffix, load), values = way, convert(regions(SHAPE)[0])
-    values = values if values.dtype.kind == "f" else values.astype(values.dtype.newbyteorder("<"))
-    mask = load(write(tmp_path / f"mask{suffix}", values))
     fmri_path = write(tmp_path / "fmri.nii", any_bits(SHAPE, "<i2"))
-    assert_same(stream_masks(str(fmri_path), [mask]), nifti_masker(fmri_path, [mask]))
+    ways = itertools.product((".nii", ".nii.gz", ".nii.bz2"), (str, Path, nib.load))
+    for convert, (suffix, load) in zip(MASKS, itertools.cycle(ways), strict=False):
+        mask = load(write(tmp_path / f"mask{suffix}", convert(regions(SHAPE)[0])))
+        assert_same(stream_masks(str(fmri_path), [mask]), nifti_masker(fmri_path, [mask]))
 
 
 def test_number_of_volumes_in_a_block(tmp_path, monkeypatch):
@@ -211,7 +191,7 @@ def images():
 
 @given(
     image=images(),
-    suffix=st.sampled_from([".nii", ".nii.gz", ".NII.GZ", ".nii.bz2", ".img", ".img.gz"]),
+    suffix=st.sampled_from([".nii", ".nii.gz", ".NII.GZ", ".nii.bz2", ".img", ".hdr.gz"]),
     block_size=st.none() | st.integers(1, 12),
     kinds=st.lists(st.sampled_from(["file", "array"]), min_size=4, max_size=4) | st.none(),
     module=st.sampled_from(MODULES),
@@ -220,15 +200,16 @@ def test_any_image_gives_the_values_of_nifti_masker(image, suffix, block_size, k
     """Any shape, type, value, scaling, mask, block and output goes with any other."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        fmri_path = write(folder / f"fmri{suffix}", **image)
-        same = write(folder / "same.nii", **image) if ".img" in suffix else fmri_path
+        same = write(folder / "same.nii", **image)  # NiftiMasker fails on a pair of files
+        write(folder / f"fmri{suffix.replace('hdr', 'img')}", **image)
         masks = masks_for(image["data"].shape, image["affine"], 2)
         reference = nifti_masker(same, masks)
         out = kinds and [
             np.empty(a.shape, a.dtype) if kind == "array" else folder / f"{i}.npy"
             for i, (kind, a) in enumerate(zip(kinds, reference, strict=True))
         ]
-        assert_same(module.stream_masks(fmri_path, iter(masks), block_size, out=out), reference)
+        series = module.stream_masks(folder / f"fmri{suffix}", iter(masks), block_size, out=out)
+        assert_same(series, reference)
         for path in folder.glob("*.npy"):
             assert_same([np.load(path)], [reference[int(path.stem)]])
         assert not list(folder.glob("*.unfinished"))
@@ -247,77 +228,61 @@ def content_of(folder, suffix):
     return content
 
 
-def assert_refused(module, folder, suffix, contents):
+def assert_refused(folder, suffix, contents):
     """Check that each content raises an error that names the file, and leaves nothing behind."""
     fmri_path, mask = folder / f"fmri{suffix}", masks_for(SHAPE)[0]
-    for number, content in enumerate(contents):
+    for number, (content, module) in enumerate(itertools.product(contents, MODULES)):
         fmri_path.write_bytes(content)
-        out = [folder / "series.npy"] if number % 2 else None
-        with pytest.raises((OSError, ValueError)) as raised:
+        out = [folder / "series.npy"] if number % 3 else None
+        with pytest.raises((OSError, ValueError), match=re.escape(str(fmri_path))):
             module.stream_masks(fmri_path, [mask], out=out)
-        assert str(fmri_path) in str(raised.value)
         assert list(folder.iterdir()) == [fmri_path]
 
 
 @pytest.mark.extensive
-@both
-@pytest.mark.parametrize(
-    ("suffix", "damage"),
-    [
-        *((suffix, lambda content, n: content[:n]) for suffix in (".nii", ".nii.gz", ".nii.bz2")),
-        *((suffix, changed) for suffix in (".nii.gz", ".nii.bz2")),
-    ],
-)
-def test_file_that_is_damaged_anywhere(tmp_path, module, suffix, damage):
+@pytest.mark.parametrize("damage", [lambda content, n: content[:n], changed], ids=["cut", "flip"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nii.bz2"])
+def test_file_that_is_damaged_anywhere(tmp_path, suffix, damage):
     """A file that is cut off at any place, or has one wrong byte, raises an error."""
+    if suffix == ".nii" and damage is changed:
+        return  # it has no checksum
     content = content_of(tmp_path, suffix)
-    n, first = len(content), 10 if damage is changed or suffix != ".nii" else 352
+    n, first = len(content), 352 if suffix == ".nii" else 10
     ends = [*range(first, first + 30), *range(n - 40, n)]
     places = [*np.linspace(first, n - 1, 200).astype(int), *ends]
-    assert_refused(module, tmp_path, suffix, [damage(content, place) for place in places])
+    assert_refused(tmp_path, suffix, [damage(content, place) for place in places])
 
 
-NOISE = np.random.default_rng(0).bytes(3 * MIB)
-
-
-@both
-@pytest.mark.parametrize("place", [-500, -8, -4, 15 + 43, 15 + 283, 15 + 290])
-def test_damage_is_found_by_the_checksum(tmp_path, module, place):
+def test_damage_is_found_by_the_checksum(tmp_path):
     """Damage to data, header, checksum or length that still decompresses raises an error."""
     content = content_of(tmp_path, ".nii")
     stored = gzip.compress(content, 0, mtime=0)  # as it is, from byte 15 on
-    after_the_volumes = changed(gzip.compress(content + NOISE, 1), -9, 1)
-    contents = [changed(stored, place, 0x10)] * 2 + [after_the_volumes] * 2
-    assert_refused(module, tmp_path, ".nii.gz", contents)
+    contents = [changed(stored, n, 0x10) for n in (-500, -8, -4, 15 + 43, 15 + 283, 15 + 290)]
+    after_the_volumes = content + np.random.default_rng(0).bytes(3 * MIB)
+    contents.append(changed(gzip.compress(after_the_volumes, 1), -9, 1))
+    assert_refused(tmp_path, ".nii.gz", contents)
 
 
 # Input that does not fit
 # -----------------------
 
 MOVED = nib.affines.from_matvec(STRAIGHT[:3, :3], [-6, -9, -6])
-NO_4D = ["{fmri}", "4D NIfTI"]
-GRID = ["{mask}", "resample_to_img", "(5, 6, 4)"]
-DAMAGED = ["{fmri}", "incomplete or damaged", "copy it again"]
-BAD_MASK = ["{mask}", "incomplete or damaged", "copy it again"]
+NO_4D, GRID = ["{fmri}", "4D NIfTI"], ["{mask}", "resample_to_img", "(5, 6, 4)"]
+DAMAGED = ["incomplete or damaged", "copy it again"]
 BAD = {  # name: image, mask, exception, parts of its message
     "3D image": ("3d.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4)"]),
     "5D image": ("5d.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 7, 2)"]),
     "no volumes": ("no_volume.nii", "mask.nii", ValueError, [*NO_4D, "(5, 6, 4, 0)"]),
     "not NIfTI": ("image.mgz", "mask.nii", ValueError, NO_4D),
-    "no image at all": ("garbage.nii", "mask.nii", OSError, DAMAGED),
-    "empty file": ("nothing.nii", "mask.nii", OSError, DAMAGED),
-    "intercept NaN": ("intercept.nii", "mask.nii", OSError, DAMAGED),
+    "no image at all": ("garbage.nii", "mask.nii", OSError, ["{fmri}", *DAMAGED]),
+    "intercept NaN": ("intercept.nii", "mask.nii", OSError, ["{fmri}", *DAMAGED]),
     "missing": ("none.nii", "mask.nii", FileNotFoundError, ["{fmri}"]),
     "data missing": ("half.hdr", "mask.nii", FileNotFoundError, ["half.img"]),
     "mask missing": ("fmri.nii", "none.nii", FileNotFoundError, ["{mask}"]),
     "other grid": ("fmri.nii", "small.nii", ValueError, [*GRID, "(5, 5, 4)"]),
-    "4D mask": ("fmri.nii", "3d_2.nii", ValueError, ["{mask}", "(5, 6, 4, 2)", "in a list is 3D"]),
     "other affine": ("fmri.nii", "moved.nii", ValueError, [*GRID, str(MOVED), str(STRAIGHT)]),
-    "empty mask": ("fmri.nii", "empty.nii", ValueError, ["{mask}", "has 0 voxels"]),
-    "mask of NaN": ("fmri.nii", "nan.nii", ValueError, ["{mask}", "has 0 voxels"]),
-    "mask is cut off": ("fmri.nii", "cut.nii", OSError, BAD_MASK),
-    "mask is damaged": ("fmri.nii", "damaged.nii.gz", OSError, BAD_MASK),
-    "cut off": ("cut_fmri.nii", "mask.nii", OSError, DAMAGED),
+    "mask is cut off": ("fmri.nii", "cut.nii", OSError, ["{mask}", *DAMAGED]),
+    "cut off": ("cut_fmri.nii", "mask.nii", OSError, ["{fmri}", *DAMAGED]),
 }
 
 
@@ -325,27 +290,21 @@ BAD = {  # name: image, mask, exception, parts of its message
 def bad_files(tmp_path_factory):
     """Return a folder with a good image, a good mask, and a bad one of every kind."""
     folder = tmp_path_factory.mktemp("bad")
-    data, region = any_bits(SHAPE, "<f4"), regions(SHAPE)[0]
+    data, region = any_bits(SHAPE, "<f4"), regions(SHAPE)[0].astype("u1")
     for name, values in {
         "fmri": data,
         "3d": data[..., 0],
         "5d": np.stack([data, data], -1),
-        "mask": region.astype("u1"),
-        "small": region[:, :5].astype("u1"),
-        "3d_2": np.stack([region, region], axis=3).astype("u1"),
-        "empty": np.zeros(SHAPE[:3], "u1"),
-        "nan": np.full(SHAPE[:3], np.nan),
-        "no_volume": np.ones((*SHAPE[:3], 0), "<f4"),
+        "mask": region,
+        "small": region[:, :5],
+        "no_volume": data[..., :0],
     }.items():
         write(folder / f"{name}.nii", values)
-    write(folder / "moved.nii", region.astype("u1"), MOVED)
+    write(folder / "moved.nii", region, MOVED)
     write(folder / "intercept.nii", data, scaling=(2, np.nan))
     write(folder / "half.img", data).unlink()
     for source, name in (("mask", "cut"), ("fmri", "cut_fmri")):
         (folder / f"{name}.nii").write_bytes((folder / f"{source}.nii").read_bytes()[:-1])
-    packed = gzip.compress((folder / "mask.nii").read_bytes())
-    (folder / "damaged.nii.gz").write_bytes(changed(packed, len(packed) // 2))
-    (folder / "nothing.nii").touch()
     (folder / "garbage.nii").write_bytes(np.random.default_rng(0).bytes(5000))
     nib.save(nib.MGHImage(data, STRAIGHT), folder / "image.mgz")
     return folder
@@ -367,19 +326,21 @@ def test_bad_input_is_refused(tmp_path, bad_files, bad):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_no_masks(bad_files):
+NO_MASKS = {
+    "one mask at least": [[], {}, iter([])],
+    "^A ndarray is not an image": [np.ones(SHAPE[:3]), [np.ones(SHAPE[:3])]],
+    "Images of masks are needed.* not (None|3)": [None, 3],
+    "Image is not an image of numbers on a grid": [
+        *(nib.Nifti1Image(np.ones(SHAPE[:3], "u1"), None), nib.GiftiImage())
+    ],
+}
+
+
+@pytest.mark.parametrize("message", NO_MASKS)
+def test_no_masks(bad_files, message):
     """One mask at least is needed, and an array is none."""
-    for masks in ([], (), {}, iter([])):
-        with pytest.raises(ValueError, match="one mask at least"):
-            stream_masks(bad_files / "fmri.nii", masks)
-    for masks in (np.ones(SHAPE[:3]), [np.ones(SHAPE[:3])]):
-        with pytest.raises(ValueError, match=r"^A ndarray is not an image"):
-            stream_masks(bad_files / "fmri.nii", masks)
-    for masks in (None, 3):
-        with pytest.raises(ValueError, match=rf"Images of masks are needed.* not {masks}"):
-            stream_masks(bad_files / "fmri.nii", masks)
-    for masks in (nib.Nifti1Image(np.ones(SHAPE[:3], "u1"), None), nib.GiftiImage()):
-        with pytest.raises(ValueError, match=r"Image is not an image of numbers on a grid"):
+    for masks in NO_MASKS[message]:
+        with pytest.raises(ValueError, match=message):
             stream_masks(bad_files / "fmri.nii", masks)
 
 
@@ -395,15 +356,13 @@ def test_names_that_begin_with_a_tilde(tmp_path, monkeypatch):
         assert_same(stream_masks(fmri_path, [Path(mask)]), reference)
 
 
-@both
-@pytest.mark.parametrize("name", ["fmri.nii", "fmri.nii.gz"])
-def test_files_are_closed(tmp_path, module, name, capfd):
+@pytest.mark.parametrize("module", MODULES, ids=["as installed", "without isal"])
+def test_files_are_closed(tmp_path, module, capfd):
     """The call itself closes the image, and prints nothing."""
-    fmri_path = write(tmp_path / name, any_bits(SHAPE, "<f4"))
     mask_path = write(tmp_path / "mask.nii.gz", regions(SHAPE)[0].astype("u1"))
     gc.collect()  # other tests' garbage may warn
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    for name in ("fmri.nii", "fmri.nii.gz"):
+        fmri_path = write(tmp_path / name, any_bits(SHAPE, "<f4"))
         series = module.stream_masks(fmri_path, [mask_path])
         assert open_files(tmp_path) == []
         maps = module.stream_masks(fmri_path, [mask_path], out=[tmp_path / "series.npy"])
@@ -411,8 +370,7 @@ def test_files_are_closed(tmp_path, module, name, capfd):
         assert_same(maps, series)
         del maps
         gc.collect()
-    assert open_files(tmp_path) == []
-    assert caught == []
+        assert open_files(tmp_path) == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -434,10 +392,8 @@ def good(tmp_path):
 def test_function_that_makes_arrays(good):
     """A function as `out` gets the number, shape and dtype of each result."""
     asked = []
-    series = stream_masks(
-        good.fmri_path, good.masks, out=lambda *args: asked.append(args) or np.empty(*args[1:])
-    )
-    assert_same(series, good.reference)
+    out = lambda *each: asked.append(each) or np.empty(*each[1:])  # noqa: E731
+    assert_same(stream_masks(good.fmri_path, good.masks, out=out), good.reference)
     assert asked == [(i, a.shape, a.dtype) for i, a in enumerate(good.reference)]
 
 
@@ -468,24 +424,17 @@ def test_results_in_arrays_and_files(good, monkeypatch):
 
 
 WRONG = {
-    "none": lambda own, name: [],
+    "too few": lambda own, name: own[:2],
     "too many": lambda own, name: [*own, own[0]],
-    "too few names": lambda own, name: [name(i) for i in range(2)],
     "one row more": lambda own, name: [np.empty((8, own[0].shape[1]), "f4"), *own[1:]],
-    "transposed": lambda own, name: [own[0], own[1].T, own[2]],
     "float64": lambda own, name: [own[0].astype("f8"), *own[1:]],
     "byte order": lambda own, name: [own[0].astype(own[0].dtype.newbyteorder("S")), *own[1:]],
     "same file, other spelling": lambda own, name: [name(0), f"./{name(0).name}", name(1)],
     "a name and a wrong array": lambda own, name: [name(0), own[0], own[2]],
     "a dict": lambda own, name: {f"{i}.npy": array for i, array in enumerate(own)},
-    "another ending, as of an image": lambda own, name: [
-        own[0],
-        name(0).with_suffix(".nii"),
-        own[2],
-    ],
+    "another ending": lambda own, name: [own[0], name(0).with_suffix(".nii"), own[2]],
     "a number": lambda own, name: 3,
     "as many letters as masks": lambda own, name: "abc",
-    "path without a list": lambda own, name: name(0),
     "None": lambda own, name: [None] * 3,
 }
 
@@ -553,31 +502,25 @@ def test_what_a_killed_call_left_is_removed(good):
     """The next call removes unfinished files of processes that are gone, and no others."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    own = streaming.NpyFile(good.folder / "a.npy", (1, 1), np.dtype("f4")).unfinished
+    # Two calls that write the same file have different names until they are complete.
+    own, other = (streaming.unfinished_beside(good.folder / "a.npy") for _ in range(2))
     left = Path(str(own).replace(f"-{os.getpid()}-", f"-{gone.pid}-"))
-    for path in (own, left, good.folder / "of_another_program.unfinished"):
-        path.touch()
+    for path in (own, other, left, good.folder / "of_another_program.unfinished"):
+        path.touch(exist_ok=False)
     stream_masks(good.fmri_path, good.masks[:1], out=[good.folder / f"{'a' * 251}.npy"])
     assert not left.exists()
-    assert len(list(good.folder.iterdir())) == 3
-
-
-def test_calls_at_once_do_not_mix(good):
-    """Two calls that write the same file write to different ones until they are complete."""
-    names = {streaming.NpyFile("a.npy", (1, 1), np.dtype("f4")).unfinished for _ in range(2)}
-    assert len(names) == 2
+    assert len(list(good.folder.iterdir())) == 4
 
 
 def test_more_files_than_may_be_open(good):
     """Hundreds of results in files need no more open files than one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    n_open = psutil.Process().num_fds()
+    limits, n_open = resource.getrlimit(resource.RLIMIT_NOFILE), psutil.Process().num_fds()
     names = [good.folder / f"{i}.npy" for i in range(60)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 20, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 20, limits[1]))
     try:
         series = stream_masks(good.fmri_path, good.masks[:1] * 60, out=names)
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     for one in series:
         np.testing.assert_array_equal(one, good.reference[0])
         assert not one.flags.writeable
@@ -615,11 +558,8 @@ def test_file_that_disappears_is_not_begun_anew(good, monkeypatch):
 
 
 @pytest.mark.chance
-@pytest.mark.parametrize(
-    ("suffix", "n_files"),
-    [pytest.param(".nii", 1, marks=pytest.mark.extensive), (".nii.gz", 1), (".nii.gz", 50)],
-)
-def test_memory_does_not_grow_with_the_image(tmp_path, suffix, n_files):
+@pytest.mark.parametrize("n_files", [1, 50])
+def test_memory_does_not_grow_with_the_image(tmp_path, n_files):
     """The call needs the result and some MiB for any number of volumes, or the MiB with files."""
 
     def call(fmri_path, masks, out):
@@ -633,7 +573,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix, n_files):
     above = []
     for n_volumes in (100, 1000):
         data = np.ones((*grid, n_volumes // n_files), "<i2")
-        files = [write(tmp_path / f"{n}{suffix}", data) for n in range(n_files)]
+        files = [write(tmp_path / f"{n}.nii.gz", data) for n in range(n_files)]
         for out in (None, [tmp_path / f"{i}.npy" for i in range(20)]):
             trace = measure(call, files if n_files > 1 else files[0], masks, out)
             n_values = sum(np.prod(shape) for shape in trace.result())
@@ -646,23 +586,21 @@ def test_memory_does_not_grow_with_the_image(tmp_path, suffix, n_files):
 # -------------------
 
 
-@pytest.mark.parametrize("n_masks", [1, 9])
-def test_volumes_are_read_ahead_where_many_voxels_are_taken(tmp_path, monkeypatch, n_masks):
+def test_volumes_are_read_ahead_where_many_voxels_are_taken(tmp_path, monkeypatch):
     """A thread reads ahead for many voxels, not for few, nor in a worker; values are the same."""
-    threads = []
-    own = streaming.read_ahead
+    threads, own = [], streaming.read_ahead
     monkeypatch.setattr(streaming, "read_ahead", lambda items: threads.append(1) or own(items))
-    img = made_images.make_image()
-    img.to_filename(tmp_path / "fmri.nii.gz")
-    region = np.zeros(img.shape[:3], "uint8")
+    fmri_path = write(tmp_path / "fmri.nii.gz", any_bits(SHAPE, "<f4"))
+    region = np.zeros(SHAPE[:3], "u1")
     region.flat[: region.size // 9] = 1
-    masks = [nib.Nifti1Image(region, img.affine)] * n_masks
-    results = stream_masks(tmp_path / "fmri.nii.gz", masks)
-    assert len(threads) == (n_masks > 1)
+    mask = nib.Nifti1Image(region, STRAIGHT)
+    expected = stream_masks(fmri_path, [mask])
+    assert threads == []
+    assert_same(stream_masks(fmri_path, [mask] * 9), expected * 9)
+    assert threads == [1]
     monkeypatch.setattr(streaming, "is_worker", lambda: True)
-    for one, other in zip(results, stream_masks(tmp_path / "fmri.nii.gz", masks), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert len(threads) == (n_masks > 1)
+    assert_same(stream_masks(fmri_path, [mask] * 9), expected * 9)
+    assert threads == [1]
 
 
 def test_reading_ahead_ends_with_its_reader():
