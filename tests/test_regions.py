@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 import tracemalloc
 import warnings
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.checks import open_checked, to_grid
@@ -20,7 +20,8 @@ from beyond_the_masker.masks import read_masks
 from beyond_the_masker.results import read_about, read_arrays
 from beyond_the_masker.streaming import find_voxels, stream_masks
 from beyond_the_masker.study import mask_study
-from made_images import SHAPE, STRAIGHT, assert_same, make_image, nifti_masker
+from made_images import SHAPE, STRAIGHT, assert_same, changed, make_image, nifti_masker
+from made_images import write as write_image
 
 GRID = SHAPE[:3]
 CHANCE = np.random.default_rng(3).random(GRID)
@@ -50,8 +51,7 @@ def fmri_path(tmp_path):
 
 def write(path, data, dtype=None, affine=STRAIGHT):
     """Write an image; return its path."""
-    make_image(data=np.asarray(data), dtype=dtype or data.dtype, affine=affine).to_filename(path)
-    return path
+    return write_image(path, np.asarray(data).astype(dtype or data.dtype), affine)
 
 
 def image_of(data, affine=STRAIGHT):
@@ -87,27 +87,16 @@ def test_each_label_is_a_region(seed, values, dtype, more_axes, suffix, entrance
         assert count_all(img, GRID) == [series.shape[1] for series in reference]
 
 
-def test_averages_are_nifti_labels_maskers(fmri_path, tmp_path):
-    """The regions of a label image are those of NiftiLabelsMasker, in its order."""
-    atlas = write(tmp_path / "atlas.nii.gz", LABELS, "<i2")
-    means = [series.mean(axis=1) for series in stream_masks(fmri_path, str(atlas))]
-    reference = NiftiLabelsMasker(atlas, standardize=None).fit_transform(fmri_path)
-    np.testing.assert_allclose(np.transpose(means), reference, rtol=1e-5)
-
-
 @entrances
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_each_volume_is_a_region(fmri_path, tmp_path, entrance, in_memory):
+def test_each_volume_is_a_region(fmri_path, tmp_path, entrance):
     """The volumes of a 4D image are masks, or maps that a threshold makes masks."""
     maps = np.stack([CHANCE, CHANCE[::-1], CHANCE**4 * 200], axis=3)
+    reference = nifti_masker(fmri_path, [image_of(one > 0.5) for one in np.moveaxis(maps, 3, 0)])
     for data, options in ((maps > 0.5, {}), (maps, {"threshold": 0.5})):
-        mask = write(tmp_path / f"maps_{len(options)}.nii.gz", data.astype(">f4"))
-        mask = nib.Nifti1Image(data.astype(float), STRAIGHT) if in_memory else mask
-        reference = nifti_masker(
-            fmri_path, [image_of(one > 0.5) for one in np.moveaxis(maps, 3, 0)]
-        )
-        assert_same(ENTRANCES[entrance](fmri_path, mask, **options), reference)
-        assert count_all(mask, GRID, **options) == [series.shape[1] for series in reference]
+        path = write(tmp_path / f"maps_{len(options)}.nii.gz", data, ">f4")
+        for mask in (path, nib.Nifti1Image(data.astype(float), STRAIGHT)):
+            assert_same(ENTRANCES[entrance](fmri_path, mask, **options), reference)
+            assert count_all(mask, GRID, **options) == [series.shape[1] for series in reference]
 
 
 @entrances
@@ -136,14 +125,12 @@ SOUND = {
 
 
 @pytest.mark.filterwarnings("ignore:Non-finite")
-@entrances
 @pytest.mark.parametrize("name", SOUND)
-def test_one_value_is_a_mask(fmri_path, entrance, name):
+def test_one_value_is_a_mask(fmri_path, name):
     """A mask with one value is one region, alone and in a list, without a warning."""
     img = nib.Nifti1Image(np.asarray(SOUND[name], float), STRAIGHT)
-    reference = nifti_masker(fmri_path, [img])
     for masks in (img, {"one": img}):
-        assert_same(ENTRANCES[entrance](fmri_path, masks), reference)
+        assert_same(stream_masks(fmri_path, masks), nifti_masker(fmri_path, [img]))
 
 
 SEVERAL = {  # values, and what the warning says
@@ -192,49 +179,43 @@ REFUSED = {  # masks, threshold, what the error says
 
 
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all"])
-def test_what_is_no_region_is_refused(fmri_path, tmp_path, entrance, name):
+def test_what_is_no_region_is_refused(fmri_path, tmp_path, name):
     """What the rule cannot decide needs the reader's word; the error names the file and volume."""
     values, threshold, message = REFUSED[name]
     path = write(tmp_path / "odd.nii.gz", np.asarray(values), "<f8")
-    if entrance == "mask_study" and name == "another grid":
-        return  # each image is compared with the masks
-    entrances = ENTRANCES | {"count_all": lambda _, *given, **how: count_all(*given, GRID, **how)}
-    with pytest.raises(ValueError, match=f"(?s){message.format(path=path)}"):
-        entrances[entrance](fmri_path, path, threshold=threshold)
+    refused = partial(pytest.raises, ValueError, match=f"(?s){message.format(path=path)}")
+    for entrance, function in ENTRANCES.items():
+        if (entrance, name) != ("mask_study", "another grid"):  # images are compared with masks
+            with refused():
+                function(fmri_path, path, threshold=threshold)
+    with refused():
+        count_all(path, GRID, threshold)
 
 
 @entrances
-def test_4d_image_in_a_list_is_refused(fmri_path, tmp_path, entrance):
-    """The error explains that the volumes of a 4D image are regions if it is given alone."""
+def test_what_is_no_mask_in_a_list_is_refused(fmri_path, tmp_path, entrance):
+    """Volumes of a 4D image are regions if it is given alone; arrays and the like are no images."""
     path = write(tmp_path / "maps.nii", EMPTY[..., [0, 0]], "u1")
     with pytest.raises(ValueError, match=r"maps.nii .*\(5, 6, 4, 2\); .* instead of a list"):
         ENTRANCES[entrance](fmri_path, [path])
+    for masks in ([LABELS], {"a": LABELS}, LABELS, [None], [3]):
+        with pytest.raises(ValueError, match="is not an image of numbers on a grid"):
+            ENTRANCES[entrance](fmri_path, masks)
 
 
-READS = [stream_masks, lambda fmri_path, mask: open_checked(fmri_path, [mask])[1]]
-
-
-@pytest.mark.parametrize("read", READS, ids=["streaming", "in memory"])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii.bz2", ".mgz", ".img.gz"])
-def test_damage_to_a_mask_is_never_believed(fmri_path, tmp_path, suffix, read):
+def test_damage_to_a_mask_is_never_believed(fmri_path, tmp_path, suffix):
     """Of a compressed mask, every changed byte is found, or has no meaning."""
     path = tmp_path / f"mask{suffix}"
     kind = {".mgz": nib.MGHImage, ".img.gz": nib.Nifti1Pair}.get(suffix, nib.Nifti1Image)
     nib.save(kind((CHANCE > 0.5).astype("i4"), STRAIGHT), path)
-    content, [expected] = path.read_bytes(), read(fmri_path, path)
+    reads = stream_masks, lambda fmri_path, mask: open_checked(fmri_path, [mask])[1]
+    content, expected = path.read_bytes(), [read(fmri_path, path)[0] for read in reads]
     for place in range(len(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        path.write_bytes(changed(content, place, 0x10))
+        read, wanted = reads[place % 2], expected[place % 2]
         with contextlib.suppress(OSError, ValueError):
-            np.testing.assert_array_equal(read(fmri_path, path), [expected])
-
-
-@entrances
-@pytest.mark.parametrize("masks", [[LABELS], {"a": LABELS}, LABELS, [None], [3]])
-def test_what_is_no_image_is_refused(fmri_path, entrance, masks):
-    """An array, or anything else that is neither a path nor an image, raises a ValueError."""
-    with pytest.raises(ValueError, match="is not an image of numbers on a grid"):
-        ENTRANCES[entrance](fmri_path, masks)
+            np.testing.assert_array_equal(read(fmri_path, path), [wanted])
 
 
 def test_a_thousand_labels_take_little_memory():
@@ -260,15 +241,16 @@ def names_of(fmri_path, masks):
 
 TABLE = "index\tname\tcolour\n0\tBackground\t\n3\tleft\tred\n-7\tV1/V2 né\tblue\n12\tleft\tred\n"
 NAMED = ["V1/V2 né", "left_3", "left_12", "region_400"]
+NUMBERS = ["region_-7", "region_3", "region_12", "region_400"]
 TABLES = {  # name of the image, of the table, its content, the names of labels
     "beside it": ("atlas.nii.gz", "atlas.tsv", TABLE, NAMED),
     "BIDS": ("tpl-A_res-02_dseg.nii.gz", "tpl-A_res-02_dseg.tsv", TABLE, NAMED),
     "fewer entities": ("tpl-A_res-02_dseg.nii.gz", "tpl-A_dseg.tsv", TABLE, NAMED),
     "spreadsheet": ("atlas.nii", "atlas.tsv", "\ufeff" + TABLE.replace("\n", "\r\n"), NAMED),
     "decimals": ("atlas.nii", "atlas.tsv", TABLE.replace("3\t", "3.0\t"), NAMED),
-    "of another image": ("tpl-A_dseg.nii.gz", "tpl-B_dseg.tsv", TABLE, None),
-    "of another kind": ("tpl-A_probseg_dseg.nii.gz", "tpl-A_probseg.tsv", TABLE, None),
-    "other columns": ("atlas.nii.gz", "atlas.tsv", "label\tname\n3\tleft\n", None),
+    "of another image": ("tpl-A_dseg.nii.gz", "tpl-B_dseg.tsv", TABLE, NUMBERS),
+    "of another kind": ("tpl-A_probseg_dseg.nii.gz", "tpl-A_probseg.tsv", TABLE, NUMBERS),
+    "other columns": ("atlas.nii.gz", "atlas.tsv", "label\tname\n3\tleft\n", NUMBERS),
 }
 
 
@@ -278,10 +260,10 @@ def test_names_come_from_the_lookup_table(fmri_path, tmp_path, name):
     image, table, content, expected = TABLES[name]
     labels = np.resize([0, -7, 3, 12, 400], GRID)
     (tmp_path / table).write_text(content, encoding="utf-8", newline="")
-    expected = expected or ["region_-7", "region_3", "region_12", "region_400"]
     assert names_of(fmri_path, write(tmp_path / image, labels, "<i2")) == expected
 
 
+VOLUMES = np.stack([CHANCE > 0.5, CHANCE < 0.5], 3)
 VOLUME_TABLES = {
     "from 1": ("index\tname\n1\tleft\n2\tright\n", ["left", "right"]),
     "from 0": ("index\tname\n0\tleft\n1\tright\n", ["left", "right"]),
@@ -294,45 +276,46 @@ def test_names_of_volumes_come_from_the_lookup_table(fmri_path, tmp_path, name):
     """Volumes have the names of the table if its index is their number."""
     content, expected = VOLUME_TABLES[name]
     (tmp_path / "atlas.tsv").write_text(content)
-    volumes = np.stack([CHANCE > 0.5, CHANCE < 0.5], 3)
-    assert names_of(fmri_path, write(tmp_path / "atlas.nii", volumes, "u1")) == expected
+    assert names_of(fmri_path, write(tmp_path / "atlas.nii", VOLUMES, "u1")) == expected
 
 
-def test_a_table_that_does_not_fit_the_volumes_is_not_used(fmri_path, tmp_path):
-    """If the table does not number all volumes, they have their numbers, and a warning says so."""
-    (tmp_path / "atlas.tsv").write_text(TABLE, encoding="utf-8")
-    volumes = np.stack([CHANCE > 0.5, CHANCE < 0.5], 3)
-    with pytest.warns(UserWarning, match="does not name its volumes, 1 to 2"):
-        names = names_of(fmri_path, write(tmp_path / "atlas.nii", volumes, "u1"))
-    assert names == ["region_1", "region_2"]
+WARNED = {  # table, atlas, warning, names
+    "of other volumes": (
+        *(TABLE, VOLUMES, "does not name its volumes, 1 to 2", ["region_1", "region_2"]),
+    ),
+    "a name twice, one label is missing": (
+        *("index\tname\n3\tleft\n12\tleft\n", np.resize([0, 3, 7], GRID)),
+        *("no voxels of left", ["left_3", "region_7"]),
+    ),
+    "a label without voxels": (
+        *(TABLE, np.resize([0, 3, 12], GRID), r"atlas.nii.gz has no voxels of V1/V2 né\.$"),
+        ["left_3", "left_12"],
+    ),
+}
 
 
-def test_names_do_not_depend_on_the_labels_that_an_image_has(fmri_path, tmp_path):
-    """A name that the table has twice gets its label, also if the other label is missing."""
-    (tmp_path / "atlas.tsv").write_text("index\tname\n3\tleft\n12\tleft\n")
-    atlas = write(tmp_path / "atlas.nii.gz", np.resize([0, 3, 7], GRID), "<i2")
-    with pytest.warns(UserWarning, match="no voxels of left"):
-        assert names_of(fmri_path, atlas) == ["left_3", "region_7"]
-
-
-def test_regions_that_only_the_table_has_are_named(fmri_path, tmp_path):
-    """A label without voxels is no region, and a warning names it."""
-    (tmp_path / "atlas.tsv").write_text(TABLE, encoding="utf-8")
-    atlas = write(tmp_path / "atlas.nii.gz", np.resize([0, 3, 12], GRID), "<i2")
-    with pytest.warns(UserWarning, match=r"atlas.nii.gz has no voxels of V1/V2 né\.$"):
-        assert names_of(fmri_path, atlas) == ["left_3", "left_12"]
+@pytest.mark.parametrize("name", WARNED)
+def test_tables_that_do_not_fit_cause_a_warning(fmri_path, tmp_path, name):
+    """A label without voxels is no region, but its name counts; volumes keep their numbers."""
+    table, atlas, message, expected = WARNED[name]
+    (tmp_path / "atlas.tsv").write_text(table, encoding="utf-8")
+    with pytest.warns(UserWarning, match=message):
+        names = names_of(fmri_path, write(tmp_path / "atlas.nii.gz", atlas, "<i2"))
+    assert names == expected
 
 
 def test_names_without_a_table(fmri_path, tmp_path):
     """A mask has the name of its file, volumes and labels have their numbers."""
-    mask, maps = CHANCE > 0.5, np.stack([CHANCE > 0.5] * 2, 3)
-    assert names_of(fmri_path, write(tmp_path / "v1.nii.gz", mask, "u1")) == ["v1"]
-    assert names_of(fmri_path, write(tmp_path / "maps.nii", maps, "u1")) == ["region_1", "region_2"]
-    assert names_of(fmri_path, image_of(mask)) == ["region"]
-    assert names_of(fmri_path, {1: image_of(mask)}) == ["1"]
-    big = np.where(mask, 100_000_001, 100_000_002)
-    expected = ["region_100000001", "region_100000002"]
-    assert names_of(fmri_path, nib.Nifti1Image(big.astype("i4"), STRAIGHT)) == expected
+    mask = CHANCE > 0.5
+    big = np.where(mask, 100_000_001, 100_000_002).astype("i4")
+    for masks, expected in (
+        (write(tmp_path / "v1.nii.gz", mask, "u1"), ["v1"]),
+        (write(tmp_path / "maps.nii", VOLUMES, "u1"), ["region_1", "region_2"]),
+        (image_of(mask), ["region"]),
+        ({1: image_of(mask)}, ["1"]),
+        (nib.Nifti1Image(big, STRAIGHT), ["region_100000001", "region_100000002"]),
+    ):
+        assert names_of(fmri_path, masks) == expected
 
 
 # Regions that are cut off, or vanish
@@ -409,9 +392,8 @@ def test_regions_are_resampled_as_masks_are(zooms, angle, shift, seed):
 def test_an_image_without_any_region_fails(tmp_path, shift):
     """If nothing is left, the image fails, and its reason names the regions."""
     fmri_path = write(tmp_path / "fmri.nii", make_image((5, 6, 6, 3)).get_fdata(), "<f4", np.eye(4))
-    far = np.diag([3.0, 3, 3, 1])
-    far[:3, 3] = shift
-    mask = image_of(boxes() == 3, far)
-    table = mask_study([fmri_path], {"far": mask}, tmp_path / "series", resample=True)
+    far = nib.affines.from_matvec(np.eye(3) * 3, [shift] * 3)
+    masks = {"far": image_of(boxes() == 3, far)}
+    table = mask_study([fmri_path], masks, tmp_path / "series", resample=True)
     assert list(table.status) == ["failed"]
     assert "No region has a voxel in the image: far" in table.reason[0]
