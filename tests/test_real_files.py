@@ -1,10 +1,10 @@
 """Masks and atlases as other tools save them: rounded affines, one more axis, damaged content."""
 
 import gzip
-import inspect
 import itertools
 import os
 import resource
+from functools import partial
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -14,15 +14,14 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
 from beyond_the_masker import checks, streaming
 from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.checks import is_same_grid, to_grid
+from beyond_the_masker.checks import to_grid
 from beyond_the_masker.data import atlas_to_labels, atlas_to_masks
 from beyond_the_masker.headers import count_all
 from beyond_the_masker.maskers import stream_masker
 from beyond_the_masker.methods import all_methods
-from beyond_the_masker.streaming import is_same_grid as is_same_grid_in_streaming
-from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.streaming import is_same_grid, stream_masks
 from beyond_the_masker.study import mask_study
-from made_images import write
+from made_images import changed, write
 
 GRID = (40, 40, 12)
 # Of the same scan, as two tools saved them: https://github.com/nilearn/nilearn/issues/3898
@@ -34,14 +33,8 @@ OF_IMAGE = np.array(
         [0, 0, 0, 1],
     ]
 )
-OF_MASK = np.array(
-    [
-        [-0.584032, -0.045875, 0.095183, 75.921539],
-        [-0.043881, 0.578534, 0.698280, -78.563744],
-        [0.017420, -0.080728, 4.950085, 44.482220],
-        [0, 0, 0, 1],
-    ]
-)
+OF_MASK = OF_IMAGE.copy()
+OF_MASK[0, 1:3], OF_MASK[2, 0] = [-0.045875, 0.095183], 0.017420
 INSIDE = np.zeros(GRID, "uint8")
 INSIDE[15:25, 15:25] = 1
 VALUES = np.random.default_rng(0).normal(100, 30, (*GRID, 3)).astype("float32")
@@ -82,16 +75,12 @@ ENTRANCES = {
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
-@pytest.mark.parametrize(
-    "affine",
-    [OF_MASK, shifted(OF_IMAGE, 0.009, -0.009, 0), OF_IMAGE.astype("float32")],
-    ids=["rounded", "shifted", "float32"],
-)
-def test_grids_that_differ_by_rounding_are_the_same(fmri_path, tmp_path, entrance, affine):
+def test_grids_that_differ_by_rounding_are_the_same(fmri_path, tmp_path, entrance):
     """A mask on the image's grid, to a hundredth of a voxel, keeps all of its voxels."""
-    mask = write(tmp_path / "mask.nii.gz", INSIDE, affine)
-    (series,) = ENTRANCES[entrance](fmri_path, mask)
-    np.testing.assert_array_equal(series, EXPECTED)
+    for affine in (OF_MASK, shifted(OF_IMAGE, 0.009, -0.009, 0), OF_IMAGE.astype("float32")):
+        mask = write(tmp_path / "mask.nii.gz", INSIDE, affine)
+        (series,) = ENTRANCES[entrance](fmri_path, mask)
+        np.testing.assert_array_equal(series, EXPECTED)
 
 
 def test_methods_take_masks_as_other_tools_save_them(fmri_path, tmp_path):
@@ -124,57 +113,44 @@ def test_resampling_keeps_the_edge(shift):
     np.testing.assert_array_equal(to_grid(beyond, img).dataobj, expected)
 
 
-@pytest.mark.parametrize("same_grid", [is_same_grid, is_same_grid_in_streaming])
-def test_what_is_the_same_grid(same_grid):
+def test_what_is_the_same_grid():
     """Corners are compared in voxels, so a small rotation of a large grid is another grid."""
     turned = OF_IMAGE @ nib.affines.from_matvec([[1, 4e-4, 0], [-4e-4, 1, 0], [0, 0, 1]])
-    small = (2, 2, 2)
-    for one, other, expected in (
-        ((GRID, OF_IMAGE), (GRID, OF_MASK), True),
-        ((GRID, OF_IMAGE), (GRID, shifted(OF_IMAGE, 0, 0, 0.011)), False),
-        ((GRID, OF_IMAGE), (GRID, turned), False),  # though entries differ by less than 3e-4
-        ((small, OF_IMAGE), (small, turned), True),
-        ((GRID, OF_IMAGE), ((40, 40, 11), OF_IMAGE), False),
-        ((GRID, OF_IMAGE), (GRID, np.zeros((4, 4))), False),
+    for shape, affine, other_shape, other_affine, expected in (
+        (GRID, OF_IMAGE, GRID, OF_MASK, True),
+        (GRID, OF_IMAGE, GRID, shifted(OF_IMAGE, 0, 0, 0.011), False),
+        (GRID, OF_IMAGE, GRID, turned, False),  # though entries differ by less than 3e-4
+        ((2, 2, 2), OF_IMAGE, (2, 2, 2), turned, True),
+        (GRID, OF_IMAGE, (40, 40, 11), OF_IMAGE, False),
+        (GRID, OF_IMAGE, GRID, np.zeros((4, 4)), False),
     ):
-        imgs = [SimpleNamespace(shape=shape, affine=affine) for shape, affine in (one, other)]
-        assert same_grid(*imgs) is expected
-        assert same_grid(*reversed(imgs)) is expected
-
-
-@pytest.mark.parametrize(
-    "name", ["is_same_grid", "read_to_end", "damaged_file_named", "problem_of", "problem_in"]
-)
-def test_the_file_that_works_alone_has_the_same_code(name):
-    """`streaming` imports nothing of the package, so it has its own copies of some checks."""
-    assert inspect.getsource(getattr(checks, name)) == inspect.getsource(getattr(streaming, name))
+        one = SimpleNamespace(shape=shape, affine=affine)
+        other = SimpleNamespace(shape=other_shape, affine=other_affine)
+        assert is_same_grid(one, other) is is_same_grid(other, one) is expected
 
 
 def test_labels_with_another_axis(fmri_path, tmp_path):
     """Whole numbers of shape (x, y, z, 1) are labels; other values are one map."""
-    data = np.zeros(GRID, "float32")
+    data = np.zeros((*GRID, 1), "float32")
     data[1:5, 1:4, 1:4], data[6:8, 5:8, 3:9] = 2, 7
-    labels = write(tmp_path / "labels.nii.gz", data[..., np.newaxis], OF_IMAGE)
-    masks, _ = atlas_to_masks(labels, fmri_path, 2)
-    assert [int(np.sum(mask.dataobj)) for mask in masks] == [36, 36]
-    soft = write(tmp_path / "map.nii.gz", data[..., np.newaxis] / 4, OF_IMAGE)
-    (mask,), _ = atlas_to_masks(soft, fmri_path, 1)
-    assert np.sum(mask.dataobj) == 72
+    labels = write(tmp_path / "labels.nii.gz", data, OF_IMAGE)
+    soft = write(tmp_path / "map.nii.gz", data / 4, OF_IMAGE)
     several = [write(tmp_path / f"{n}.nii", INSIDE[..., np.newaxis], OF_IMAGE) for n in "ab"]
-    assert [np.sum(mask.dataobj) for mask in atlas_to_masks(several, fmri_path, 2)[0]] == [1200] * 2
+    for atlas, expected in ((labels, [36, 36]), (soft, [72]), (several, [1200, 1200])):
+        masks, _ = atlas_to_masks(atlas, fmri_path, len(expected))
+        assert [np.sum(mask.dataobj) for mask in masks] == expected
 
 
-DAMAGED = {
-    **ENTRANCES,
+COUNTED = ENTRANCES | {"count_all": lambda fmri_path, mask: count_all([mask], GRID)}
+DAMAGED = COUNTED | {
     "stream_masker": lambda fmri_path, mask: stream_masker(NiftiMasker(mask), fmri_path),
     "stream_masker, labels": lambda *files: stream_masker(NiftiLabelsMasker(files[1]), files[0]),
     "atlas_to_masks": lambda fmri_path, mask: atlas_to_masks(mask, fmri_path, 1),
-    "count_all": lambda fmri_path, mask: count_all([mask], GRID),
     "methods": lambda *files: list(with_methods(*files)),
 }
 
 
-@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all"])
+@pytest.mark.parametrize("entrance", COUNTED)
 def test_mask_that_changes_while_it_is_read(fmri_path, tmp_path, entrance, monkeypatch):
     """A mask is of one version, or there is an error."""
     mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
@@ -186,40 +162,29 @@ def test_mask_that_changes_while_it_is_read(fmri_path, tmp_path, entrance, monke
 
     monkeypatch.setattr(streaming, "read_to_end", read_and_change)
     with pytest.raises(OSError, match=r"mask.nii.gz was changed while it was read"):
-        DAMAGED[entrance](fmri_path, mask)
+        COUNTED[entrance](fmri_path, mask)
 
 
-@pytest.mark.parametrize("entrance", ["stream_masks", "methods"])
 @pytest.mark.parametrize("part", ["image", "mask"])
-def test_damaged_header_of_a_pair_is_found(tmp_path, entrance, part):
+def test_damaged_header_of_a_pair_is_found(tmp_path, part):
     """A header in a file of its own is read to gzip's checksum, however long it is."""
-    files = {
-        "image": write(tmp_path / "image.img.gz", VALUES, OF_IMAGE),
-        "mask": write(tmp_path / "mask.img.gz", INSIDE, OF_IMAGE),
-    }
+    fmri_path = write(tmp_path / "image.img.gz", VALUES, OF_IMAGE)
+    mask = write(tmp_path / "mask.img.gz", INSIDE, OF_IMAGE)
     header = tmp_path / f"{part}.hdr.gz"
     content = gzip.decompress(header.read_bytes()) + bytes(100_000)  # nibabel reads the beginning
-    packed = bytearray(gzip.compress(content, compresslevel=0))
-    packed[15 + 148] ^= 1  # of the description: everything else is as it was
-    header.write_bytes(packed)
-    with pytest.raises(OSError, match=rf"{part}.img.gz is incomplete or damaged"):
-        DAMAGED[entrance](*files.values())
+    packed = gzip.compress(content, compresslevel=0)
+    header.write_bytes(changed(packed, 15 + 148, 1))  # of the description; else all is as before
+    for entrance in ("stream_masks", "methods"):
+        with pytest.raises(OSError, match=rf"{part}.img.gz is incomplete or damaged"):
+            DAMAGED[entrance](fmri_path, mask)
 
 
-@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all"])
+@pytest.mark.parametrize("entrance", COUNTED)
 def test_freesurfers_labels(fmri_path, tmp_path, entrance):
     """A mask in .mgz, whose shape nibabel has in integers of another kind, is as any other."""
     nib.save(nib.MGHImage(INSIDE.astype("int32") * 17, OF_IMAGE), tmp_path / "mask.mgz")
-    result = DAMAGED[entrance](fmri_path, tmp_path / "mask.mgz")
+    result = COUNTED[entrance](fmri_path, tmp_path / "mask.mgz")
     np.testing.assert_array_equal(result, [1200] if entrance == "count_all" else [EXPECTED])
-
-
-@pytest.mark.parametrize("entrance", [*ENTRANCES, "count_all", "methods"])
-def test_mask_of_two_axes(fmri_path, tmp_path, entrance):
-    """A mask of one slice, as a picture, is on no grid of an image."""
-    mask = write(tmp_path / "flat.nii", INSIDE[..., 0], OF_IMAGE)
-    with pytest.raises(ValueError, match=r"flat.nii is not an image of .*numbers on a grid"):
-        DAMAGED[entrance](fmri_path, mask)
 
 
 @pytest.mark.parametrize("entry", [0, np.nan])
@@ -236,15 +201,6 @@ def test_affine_without_an_inverse(fmri_path, tmp_path, entry):
     assert "The affine of the image has no inverse" in table.reason[0]
 
 
-def test_study_of_an_image_that_is_elsewhere(fmri_path, tmp_path):
-    """The row of a link without its content tells how to get it."""
-    (tmp_path / "link.nii").symlink_to(".git/annex/objects/x")
-    mask = write(tmp_path / "mask.nii", INSIDE, OF_MASK)
-    table = mask_study([tmp_path / "link.nii", fmri_path], [mask], tmp_path / "series")
-    assert list(table.status) == ["failed", "done"]
-    assert "link.nii is a link to .git/annex/objects/x" in table.reason[0]
-
-
 def test_mask_in_memory_whose_file_is_gone(fmri_path, tmp_path):
     """Only a mask whose values are still in its file needs the file."""
     mask_img = nib.Nifti1Image(INSIDE, OF_IMAGE)
@@ -254,62 +210,61 @@ def test_mask_in_memory_whose_file_is_gone(fmri_path, tmp_path):
     np.testing.assert_array_equal(checks.open_checked(fmri_path, [mask_img])[1], [INSIDE != 0])
 
 
+def packed_with_an_error(path):
+    """Compress a file and change a byte, which only the checksum shows; return its path."""
+    packed = gzip.compress(path.read_bytes(), compresslevel=0)  # stored as it is
+    packed_path = path.with_suffix(".nii.gz")
+    packed_path.write_bytes(changed(packed, -40, 1))
+    nib.load(packed_path).get_fdata()  # nibabel does not see it
+    return packed_path
+
+
 @pytest.mark.filterwarnings("ignore:boolean values:FutureWarning")  # nilearn's own default
 @pytest.mark.parametrize("entrance", DAMAGED)
 def test_damaged_mask_is_found(fmri_path, tmp_path, entrance):
-    """A changed byte, which only gzip's checksum shows, is an error with the name of the file."""
-    mask = write(tmp_path / "mask.nii", INSIDE, OF_IMAGE)
-    packed = bytearray(gzip.compress(mask.read_bytes(), compresslevel=0))  # stored as it is
-    packed[-40] ^= 1
-    (tmp_path / "mask.nii.gz").write_bytes(packed)
-    assert np.sum(nib.load(tmp_path / "mask.nii.gz").dataobj) != 1200  # nibabel does not see it
+    """A mask is read to gzip's checksum, and an error names its file."""
+    mask = packed_with_an_error(write(tmp_path / "mask.nii", INSIDE, OF_IMAGE))
     with pytest.raises((OSError, ValueError), match=r"mask.nii.gz"):
-        DAMAGED[entrance](fmri_path, tmp_path / "mask.nii.gz")
+        DAMAGED[entrance](fmri_path, mask)
 
 
-FILLING = ("shared memory", "threads", "joblib map", "mapped file")  # they read volume by volume
-
-
-@pytest.mark.parametrize("way", FILLING)
+@pytest.mark.parametrize("way", ["shared memory", "threads", "joblib map", "mapped file"])
 def test_damaged_image_is_found(fmri_path, tmp_path, way):
-    """A method that fills an array of its own reads the image to gzip's checksum."""
+    """A method that reads an image volume by volume reads it to gzip's checksum."""
     mask = write(tmp_path / "mask.nii", INSIDE, OF_IMAGE)
-    packed = bytearray(gzip.compress(fmri_path.read_bytes(), compresslevel=0))
-    packed[-40] ^= 1
-    (tmp_path / "fmri.nii.gz").write_bytes(packed)
     (method,) = [method for method in all_methods() if way in method.name]
     with pytest.raises(OSError, match=r"fmri.nii.gz is incomplete or damaged"):
-        method.call(tmp_path / "fmri.nii.gz", [mask], 1)()
+        method.call(packed_with_an_error(fmri_path), [mask], 1)()
 
 
 def other_kinds(folder):
-    """Write files that nibabel reads, but that are no 3D or 4D images of numbers."""
-    nib.Nifti1Image((VALUES + 1j).astype("c8"), OF_IMAGE).to_filename(folder / "complex.nii")
+    """Yield files that nibabel reads, but that are no 3D or 4D images of numbers."""
     colours = np.zeros(VALUES.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.Nifti1Image(colours, OF_IMAGE).to_filename(folder / "colours.nii")
-    surface = nib.gifti.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.zeros(9, "f4"))])
-    surface.to_filename(folder / "surface.gii")
     voxels = nib.cifti2.BrainModelAxis.from_mask(INSIDE[:3, :3] == 0, affine=OF_IMAGE)
     axes = nib.cifti2.SeriesAxis(0, 1, 3), voxels
-    cifti = nib.cifti2.Cifti2Image(np.zeros((3, len(voxels)), "f4"), axes)
-    cifti.to_filename(folder / "cifti.dtseries.nii")
+    for name, img in {
+        "complex.nii": nib.Nifti1Image((VALUES + 1j).astype("c8"), OF_IMAGE),
+        "colours.nii": nib.Nifti1Image(colours, OF_IMAGE),
+        "slice.nii": nib.Nifti1Image(INSIDE[..., 0], OF_IMAGE),  # on no grid of three axes
+        "surface.gii": nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.zeros(9, "f4"))]),
+        "cifti.dtseries.nii": nib.Cifti2Image(np.zeros((3, len(voxels)), "f4"), axes),
+    }.items():
+        img.to_filename(folder / name)
+        yield folder / name
     (folder / "folder.nii").mkdir()
-    return [
-        folder / f"{name}.nii" for name in ("complex", "colours", "cifti.dtseries", "folder")
-    ] + [folder / "surface.gii"]
+    yield folder / "folder.nii"
 
 
-@pytest.mark.parametrize(
-    "entrance", ["stream_masks", "mask_blocks", "mask_study", "count_all", "methods"]
-)
+@pytest.mark.parametrize("entrance", [*COUNTED, "methods"])
 def test_other_kinds_of_files_are_refused(fmri_path, tmp_path, entrance):
     """What is no image of numbers is refused, as an image and as a mask, with its name."""
     mask = write(tmp_path / "mask.nii.gz", INSIDE, OF_IMAGE)
+    refused = partial(pytest.raises, (ValueError, IsADirectoryError))
     for path in other_kinds(tmp_path):
-        with pytest.raises((ValueError, IsADirectoryError), match=path.name):
+        with refused(match=path.name):
             DAMAGED[entrance](fmri_path, path)
         if entrance in ("stream_masks", "mask_blocks", "methods"):
-            with pytest.raises((ValueError, IsADirectoryError), match=path.name):
+            with refused(match=path.name):
                 DAMAGED[entrance](path, mask)
 
 
