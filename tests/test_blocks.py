@@ -24,20 +24,14 @@ from beyond_the_masker.running import start_workers
 from beyond_the_masker.streaming import Part, stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, eventually, named_after
-from made_images import OBLIQUE, SHAPE, STRAIGHT, any_bits, make_masks, write
-from test_streaming import images
+from made_images import SHAPE, STRAIGHT, any_bits, make_masks, write
+from test_streaming import assert_same, images
 
 
 def image_and_masks(folder, dtype="<i2", name="fmri.nii", shape=SHAPE, **options):
     """Write an image; return its path, and masks on its grid."""
     path = write(folder / name, any_bits(shape, dtype), **options)
     return path, make_masks(nib.load(path))
-
-
-def same(every_series, others):
-    """Return whether arrays are the same, in number, shape, type and every bit."""
-    pairs = zip(every_series, others, strict=True)
-    return all((a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes()) for a, b in pairs)
 
 
 @given(
@@ -52,8 +46,8 @@ def test_the_arrays_are_those_of_one_pass(image, name, block_mib, n_jobs):
         fmri_path = write(Path(folder) / name, **image)
         masks = [m for m in make_masks(nib.load(fmri_path)) if np.asarray(m.dataobj).any()]
         found = mask_blocks(fmri_path, masks, n_jobs, block_mib=block_mib)
-        assert same(found, stream_masks(fmri_path, masks))
-        assert all(series.dtype.isnative and series.flags.writeable for series in found)
+        assert_same(found, stream_masks(fmri_path, masks))
+        assert all(series.flags.writeable for series in found)
 
 
 def test_processes_give_the_arrays_of_one_pass(tmp_path, monkeypatch):
@@ -62,18 +56,9 @@ def test_processes_give_the_arrays_of_one_pass(tmp_path, monkeypatch):
     start_workers(2)
     monkeypatch.chdir(tmp_path)
     found = mask_blocks(fmri_path.name, masks, n_jobs=2, block_mib=2 * 240 / MIB)
-    assert same(found, stream_masks(fmri_path, masks))
+    assert_same(found, stream_masks(fmri_path, masks))
     with parallel_config("multiprocessing"), pytest.raises(ValueError, match="loky"):
         mask_blocks(fmri_path, masks, n_jobs=2)
-
-
-def test_masks_are_those_of_one_pass(tmp_path):
-    """A dict of masks, a label image and a threshold are taken as in one pass."""
-    fmri_path, masks = image_and_masks(tmp_path)
-    labels = nib.Nifti1Image(np.arange(120, dtype="u1").reshape(SHAPE[:3]) % 4, STRAIGHT)
-    for regions, threshold in ((dict(enumerate(masks)), None), (labels, None), (labels, 1)):
-        found = mask_blocks(fmri_path, regions, block_mib=0, threshold=threshold)
-        assert same(found, stream_masks(fmri_path, regions, threshold=threshold))
 
 
 def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
@@ -81,12 +66,10 @@ def test_rows_may_come_in_any_order(tmp_path, monkeypatch):
     fmri_path, masks = image_and_masks(tmp_path)
 
     def backwards(tasks, n_jobs):
-        rows = (function(*args, **kwargs) for function, args, kwargs in reversed(tasks))
-        return nullcontext(rows)
+        return nullcontext(function(*args) for function, args, _ in reversed(tasks))
 
     monkeypatch.setattr(module, "results_as_ready", backwards)
-    found = mask_blocks(fmri_path, masks, block_mib=0)
-    assert same(found, stream_masks(fmri_path, masks))
+    assert_same(mask_blocks(fmri_path, masks, block_mib=0), stream_masks(fmri_path, masks))
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what is read")
@@ -115,53 +98,35 @@ def test_a_worker_needs_its_block_and_rows(tmp_path):
     inside[:8] = 1
     mask = [nib.Nifti1Image(inside, STRAIGHT)]
     small, large = (measure(mask_blocks, path, mask, 2, block_mib=mib) for mib in (1, 32))
-    assert same(large.result(), stream_masks(path, mask))
     rows = 2 * 128 * inside.sum() * 8 / MIB  # of a block, in float64, before and after scaling
     of_workers = [[w["anon"].max() for w in list(t.processes.values())[1:]] for t in (small, large)]
     assert 20 < max(of_workers[1]) - max(of_workers[0]) < 32 + rows + 16, of_workers
 
 
-@pytest.mark.parametrize(("most", "n_blocks"), [(0, 5), (2.9, 3), (5, 1)])
-def test_blocks_cover_all_volumes_once(most, n_blocks):
+def test_blocks_cover_all_volumes_once():
     """Every volume is in one block, and no block has more volumes than it may."""
-    blocks = divide(5, most)
-    assert [n for block in blocks for n in range(*block)] == list(range(5))
-    assert len(blocks) == n_blocks
+    assert divide(5, 0) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert divide(5, 2.9) == [(0, 2), (2, 4), (4, 5)]
+    assert divide(5, 5) == divide(5, 9) == [(0, 5)]
 
 
-def test_images_and_masks_are_checked_as_in_one_pass(tmp_path):
-    """An image that is not 4D and a mask on another grid are refused."""
-    fmri_path, masks = image_and_masks(tmp_path)
-    _, moved = image_and_masks(tmp_path, name="moved.nii", affine=OBLIQUE)
-    with pytest.raises(ValueError, match="resample_to_img"):
-        mask_blocks(fmri_path, moved)
-    path = write(tmp_path / "other.nii", np.ones(SHAPE[:3], "<f4"))
-    with pytest.raises(ValueError, match="not a 4D NIfTI image of numbers"):
-        mask_blocks(path, masks)
-
-
-@pytest.mark.parametrize("name", ["fmri.nii.gz", "fmri.nii.bz2", "FMRI.NII.GZ"])
+@pytest.mark.parametrize("name", ["fmri.nii.bz2", "FMRI.NII.GZ"])
 def test_a_compressed_file_is_refused_with_the_reason(tmp_path, name):
     """A compressed file is refused, with the reason and the alternatives."""
     fmri_path, masks = image_and_masks(tmp_path, name=name)
-    with pytest.raises(ValueError, match="one beginning") as raised:
+    with pytest.raises(ValueError, match=rf"(?s){name}.*one beginning.*stream_masks.*decompress"):
         mask_blocks(fmri_path, masks)
-    for word in (name, "stream_masks", "decompress it once"):
-        assert word in str(raised.value)
 
 
-@pytest.mark.parametrize("missing", [1, 3 * 240])
-def test_a_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, missing):
+@pytest.mark.parametrize(("missing", "there"), [(1, 6), (3 * 240, 4)])
+def test_a_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, missing, there):
     """A file that lacks volumes is refused before a task is sent; the error counts them."""
     fmri_path, masks = image_and_masks(tmp_path)
-    n_bytes = fmri_path.stat().st_size
-    os.truncate(fmri_path, n_bytes - missing)
+    os.truncate(fmri_path, 2032 - missing)
     monkeypatch.setattr(module, "results_as_ready", lambda *_: pytest.fail("tasks were sent"))
-    with pytest.raises(OSError, match="incomplete") as raised:
+    counted = f"{there} of 7 volumes, {2032 - missing:,} of 2,032 bytes"
+    with pytest.raises(OSError, match=rf"{fmri_path} is incomplete: it has {counted}"):
         mask_blocks(fmri_path, masks)
-    there = 7 - -(-missing // 240)
-    for text in (fmri_path, f"{there} of 7 volumes", f"{n_bytes - missing:,} of {n_bytes:,} bytes"):
-        assert str(text) in str(raised.value)
 
 
 def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
@@ -169,11 +134,10 @@ def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path):
     fmri_path, _ = image_and_masks(tmp_path)
     block = Part.of(nib.load(fmri_path)), 120, np.arange(5)
     os.truncate(fmri_path, 352 + 3 * 240 + 17)
-    with pytest.raises(OSError, match="changed"):
+    with pytest.raises(OSError, match=r"fmri.nii was changed"):
         extract_block(*block, 0, 3)
-    with pytest.raises(OSError, match="damaged") as raised:
+    with pytest.raises(OSError, match=r"fmri.nii is incomplete or damaged"):
         extract_block(*block, 2, 4)
-    assert str(fmri_path) in str(raised.value)
     fmri_path.unlink()
     with pytest.raises(FileNotFoundError, match=r"fmri.nii"):
         extract_block(*block, 0, 3)
@@ -223,7 +187,7 @@ def test_calls_are_compared_with_the_first():
         return [np.zeros(n)]
 
     found = benchmark.measure_calls({"a": partial(zeros, 3), "longer": partial(zeros, 4)})
-    assert {name: row["identical"] for name, row in found.items()} == {"a": True, "longer": False}
+    assert [row["identical"] for row in found.values()] == [True, False]
     for row in found.values():
         np.testing.assert_array_equal(row["ratio"], row["seconds"] / found["a"]["seconds"])
         assert len(row["seconds"]) == 2
