@@ -60,8 +60,7 @@ def extract(atlas, image, masked=False, **parameters):
     """Return the completed series of an atlas, and its coverage, as a study makes them."""
     parameters |= {"mask_img": image_of(HALF)} if masked else {}
     masker = without_empty(for_study(atlas.masker, **parameters), nib.load(image))
-    series = stream_masker(masker, image)
-    return complete(atlas, masker, series), coverage(atlas, masker, nib.load(image))
+    return complete(atlas, masker, stream_masker(masker, image), nib.load(image))
 
 
 def check_labels(found, labels, numbers, background, masked):
@@ -241,7 +240,7 @@ def test_coverage_of_spheres(seed, radius, masked):
     mask = image_of(HALF) if masked else None
     atlas = read_atlas("a", NiftiSpheresMasker([seed], radius, mask_img=mask))
     masker = atlas.masker.fit()
-    [share] = coverage(atlas, masker, img)
+    [share] = coverage(atlas, masker, img, np.array([0]))
     [voxels] = sphere_voxels(masker, img)
     padded = nib.Nifti1Image(
         np.zeros((36, 37, 35)), STRAIGHT @ nib.affines.from_matvec(np.eye(3), [-15] * 3)
@@ -265,15 +264,13 @@ def test_a_series_of_another_masker_is_refused(fmri_path):
     """Columns must be those of the masker, and its regions those of the atlas."""
     atlas, other = (read_atlas("a", image_of(LABELS * n, "i4")) for n in (1, 2))
     masker = for_study(atlas.masker)
-    series = stream_masker(masker, fmri_path)
+    series, img = stream_masker(masker, fmri_path), nib.load(fmri_path)
     with pytest.raises(ValueError, match="its masker has 4 columns"):
-        complete(atlas, masker, series[:, 1:])
+        complete(atlas, masker, series[:, 1:], img)
     with pytest.raises(ValueError, match="has no label 3: was it changed"):
-        complete(other, masker, series)
-    with pytest.raises(ValueError, match="has no label 3: was it changed"):
-        coverage(other, masker, nib.load(fmri_path))
-    assert complete(atlas, masker, series) is series
-    integers = complete(union_of([atlas, other]), masker, series.astype(int))
+        complete(other, masker, series, img)
+    assert complete(atlas, masker, series, img)[0] is series
+    integers, _ = complete(union_of([atlas, other]), masker, series.astype(int), img)
     assert integers.dtype == float
 
 
@@ -332,11 +329,11 @@ def test_union_has_the_regions_of_all(fmri_path, tmp_path):
     assert union.checksum == union_of(atlases[::-1]).checksum != atlases[0].checksum
     for atlas, missing in zip(atlases, (1, 0), strict=True):
         masker = for_study(atlas.masker)
-        series = complete(union, masker, stream_masker(masker, fmri_path))
+        series = stream_masker(masker, fmri_path)
+        series, shares = complete(union, masker, series, nib.load(fmri_path))
         expected = averages(LABELS, union.numbers)
         expected[:, missing] = np.nan
         np.testing.assert_allclose(series, expected, rtol=1e-5)
-        shares = coverage(union, masker, nib.load(fmri_path))
         np.testing.assert_array_equal(shares, np.arange(4) != missing)
 
 

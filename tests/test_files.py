@@ -93,7 +93,7 @@ def test_abandoned_files_are_removed(tmp_path):
     left.touch()
     with moved_into_place(tmp_path / "file.txt") as unfinished:
         unfinished.write_text("text")
-        remove_abandoned(tmp_path)
+        remove_abandoned(tmp_path, "*.unfinished")
         assert [*tmp_path.iterdir()] == [unfinished]
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMask
 from sklearn import clone
 
 from beyond_the_masker import fmriprep_study, synthetic, synthetic_fmriprep
-from beyond_the_masker.fmriprep import DEFAULTS, ConfoundsOf, read_strategy, space_of
+from beyond_the_masker.fmriprep import DEFAULTS, read_confounds, read_strategy, space_of
 from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
 from small_fmriprep import (
     AFFINE,
@@ -454,12 +453,10 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize(("arguments", "function"), ARGUMENTS.values(), ids=ARGUMENTS)
 def test_confounds_are_those_of_nilearn(folder, arguments, function):
-    """Confounds are loaded as by nilearn, also for an image without compression; small to send."""
+    """Confounds are loaded as by nilearn, also for an image without compression."""
     image, start = one_image(folder)
     tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
-    load = ConfoundsOf(image.with_suffix(""), tables, arguments, 2.0)
-    assert len(pickle.dumps(load)) < 2000
-    found = pickle.loads(pickle.dumps(load))()
+    found = read_confounds(image.with_suffix(""), tables, arguments, 2.0)
     confounds, sample_mask = function(str(image), **arguments)
     pd.testing.assert_frame_equal(found.table, confounds)
     np.testing.assert_array_equal(found.sample_mask, sample_mask)
@@ -510,7 +507,7 @@ def test_first_row_is_filled(folder):
     image, start = one_image(folder)
     tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
     arguments = {"strategy": ["motion"], "motion": "derivatives", "demean": False}
-    table = ConfoundsOf(image, tables, arguments)().table
+    table = read_confounds(image, tables, arguments).table
     assert table.trans_x_derivative1[0] == table.trans_x_derivative1[1]
     assert len(table) == N_VOLUMES
 
@@ -519,12 +516,12 @@ def test_without_confounds(folder, tmp_path):
     """Without a strategy nothing is removed; the displacement is known if there is a table."""
     image, start = one_image(folder)
     tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
-    found = ConfoundsOf(image, tables, None)()
+    found = read_confounds(image, tables, None)
     assert found[:2] == (None, None)
     assert found.mean_fd > 0
-    assert math.isnan(ConfoundsOf(image, {}, None)().mean_fd)
+    assert math.isnan(read_confounds(image, {}, None).mean_fd)
     pd.DataFrame({"csf": [1.0]}).to_csv(tables["confounds"], sep="\t")
-    assert math.isnan(ConfoundsOf(image, tables, None)().mean_fd)
+    assert math.isnan(read_confounds(image, tables, None).mean_fd)
 
 
 # -- The plan ----------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Atlas(NamedTuple):
 # ----------------
 
 
-def read_atlas(name, source):
+def read_atlas(name, source, with_checksum=True):
     """Return an `Atlas`. Its files are read to their ends, so that damage shows at once.
 
     The source is a 3D image of labels, a 4D image with a map in each volume, or a masker, which is
@@ -68,7 +68,8 @@ def read_atlas(name, source):
         check_regions(regions)
         if type(masker) is NiftiLabelsMasker:
             masker = copy_of(masker, lut=None, labels=None)  # their names are in `regions`
-        return Atlas(str(name), masker, regions, checksum_of(masker, regions), numbers)
+        checksum = checksum_of(masker, regions) if with_checksum else ""
+        return Atlas(str(name), masker, regions, checksum, numbers)
 
 
 def union_of(atlases):
@@ -287,11 +288,11 @@ def without_empty(masker, img):
 # -----------------------
 
 
-def complete(atlas, masker, series):
+def complete(atlas, masker, series, img):
     """Return a series with a column for each region of an atlas, NaN where the image has no voxel.
 
-    The masker is still fitted to the image. If an image has an atlas of its own, `atlas` is the
-    union of all.
+    Return also the `coverage` of the regions. The masker is still fitted to the image. If an image
+    has an atlas of its own, `atlas` is the union of all.
     """
     series, columns = np.asarray(series), columns_of(atlas, masker)
     if series.shape[1:] != columns.shape:
@@ -299,12 +300,13 @@ def complete(atlas, masker, series):
             f"A series of the atlas {atlas.name} has the shape {series.shape}; its masker has "
             f"{len(columns)} columns."
         )
+    shares = coverage(atlas, masker, img, columns[columns >= 0])
     if np.array_equal(columns, np.arange(len(atlas.regions))):
-        return series
+        return series, shares
     dtype = series.dtype if series.dtype.kind == "f" else float
     every_column = np.full((len(series), len(atlas.regions)), np.nan, dtype)
     every_column[:, columns[columns >= 0]] = series[:, columns >= 0]
-    return every_column
+    return every_column, shares
 
 
 def columns_of(atlas, masker):
@@ -345,12 +347,13 @@ def places_of(labels, atlas):
 # ---------------------------------------
 
 
-def coverage(atlas, masker, img):
+def coverage(atlas, masker, img, there):
     """Return how much of each region lies in an image, and in the mask of a masker fitted to it.
 
     It is the share, from 0 to 1, of a label's voxels, of the absolute weights of a map, of the
     points of the image's grid in a sphere: 0 for a region without a column, NaN for single voxels.
     A voxel is inside if the voxel of the image, and of the mask, that is nearest to its centre is.
+    The regions that have a column are `there`.
     """
     if type(masker) is NiftiMasker:
         return np.full(len(atlas.regions), np.nan)
@@ -365,8 +368,7 @@ def coverage(atlas, masker, img):
     else:
         voxels = np.ones(regions_img.shape[:3], bool, order="F")
         totals, outside = sum_outside(volumes, centres_inside(voxels, regions_img, masker, img))
-    shares, there = np.zeros(len(atlas.regions)), columns_of(atlas, masker)
-    there = there[there >= 0]
+    shares = np.zeros(len(atlas.regions))
     shares[there] = 1 - outside[there] / totals[there]
     return shares.clip(0, 1)
 

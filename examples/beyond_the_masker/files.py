@@ -4,6 +4,7 @@ import errno
 import os
 import uuid
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def moved_into_place(file):
 def unfinished_version(file):
     """Yield a new empty file beside a file; in the end remove it, unless it was moved."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    held = create_beside(file)
+    held = create_locked(lambda: f"{shortened(file)}.{uuid.uuid4().hex}.unfinished")
     try:
         with held:
             if fcntl is None:  # such a system cannot move an open file
@@ -62,11 +63,10 @@ def unfinished_version(file):
         Path(held.name).unlink(missing_ok=True)
 
 
-def create_beside(file):
-    """Return a new file beside a file, open and locked."""
+def create_locked(new_name, mode=0o666):
+    """Return a new file, open and locked as long as this process has it."""
     while True:
-        unfinished = f"{shortened(file)}.{uuid.uuid4().hex}.unfinished"
-        held = open(unfinished, "xb")  # noqa: SIM115
+        held = open(new_name(), "x+b", opener=partial(os.open, mode=mode))  # noqa: SIM115
         lock(held)
         if os.fstat(held.fileno()).st_nlink:  # else `remove_abandoned` was faster than the lock
             return held
@@ -145,9 +145,9 @@ def remove_unfinished(files):
     return set(left.values())
 
 
-def remove_abandoned(folder, names=("*",)):
-    """Remove a folder's unfinished files whose process has ended; leave those being written."""
-    for path in [path for name in names for path in folder.glob(f"{name}.unfinished")]:
+def remove_abandoned(folder, *patterns):
+    """Remove the files of `create_locked` in a folder whose process has ended."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         with suppress(OSError), open(path, "r+b") as file:
             if lock(file, wait=False):
                 path.unlink()

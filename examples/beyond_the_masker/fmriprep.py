@@ -13,12 +13,11 @@
 :mod:`beyond_the_masker.masker_runs` does the work.
 """
 
-import csv
-import math
 import os
 import shutil
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from textwrap import shorten
@@ -26,14 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from beyond_the_masker.atlases import (
-    IMAGES,
-    for_study,
-    images_of,
-    read_atlas,
-    stored,
-    union_of,
-)
+from beyond_the_masker.atlases import IMAGES, for_study, images_of, read_atlas, stored, union_of
 from beyond_the_masker.bids import (
     Related,
     check_label,
@@ -46,9 +38,12 @@ from beyond_the_masker.bids import (
 )
 from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.files import file_named
-from beyond_the_masker.masker_runs import Confounds, Run, run_maskers
+from beyond_the_masker.masker_runs import Confounds, Run, do_runs
+from beyond_the_masker.running import ready_parallel
 from beyond_the_masker.streaming import remove_left, unfinished_beside
-from beyond_the_masker.tasks import absolute
+from beyond_the_masker.tables import read_exactly
+from beyond_the_masker.tasks import absolute, check_apart, one_part
+from beyond_the_masker.work import Options
 
 __all__ = ["fmriprep_study"]
 DEFAULTS = {
@@ -59,7 +54,6 @@ DEFAULTS = {
     "high_pass": None,
 }
 TABLES = {"confounds": ("confounds", ["timeseries", "regressors"])}  # before 20.2 regressors
-MISSING = (None, "", "n/a", "nan", "NaN")
 NOT_HERE = "is a link to a file that is not here: get it with datalad get."
 LONG_RUN = 256  # seconds, twice the period of fMRIPrep's high-pass filter
 LONGEST_T_R = 60  # seconds; a larger number is in milliseconds
@@ -148,13 +142,15 @@ def fmriprep_study(
     -----
     The mean framewise displacement is that of the volumes that are kept; the first volume has none.
     """
+    ready_parallel(n_jobs)
     how = filters, participants, strategy, masker, brain_mask
-    wanted, found = find_study(fmriprep_dir, atlases, output_dir, *how)
-    runs, atlases = make_runs(wanted, found)
-    write_dataset(wanted.output_dir, wanted.folder, lookup_tables(atlases))
+    study = find_study(fmriprep_dir, atlases, output_dir, *how)
+    images, table = one_part(study.images, part)
+    runs, atlases = make_runs(study, images)
+    write_dataset(study.output_dir, study.folder, lookup_tables(atlases))
     remove_left(Path(gettempdir()))  # temporary folders of workers that were killed
-    options = {"part": part, "min_coverage": min_coverage, "relmat": relmat, "verify": verify}
-    return run_maskers(runs, atlases, wanted.output_dir, n_jobs, **options)
+    options = Options(study.output_dir, min_coverage, relmat, verify)
+    return do_runs(runs, atlases, study.output_dir / table, n_jobs, options)
 
 
 # -- What is wanted ----------------------------------------------------------------------------
@@ -169,23 +165,26 @@ class Strategy(NamedTuple):
     tables: dict  # role: desc of the table, and its suffixes
 
 
-class Wanted(NamedTuple):
-    """What a study is asked for."""
+class Study(NamedTuple):
+    """What a study is asked for, and the images that it has."""
 
     folder: Path
     output_dir: Path
+    images: list
     names: list  # of all atlases
     atlases: dict  # name: Atlas, the same for all images
     patterns: dict  # name: pattern of the file of each subject's atlas
+    own: dict  # name: for each image the file of the subject's atlas, or None
     strategy: Strategy
     parameters: dict  # of all maskers
     brain_mask: bool
+    related: Related
 
 
 def find_study(
     fmriprep_dir, atlases, output_dir, filters, participants, strategy, masker, brain_mask
 ):
-    """Return what is wanted, and an image's files, as `Files`, for each image; see above."""
+    """Return a `Study`; what is wrong for all images is an error."""
     folder, output_dir = absolute(fmriprep_dir), absolute(output_dir)
     check_kinds(atlases=(atlases, dict), filters=(filters or {}, dict), masker=(masker or {}, dict))
     check_kinds(brain_mask=(brain_mask, bool))  # another mask is one of a masker
@@ -193,12 +192,13 @@ def find_study(
     strategy, parameters = read_strategy(strategy), read_parameters(masker)
     images = find_images(folder, {"desc": strategy.image} | (filters or {}), participants)
     of_all, patterns = read_atlases(atlases)
-    names = [*atlases]
-    wanted = Wanted(folder, output_dir, names, of_all, patterns, strategy, parameters, brain_mask)
     related = Related()
-    found = [find_files(wanted, related, image) for image in images]
-    check_results(wanted, found)
-    return wanted, found
+    own = {name: find_own(related, images, name, patterns[name]) for name in patterns}
+    files = folder, output_dir, images, [*atlases], of_all, patterns, own
+    study = Study(*files, strategy, parameters, brain_mask, related)
+    results = ((image, name_result(study, image, study.names[0])) for image in images)
+    check_apart(results, "Choose one by a filter, or keep one.")
+    return study
 
 
 def check_kinds(**given):
@@ -276,14 +276,13 @@ def read_atlases(atlases):
         raise ValueError("Give at least one atlas.")
     for name in atlases:
         check_label(name, "The name of an atlas")
-    patterns = {name: source for name, source in atlases.items() if is_pattern(source)}
-    of_all = {
-        name: read_atlas(name, source) for name, source in atlases.items() if name not in patterns
-    }
-    return of_all, {
-        name: str(absolute(pattern) if "{" in str(pattern) else pattern)
-        for name, pattern in patterns.items()
-    }
+    of_all, patterns = {}, {}
+    for name, source in atlases.items():
+        if is_pattern(source):
+            patterns[name] = str(absolute(source) if "{" in str(source) else source)
+        else:
+            of_all[name] = read_atlas(name, source)
+    return of_all, patterns
 
 
 def is_pattern(source):
@@ -298,96 +297,15 @@ def is_pattern(source):
         return False
 
 
-# -- What there is -----------------------------------------------------------------------------
-
-
-class Files(NamedTuple):
-    """An image and the files that go with it."""
-
-    image: Path
-    results: dict  # name of an atlas: file of its series
-    problems: dict  # name of an atlas: sentences on why there will be no series
-    tables: dict  # role: table of confounds
-    sidecar: Path | None
-    t_r: float | None  # seconds
-    brain_mask: Path | None
-    atlases: dict  # name: file of the subject's own atlas
-
-
-def find_files(wanted, related, image):
-    """Return the `Files` of an image."""
-    problems = []
-    tables = find_tables(wanted.strategy, related, image, problems)
-    t_r, sidecar = find_repetition_time(wanted.parameters, related, image, problems)
-    brain_mask = related.brain_mask(image) if wanted.brain_mask else None
-    if wanted.brain_mask and not brain_mask:
-        problems.append("It has no brain mask desc-brain_mask.nii.gz; or set brain_mask to False.")
-    own = {name: find_atlas(related, image, pattern) for name, pattern in wanted.patterns.items()}
-    problems += [
-        f"{'It' if path == image else path.name} {NOT_HERE}"
-        for path in (image, brain_mask, *tables.values())
-        if path and not path.exists()
-    ]
-    results = name_results(wanted, image)
-    problems = {
-        name: (*problems, *why_unfit(wanted, image, name, own.get(name))) for name in results
-    }
-    return Files(image, results, problems, tables, sidecar, t_r, brain_mask, own)
-
-
-def name_results(wanted, image):
-    """Return for each atlas the file of an image's series."""
-    entities = entities_of(image)
-    desc = {"desc": wanted.strategy.label} if wanted.strategy.label else {}
-    folder = wanted.output_dir / image.parent.relative_to(wanted.folder)
-    return {
-        name: folder / name_of(entities | desc | {"atlas": name}, "timeseries", ".tsv")
-        for name in wanted.names
-    }
-
-
-def find_tables(strategy, related, image, problems):
-    """Return an image's tables of confounds by their roles; add what is missing to the problems.
-
-    Of two tables, that with more of the image's entities belongs to it.
-    """
-    tables = {}
-    for role, (desc, suffixes) in strategy.tables.items():
-        found = related.find(image, suffixes, [".tsv"], desc=desc)
-        closest = [path for path in found if len(entities_of(path)) == len(entities_of(found[0]))]
-        if len(closest) == 1:
-            tables[role] = closest[0]
-        elif strategy.arguments is not None:
-            names = ", ".join(path.name for path in closest)
-            wanted = f"desc-{desc}_{suffixes[0]}.tsv"
-            problems.append(
-                f"It has {len(closest)} tables of confounds: {names}. Keep one."
-                if closest
-                else f"It has no confounds: no {wanted} with its entities is beside it."
-            )
-    return tables
-
-
-def find_repetition_time(parameters, related, image, problems):
-    """Return an image's repetition time in seconds, and the sidecar that has it, or None."""
-    sidecars, t_r, sidecar = related.sidecars(image), None, None
-    try:
-        for sidecar in sidecars:
-            if (t_r := read_json(sidecar).get("RepetitionTime")) is not None:
-                break
-        if t_r is not None and not (type(t_r) in (int, float) and 0 < t_r < LONGEST_T_R):
-            raise ValueError(f"{sidecar} has the RepetitionTime {t_r!r}; it has to be in seconds")
-    except FileNotFoundError:
-        problems.append(f"{sidecar.name} {NOT_HERE}")
-        return None, sidecar
-    except (ValueError, OSError) as error:
-        problems.append(f"{str(error).rstrip('.')}.")
-        return None, sidecar
-    if t_r is None and (parameters["low_pass"] or parameters["high_pass"]):
-        names = ", ".join(path.name for path in sidecars)
-        lack = f"{names} has none" if sidecars else "there is no sidecar"
-        problems.append(f"A filter needs RepetitionTime, and {lack}.")
-    return t_r, sidecar if t_r is not None else None
+def find_own(related, images, name, pattern):
+    """Return for each image the file of the subject's own atlas, or None; there must be one."""
+    files = {image: find_atlas(related, image, pattern) for image in images}
+    if not any(files.values()):
+        raise ValueError(
+            f"The atlas {name} is neither a file nor a pattern: there is no {pattern}, and no "
+            f"image, such as {images[0]}, has a file with these entities."
+        )
+    return files
 
 
 def find_atlas(related, image, pattern):
@@ -403,10 +321,97 @@ def find_atlas(related, image, pattern):
     return path if os.path.lexists(path) else None
 
 
-def why_unfit(wanted, image, name, own):
+def name_result(study, image, name):
+    """Return the file of an image's series of an atlas."""
+    entities = entities_of(image) | {"atlas": name}
+    if study.strategy.label:
+        entities["desc"] = study.strategy.label
+    folder = study.output_dir / image.parent.relative_to(study.folder)
+    return folder / name_of(entities, "timeseries", ".tsv")
+
+
+# -- The files of an image ---------------------------------------------------------------------
+
+
+def find_run(study, image):
+    """Return the `Run` of an image, still without maskers; its problems say what is missing."""
+    problems = []
+    tables = find_tables(study, image, problems)
+    t_r, sidecar = find_repetition_time(study, image, problems)
+    brain_mask = study.related.brain_mask(image) if study.brain_mask else None
+    if study.brain_mask and not brain_mask:
+        problems.append("It has no brain mask desc-brain_mask.nii.gz; or set brain_mask to False.")
+    problems += [
+        f"{'It' if path == image else path.name} {NOT_HERE}"
+        for path in (image, brain_mask, *tables.values())
+        if path and not path.exists()
+    ]
+    sources = {"sidecar": sidecar, "brain_mask": brain_mask, **tables}
+    strategy = study.strategy
+    about = {"Strategy": strategy.label or None, "StrategyArguments": strategy.arguments}
+    of_each = {name: [*problems, *why_unfit(study, image, name)] for name in study.names}
+    return Run(
+        image,
+        files={name: name_result(study, image, name) for name in study.names},
+        maskers={},
+        confounds=partial(read_confounds, image, tables, strategy.arguments, t_r),
+        sources={role: path for role, path in sources.items() if path},
+        about={"RepetitionTime": t_r, **about},
+        problems={name: sentences for name, sentences in of_each.items() if sentences},
+    )
+
+
+def find_tables(study, image, problems):
+    """Return an image's tables of confounds by their roles; add what is missing to the problems.
+
+    Of two tables, that with more of the image's entities belongs to it.
+    """
+    tables = {}
+    for role, (desc, suffixes) in study.strategy.tables.items():
+        found = study.related.find(image, suffixes, [".tsv"], desc=desc)
+        closest = [path for path in found if len(entities_of(path)) == len(entities_of(found[0]))]
+        if len(closest) == 1:
+            tables[role] = closest[0]
+        elif study.strategy.arguments is not None:
+            names = ", ".join(path.name for path in closest)
+            wanted = f"desc-{desc}_{suffixes[0]}.tsv"
+            problems.append(
+                f"It has {len(closest)} tables of confounds: {names}. Keep one."
+                if closest
+                else f"It has no confounds: no {wanted} with its entities is beside it."
+            )
+    return tables
+
+
+def find_repetition_time(study, image, problems):
+    """Return an image's repetition time in seconds, and the sidecar that has it, or None."""
+    sidecars = study.related.sidecars(image)
+    try:
+        for sidecar in sidecars:
+            t_r = read_json(sidecar).get("RepetitionTime")
+            if type(t_r) in (int, float) and 0 < t_r < LONGEST_T_R:
+                return t_r, sidecar
+            if t_r is not None:
+                raise ValueError(
+                    f"{sidecar} has the RepetitionTime {t_r!r}; it has to be in seconds"
+                )
+    except FileNotFoundError:
+        problems.append(f"{sidecar.name} {NOT_HERE}")
+    except (ValueError, OSError) as error:
+        problems.append(f"{str(error).rstrip('.')}.")
+    else:
+        if study.parameters["low_pass"] or study.parameters["high_pass"]:
+            names = ", ".join(path.name for path in sidecars)
+            lack = f"{names} has none" if sidecars else "there is no sidecar"
+            problems.append(f"A filter needs RepetitionTime, and {lack}.")
+    return None, None
+
+
+def why_unfit(study, image, name):
     """Yield why an atlas does not fit an image, as far as their names tell."""
-    pattern, image_space = wanted.patterns.get(name), entities_of(image).get("space", "")
-    space = space_of(own or pattern or file_of(wanted.atlases[name]))
+    pattern, own = study.patterns.get(name), study.own.get(name, {}).get(image)
+    image_space = entities_of(image).get("space", "")
+    space = space_of(own or pattern or file_of(study.atlases[name]))
     if space not in (None, image_space):
         here, there = map(space_in_words, (space, image_space))
         yield f"The atlas {name} is in {here}, but the image in {there}."
@@ -438,81 +443,52 @@ def space_in_words(space):
     return f"space {space}" if space else "the space of the scanner"
 
 
-def check_results(wanted, found):
-    """Raise a ValueError if two results have one name, or nothing matches an atlas's pattern."""
-    image_of_result = {}
-    for files in found:
-        for result in files.results.values():
-            if (other := image_of_result.setdefault(result, files.image)) != files.image:
-                raise ValueError(
-                    f"{other} and {files.image} would both become {result}. Choose one by a "
-                    "filter, or keep one."
-                )
-    for name, pattern in wanted.patterns.items():
-        if not any(files.atlases[name] for files in found):
-            raise ValueError(
-                f"The atlas {name} is neither a file nor a pattern: there is no {pattern}, and no "
-                f"image, such as {found[0].image}, has a file with these entities."
-            )
-
-
 # -- Runs --------------------------------------------------------------------------------------
 
 
-def make_runs(wanted, found):
-    """Return a `Run` for each image, or several if not all its atlases fit; and the atlases."""
-    atlases = {name: stored(atlas, wanted.output_dir) for name, atlas in wanted.atlases.items()}
-    own, problems = read_own(wanted, found)
-    for name in wanted.patterns:
-        atlases[name] = union_of([atlas for (of, _), atlas in own.items() if of == name])
-    runs = []
-    for files in found:
-        parameters = {"t_r": files.t_r, "mask_img": files.brain_mask, **wanted.parameters}
-        by_problem = {}
-        for name, sentences in files.problems.items():
-            file = files.atlases.get(name)
-            problem = " ".join(sentences) or problems.get((name, file), "")
-            atlas = own.get((name, file), atlases[name])
-            masker = for_study(atlas.masker, **({} if problem else parameters))
-            by_problem.setdefault(problem, {})[name] = masker
-        runs += [make_run(wanted, files, maskers, why) for why, maskers in by_problem.items()]
-    return runs, atlases
+def make_runs(study, images):
+    """Return a `Run` for each of some images, and the atlases of all."""
+    atlases = {name: stored(atlas, study.output_dir) for name, atlas in study.atlases.items()}
+    own = {name: read_own(name, files.values()) for name, files in study.own.items()}
+    for name, read in own.items():
+        atlases[name] = union_of([one for one in read.values() if not isinstance(one, Exception)])
+    return [with_maskers(study, find_run(study, image), atlases, own) for image in images], atlases
 
 
-def read_own(wanted, found):
-    """Return each subject's own atlases by name and file, and why some of them cannot be read.
+def read_own(name, files):
+    """Return subjects' own atlases by their files; in place of one that cannot be read, its error.
 
     Every part of a study reads all of them, because their regions together are the columns.
     """
     from tqdm import tqdm
 
-    own, problems = {}, {}
-    for name in wanted.patterns:
-        own_files = sorted({files.atlases[name] for files in found} - {None})
-        for file in tqdm(own_files, unit="atlas", delay=2):
-            try:
-                own[name, file] = read_atlas(name, file)
-            except (ValueError, OSError) as error:
-                problems[name, file], last = str(error), error
-        if name not in {of for of, _ in own}:
-            raise last
-    return own, problems
+    read = {}
+    for file in tqdm(sorted({*files} - {None}), unit="atlas", delay=2):
+        try:
+            read[file] = read_atlas(name, file, with_checksum=False)  # its record has size and time
+        except (ValueError, OSError) as error:
+            read[file] = error
+    if all(isinstance(one, Exception) for one in read.values()):
+        raise read[file]
+    return read
 
 
-def make_run(wanted, files, maskers, problem):
-    """Return the `Run` of an image and some of the atlases, which share a problem or have none."""
-    sources = {"sidecar": files.sidecar, "brain_mask": files.brain_mask, **files.tables}
-    sources |= {f"atlas-{name}": files.atlases.get(name) for name in maskers}
-    arguments = wanted.strategy.arguments
-    confounds = ConfoundsOf(files.image, files.tables, arguments, files.t_r, problem)
-    about = {
-        "RepetitionTime": files.t_r,
-        "Strategy": wanted.strategy.label or None,
-        "StrategyArguments": arguments,
-    }
-    results = {name: files.results[name] for name in maskers}
-    sources = {role: path for role, path in sources.items() if path}
-    return Run(files.image, results, maskers, confounds, sources, about)
+def with_maskers(study, run, atlases, own):
+    """Return a run with the maskers of the atlases that fit, and problems of the others."""
+    parameters = {"t_r": run.about["RepetitionTime"], "mask_img": run.sources.get("brain_mask")}
+    maskers, sources, problems = {}, {**run.sources}, {**run.problems}
+    for name in run.files:
+        if name in problems:
+            continue
+        file = study.own[name][run.image] if name in own else None
+        atlas = own[name][file] if file else atlases[name]
+        if isinstance(atlas, Exception):
+            problems[name] = [str(atlas)]
+            continue
+        maskers[name] = for_study(atlas.masker, **parameters, **study.parameters)
+        if file:
+            sources[f"atlas-{name}"] = file
+    return run._replace(maskers=maskers, sources=sources, problems=problems)
 
 
 def lookup_tables(atlases):
@@ -529,83 +505,70 @@ def lookup_tables(atlases):
 # -- Confounds, in a worker --------------------------------------------------------------------
 
 
-class ConfoundsOf(NamedTuple):
-    """Load an image's confounds when it is called; small, because it is sent to a worker."""
+def read_confounds(image, tables, arguments, t_r=None):
+    """Return the `Confounds` of an image; a ValueError says what is missing.
 
-    image: Path
-    tables: dict  # by their roles
-    arguments: dict | None  # of a function of nilearn
-    t_r: float | None = None
-    problem: str = ""  # what was missing before
-
-    def __call__(self):
-        """Return `Confounds`; a ValueError says what is missing."""
-        if self.problem:
-            raise ValueError(self.problem)
-        table = sample_mask = None
-        if self.arguments is not None:
-            table, sample_mask = self.load_checked()
-        mean_fd = mean_displacement(self.tables.get("confounds"), sample_mask)
-        return Confounds(table, sample_mask, mean_fd)
-
-    def load_checked(self):
-        """Return what nilearn loads; a ValueError names the table and what is wrong with it.
-
-        Temporal derivatives have no value in the first row. nilearn takes that of the second row,
-        so the first volume can be kept. No other value that is missing can be replaced.
-        """
-        named = " and ".join(map(str, self.tables.values()))
-        try:
-            with file_named(named), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of arguments: once, before; the rest is in rows
-                table, sample_mask = self.load_alone()
-        except (ValueError, TypeError, KeyError, IndexError) as error:  # of text: a TypeError
-            raise ValueError(f"{named} lacks what the strategy needs. {error}") from error
-        if self.lacks_cosines(table):
+    The tables are those of the image by their roles, the arguments those of a function of nilearn.
+    """
+    table = sample_mask = None
+    if arguments is not None:
+        named = " and ".join(map(str, tables.values()))
+        table, sample_mask = load_alone(image, tables, arguments, named)
+        if lacks_cosines(table, arguments, t_r):
             raise ValueError(f"{named} lacks what the strategy needs: cosines, to filter drifts.")
-        if table is None or not table.shape[1]:
-            return None, sample_mask
-        kept = table if sample_mask is None else table.iloc[sample_mask]
-        is_missing = ~np.isfinite(kept.to_numpy(float)).all(axis=0)
-        if is_missing.any():
-            names = shorten(", ".join(table.columns[is_missing]), 200)
-            raise ValueError(
-                f"{named} has n/a after the first row in {names}. Choose a strategy without them."
-            )
-        return table, sample_mask
+        if table is not None and not table.shape[1]:
+            table = None
+        check_values(table, sample_mask, named)
+    return Confounds(table, sample_mask, mean_displacement(tables.get("confounds"), sample_mask))
 
-    def load_alone(self):
-        """Return what nilearn loads from a folder that has copies of this image's tables alone.
 
-        nilearn refuses a folder with a table for the run and one for a run with fewer entities.
-        """
-        with temporary_folder("confounds") as folder:
-            for path in self.tables.values():
+def load_alone(image, tables, arguments, named):
+    """Return what nilearn loads from a folder that has copies of an image's tables alone.
+
+    nilearn refuses a folder with a table for the run and one for a run with fewer entities.
+    """
+    folder = unfinished_beside(Path(gettempdir(), "confounds"))
+    folder.mkdir(mode=0o700)
+    try:
+        with file_named(named), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arguments: once, before; the rest is in rows
+            for path in tables.values():
                 shutil.copyfile(path, folder / path.name)
                 with suppress(FileNotFoundError):
                     shutil.copyfile(path.with_suffix(".json"), folder / f"{path.stem}.json")
-            return load(str(folder / self.image.name), self.arguments)
-
-    def lacks_cosines(self, table):
-        """Return whether a table lacks the cosines that filter drifts; nilearn does not say so.
-
-        fMRIPrep writes none for runs that are shorter than the period of its filter.
-        """
-        parts = self.arguments.get("strategy", ["high_pass"])
-        if table is None or "high_pass" not in parts or "tedana" in parts:
-            return False
-        return (self.t_r or 0) * len(table) >= LONG_RUN and not any("cosine" in c for c in table)
-
-
-@contextmanager
-def temporary_folder(name):
-    """Yield a new folder for temporary files; remove it in the end."""
-    folder = unfinished_beside(Path(gettempdir(), name))
-    folder.mkdir(mode=0o700)
-    try:
-        yield folder
+            return load(str(folder / image.name), arguments)
+    except (ValueError, TypeError, KeyError, IndexError) as error:  # of text: a TypeError
+        raise ValueError(f"{named} lacks what the strategy needs. {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def lacks_cosines(table, arguments, t_r):
+    """Return whether a table lacks the cosines that filter drifts; nilearn does not say so.
+
+    fMRIPrep writes none for runs that are shorter than the period of its filter.
+    """
+    parts = arguments.get("strategy", ["high_pass"])
+    if table is None or "high_pass" not in parts or "tedana" in parts:
+        return False
+    return (t_r or 0) * len(table) >= LONG_RUN and not any("cosine" in name for name in table)
+
+
+def check_values(table, sample_mask, named):
+    """Raise a ValueError if a value is missing that cannot be replaced.
+
+    Temporal derivatives have no value in the first row. nilearn takes that of the second row, so
+    the first volume can be kept.
+    """
+    if table is None:
+        return
+    kept = table if sample_mask is None else table.iloc[sample_mask]
+    is_missing = ~np.isfinite(kept.to_numpy(float)).all(axis=0)
+    if is_missing.any():
+        names = shorten(", ".join(table.columns[is_missing]), 200)
+        raise ValueError(
+            f"{named} has n/a after the first row in {names}. Choose a strategy without them."
+        )
 
 
 def load(image, arguments):
@@ -620,10 +583,11 @@ def load(image, arguments):
 def mean_displacement(path, sample_mask):
     """Return the mean framewise displacement of the volumes that are kept; NaN if it is unknown."""
     if path is None:
-        return math.nan
-    with damaged_file_named(path), open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row.get("framewise_displacement") for row in csv.DictReader(file, delimiter="\t")]
-        values = np.array([math.nan if text in MISSING else float(text) for text in rows])
-    values = values if sample_mask is None else values[sample_mask]
+        return np.nan
+    with damaged_file_named(path):
+        table = read_exactly(path, usecols=lambda name: name == "framewise_displacement")
+        values = table.to_numpy(float).ravel()
+    if not table.columns.empty and sample_mask is not None:
+        values = values[sample_mask]
     values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else math.nan
+    return float(values.mean()) if len(values) else np.nan

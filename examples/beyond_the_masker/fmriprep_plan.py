@@ -18,7 +18,7 @@ from nilearn.image import smooth_img
 from beyond_the_masker.atlases import read_atlas
 from beyond_the_masker.bids import RANK, entities_of
 from beyond_the_masker.budget import request
-from beyond_the_masker.fmriprep import find_study
+from beyond_the_masker.fmriprep import find_run, find_study
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import this_machine
 from beyond_the_masker.model import MIB
@@ -96,30 +96,31 @@ def plan_study(
         time is that of decompression, and of smoothing: a lower bound.
     """
     how = filters, participants, strategy, masker, brain_mask
-    wanted, found = find_study(fmriprep_dir, atlases, output_dir, *how)
-    counts = count_regions(wanted, found)
+    study = find_study(fmriprep_dir, atlases, output_dir, *how)
+    found = [find_run(study, image) for image in study.images]
+    counts = count_regions(study)
     imports_mib = this_machine()["nilearn"] + CODE_MIB
-    table = pd.DataFrame([row_of(files, counts, imports_mib) for files in found])
-    keys = {key for files in found for key in entities_of(files.image)}
+    table = pd.DataFrame([row_of(run, counts, imports_mib) for run in found])
+    keys = {key for image in study.images for key in entities_of(image)}
     table = table[[*sorted(keys, key=lambda key: RANK.get(key, 98)), *COLUMNS]]
     images = table.image[table.mib > 0]
-    table["seconds"] = table.mib * time_of_a_mib(images, wanted.parameters["smoothing_fwhm"])
-    return Plan(wanted.folder, table, counts[0])
+    table["seconds"] = table.mib * time_of_a_mib(images, study.parameters["smoothing_fwhm"])
+    return Plan(study.folder, table, counts[0])
 
 
-def row_of(files, counts, imports_mib):
+def row_of(run, counts, imports_mib):
     """Return a row of the plan's table, from the header of an image."""
-    problems, volumes, mib, worker_mib = [*dict.fromkeys(chain(*files.problems.values()))], 0, 0, 0
+    problems, volumes, mib, worker_mib = [*dict.fromkeys(chain(*run.problems.values()))], 0, 0, 0
     try:
-        header = read_header(files.image)
+        header = read_header(run.image)
         volumes = header.shape[3]
         mib = math.prod(header.shape) * np.dtype(header.dtype).itemsize / MIB
         worker_mib = imports_mib + memory_of(header, mib, *counts)
     except (OSError, ValueError) as error:
-        if files.image.exists():  # else it is among the problems
+        if run.image.exists():  # else it is among the problems
             problems.append(str(error))
-    values = str(files.image), volumes, mib, worker_mib, " ".join(problems)
-    return entities_of(files.image) | dict(zip(COLUMNS, values, strict=True))
+    values = str(run.image), volumes, mib, worker_mib, " ".join(problems)
+    return entities_of(run.image) | dict(zip(COLUMNS, values, strict=True))
 
 
 def memory_of(header, mib, n_regions, n_maps):
@@ -156,15 +157,15 @@ def time_of_a_byte(fmri, smoothing_fwhm):
     return seconds
 
 
-def count_regions(wanted, found):
+def count_regions(study):
     """Return the number of regions of all atlases, and of those that are maps.
 
     Of an atlas of each subject, the first one counts.
     """
-    atlases = list(wanted.atlases.values())
-    for name in wanted.patterns:
-        path = next(path for files in found if (path := files.atlases[name]))
-        atlases.append(read_atlas(name, path))
+    atlases = [*study.atlases.values()]
+    for name, files in study.own.items():
+        path = next(path for path in files.values() if path)
+        atlases.append(read_atlas(name, path, with_checksum=False))
     maps = [atlas for atlas in atlases if hasattr(atlas.masker, "maps_img")]
     return tuple(sum(len(atlas.regions) for atlas in each) for each in (atlases, maps))
 

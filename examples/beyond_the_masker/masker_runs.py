@@ -92,10 +92,7 @@ def masker_study(
     images, output_dir = absolute_paths(images), absolute(output_dir)
     for name in maskers:
         check_label(name, "The name of an atlas")
-    files = {
-        name: name_files(images, output_dir, f"_atlas-{name}_timeseries.tsv", relative_to)
-        for name in maskers
-    }
+    files = name_files(images, output_dir, "", relative_to)
     confounds = one_for_each(images, "confounds", confounds)
     sample_masks = one_for_each(images, "sample_masks", sample_masks)
     ready_parallel(n_jobs)
@@ -103,8 +100,11 @@ def masker_study(
     of_atlases = {name: for_study(atlas.masker) for name, atlas in atlases.items()}
     runs = []
     for image, table, sample_mask in zip(images, confounds, sample_masks, strict=True):
-        own = {name: files[name][image] for name in maskers}
-        runs.append(Run(image, own, of_atlases, *given(table, sample_mask)))
+        start = files[image].name
+        of_image = {
+            name: files[image].with_name(f"{start}_atlas-{name}_timeseries.tsv") for name in maskers
+        }
+        runs.append(Run(image, of_image, of_atlases, *given(table, sample_mask)))
     options = {"part": part, "min_coverage": min_coverage, "relmat": relmat, "verify": verify}
     return run_maskers(runs, atlases, output_dir, n_jobs, **options)
 
@@ -215,28 +215,25 @@ def run_maskers(
     """
     ready_parallel(n_jobs)
     output_dir, runs = absolute(output_dir), list(runs)
-    check_runs(runs, min_coverage)
-    images, table = one_part(dict.fromkeys(run.image for run in runs), part)
-    options = Options(output_dir, float(min_coverage), bool(relmat), verify)
-    images = {*images}
-    tasks = [
-        new_task(run, {name: atlases[name] for name in run.files}, options)
-        for run in runs
-        if run.image in images
-    ]
-    with warnings.catch_warnings():  # threads that catch warnings leave the filters changed
-        return run_tasks(tasks, output_dir / table, COLUMNS, n_jobs)
-
-
-def check_runs(runs, min_coverage):
-    """Raise a ValueError if there are no runs, two have one file, or the coverage is no share."""
     files = Counter(file for run in runs for file in run.files.values())
     if not files:
         raise ValueError("Give at least one image, and one atlas.")
     if twice := [str(file) for file, count in files.items() if count > 1]:
         raise ValueError(f"{len(twice)} files would have two results, such as {twice[0]}.")
-    if not 0 <= min_coverage <= 1:
-        raise ValueError(f"min_coverage is {min_coverage}; it is a share, from 0 to 1.")
+    images, table = one_part(dict.fromkeys(run.image for run in runs), part)
+    of_part = {*images}
+    runs = [run for run in runs if run.image in of_part]
+    options = Options(output_dir, min_coverage, relmat, verify)
+    return do_runs(runs, atlases, output_dir / table, n_jobs, options)
+
+
+def do_runs(runs, atlases, table, n_jobs, options):
+    """Extract and tabulate the series of the runs of a part; see `run_maskers`."""
+    if not 0 <= options.min_coverage <= 1:
+        raise ValueError(f"min_coverage is {options.min_coverage}; it is a share, from 0 to 1.")
+    tasks = [new_task(run, {name: atlases[name] for name in run.files}, options) for run in runs]
+    with warnings.catch_warnings():  # threads that catch warnings leave the filters changed
+        return run_tasks(tasks, table, COLUMNS, n_jobs)
 
 
 def new_task(run, atlases, options):

@@ -9,12 +9,11 @@ import shutil
 import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from beyond_the_masker.files import file_named
+from beyond_the_masker.files import create_locked, file_named, remove_abandoned
 
 SHM = Path("/dev/shm")
 
@@ -53,9 +52,10 @@ def shared_block(size):
         with closed_and_removed(SharedMemory(create=True, size=size)) as block:
             yield block
         return
-    remove_left_blocks()
-    check_space(size)
-    with locked_file() as file:
+    remove_abandoned(SHM, "masker-*")  # of processes killed with the helper that removes blocks
+    if size > (free := shutil.disk_usage("/dev/shm").free):
+        raise no_space(size, f"has {free / 2**20:,.0f} MiB left")
+    with create_locked(lambda: SHM / f"masker-{uuid.uuid4().hex[:12]}", mode=0o600) as file:
         try:
             take_space(file, size)
             block = SharedMemory(Path(file.name).name)
@@ -76,12 +76,6 @@ def closed_and_removed(block):
         block.unlink()
 
 
-def check_space(size):
-    """Raise a MemoryError if /dev/shm has less than some bytes free."""
-    if size > (free := shutil.disk_usage("/dev/shm").free):
-        raise no_space(size, f"has {free / 2**20:,.0f} MiB left")
-
-
 def take_space(file, size):
     """Take the space of a block, or raise a MemoryError: another program may have been faster."""
     try:
@@ -96,33 +90,3 @@ def no_space(size, found):
         f"The image needs {size / 2**20:,.0f} MiB of shared memory, and /dev/shm {found}. Make "
         "room there (docker: --shm-size), or use a method that needs no shared memory."
     )
-
-
-def locked_file():
-    """Return a new file in /dev/shm, open and locked as long as this process has it."""
-    while True:
-        path, private = SHM / f"masker-{uuid.uuid4().hex[:12]}", partial(os.open, mode=0o600)
-        file = open(path, "x+b", opener=private)  # noqa: SIM115
-        lock(file)
-        if os.fstat(file.fileno()).st_nlink:  # else `remove_left_blocks` was faster than the lock
-            return file
-        file.close()
-
-
-def lock(file, wait=True):
-    """Lock an open file until it is closed; return whether it was free."""
-    import fcntl  # here: Windows has none
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-def remove_left_blocks():
-    """Remove blocks of processes that were killed together with the helper that removes blocks."""
-    for path in SHM.glob("masker-*"):
-        with suppress(OSError), open(path, "r+b") as file:
-            if lock(file, wait=False):
-                path.unlink()

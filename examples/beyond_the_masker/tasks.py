@@ -31,7 +31,7 @@ from beyond_the_masker.running import results_as_ready
 from beyond_the_masker.streaming import list_files
 
 IS_FINISHED = ("done", "skipped")
-OF_ALL_PARTS = ("masks-*", "atlas-*", "dataset_description.*", ".bidsignore.*")  # files they share
+SHARED = ("masks-", "atlas-", "dataset_description.", ".bidsignore.")  # files of all parts
 
 
 class Task(NamedTuple):
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 def run_tasks(tasks, table, columns, n_jobs=None):
     """Do all tasks; return their rows as a DataFrame, which is also written to a table."""
     table.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(table.parent, OF_ALL_PARTS)
+    remove_abandoned(table.parent, *(f"{start}*.unfinished" for start in SHARED))
     written = {table, *chain.from_iterable([task.marker, *task.files] for task in tasks)}
     begun = remove_unfinished(written)  # these may have killed their process, so they come last
     order = sorted(range(len(tasks)), key=lambda number: tasks[number].marker in begun)
@@ -172,19 +172,23 @@ def absolute(path):
 
 def name_files(images, output_dir, ending, relative_to=None):
     """Return for each image the file of its results: its name with another ending."""
-    files, images_of = {}, {}
+    files = {}
     for image in images:
         below = place_below(image, absolute(relative_to)) if relative_to else Path(image.name)
-        file = output_dir / below.with_name(f"{name_of(image)}{ending}")
-        if (other := images_of.setdefault(file, image)) != image:
-            raise ValueError(
-                f"{image} and {other} would both become {file}. If they are in different folders, "
-                "set relative_to to a folder above all images."
-            )
-        files[image] = file
+        files[image] = output_dir / below.with_name(f"{name_of(image)}{ending}")
     if len(files) < max(len(images), 1):
         raise ValueError(f"Give at least one image, and none twice; there are {len(images)}.")
+    hint = "If they are in different folders, set relative_to to a folder above all images."
+    check_apart(files.items(), hint)
     return files
+
+
+def check_apart(files, hint):
+    """Raise a ValueError if two images have one file; `files` are pairs of both."""
+    images = {}
+    for image, file in files:
+        if (other := images.setdefault(file, image)) != image:
+            raise ValueError(f"{other} and {image} would both become {file}. {hint}")
 
 
 def name_of(image):

@@ -23,7 +23,6 @@ from beyond_the_masker.atlases import (
     NOT_IN_RESULTS,
     as_json,
     complete,
-    coverage,
     images_of,
     without_empty,
 )
@@ -57,6 +56,7 @@ class Run(NamedTuple):
     # Role: path of a further file, such as "confounds". Only the atlas X depends on "atlas-X".
     sources: Mapping = {}
     about: Mapping = {}  # further entries of the record, such as RepetitionTime
+    problems: Mapping = {}  # name of an atlas: sentences on why there can be no series
 
 
 class Options(NamedTuple):
@@ -80,8 +80,10 @@ def relmat_of(file):
 
 def do_run(run, atlases, options):
     """Do what is missing of an image's results; return the values of its rows."""
-    rows, todo, inputs = {}, {}, inputs_of(run, options)
-    for name, file in run.files.items():
+    rows = {name: failed(ValueError(" ".join(why))) for name, why in run.problems.items()}
+    files, todo = {name: run.files[name] for name in run.files if name not in rows}, {}
+    inputs = inputs_of(run, options) if files else {}
+    for name, file in files.items():
         with error_as_row(rows, name):
             record, found = describe(run, atlases[name], inputs, options), read_record(file)
             if record.items() <= found.items() and is_whole(file, found, options.verify):
@@ -125,7 +127,7 @@ def describe(run, atlas, inputs, options):
         },
         "Masker": {"Class": type(masker).__name__}
         | {name: parameters[name] for name in parameters if name not in NOT_IN_RECORD},
-        "MinCoverage": options.min_coverage,
+        "MinCoverage": float(options.min_coverage),
         "Regions": atlas.regions,
     }
     return json.loads(json.dumps(record, default=as_json))
@@ -195,19 +197,19 @@ def extract(run, atlases, todo, options):
     with warnings.catch_warnings():  # of lost regions: `coverage` counts them
         warnings.filterwarnings("ignore", r"\s*After (applying mask|resampling) ", UserWarning)
         every_series = stream_each(maskers, fmri, confounds)
-    about = about_run(run, fmri, confounds, options)
+    about, inputs = about_run(run, fmri, confounds, options), inputs_of(run, options)
     for name, record in todo.items():
         with error_as_row(rows, name):
             series, atlas, masker = every_series.pop(name), atlases[name], maskers.pop(name)
             if isinstance(series, Exception):
                 raise series
-            if describe(run, atlas, inputs_of(run, options), options) != record:
+            if describe(run, atlas, inputs, options) != record:
                 raise OSError(
                     f"{run.image}, or a file that its results depend on, was changed while it was "
                     "read. Run the study again."
                 )
-            shares = coverage(atlas, masker, fmri)
-            series = tabulate(atlas, masker, series, is_below(shares, options.min_coverage))
+            series, shares = complete(atlas, masker, series, fmri)
+            series = without_missing(atlas, series, is_below(shares, options.min_coverage))
             record |= about | about_series(atlas, series, shares)
             rows[name] = write(run.files[name], series, record, options)
     return rows
@@ -266,13 +268,12 @@ def is_below(shares, limit):
     return (shares == 0) | (shares < limit)
 
 
-def tabulate(atlas, masker, series, is_missing):
-    """Return a column for each region, NaN for those that are missing."""
+def without_missing(atlas, series, is_missing):
+    """Return a series that is NaN for the regions that are missing."""
     if is_missing.all():
         raise ValueError(
             f"The image has too little of every region of {atlas.name}: is it in the same space?"
         )
-    series = complete(atlas, masker, series)
     return np.where(is_missing, np.nan, series) if is_missing.any() else series
 
 
