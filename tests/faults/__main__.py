@@ -26,6 +26,8 @@ def campaign(place, given):
     for kind in NEEDS_ROOT.intersection(kinds) if not place.is_private else ():
         print(f"{kind}: skipped; only root on Linux can mount the file systems that it needs.")
         kinds.remove(kind)
+    if "memory" in kinds and not place.group:
+        print("memory: without control groups, which root can make where the kernel has them.")
     names = [given.target] if given.target else list(TARGETS)
     table = pd.DataFrame(0, index=kinds, columns=COLUMNS).astype({"seconds": float})
     tqdm.monitor_interval = 0  # no thread, because trials are forked

@@ -66,15 +66,19 @@ def space(place, name):
 
 
 def memory(place, name):
-    """The memory of the process is limited, from plenty to nothing."""
+    """The memory of the process, or of its control group, is limited, from plenty to nothing."""
     limits = ["RLIMIT_AS", "RLIMIT_DATA"]
+    sizes = [0, *(2**k for k in range(-4, 8))]
     if TARGETS[name].is_command:
         for which, mib in product(limits, range(40, 2000, 10)):
             yield first("limit", limit=which, mib=mib, in_all=True)
         return
-    sizes = [0, *(2**k for k in range(-4, 8))]
+    for where in ("caller", "worker") if place.group else ():
+        for moment, mib in product(moments(place, name, where=where), sizes):
+            yield moment | {"what": "limit_group", "mib": mib}
     for moment, which, mib in product(moments(place, name), limits, sizes):
-        yield moment | {"what": "limit", "limit": which, "mib": mib}
+        if TARGETS[name].workers == 1:
+            yield moment | {"what": "limit", "limit": which, "mib": mib}
 
 
 def image(place, name):
@@ -125,7 +129,7 @@ def weight(target, kind):
     if target.is_command:
         return 1 if kind in ("kill", "memory") else 0
     if target.workers > 1:
-        return 0 if kind in ("power", "memory") else 1
+        return 0 if kind == "power" else 1
     return 6
 
 

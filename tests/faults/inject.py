@@ -24,6 +24,8 @@ AUDITED = {"open": "open", "os.rename": "rename", "os.link": "link", "os.symlink
 AUDITED |= {"os.mkdir": "mkdir", "os.truncate": "write", "import": "import"}
 KINDS = ("open", "read", "write", "flush", "rename", "link", "mkdir", "import")
 PACKAGES = ("beyond_the_masker", "joblib", "nibabel", "numpy", "tqdm")
+# What a control group uses, and its limit, in versions 1 and 2.
+USED = {"memory.usage_in_bytes": "memory.limit_in_bytes", "memory.current": "memory.max"}
 MOST = 4096  # bytes of one read or write, so that small files need several, as large ones do
 
 
@@ -258,6 +260,15 @@ def limit(fault, *_):
     resource.setrlimit(which, (size, resource.getrlimit(which)[1]))
 
 
+def limit_group(fault, *_):
+    """Limit the memory of a control group to some MiB more than it has: beyond, Linux kills."""
+    for usage, limit in USED.items():
+        with suppress(OSError), OPEN(f"{fault['group']}/{usage}") as file:
+            size = int(file.read()) + int(fault["mib"] * 2**20)
+            with OPEN(f"{fault['group']}/{limit}", "w") as file:
+                file.write(str(size))
+
+
 def meanwhile(*_):
     """Let another call like this one run from its beginning to its end."""
     State.again()
@@ -282,7 +293,8 @@ def crowd(fault, *_):
 
 
 ACTIONS = {action.__name__: action for action in (fail, kill, cut, change, flip, space, limit)}
-ACTIONS |= {action.__name__: action for action in (meanwhile, set_clock, set_times, crowd)}
+ACTIONS |= {action.__name__: action for action in (limit_group, meanwhile, set_clock, set_times)}
+ACTIONS |= {"crowd": crowd}
 builtins.open = io.open = open_counted
 os.fsync, os.posix_fallocate = fsync, allocate
 sys.addaudithook(audit)

@@ -13,7 +13,7 @@ OF_FILES = ("OSError", "ValueError", "MemoryError", "FileNotFoundError", "FileEx
 OF_FILES += ("PermissionError", "IsADirectoryError", "NotADirectoryError", "ImageFileError")
 WITHOUT_A_FILE = {
     "kill": ("KeyboardInterrupt", "TerminatedWorkerError", "BrokenProcessPool"),
-    "memory": ("MemoryError",),
+    "memory": ("MemoryError", "TerminatedWorkerError", "BrokenProcessPool"),
 }
 
 
@@ -50,7 +50,8 @@ def of_outcome(place, kind, trial, outcome):
     if outcome.how == "hung":
         yield f"it hung {outcome.details}"
     elif outcome.how == "ended":
-        if outcome.value >= 0 or kind not in ("kill", "power"):
+        is_killed = kind in ("kill", "power") or trial.fault["what"] == "limit_group"
+        if outcome.value >= 0 or not is_killed:
             yield f"it ended with {outcome.value}: {outcome.details[-2000:]}"
     elif outcome.how == "raised":
         yield from of_error(place, kind, *outcome.value)
@@ -128,5 +129,7 @@ def of_second(place, trial, outcome, left):
 
 def is_of_helper(trial, name):
     """Return whether joblib's helper would have removed this, had it not been killed, too."""
-    is_killed = trial.fault.get("who") == "group" and trial.fault["signal"] in OF_HELPERS
+    fault = trial.fault
+    is_killed = fault.get("who") == "group" and fault["signal"] in OF_HELPERS
+    is_killed = is_killed or fault["what"] == "limit_group"  # Linux chooses whom it kills
     return is_killed and name.startswith(("sem.loky", "joblib_memmapping"))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import psutil
 
-from .inject import KINDS, State, finish, start, stop
+from .inject import KINDS, USED, State, finish, limit_group, start, stop
 from .targets import OUT, TARGETS, contents, digest, make_inputs, summary, values_in
 
 SHM, SECONDS, OLD = Path("/dev/shm"), 60, b"an earlier result"
@@ -62,6 +62,7 @@ class Place:
 
     def __init__(self, base, is_private):
         self.base, self.is_private, self.mounted = Path(base), is_private, []
+        self.group = control_group() if is_private else None
         self.references = {}
         self.work, self.tmp = self.base / "work", self.base / "tmp"
         self.out = self.work / OUT
@@ -151,6 +152,7 @@ class Place:
         spec = fault and fault | {
             "base": str(self.base),
             "folders": [str(self.work), str(self.tmp), str(SHM)],
+            "group": str(self.group),
         }
         workers = target.workers if fault else 1
         note = self.base / "outcome"
@@ -176,6 +178,7 @@ class Place:
             os.environ |= {"TMPDIR": str(self.tmp), "PYTHONPATH": os.pathsep.join(PATHS)}
             if spec:
                 os.environ["FAULT"] = json.dumps(spec)
+                self.enter_group(spec)
             tempfile.tempdir = None
             State.again = lambda: self.again(call)
             outcome = outcome_of(call, None if is_command else spec)
@@ -185,6 +188,12 @@ class Place:
             atexit._run_exitfuncs()
         finally:
             os._exit(0)
+
+    def enter_group(self, spec):
+        """Put this process into the control group, if its memory will be limited."""
+        if spec["what"] == "limit_group":
+            limit_group({"group": self.group, "mib": 2**30})
+            (self.group / "cgroup.procs").write_text("0")
 
     def again(self, call):
         """Make the same call in another process, and wait for its end."""
@@ -262,6 +271,8 @@ def private_place():
         place = Place(base, is_private)
         yield place
         place.unmount()
+        if place.group:
+            place.group.rmdir()
     finally:
         if is_private:
             subprocess.run(["umount", "--lazy", base], check=False)
@@ -275,3 +286,14 @@ def has_mounts():
     if ctypes.CDLL(None).unshare(0x20000):  # CLONE_NEWNS
         return False
     return not subprocess.run(["mount", "--make-rprivate", "/"], check=False).returncode
+
+
+def control_group():
+    """Make a control group for memory, of version 1 or 2; return its folder, or None without one."""
+    for top in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+        with suppress(OSError):
+            group = Path(tempfile.mkdtemp(prefix="faults-", dir=top))
+            if any((group / name).exists() for name in USED):
+                return group
+            group.rmdir()
+    return None
