@@ -67,7 +67,7 @@ def of_outcome(place, kind, trial, outcome):
 
 def of_error(place, kind, error, message, details):
     """Yield what is wrong with an error: its type, or that it names no file."""
-    names = [str(place.base), f"{SHM}/", f"{OUT}/", *IMAGES, *MASKS]
+    names = [str(place.base), str(SHM), f"{OUT}/", *IMAGES, *MASKS]
     is_named = error in OF_FILES and any(name in message for name in names)
     if kind == "odd":
         yield f"it failed: {details}"

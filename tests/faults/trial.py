@@ -289,7 +289,7 @@ def has_mounts():
 
 
 def control_group():
-    """Make a control group for memory, of version 1 or 2; return its folder, or None without one."""
+    """Make a control group for memory, of version 1 or 2; return its folder, or None."""
     for top in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
         with suppress(OSError):
             group = Path(tempfile.mkdtemp(prefix="faults-", dir=top))
