@@ -12,6 +12,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
+from beyond_the_masker.comparison import PUBLISHED_GB, read_scale
 from beyond_the_masker.figures import (
     BLUE,
     ORANGE,
@@ -29,7 +30,6 @@ from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS, Image, predict
 from beyond_the_masker.prediction_figures import KEYS, RANGE, plot_parts, plot_points, plot_scale
-from beyond_the_masker.published import PUBLISHED_GB, read_scale
 from beyond_the_masker.synthetic import FMRI_SHAPE
 from good_figures import is_a_good_figure, nothing_overlaps
 
@@ -280,10 +280,10 @@ def write_scale(folder):
     (folder / "experiment.json").write_text(json.dumps(about))
     with open(folder / "summary.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "mode", "peak_mib", "peak_rss_mib", "status"])
+        writer.writerow(["method", "mode", "peak_mib", "peak_rss_mib", "status", "before_mib"])
         for method in all_methods():
             status = "predicted" if "NiftiMasker" in method.name else "measured"
-            writer.writerow([method.name, method.mode, 2048, 4096, status])
+            writer.writerow([method.name, method.mode, 2048, 4096, status, 30])
 
 
 def test_published_scale(tmp_path):

@@ -32,16 +32,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from beyond_the_masker.comparison import read_scale, table_of_scale
 from beyond_the_masker.options import read_options
 from beyond_the_masker.prediction_figures import plot_scale
-from beyond_the_masker.published import read_scale, table_of
 
 recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
 table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
 if table:
-    print(table_of(table, about))
-    if all(row["measured_gib"] is None for row in table):
-        print("An earlier memory meter recorded this, without memory in use.")
+    print(table_of_scale(table, about))
     plot_scale(table)
     plt.show()
 else:

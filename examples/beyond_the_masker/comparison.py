@@ -23,9 +23,10 @@ from beyond_the_masker.data import atlas_to_masks, synthetic_atlas_path
 from beyond_the_masker.experiment import describe_machine, repeat, show_progress, why_stopped
 from beyond_the_masker.files import write_bytes
 from beyond_the_masker.headers import count_all, read_header
-from beyond_the_masker.imports import calibrate
+from beyond_the_masker.imports import calibrate, this_machine
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS, Image, predict
+from beyond_the_masker.report import read_run
 from beyond_the_masker.synthetic import synthetic_fmri
 
 TOLERANCE = 0.1, 30  # a part of the measured peak, and MiB: the larger counts
@@ -229,3 +230,74 @@ def check(n_runs=5):
     print(table_of(points))
     print(count_of(points))
     return [point for point in points if is_outside(point)]
+
+
+# The published scale: ten subjects and twenty regions
+
+PUBLISHED_GB = {  # of 10 ** 9 bytes
+    "NiftiMasker, path, parallel": 110,
+    "NiftiMasker, in-memory image, parallel": 41,
+    "NumPy indexing, path, parallel": 62,
+    "NumPy indexing, shared memory, parallel": 6,
+}
+KINDS = {  # key of a number, and its name
+    "published_gib": "published (RSS)",
+    "measured_rss_gib": "measured (RSS)",
+    "predicted_gib": "predicted",
+    "measured_gib": "measured",
+}
+
+
+def read_scale(folder):
+    """Read the recorded peaks from a folder, and predict the same.
+
+    Return a dict for each method of all masks, and a description of the recording. The dict has
+    the ``method``, and in GiB the keys of ``KINDS``, None if unknown; ``missing`` is the reason why
+    there is no measurement.
+    """
+    _, recorded, about = read_run(folder)
+    image = Image(tuple(about["image"]["shape"]), about["image"]["stored_dtype"])
+    masks, machine, table = about["image"]["mask_voxels"], this_machine(), []
+    for method in [name for name, model in METHODS.items() if model.mode != "single"]:
+        row, gb = recorded.get(method), PUBLISHED_GB.get(method)
+        run = row if row and row["status"] == "measured" else None
+        prediction = predict(method, image, masks, len(masks), machine)
+        numbers = {
+            "method": method,
+            "published_gib": gb and gb * 1e9 / 2**30,
+            "measured_rss_gib": run and float(run["peak_rss_mib"]) / 1024,
+            "predicted_gib": prediction.peak_mib / 1024,
+            "measured_gib": run and float(run["peak_mib"]) / 1024,
+            "missing": "not run" if row else "not recorded",
+        }
+        table.append(numbers)
+    return table, about
+
+
+def kinds_of(table):
+    """Return the keys and names of the numbers that at least one row of `read_scale` has."""
+    return {key: name for key, name in KINDS.items() if any(row[key] for row in table)}
+
+
+def in_gib(row, key):
+    """Return a number of a row of `read_scale` as text, or why there is none."""
+    if row[key] is None:
+        return "not published" if key == "published_gib" else row["missing"]
+    return f"{row[key]:#.3g}".rstrip(".")
+
+
+def table_of_scale(table, about):
+    """Return the rows of `read_scale` as a printed table, after a description of the recording."""
+    image, machine, kinds = about["image"], about["machine"], kinds_of(table)
+    lines = [
+        f"Image {' x '.join(map(str, image['shape']))}, {image['dtype']}, "
+        f"{image['in_memory_mib']:,.0f} MiB; {image['n_masks']} masks.",
+        f"Recorded on {about['date']}: {machine['system']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']:.0f} GiB.\n",
+        "GiB: sums of RSS to the left of 'predicted', memory in use from there on",
+        " ".join(f"{name.removesuffix(' (RSS)'):>9}" for name in kinds.values()),
+    ]
+    for row in table:
+        texts = ["-" if row[key] is None else in_gib(row, key) for key in kinds]
+        lines.append(" ".join(f"{text:>9}" for text in texts) + f"  {row['method']}")
+    return "\n".join([*lines, "-: not published, or not run, or not recorded."])

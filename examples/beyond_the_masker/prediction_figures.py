@@ -6,7 +6,7 @@ from matplotlib import patheffects
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
-from beyond_the_masker.comparison import count_of, tolerance
+from beyond_the_masker.comparison import count_of, in_gib, kinds_of, tolerance
 from beyond_the_masker.figures import (
     BLUE,
     FAMILIES,
@@ -19,7 +19,6 @@ from beyond_the_masker.figures import (
     rows_from_the_top,
     whole_numbers,
 )
-from beyond_the_masker.published import in_gib, kinds_of
 
 HOLDERS = {  # in the order in which they are stacked: colour, hatch, name
     "imports": (GREY, "", "interpreters and imports"),
