@@ -224,7 +224,7 @@ def test_every_way_is_among_the_questions(monkeypatch, tmp_path, sizes):
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(benchmark, name, stand_in)
-    monkeypatch.setattr(methods, "labels_image", lambda paths: tmp_path / "labels.nii.gz")
+    monkeypatch.setattr(methods, "atlas_to_labels", lambda *_: tmp_path / "labels.nii.gz")
     todo = benchmark.questions(sizes)
     names = [one.key[1] for one in todo if one.key[0] == "methods"]
     left_out = set(benchmark.WITH_WORKERS) - set(sizes["parallel"])

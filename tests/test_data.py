@@ -22,7 +22,6 @@ from beyond_the_masker.data import (
     cut_to,
     first_volumes,
     get_atlas_path,
-    labels_image,
     on_grid_of,
     prepare_fmri,
     write_2mm,
@@ -304,7 +303,7 @@ def test_labels_are_the_numbers_of_the_regions(kind, boxes, tmp_path, fmri_path)
     np.testing.assert_array_equal(labels_img.dataobj, expected)
     if boxes is INSIDE:
         _, mask_paths = atlas_to_masks(atlas_path, fmri_path, 3)
-        of_masks = nib.load(labels_image(mask_paths))
+        of_masks = nib.load(atlas_to_labels(mask_paths, mask_paths[0]))
         np.testing.assert_array_equal(of_masks.affine, AFFINE)
         np.testing.assert_array_equal(of_masks.dataobj, expected)
 
@@ -321,10 +320,14 @@ def move(path):
     nib.save(nib.Nifti1Image(data, affine, dtype=data.dtype), path)
 
 
-OF_5D = nib.Nifti1Image(np.ones((*ATLAS_GRID, 2, 2), "uint8"), ATLAS_AFFINE)
-OF_4D = nib.Nifti1Image(np.ones((*ATLAS_GRID, 2), "uint8"), ATLAS_AFFINE)
-COMPLEX = nib.Nifti1Image(np.ones(ATLAS_GRID, "complex64"), ATLAS_AFFINE)
-OF_3D = nib.Nifti1Image(np.ones(GRID, "uint8"), AFFINE)
+def to_ones(*shape, dtype="uint8"):
+    """Return a function that writes ones into a file."""
+    return lambda path: write(path, np.ones(shape, dtype), ATLAS_AFFINE)
+
+
+to_text, to_3d = partial(Path.write_text, data="a"), to_ones(*GRID)
+to_4d, to_5d = to_ones(*ATLAS_GRID, 2), to_ones(*ATLAS_GRID, 2, 2)
+to_complex = to_ones(*ATLAS_GRID, dtype="complex64")
 SHAPE = r"has shape \(30, 32, 28, .*; an atlas is"
 BAD = {  # name: kind of atlas, boxes, number of regions, what happens to which file, message
     "none": ("maps", INSIDE, 0, None, 0, "^0 regions were asked for; at least 1"),
@@ -333,36 +336,15 @@ BAD = {  # name: kind of atlas, boxes, number of regions, what happens to which 
     "empty label": ("labels", OUTSIDE, 3, None, 0, "label 5 of .*labels.nii is empty on the grid"),
     "elsewhere": ("labels", INSIDE, 3, move, 0, "label 2 of .*labels.nii is empty on the grid of"),
     "empty mask": ("masks", OUTSIDE, 3, None, 0, "roi 1.* is empty on the grid of"),
-    "4D mask": ("masks", INSIDE, 1, partial(nib.save, OF_4D), 1, SHAPE),
-    "5D atlas": ("maps", INSIDE, 1, partial(nib.save, OF_5D), 0, SHAPE),
-    "complex": ("maps", INSIDE, 1, partial(nib.save, COMPLEX), 0, "maps.* not an image of real"),
-    "text": (
-        "labels",
-        INSIDE,
-        1,
-        partial(Path.write_text, data="a"),
-        0,
-        "labels.nii is incomplete",
-    ),
-    "image is text": (
-        "masks",
-        INSIDE,
-        1,
-        partial(Path.write_text, data="a"),
-        -1,
-        "fmri.nii.gz is incomplete",
-    ),
+    "4D mask": ("masks", INSIDE, 1, to_4d, 1, SHAPE),
+    "5D atlas": ("maps", INSIDE, 1, to_5d, 0, SHAPE),
+    "complex": ("maps", INSIDE, 1, to_complex, 0, "maps.* not an image of real"),
+    "text": ("labels", INSIDE, 1, to_text, 0, "labels.nii is incomplete"),
+    "image is text": ("masks", INSIDE, 1, to_text, -1, "fmri.nii.gz is incomplete"),
     "cut off": ("masks", INSIDE, 3, cut, 1, "roi 1.nii.gz is incomplete or damaged"),
     "missing mask": ("masks", INSIDE, 3, Path.unlink, 1, "roi 1.nii.gz"),
     "missing image": ("masks", INSIDE, 3, Path.unlink, -1, "own fmri.nii.gz"),
-    "3D image": (
-        "masks",
-        INSIDE,
-        1,
-        partial(nib.save, OF_3D),
-        -1,
-        "fmri.* shape .*8.; a 4D image",
-    ),
+    "3D image": ("masks", INSIDE, 1, to_3d, -1, "fmri.* shape .*8.; a 4D image"),
 }
 
 

@@ -53,11 +53,11 @@ def average_regions(fmri_path, labels_path):
 # Call it with the image of this build and a label image, here made of the masks, and compare with
 # NiftiLabelsMasker:
 
-from beyond_the_masker.data import labels_image
+from beyond_the_masker.data import atlas_to_labels
 from beyond_the_masker.experiment import prepare_all, prepare_averages
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
-averages = average_regions(fmri_path, labels_image(mask_paths))
+averages = average_regions(fmri_path, atlas_to_labels(mask_paths, fmri_path))
 (reference,) = prepare_averages(fmri_path, mask_paths)
 print(f"{averages.shape[0]} volumes, {averages.shape[1]} regions")
 print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, reference)}")

@@ -56,13 +56,13 @@ def clean_once(masker, fmri_path, confounds, n_blocks=4, **cleaning):
 from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.budget import guard
-from beyond_the_masker.data import labels_image
+from beyond_the_masker.data import atlas_to_labels
 from beyond_the_masker.experiment import prepare_all
 from beyond_the_masker.figures import plot_series
 from beyond_the_masker.maskers import stream_masker
 
 fmri_path, mask_paths, reference, image_mib = prepare_all()
-labels_img = labels_image(mask_paths)
+labels_img = atlas_to_labels(mask_paths, fmri_path)
 
 n_timepoints = len(reference[0])
 confounds = np.random.default_rng(0).normal(size=(n_timepoints, 3)).cumsum(axis=0)

@@ -274,20 +274,22 @@ def write_masks(atlas_files, fmri_path, n_regions, folder):
     return paths
 
 
-def atlas_to_labels(atlas_path, fmri_path):
-    """Prepare one label image of all regions of an atlas, on the grid of an image.
+def atlas_to_labels(atlas_path, like):
+    """Prepare one label image of all regions of an atlas, or of masks, on the grid of an image.
 
     Return its path. The labels are the numbers of the regions, from 1. Where regions overlap, the
     last one counts.
     """
     files = [Path(path) for path in np.atleast_1d(atlas_path)]
-    fmri_img = open_image(fmri_path)
+    img = open_image(like)
 
     def fill(folder):
-        regions = (to_grid(region, fmri_img) for _, region in atlas_regions(files))
-        write_labels(regions, fmri_img, folder)
+        labels = np.zeros(img.shape[:3], "int32")
+        for number, (_, region) in enumerate(atlas_regions(files), start=1):
+            labels[read_3d(to_grid(region, img)) != 0] = number
+        nib.Nifti1Image(labels, img.affine).to_filename(folder / "labels.nii.gz")
 
-    depends_on = [grid_of(fmri_img), inspect.getsource(atlas_regions), *map(stamp_of, files)]
+    depends_on = [grid_of(img), inspect.getsource(atlas_regions), *map(stamp_of, files)]
     return prepare("atlas-labels", depends_on, fill) / "labels.nii.gz"
 
 
@@ -334,18 +336,3 @@ def regions_of(file, img):
     if img.ndim == 4 and (values % 1).any():
         return [f"map 1 of {file}"], [labels]
     return [f"label {value:g} of {file}" for value in values], (labels == v for v in values)
-
-
-def labels_image(mask_paths):
-    """Prepare one label image of several masks, as `atlas_to_labels` does; return its path."""
-    imgs = map(nib.load, mask_paths)
-    fill = functools.partial(write_labels, imgs, nib.load(mask_paths[0]))
-    return prepare("label-image", [str(path) for path in mask_paths], fill) / "labels.nii.gz"
-
-
-def write_labels(regions, like, folder):
-    """Write an image with the number of each voxel's region, 1 for the first, on a grid."""
-    labels = np.zeros(like.shape[:3], "int32")
-    for number, region in enumerate(regions, start=1):
-        labels[read_3d(region) != 0] = number
-    nib.Nifti1Image(labels, like.affine).to_filename(folder / "labels.nii.gz")

@@ -28,9 +28,9 @@ from beyond_the_masker.budget import allowed_mib, guard
 from beyond_the_masker.cache import prepare, remove_old, stamp_of
 from beyond_the_masker.checks import read_volumes, size_in_bytes, value_type
 from beyond_the_masker.data import (
+    atlas_to_labels,
     atlas_to_masks,
     get_atlas_path,
-    labels_image,
     n_volumes_within,
     prepare_fmri,
 )
@@ -88,7 +88,7 @@ def prepare_reference(fmri_path, mask_paths, averages=False):
     plain = {"standardize": None, "reports": False}
     maskers = [NiftiMasker(path, **plain) for path in mask_paths]
     if averages:
-        maskers = [NiftiLabelsMasker(labels_image(mask_paths), **plain)]
+        maskers = [NiftiLabelsMasker(atlas_to_labels(mask_paths, fmri_path), **plain)]
 
     def fill(folder):
         with warnings.catch_warnings():

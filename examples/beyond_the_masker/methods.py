@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from beyond_the_masker.data import labels_image
+from beyond_the_masker.data import atlas_to_labels
 from beyond_the_masker.model import AVERAGES, METHODS
 from beyond_the_masker.pages import load_page
 from beyond_the_masker.running import run_method
@@ -34,7 +34,7 @@ class Method(NamedTuple):
         """
         mode = self.mode
         if mode == AVERAGES:
-            mode, mask_paths = "single", [labels_image(mask_paths)]
+            mode, mask_paths = "single", [atlas_to_labels(mask_paths, fmri_path)]
         how = self.function, mode, self.in_memory
         call = functools.partial(run_method, *how, fmri_path, mask_paths, n_jobs, self.workers)
         call.__name__ = self.title
