@@ -54,11 +54,11 @@ def average_regions(fmri_path, labels_path):
 # NiftiLabelsMasker:
 
 from beyond_the_masker.data import atlas_to_labels
-from beyond_the_masker.experiment import prepare_all, prepare_averages
+from beyond_the_masker.experiment import prepare_all, prepare_reference
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 averages = average_regions(fmri_path, atlas_to_labels(mask_paths, fmri_path))
-(reference,) = prepare_averages(fmri_path, mask_paths)
+(reference,) = prepare_reference(fmri_path, mask_paths, averages=True)
 print(f"{averages.shape[0]} volumes, {averages.shape[1]} regions")
 print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, reference)}")
 
