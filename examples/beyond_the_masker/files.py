@@ -8,11 +8,6 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # a system without locks of this kind
-    fcntl = None
-
 COMPRESSED = (".gz", ".bz2", ".zst")
 MOST_OF_NAME = 200  # bytes; with the ending of an unfinished file, a name has at most 255
 CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # some file systems of networks
@@ -56,7 +51,7 @@ def unfinished_version(file):
     held = create_locked(lambda: f"{shortened(file)}.{uuid.uuid4().hex}.unfinished")
     try:
         with held:
-            if fcntl is None:  # such a system cannot move an open file
+            if os.name == "nt":  # Windows cannot move an open file
                 held.close()
             yield Path(held.name)
     finally:
@@ -81,11 +76,11 @@ def shortened(file):
 
 def lock(file, wait=True):
     """Lock an open file until it is closed; return whether that was possible."""
-    if fcntl is None:
-        return False
     try:
+        import fcntl  # here: Windows has none
+
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except (ImportError, OSError):
         return False
     return True
 
