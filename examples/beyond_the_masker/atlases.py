@@ -23,7 +23,13 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, Nif
 from beyond_the_masker.checks import are_inside
 from beyond_the_masker.files import files_of_image, sha256_of, write_bytes
 from beyond_the_masker.maskers import refuse
-from beyond_the_masker.masks import check_table, name_labels, names_of_volumes, read_table
+from beyond_the_masker.masks import (
+    check_table,
+    name_labels,
+    names_of_volumes,
+    read_table,
+    tables_in,
+)
 from beyond_the_masker.regions import finite, finite_values, on_grid, sphere_voxels
 from beyond_the_masker.streaming import mask_volumes, open_mask
 
@@ -45,7 +51,7 @@ class Atlas(NamedTuple):
 # ----------------
 
 
-def read_atlas(name, source, with_checksum=True):
+def read_atlas(name, source, with_checksum=True, tables_in=tables_in):
     """Return an `Atlas`. Its files are read to their ends, so that damage shows at once.
 
     The source is a 3D image of labels, a 4D image with a map in each volume, or a masker, which is
@@ -53,6 +59,8 @@ def read_atlas(name, source, with_checksum=True):
     masker, or by a table: see `masks.read_table`, and for maps `masks.names_of_volumes`. Others
     have numbers: ``region_12``, ``map_1``, ``sphere_1``, ``voxel_1``. A ValueError or an OSError
     names the atlas, and says what is wrong.
+
+    If many are read, `tables_in` can remember which tables a folder has.
     """
     with atlas_named(name):
         masker = copy_of(source if hasattr(source, "get_params") else masker_of(source))
@@ -63,7 +71,7 @@ def read_atlas(name, source, with_checksum=True):
             NiftiMapsMasker: ("map", count_maps),
             NiftiSpheresMasker: ("sphere", count_columns),
         }[type(masker)]
-        numbers, names = find(masker)
+        numbers, names = find(masker, tables_in)
         regions = name_labels(numbers, names, kind)
         check_regions(regions)
         if type(masker) is NiftiLabelsMasker:
@@ -156,7 +164,7 @@ def check_regions(regions):
         raise ValueError(f"{count} regions have the name {name}." if count else "It has no region.")
 
 
-def find_labels(masker):
+def find_labels(masker, tables_in):
     """Return the labels of a masker in increasing order, and the names of labels."""
     img, file = open_mask(masker.labels_img)
     if img.shape[3:] not in ((), (1,)):
@@ -170,7 +178,8 @@ def find_labels(masker):
             "of weights is a volume of a 4D image."
         )
     has_names = masker.labels or masker.lut is not None
-    return [*map(int, labels)], own_table(masker) if has_names else read_table(img.get_filename())
+    names = own_table(masker) if has_names else read_table(img.get_filename(), tables_in)
+    return [*map(int, labels)], names
 
 
 def own_table(masker):
@@ -182,16 +191,16 @@ def own_table(masker):
     return check_table([(int(index), str(name)) for index, name in rows], "Its lookup table")
 
 
-def count_maps(masker):
+def count_maps(masker, tables_in):
     """Return the numbers and the names of the maps of a masker."""
     n_maps, (img, file) = 0, open_mask(masker.maps_img)
     for n_maps, values in enumerate(read_volumes(img), 1):
         if not finite_values(values).any():
             raise ValueError(f"Volume {n_maps} of {file} is empty.")
-    return [*range(1, n_maps + 1)], names_of_volumes(img)
+    return [*range(1, n_maps + 1)], names_of_volumes(img, tables_in)
 
 
-def count_columns(masker):
+def count_columns(masker, _):
     """Return the numbers of spheres, or of the voxels of a mask, which have no names."""
     if type(masker) is NiftiMasker and masker.mask_img is None:
         raise ValueError("NiftiMasker needs mask_img: otherwise each image has voxels of its own.")

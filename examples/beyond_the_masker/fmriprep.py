@@ -17,7 +17,7 @@ import os
 import shutil
 import warnings
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import gettempdir
 from textwrap import shorten
@@ -39,6 +39,7 @@ from beyond_the_masker.bids import (
 from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.files import file_named
 from beyond_the_masker.masker_runs import Confounds, Run, do_runs
+from beyond_the_masker.masks import tables_in
 from beyond_the_masker.running import ready_parallel
 from beyond_the_masker.streaming import remove_left, unfinished_beside
 from beyond_the_masker.tables import read_exactly
@@ -462,10 +463,11 @@ def read_own(name, files):
     """
     from tqdm import tqdm
 
-    read = {}
+    read, list_once = {}, lru_cache(maxsize=None)(tables_in)
     for file in tqdm(sorted({*files} - {None}), unit="atlas", delay=2):
         try:
-            read[file] = read_atlas(name, file, with_checksum=False)  # its record has size and time
+            # A record has the size and time of its file in place of a checksum.
+            read[file] = read_atlas(name, file, with_checksum=False, tables_in=list_once)
         except (ValueError, OSError) as error:
             read[file] = error
     if all(isinstance(one, Exception) for one in read.values()):

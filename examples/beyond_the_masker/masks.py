@@ -11,6 +11,7 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from textwrap import shorten
 
@@ -20,13 +21,7 @@ from nibabel.affines import apply_affine
 
 from beyond_the_masker.checks import are_inside, damaged_file_named, is_same_grid, to_grid
 from beyond_the_masker.files import moved_into_place, stem
-from beyond_the_masker.results import (
-    ABOUT,
-    is_undamaged,
-    read_about,
-    read_arrays,
-    write_arrays,
-)
+from beyond_the_masker.results import ABOUT, is_undamaged, read_about, read_arrays, write_arrays
 from beyond_the_masker.streaming import is_alone, open_mask, regions_in
 
 
@@ -60,8 +55,9 @@ class Masks:
             counts.append(int(are_inside(voxels.T, img.shape[:3]).sum()))
         return counts
 
+    @cached_property
     def checksum(self):
-        """Return a checksum of names, voxels and grid."""
+        """A checksum of names, voxels and grid."""
         digest = hashlib.sha256(repr((self.names, self.shape)).encode())
         for array in (self.affine, *self.positions):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
@@ -140,12 +136,17 @@ def name_labels(labels, table, kind="region"):
     return names
 
 
-def names_of_volumes(img):
+def tables_in(folder):
+    """Return the tables in a folder."""
+    return [*folder.glob("*.tsv")]
+
+
+def names_of_volumes(img, tables_in=tables_in):
     """Return the names of the volumes of a 4D image, from the table beside it, by number from 1.
 
     Its ``index`` must be the number of the volume, for all volumes: from 1, or from 0.
     """
-    table, (*_, n_volumes) = read_table(img.get_filename()), img.shape
+    table, (*_, n_volumes) = read_table(img.get_filename(), tables_in), img.shape
     if {*table} == {*range(n_volumes)}:
         return {index + 1: name for index, name in table.items()}
     if {*table} - {0} == {*range(1, n_volumes + 1)}:
@@ -159,14 +160,14 @@ def names_of_volumes(img):
     return {}
 
 
-def read_table(image):
+def read_table(image, tables_in=tables_in):
     """Return the names of labels, from the table that BIDS keeps beside a label image.
 
     It has the columns ``index`` and ``name``, and the image's file name with the ending ``.tsv``,
     or with fewer of the entities that underscores separate. In a BIDS dataset it may also lie in a
     folder above. Labels without a name are left out.
     """
-    for path in possible_tables(image):
+    for path in possible_tables(image, tables_in):
         with damaged_file_named(path), open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             if not {"index", "name"} <= {*(rows.fieldnames or [])}:
@@ -176,7 +177,7 @@ def read_table(image):
     return {}
 
 
-def possible_tables(image):
+def possible_tables(image, tables_in):
     """Return the tables that may belong to an image, the closest and most specific first."""
     if not image:
         return []
@@ -188,7 +189,7 @@ def possible_tables(image):
     for folder in folders[: tops[0] + 1 if tops else 1]:
         found = [
             path
-            for path in folder.glob("*.tsv")
+            for path in tables_in(folder)
             if {*path.stem.split("_")} <= {*entities} and path.stem.split("_")[-1] == entities[-1]
         ]
         tables += sorted(found, key=lambda path: (-len(path.stem), path.name))
@@ -206,7 +207,7 @@ def check_table(named, path):
 
 def save_masks(masks, folder):
     """Write masks into a folder, unless they are there undamaged; return the file."""
-    file = folder / f"masks-{masks.checksum()[:12]}.npz"
+    file = folder / f"masks-{masks.checksum[:12]}.npz"
     if not is_undamaged(file):
         grid = {"shape": masks.shape, "affine": masks.affine.tolist()}
         with moved_into_place(file) as unfinished:
@@ -214,8 +215,9 @@ def save_masks(masks, folder):
     return file
 
 
+@lru_cache(maxsize=1)
 def load_masks(file):
-    """Read the masks that `save_masks` wrote."""
+    """Read the masks that `save_masks` wrote, once in each worker."""
     positions, grid = read_arrays(file), read_about(file)
     if not grid:
         raise OSError(f"{file} cannot be read to its end. Run the study again.")

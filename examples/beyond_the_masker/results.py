@@ -63,5 +63,5 @@ def describe(image, masks, options):
         "modified_ns": [stat.st_mtime_ns for stat in stats],
         "masks": dict(zip(masks.names, map(len, masks.positions), strict=True)),
         "options": options,
-        "checksum": masks.checksum(),
+        "checksum": masks.checksum,
     }

@@ -119,16 +119,14 @@ def mask_study(
     masks, options = read_masks(masks, threshold), {"resample": bool(resample)}
     output_dir.mkdir(parents=True, exist_ok=True)
     masks_file = save_masks(masks, output_dir)
-    tasks = [new_task(*pair, masks_file, options, verify) for pair in pairs]
+    tasks = []
+    for image, file in pairs:
+        row = {"image": str(image), "file": str(file), "incomplete": ""}
+        arguments = image, file, masks_file, options, verify
+        tasks.append(Task(mask_image, arguments, [row], marker=file, files=[]))
     frame = run_tasks(tasks, output_dir / table, COLUMNS, n_jobs)
     warn_of_incomplete(frame, output_dir / table)
     return frame
-
-
-def new_task(image, file, masks_file, options, verify):
-    """Return the task of an image: one file of results, and one row."""
-    row = {"image": str(image), "file": str(file), "incomplete": ""}
-    return Task(mask_image, (image, file, masks_file, options, verify), [row], file, [])
 
 
 def warn_of_incomplete(frame, table):
@@ -143,17 +141,13 @@ def warn_of_incomplete(frame, table):
         )
 
 
-def mask_image(image, file, masks_file, options, verify=False):
+def mask_image(image, file, masks_file, options, verify):
     """Stream an image's time series into a file, unless they are there; return its only row."""
-    return [extract(image, file, load_masks(masks_file), options, verify)]
-
-
-def extract(image, file, masks, options, verify=False):
-    """Write the results of an image, unless they are there; return what its row says of them."""
+    masks = load_masks(masks_file)
     about, found = describe(image, masks, options), read_about(file)
     is_finished = about.items() <= (found | {"image": str(image)}).items()
     if is_finished and not (verify and not is_undamaged(file)):
-        return summary("skipped", found)
+        return [summary("skipped", found)]
     other = found.get("image", str(image))
     if other != str(image) and found.get("file") != about["file"]:
         refuse_other(file, other)
@@ -168,7 +162,7 @@ def extract(image, file, masks, options, verify=False):
         about["voxels"] = dict(zip(masks.names, map(len, positions), strict=True))
         about["shape"] = fmri.shape
         write_arrays(unfinished, masks.names, every_series, about)
-    return summary("done", about)
+    return [summary("done", about)]
 
 
 def place(masks, fmri, resample):
