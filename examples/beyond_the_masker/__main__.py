@@ -16,6 +16,7 @@ from beyond_the_masker.pages import check_pages
 COMMANDS = {}  # name: function, whether it needs the pages, its arguments, options of its parser
 AT_FILE = "; @FILE reads their paths from FILE's lines"
 MASKS = f"3D masks on one grid; or one image of labels, or of a mask in each volume{AT_FILE}"
+MASKER = {"smoothing_fwhm", "low_pass", "high_pass", "standardize", "detrend"}
 FILTERS = ("task", "run", "acq", "dir", "rec", "echo", "space", "res", "desc")
 FROM_ENVIRONMENT = "Options of the build, such as N_REGIONS, are read from the environment."
 
@@ -201,6 +202,17 @@ def several(*names, **how):
     return argument(*names, nargs="+", action="extend", **how)
 
 
+def of_entity(key, *names, **how):
+    """Describe an option that takes labels of an entity, and adds them to those of ``--filter``."""
+    how |= {"dest": "filter", "default": [], "metavar": "LABEL"}
+    return several(*names, type=lambda label: (key, label), **how)
+
+
+def of_masker(*names, **how):
+    """Describe an option that sets a parameter of maskers, which otherwise is the study's."""
+    return argument(*names, default=argparse.SUPPRESS, **how)
+
+
 @command(
     argument("fmriprep_dir", metavar="FMRIPREP", help="the folder that fMRIPrep wrote"),
     argument("output_dir", metavar="OUTPUT", help="folder of the results"),
@@ -216,14 +228,12 @@ def several(*names, **how):
     several(
         "--participant-label",
         "--participant_label",
+        dest="participants",
         metavar="LABEL",
         help="subjects; all by default",
     ),
-    several("--session-label", "--ses", dest="of_ses", metavar="LABEL", help="sessions"),
-    *(
-        several(f"--{key}", dest=f"of_{key}", metavar="LABEL", help=f"only images with {key}-LABEL")
-        for key in FILTERS
-    ),
+    of_entity("ses", "--session-label", "--ses", help="sessions"),
+    *(of_entity(key, f"--{key}", help=f"only images with {key}-LABEL") for key in FILTERS),
     several(
         "--filter",
         type=pair_of,
@@ -238,12 +248,17 @@ def several(*names, **how):
         help="confounds to remove: simple, scrubbing, compcor or ica_aroma, as in nilearn; none; "
         "or a .json file with a name and the arguments of nilearn's load_confounds",
     ),
-    argument("--no-brain-mask", action="store_true", help="keep voxels outside the brain mask"),
-    argument("--smoothing-fwhm", type=float, metavar="MM", help="smooth the image first"),
-    argument("--low-pass", type=float, metavar="HZ", help="remove what is faster"),
-    argument("--high-pass", type=float, metavar="HZ", help="remove what is slower"),
-    argument("--standardize", choices=["zscore_sample", "psc", "none"], help="zscore_sample"),
-    argument("--no-detrend", action="store_true", help="keep linear trends"),
+    argument(
+        "--no-brain-mask",
+        dest="brain_mask",
+        action="store_false",
+        help="keep voxels outside the brain mask",
+    ),
+    of_masker("--smoothing-fwhm", type=float, metavar="MM", help="smooth the image first"),
+    of_masker("--low-pass", type=float, metavar="HZ", help="remove what is faster"),
+    of_masker("--high-pass", type=float, metavar="HZ", help="remove what is slower"),
+    of_masker("--standardize", choices=["zscore_sample", "psc", "none"], help="zscore_sample"),
+    of_masker("--no-detrend", dest="detrend", action="store_false", help="keep linear trends"),
     argument(
         "--min-coverage",
         type=float,
@@ -259,14 +274,17 @@ def several(*names, **how):
 )
 def run_fmriprep(arguments):
     """Extract the time series of atlases from all images that fMRIPrep wrote."""
-    inputs = arguments.fmriprep_dir, atlases_of(arguments), arguments.output_dir
-    how = {
-        "filters": filters_of(arguments),
-        "participants": arguments.participant_label,
-        "strategy": arguments.strategy,
-        "masker": parameters_of(arguments),
-        "brain_mask": not arguments.no_brain_mask,
-    }
+    atlases, filters, masker = dict(arguments.atlas), {}, {}
+    if len(atlases) < len(arguments.atlas):
+        raise ValueError("--atlas has a name twice; each atlas needs one of its own.")
+    for key, label in arguments.filter:
+        filters.setdefault(key, []).append(label)
+    for name in MASKER & vars(arguments).keys():
+        value = getattr(arguments, name)
+        masker[name] = None if value == "none" else value
+    inputs = arguments.fmriprep_dir, atlases, arguments.output_dir
+    how = {"filters": filters, "masker": masker}
+    how |= {name: getattr(arguments, name) for name in ("participants", "strategy", "brain_mask")}
     if arguments.dry_run:
         from beyond_the_masker.fmriprep_plan import describe, plan_study
 
@@ -287,33 +305,6 @@ def run_fmriprep(arguments):
         for file in save_study(table, arguments.output_dir, arguments.min_coverage):
             print(f"{file.name} shows coverage and head motion.")
     return status
-
-
-def atlases_of(arguments):
-    """Return the atlases of a command by their names, each of which may be there once."""
-    atlases = dict(arguments.atlas)
-    if len(atlases) < len(arguments.atlas):
-        raise ValueError("--atlas has a name twice; each atlas needs one of its own.")
-    return atlases
-
-
-def filters_of(arguments):
-    """Return the filters of a command: for each entity its labels."""
-    filters = {key: getattr(arguments, f"of_{key}") for key in (*FILTERS, "ses")}
-    filters = {key: labels for key, labels in filters.items() if labels}
-    for key, label in arguments.filter:
-        filters.setdefault(key, []).append(label)
-    return filters
-
-
-def parameters_of(arguments):
-    """Return the parameters of maskers that a command sets."""
-    names = ("smoothing_fwhm", "low_pass", "high_pass", "standardize")
-    given = {name: getattr(arguments, name) for name in names}
-    parameters = {name: value for name, value in given.items() if value is not None}
-    if parameters.get("standardize") == "none":
-        parameters["standardize"] = None
-    return parameters | ({"detrend": False} if arguments.no_detrend else {})
 
 
 @command(epilog=FROM_ENVIRONMENT)
