@@ -66,6 +66,10 @@ class Study:
         options = {"confounds": self.confounds} | options
         return masker_study(self.images, self.maskers, self.output, n_jobs, **options)
 
+    def command(self, n_jobs):
+        """Return the command that does the study."""
+        return [sys.executable, __file__, self.folder, str(n_jobs)]
+
     def file(self, number, name, ending="timeseries.tsv"):
         """Return a file of results."""
         return self.output / f"sub-{number:02d}_bold_atlas-{name}_{ending}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import beyond_the_masker
 from beyond_the_masker.files import stem
 from beyond_the_masker.results import read_arrays
 from beyond_the_masker.study import mask_study
+from leftovers import eventually
 from made_images import make_image, make_masks
 
 EXAMPLES = Path(beyond_the_masker.__file__).parent.parent
@@ -67,18 +69,11 @@ class Study:
         """Mask the study; return the table."""
         return mask_study(self.images, self.masks, self.output, n_jobs, **options)
 
-    def start(self, *arguments, **environ):
-        """Start the command line in the study's folder; return its process."""
+    def command(self, n_jobs):
+        """Return the command that masks the study in its folder."""
         (self.folder / "images.txt").write_text("\n".join(map(str, self.images)) + "\n")
         command = [sys.executable, "-m", "beyond_the_masker", "study", "@images.txt", "--masks"]
-        return subprocess.Popen(
-            [*command, *(path.name for path in self.masks), *arguments],
-            cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(EXAMPLES)} | environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return [*command, *(path.name for path in self.masks), f"--jobs={n_jobs}"]
 
 
 # Python runs this file first in every process. At one image, the process stops, dies, or takes
@@ -127,6 +122,27 @@ def failing(folder, **environ):
     STOPS, DIES or FILLS name an image, and POINT where the process stops. It writes its number
     into the file ``pid`` of the folder.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(FAILING)
     return environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(EXAMPLES)])}
+
+
+def start(study, n_jobs, **environ):
+    """Start a study in a process that fails at one image, see `failing`; return the process."""
+    return subprocess.Popen(
+        study.command(n_jobs),
+        cwd=study.folder,
+        env=os.environ | failing(study.folder / "failing", **environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(study, process):
+    """Wait until the study is in the middle of an image; return the number of that process."""
+    pid = study.folder / "failing" / "pid"
+    assert eventually(lambda: pid.exists() or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+    return int(pid.read_text())

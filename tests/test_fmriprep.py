@@ -18,6 +18,7 @@ from sklearn import clone
 from beyond_the_masker import fmriprep_study, synthetic, synthetic_fmriprep
 from beyond_the_masker.fmriprep import DEFAULTS, read_confounds, read_strategy, space_of
 from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
+from beyond_the_masker.tables import read_table
 from small_fmriprep import (
     AFFINE,
     MNI,
@@ -49,12 +50,6 @@ def one_image(folder):
     return image, image.parent / NAMES[0]
 
 
-def read(path):
-    """Return a table of series with its values exact, for which pandas before 3 has to be asked."""
-    exact = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}
-    return pd.read_csv(path, sep="\t", na_values="n/a", **exact)
-
-
 def about_of(path):
     """Return the record of a table of series."""
     return json.loads(Path(path).with_suffix(".json").read_text())
@@ -75,13 +70,13 @@ def test_series_are_those_of_nilearn(folder, atlas, tmp_path):
     ]
     assert (out / "atlas-A_dseg.tsv").read_text() == "index\tname\n1\tone\n2\ttwo\n5\tregion_5\n"
     for row in table.itertuples():
-        series = read(row.file)
+        series = read_table(row.file)
         assert [*series] == ["one", "two", "region_5"]
         confounds, kept = load_confounds_strategy(row.image, "simple")
         mask = row.image.replace("desc-preproc_bold", "desc-brain_mask")
         masker = NiftiLabelsMasker(atlas, mask_img=mask, t_r=2.0, reports=False, **DEFAULTS)
         expected = masker.fit_transform(row.image, confounds=confounds, sample_mask=kept)
-        np.testing.assert_array_equal(series.astype(expected.dtype), expected)
+        np.testing.assert_array_equal(series, expected)
         about = about_of(row.file)
         assert about["RepetitionTime"] == 2.0
         assert row.mean_fd == pytest.approx(0.4 * (N_VOLUMES / 2) / (N_VOLUMES - 1))
@@ -128,7 +123,7 @@ def test_every_strategy_is_that_of_nilearn(tmp_path, strategy, parameters):
         masker = clone(atlases[row.atlas]).set_params(mask_img=mask, t_r=t_r, reports=False)
         masker.set_params(**DEFAULTS | parameters)
         expected = masker.fit_transform(row.image, confounds=confounds, sample_mask=kept)
-        found = read(row.file).dropna(axis=1).to_numpy(expected.dtype)
+        found = read_table(row.file).dropna(axis=1)
         bound = 1e-3 if arguments else 1e-5
         bound *= np.abs(expected).max() if row.atlas == "maps" else 0
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
@@ -197,24 +192,15 @@ def test_errors_at_once(folder, atlas, tmp_path, change, message):
     assert not [*tmp_path.glob("out/sub-*")]
 
 
-def test_folders_at_once(folder, atlas, tmp_path):
-    """A folder that is missing or of another kind is refused, and one with other results."""
-    with pytest.raises(FileNotFoundError, match="none is not a folder"):
-        fmriprep_study(tmp_path / "none", {"A": atlas}, tmp_path / "out")
+def test_files_at_once(folder, atlas, tmp_path):
+    """An unfit folder of results is refused, and an atlas that is missing or cut off."""
     with pytest.raises(ValueError, match="is the folder of the images"):
         fmriprep_study(folder, {"A": atlas}, folder)
-    other = shutil.copytree(folder, tmp_path / "other")
-    with pytest.raises(ValueError, match="holds the results of fMRIPrep"):
-        fmriprep_study(folder, {"A": atlas}, other)
-
-
-def test_a_damaged_atlas_at_once(folder, atlas, tmp_path):
-    """An atlas that is cut off, or missing, is refused with its name."""
+    with pytest.raises(OSError, match=r"no\.nii"):
+        fmriprep_study(folder, {"A": tmp_path / "no.nii"}, tmp_path / "out")
     atlas.write_bytes(atlas.read_bytes()[:-9])
     with pytest.raises(OSError, match=r"The atlas A .*atlas\.nii\.gz"):
         fmriprep_study(folder, {"A": atlas}, tmp_path / "out")
-    with pytest.raises(OSError, match=r"no\.nii"):
-        fmriprep_study(folder, {"A": tmp_path / "no.nii"}, tmp_path / "out")
 
 
 def test_two_results_with_one_name_at_once(folder, atlas, tmp_path):
@@ -238,8 +224,8 @@ def reason_of_one(folder, atlas, out, **how):
 
 
 def test_confounds_are_missing_or_twice(folder, atlas, tmp_path):
-    """An image without confounds fails, and one with two tables; so does one with too few rows."""
-    _, start = one_image(folder)
+    """An image fails without confounds, with two tables, or if it or a table is a dead link."""
+    image, start = one_image(folder)
     table = start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")
     shutil.copy(table, start.with_name(f"{start.name}_desc-confounds_regressors.tsv"))
     reason = reason_of_one(folder, atlas, tmp_path / "out")
@@ -249,9 +235,11 @@ def test_confounds_are_missing_or_twice(folder, atlas, tmp_path):
     reason = reason_of_one(folder, atlas, tmp_path / "out")
     assert "It has no confounds: no desc-confounds_timeseries.tsv" in reason
     table.symlink_to("not_here")
+    image.unlink()
+    image.symlink_to("../.git/annex/objects/x")
     reason = reason_of_one(folder, atlas, tmp_path / "out")
-    assert f"{table.name} is a link" in reason
-    assert "datalad get" in reason
+    assert "It is a link to a file that is not here: get it with datalad get." in reason
+    assert f"{table.name} is a link to a file" in reason
 
 
 def test_confounds_of_a_run_with_more_entities(folder, atlas, tmp_path):
@@ -286,20 +274,13 @@ def test_columns_are_missing(folder, atlas, tmp_path):
     assert "has n/a after the first row in csf. Choose" in reason_of_one(folder, atlas, out)
 
 
-def test_too_few_volumes(folder, atlas, tmp_path):
-    """An image fails if all volumes are scrubbed, too few are left, or rows are not volumes."""
-    _, start = one_image(folder)
-    path, out = f"{start}_desc-confounds_timeseries.tsv", tmp_path / "out"
-    write, how = {"sep": "\t", "index": False, "na_rep": "n/a"}, {"strategy": "scrubbing"}
-    make_confounds().assign(framewise_displacement=5.0).to_csv(path, **write)
-    assert "keeps none of 60 volumes: all are scrubbed" in reason_of_one(folder, atlas, out, **how)
-    steps = np.where(np.arange(N_VOLUMES) < 20, 0.1, 5.0)
-    make_confounds().assign(framewise_displacement=steps).to_csv(path, **write)
-    reason = reason_of_one(folder, atlas, out, **how)
-    assert "Of 60 volumes 20 are left, too few to remove 33 confounds" in reason
-    make_confounds(70).to_csv(path, **write)
-    reason = reason_of_one(folder, atlas, out)
-    assert "Signal length: 60; confound length: 70" in reason
+def test_all_volumes_are_scrubbed(folder, atlas, tmp_path):
+    """An image fails of which nothing is left."""
+    path = f"{one_image(folder)[1]}_desc-confounds_timeseries.tsv"
+    table = make_confounds().assign(framewise_displacement=5.0)
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    reason = reason_of_one(folder, atlas, tmp_path / "out", strategy="scrubbing")
+    assert "keeps none of 60 volumes: all are scrubbed" in reason
 
 
 def test_brain_mask_is_missing(folder, atlas, tmp_path):
@@ -334,35 +315,15 @@ def test_repetition_time_is_missing(folder, atlas, tmp_path, text, reason):
 
 
 def test_repetition_time_of_another_sidecar(folder, atlas, tmp_path):
-    """The sidecar for all spaces is read where the image's own has no repetition time."""
+    """The closest sidecar that has the repetition time counts, for all spaces or subjects."""
     image, start = one_image(folder)
     image.with_name(image.name.replace(".nii.gz", ".json")).write_text('{"SkullStripped": false}')
-    start.with_name(f"{start.name}_bold.json").write_text('{"RepetitionTime": 1.5}')
-    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out")
-    about = about_of(table.file[0])
-    assert about["RepetitionTime"] == 1.5
-
-
-def test_repetition_time_of_all_subjects(folder, atlas, tmp_path):
-    """A sidecar in a folder above counts, the closest first, where the image has none."""
-    image, _ = one_image(folder)
-    image.with_name(image.name.replace(".nii.gz", ".json")).unlink()
-    (folder / "task-rest_bold.json").write_text('{"RepetitionTime": 1.5}')
     (folder / "task-nback_bold.json").write_text('{"RepetitionTime": 3}')
-    how = {"masker": {"high_pass": 0.01}, "strategy": None}
-    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", **how)
-    assert about_of(table.file[0])["RepetitionTime"] == 1.5
-    (folder / "sub-01" / "sub-01_task-rest_bold.json").write_text('{"RepetitionTime": 2.5}')
-    table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", **how)
-    assert about_of(table.file[0])["RepetitionTime"] == 2.5
-
-
-def test_links_of_git_annex(folder, atlas, tmp_path):
-    """An image that is not here fails, and its row says how to get it."""
-    image, _ = one_image(folder)
-    image.unlink()
-    image.symlink_to("../.git/annex/objects/x")
-    assert "datalad get" in reason_of_one(folder, atlas, tmp_path / "out")
+    sidecars = folder / "task-rest_bold.json", folder / "sub-01/sub-01_task-rest_bold.json"
+    for seconds, sidecar in enumerate((*sidecars, Path(f"{start}_bold.json")), 1):
+        sidecar.write_text(f'{{"RepetitionTime": {seconds}}}')
+        table = fmriprep_study(folder, {"A": atlas}, tmp_path / "out", filters={"acq": "a"})
+        assert about_of(table.file[0])["RepetitionTime"] == seconds
 
 
 def test_space_of_the_atlas(folder, atlas, tmp_path):
@@ -410,7 +371,7 @@ def test_atlases_of_each_subject(folder, tmp_path, pattern, monkeypatch):
         ["region_1", "region_2", "region_7"] if "{" in pattern else ["one", "region_2", "seven"]
     )
     by_image = table.set_index(table.image.str.extract(".*/(sub-.*)_space")[0])
-    first, last = (read(by_image.file[name]) for name in (NAMES[0], NAMES[2]))
+    first, last = (read_table(by_image.file[name]) for name in (NAMES[0], NAMES[2]))
     assert [*first] == [*last] == expected
     assert first[expected[2]].isna().all()
     assert last[expected[0]].isna().all()
@@ -502,16 +463,6 @@ def test_space_by_name(path, space):
     assert space_of(path) == space
 
 
-def test_first_row_is_filled(folder):
-    """Derivatives, which lack the first row, get the second one's values, so no volume is lost."""
-    image, start = one_image(folder)
-    tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
-    arguments = {"strategy": ["motion"], "motion": "derivatives", "demean": False}
-    table = read_confounds(image, tables, arguments).table
-    assert table.trans_x_derivative1[0] == table.trans_x_derivative1[1]
-    assert len(table) == N_VOLUMES
-
-
 def test_without_confounds(folder, tmp_path):
     """Without a strategy nothing is removed; the displacement is known if there is a table."""
     image, start = one_image(folder)
@@ -579,8 +530,9 @@ def test_memory_of_the_plan(folder, atlas, tmp_path):
 
 
 def test_script_of_slurm(folder, atlas, tmp_path):
-    """The script is an array of parts that bash can read."""
-    script = plan_study(folder, {"A": atlas}, tmp_path / "out").script("python -m x --atlas 'a b'")
+    """The script is an array of tasks of half an hour, up to a thousand, that bash can read."""
+    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
+    script = plan.script("python -m x --atlas 'a b'")
     assert script.startswith("#!/bin/bash\n#SBATCH")
     assert script.endswith(
         "python -m x --atlas 'a b' \\\n"
@@ -588,14 +540,14 @@ def test_script_of_slurm(folder, atlas, tmp_path):
     )
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
-
-def test_numbers_of_the_plan(folder, atlas, tmp_path):
-    """Long studies are split into tasks of half an hour, up to a thousand."""
-    plan = plan_study(folder, {"A": atlas}, tmp_path / "out")
     table = pd.concat([plan.table] * 1000).assign(seconds=7)
     assert "--array=1-12\n" in plan._replace(table=table).script("x")
     assert "--time=93\n" in plan._replace(table=table).script("x")
     assert "--array=1-1000\n" in plan._replace(table=table.assign(seconds=3600)).script("x")
+
+
+def test_units_of_time():
+    """Seconds become minutes and hours where they are many."""
     assert [*map(in_units, (3, 600, 7200))] == ["3.0 s", "10 minutes", "2.0 hours"]
 
 

@@ -4,32 +4,26 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from joblib import parallel_config
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
-import small_masker_study
 from beyond_the_masker import work
 from beyond_the_masker.atlases import read_atlas
 from beyond_the_masker.masker_runs import Confounds, Run, masker_study, run_maskers
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.tables import read_record, read_table
-from leftovers import eventually, kill
 from made_images import by_name, flip, make_image, sparse_image
 from small_masker_study import AFFINE, SHAPE, Study, make_labels, make_maps, make_study
-from small_study import failing
+from small_study import start, wait_for
 
 COLUMNS = "image atlas file status reason volumes kept confounds mean_fd below_coverage seconds "
 COLUMNS += "peak_rss_mib started host pid"
@@ -449,50 +443,16 @@ def test_runs_need_files_of_their_own(study):
 # -------------------
 
 
-def wait_for(study, process):
-    """Wait until the study is in the middle of an image; return the number of that process."""
-    pid = study.folder / "failing" / "pid"
-    assert eventually(lambda: pid.exists() or process.poll() is not None)
-    assert process.poll() is None, process.stderr.read()
-    return int(pid.read_text())
-
-
-def start(study, n_jobs, **environ):
-    """Start the study in a process that fails at one image; see `failing`."""
-    folder = study.folder / "failing"
-    shutil.rmtree(folder, ignore_errors=True)
-    return subprocess.Popen(
-        [sys.executable, small_masker_study.__file__, study.folder, str(n_jobs)],
-        env=os.environ | failing(folder, **environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.chance
-@pytest.mark.parametrize(
-    ("how", "n_jobs", "stops", "point"),
-    [
-        pytest.param(signal.SIGINT, 2, "sub-02_bold", "being read", marks=pytest.mark.extensive),
-        (signal.SIGKILL, 2, "sub-02_bold_atlas-maps_timeseries", "not yet moved"),
-        pytest.param(signal.SIGINT, 1, "sub-02_bold", "being read", marks=pytest.mark.extensive),
-    ],
-)
-def test_interrupted_and_run_again(study, how, n_jobs, stops, point):
-    """After an interruption the next run does the rest; in the end all bytes are the same."""
+def test_killed_and_run_again(study):
+    """After a process is killed the next run does the rest; in the end all bytes are the same."""
     study.run()
     expected = study.files()
     shutil.rmtree(study.output)
-    process = start(study, n_jobs, STOPS=stops, POINT=point)
+    stops = study.file(2, "maps").stem
+    process = start(study, 1, STOPS=stops, POINT="not yet moved")
     wait_for(study, process)
-    tree = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(how)
-    assert process.wait(timeout=300) != 0
-    if how == signal.SIGKILL:
-        kill(tree)
-    _, alive = psutil.wait_procs(tree, timeout=60)
-    assert not alive
+    process.kill()
     process.communicate()
     left = study.files()
     complete = {name for name in left if f"{name.rsplit('.', 1)[0]}.json" in left}
@@ -529,10 +489,10 @@ def peaks_of(images, maskers, folder, **options):
 
 @pytest.mark.chance
 @pytest.mark.extensive
-@pytest.mark.parametrize("n_volumes", [240, 4800])
-def test_worker_needs_little(tmp_path, n_volumes):
+@pytest.mark.parametrize("shape", [(64, 64, 40, 240), (16, 16, 10, 4800)])
+def test_worker_needs_little(tmp_path, shape):
     """A worker needs at most 64 MiB above its imports and its results."""
-    shape, n_regions = (64, 64, 40, n_volumes), 100
+    n_volumes, n_regions = shape[3], 100
     images = [tmp_path / f"sub-{number}.nii" for number in range(4)]
     for image in images:
         sparse_image(image, shape)

@@ -22,9 +22,9 @@ from beyond_the_masker.meter import MIB
 from beyond_the_masker.results import is_undamaged, read_about, read_arrays
 from beyond_the_masker.study import mask_study
 from beyond_the_masker.workers import memory_of
-from leftovers import eventually, kill
+from leftovers import kill
 from made_images import assert_same, make_image, nifti_masker
-from small_study import Study, failing, write
+from small_study import Study, start, wait_for, write
 
 
 @pytest.fixture
@@ -85,8 +85,7 @@ def test_results_can_be_traced(study):
         assert re.fullmatch("[0-9a-f]{64}", about["checksum"])
 
 
-@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.extensive)])
-def test_seventeen_of_twenty(tmp_path, n_jobs):
+def test_seventeen_of_twenty(tmp_path):
     """The command line names each failed image with its reason, and does all others."""
     study = Study(tmp_path / "study", 20)
     cut, other, missing = study.images[3], study.images[7], study.images[12]
@@ -94,7 +93,7 @@ def test_seventeen_of_twenty(tmp_path, n_jobs):
     write(study.folder, 7, (7, 6, 4, 3), "".join(other.suffixes))
     missing.unlink()
     bad = {cut: "OSError.*incomplete or damaged", other: "ValueError.*the grid", missing: "File"}
-    process = study.start(f"--jobs={n_jobs}")
+    process = start(study, 1)
     printed, messages = process.communicate(timeout=300)
     assert process.returncode == 1, messages
     assert "17 done, 3 failed" in printed
@@ -375,21 +374,6 @@ def test_link_to_another_image(study):
         link.symlink_to(image)
         assert list(study.run().status) == ["done"]
         assert_same(study.results(link), nifti_masker(image, study.masks))
-
-
-def start(study, n_jobs, **environ):
-    """Start the study in a process that fails at one image; see `failing`."""
-    folder = study.folder / "failing"
-    shutil.rmtree(folder, ignore_errors=True)
-    return study.start(f"--jobs={n_jobs}", **failing(folder, **environ))
-
-
-def wait_for(study, process):
-    """Wait until the study is in the middle of an image; return the number of that process."""
-    pid = study.folder / "failing" / "pid"
-    assert eventually(lambda: pid.exists() or process.poll() is not None)
-    assert process.poll() is None, process.stderr.read()
-    return int(pid.read_text())
 
 
 @pytest.mark.chance
