@@ -13,7 +13,7 @@ import pytest
 from beyond_the_masker import benchmark, methods, streaming
 from beyond_the_masker.averages import AVERAGES, LABELS, PEERS, averages, twenty
 from beyond_the_masker.benchmark import FULL, QUESTIONS, SMALL, Timing, label_of, read_benchmark
-from beyond_the_masker.benchmark_figures import GROWTH, plot_growth, plot_memory_growth, plot_ratios
+from beyond_the_masker.benchmark_figures import GROWTH, plot_growth, plot_ratios
 from beyond_the_masker.data import write_joined
 from beyond_the_masker.figures import short
 from beyond_the_masker.methods import all_methods
@@ -279,7 +279,7 @@ def test_growth_is_drawn():
     times, memory = read_benchmark(RECORDED)
     figures = {
         "the limit": plot_growth(times, "How time grows, full sizes", FULL),
-        "the output": plot_memory_growth(memory, "How memory grows, full sizes", FULL, "PSS"),
+        "the output": plot_growth(memory, "How memory grows, full sizes", FULL, "PSS"),
     }
     averaged = f"{AVERAGES}, cleaned, regions that are averaged from 100 to 1000: "
     for reference, figure in figures.items():

@@ -45,7 +45,7 @@ print_ratios(times, memory)
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.benchmark_figures import plot_growth, plot_memory_growth, plot_ratios
+from beyond_the_masker.benchmark_figures import plot_growth, plot_ratios
 
 plot_ratios(times, f"Time and the limit, {small}")
 plt.show()
@@ -57,7 +57,7 @@ plt.show()
 
 plot_growth(times, "How time grows, small sizes", SMALL)
 if memory:
-    plot_memory_growth(memory, "How memory grows, small sizes", SMALL, about["metric"])
+    plot_growth(memory, "How memory grows, small sizes", SMALL, about["metric"])
 plt.show()
 
 # %%
@@ -118,7 +118,7 @@ if exists:
     print(*(f"Not recorded: {name}" for name in sorted(missing)), sep="\n")
     plot_ratios(times, f"Time and the limit, {full}")
     plot_growth(times, "How time grows, full sizes", FULL)
-    plot_memory_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
+    plot_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
     if "averaged" in about:
         *grid, n_volumes = about["averaged"]
         print(f"\n{n_volumes} volumes of {' x '.join(map(str, grid))}, averages over regions:\n")

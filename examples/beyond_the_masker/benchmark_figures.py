@@ -51,62 +51,53 @@ GROWTH = {  # the label of the x axis for each question of the benchmark
     "workers": "workers, or threads ({regions} masks)",
     "regions": "regions that are averaged",
 }
+SPREAD = (
+    "the line is the median of several runs, the band goes from the fastest to the slowest. "
+    "Dotted: the limit."
+)
+ABOVE = (
+    "the peak of {}, summed over all processes, above the level before the call. "
+    "Dotted: the size of the output."
+)
 
 
-def plot_growth(times, title, sizes):
-    """Draw how time grows, with the spread, and the limit where each panel has one line."""
-    ends = {key: np.quantile(pairs[:, 0], [0, 0.5, 1]) for key, pairs in times.items()}
-    limits = {key: np.median(pairs[:, 1]) for key, pairs in times.items()}
-    caption = (
-        f"{title}: the line is the median of several runs, the band goes from the fastest to the "
-        "slowest. Dotted: the limit."
-    )
-    return _plot_growth(ends, limits, "the limit", title, sizes, "seconds", caption)
+def plot_growth(found, title, sizes, metric=None):
+    """Draw how times grow, with the spread and the limit; or memory, if its metric is named.
 
-
-def plot_memory_growth(memory, title, sizes, metric):
-    """Draw how the peak above the level before the call grows, and the size of the output.
-
-    The metric is that of the description, such as PSS.
+    `found` is one of the two dicts that `read_benchmark` returns.
     """
-    ends = {key: [above] * 3 for key, (above, _) in memory.items()}
-    outputs = {key: output for key, (_, output) in memory.items()}
-    caption = (
-        f"{title}: the peak of {metric}, summed over all processes, above the level before the "
-        "call. Dotted: the size of the output."
-    )
-    return _plot_growth(ends, outputs, "the output", title, sizes, f"MiB ({metric})", caption)
-
-
-def _plot_growth(ends, references, reference, title, sizes, label, caption):
-    """Draw a panel for each question: medians as lines, ranges as bands, a dotted reference."""
-    counts = Counter(key[:2] for key in ends)
+    counts = Counter(key[:2] for key in found)
     names = {q: sorted(name for one, name in counts if one == q) for q in GROWTH}
     names["regions"] = [name for name in names["regions"] if counts["regions", name] > 1]
     asked = [question for question in GROWTH if names[question]]
     heights = [2.1 + 0.2 * len(names[question]) for question in asked]
     options = {"height_ratios": heights, "squeeze": False}
     figure, axes = column_figure(0.4 + sum(heights), title, len(asked), **options)
+    label, reference, caption = "seconds", "the limit", SPREAD
+    if metric:
+        label, reference, caption = f"MiB ({metric})", "the output", ABOVE.format(metric)
     words = []
     for question, ax in zip(asked, axes.flat, strict=True):
         ax.set(xlabel=GROWTH[question].format(**sizes), ylabel=label)
         for name in names[question]:
-            keys = sorted(key for key in ends if key[:2] == (question, name))
+            keys = sorted(key for key in found if key[:2] == (question, name))
+            pairs = [np.atleast_2d(found[key]) for key in keys]
             if question != "workers" and not ax.lines:
-                dotted = [references[key] for key in keys]
+                dotted = [np.median(one[:, 1]) for one in pairs]
                 ax.plot([key[2] for key in keys], dotted, "k:", lw=1.2, label=reference)
-            words.append(_draw_line(ax, keys, [ends[key] for key in keys]))
+            words.append(_draw_line(ax, keys, pairs))
         _finish(ax)
-    figure.set_label(f"{caption}\n\nLine chart, panels: {len(asked)}. {'; '.join(words)}.")
+    described = f"Line chart, panels: {len(asked)}. {'; '.join(words)}."
+    figure.set_label(f"{title}: {caption}\n\n{described}")
     return figure
 
 
-def _draw_line(ax, keys, ends):
-    """Draw one line and its band, dashed for a variant; return a description of its ends."""
+def _draw_line(ax, keys, pairs):
+    """Draw medians and ranges of the first of each pair; return a description of the ends."""
     name, x = keys[0][1], [key[2] for key in keys]
-    low, middle, high = np.transpose(ends)
+    low, middle, high = np.transpose([np.quantile(one[:, 0], [0, 0.5, 1]) for one in pairs])
     color, marker = family_of(name)
-    style = "--" if "threads" in name or "cleaned" in name else "-"
+    style = "--" if "threads" in name or "cleaned" in name else "-"  # a variant
     ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(x, middle, style, marker=marker, ms=5, color=color, label=name)
     unit = ax.get_ylabel().split(" (")[0]
