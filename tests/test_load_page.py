@@ -11,9 +11,13 @@ SOURCE = '''
 import os
 import numpy as np
 from json import dumps, loads
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 def used():
-    return np.zeros(LENGTH), dumps({})
+    return np.zeros(LENGTH), dumps({}), fcntl
 
 LENGTH = 3
 length = os.listdir()
@@ -27,6 +31,7 @@ def test_definitions_are_functions_constants_and_what_they_import():
     assert kept == [
         "import numpy as np",
         "from json import dumps, loads",
+        "try:",
         "def used():",
         "LENGTH = 3",
     ]

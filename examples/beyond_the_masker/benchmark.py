@@ -27,7 +27,7 @@ from beyond_the_masker import streaming
 from beyond_the_masker.averages import AVERAGES, LABELS, PEERS, averages, twenty
 from beyond_the_masker.blocks import mask_blocks
 from beyond_the_masker.budget import guard
-from beyond_the_masker.cache import prepare, stamp_of
+from beyond_the_masker.cache import prepare_file, stamp_of
 from beyond_the_masker.data import (
     atlas_to_masks,
     cut_to,
@@ -321,11 +321,8 @@ def _growth(found, question, name="Streaming, masks"):
 def prepare_both(fmri_path, most_mib=512):
     """Return an image as a ``.nii.gz`` and decompressed, cut to some MiB in memory."""
     image = packed(cut_to(fmri_path, n_volumes_within(nib.load(fmri_path), most_mib)))
-
-    def fill(folder):
-        write_stored(nib.load(image), None, folder / "fmri.nii")
-
-    return image, prepare("decompressed", stamp_of(image), fill) / "fmri.nii"
+    how = "fmri.nii", write_stored, nib.load(image), None
+    return image, prepare_file("decompressed", stamp_of(image), *how)
 
 
 def measure_ways(packed, plain, mask_paths):

@@ -38,6 +38,12 @@ def prepare(name, depends_on, fill):
     return folder
 
 
+def prepare_file(name, depends_on, file_name, write, *arguments):
+    """Return the path of a file in such a folder; `write` gets the arguments and the path."""
+    folder = prepare(name, depends_on, lambda folder: write(*arguments, folder / file_name))
+    return folder / file_name
+
+
 def remove_old():
     """Remove the folders that no build has used for a month."""
     for folder in Path(read_options().cache).glob("*-" + 12 * "[0-9a-f]"):

@@ -11,7 +11,7 @@ import numpy as np
 from nilearn.datasets import fetch_atlas_difumo, fetch_development_fmri
 
 from beyond_the_masker import synthetic
-from beyond_the_masker.cache import prepare, stamp_of
+from beyond_the_masker.cache import prepare, prepare_file, stamp_of
 from beyond_the_masker.checks import (
     is_inside,
     open_image,
@@ -46,23 +46,16 @@ def cut_to(fmri_path, n_volumes):
     img = nib.load(fmri_path)
     if n_volumes >= img.shape[3]:
         return fmri_path
-
-    def fill(folder):
-        write_stored(img, n_volumes, folder / "fmri.nii.gz")
-
-    stamp = [stamp_of(fmri_path), n_volumes]
-    return prepare(f"{n_volumes}-volumes", stamp, fill) / "fmri.nii.gz"
+    name, stamp = f"{n_volumes}-volumes", [stamp_of(fmri_path), n_volumes]
+    return prepare_file(name, stamp, "fmri.nii.gz", write_stored, img, n_volumes)
 
 
 def packed(fmri_path):
     """Return the path of an image as a ``.nii.gz``: its own, or that of a copy."""
     if fmri_path.name.endswith(".nii.gz"):
         return fmri_path
-
-    def fill(folder):
-        write_stored(nib.load(fmri_path), None, folder / "fmri.nii.gz")
-
-    return prepare("packed", stamp_of(fmri_path), fill) / "fmri.nii.gz"
+    img, stamp = nib.load(fmri_path), stamp_of(fmri_path)
+    return prepare_file("packed", stamp, "fmri.nii.gz", write_stored, img, None)
 
 
 def prepare_fmri(n_subjects):
@@ -146,11 +139,11 @@ def on_grid_of(fmri_path, make, *arguments):
     """Return the path of the atlas that a function of `synthetic` makes on an image's grid."""
     img = nib.load(fmri_path)
 
-    def fill(folder):
-        make(*arguments, img.shape[:3], img.affine).to_filename(folder / "atlas.nii.gz")
+    def write(path):
+        make(*arguments, img.shape[:3], img.affine).to_filename(path)
 
     depends_on = [arguments, grid_of(img), inspect.getsource(synthetic)]
-    return prepare(make.__name__.replace("_", "-"), depends_on, fill) / "atlas.nii.gz"
+    return prepare_file(make.__name__.replace("_", "-"), depends_on, "atlas.nii.gz", write)
 
 
 def write_joined(imgs, n_volumes, path, dtype="float32"):
@@ -283,14 +276,14 @@ def atlas_to_labels(atlas_path, like):
     files = [Path(path) for path in np.atleast_1d(atlas_path)]
     img = open_image(like)
 
-    def fill(folder):
+    def write(path):
         labels = np.zeros(img.shape[:3], "int32")
         for number, (_, region) in enumerate(atlas_regions(files), start=1):
             labels[read_3d(to_grid(region, img)) != 0] = number
-        nib.Nifti1Image(labels, img.affine).to_filename(folder / "labels.nii.gz")
+        nib.Nifti1Image(labels, img.affine).to_filename(path)
 
     depends_on = [grid_of(img), inspect.getsource(atlas_regions), *map(stamp_of, files)]
-    return prepare("atlas-labels", depends_on, fill) / "labels.nii.gz"
+    return prepare_file("atlas-labels", depends_on, "labels.nii.gz", write)
 
 
 def grid_of(img):

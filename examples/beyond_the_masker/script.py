@@ -22,11 +22,11 @@ from beyond_the_masker.data import (
     write_synthetic_atlas,
 )
 from beyond_the_masker.model import METHODS
-from beyond_the_masker.pages import DEFINITIONS, IMPORTS, definitions, page_path
+from beyond_the_masker.pages import DEFINITIONS, IMPORTS, definitions, imported_names, page_path
 from beyond_the_masker.running import run_method
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
-DEFINES = ("def ", "class ", "@")
+DEFINES = ("def ", "class ", "@", "try:")
 PARTS = ("streaming", "files", "checks", "orphans", "cache", "synthetic", "data")
 PARTS += (*PAGES, "running", "script")  # what several of them define is that of the last
 NINE = {
@@ -123,8 +123,14 @@ class Part:
             if isinstance(node, IMPORTS):
                 self.imports.append(node)
             else:
-                name = node.name if isinstance(node, DEFINITIONS) else node.targets[0].id
-                self.code[name] = short(source, node)
+                self.code[defined_name(node)] = short(source, node)
+
+
+def defined_name(node):
+    """Return the name of a function, a class or a constant, or of an import that is tried."""
+    if isinstance(node, ast.Assign):
+        return node.targets[0].id
+    return node.name if isinstance(node, DEFINITIONS) else min(imported_names(node))
 
 
 def short(source, node):
