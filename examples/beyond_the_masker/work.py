@@ -5,7 +5,6 @@ again, but for versions of packages.
 """
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from beyond_the_masker.atlases import (
     without_empty,
 )
 from beyond_the_masker.checks import damaged_file_named
+from beyond_the_masker.cleaning import Confounds
 from beyond_the_masker.files import files_of_image, sha256_of, unfinished_version
 from beyond_the_masker.maskers import check_sample_mask, stream_masker
 from beyond_the_masker.running import ONE_THREAD
@@ -36,14 +36,6 @@ from beyond_the_masker.tasks import failed, refuse_other, refuse_third_try
 
 NOT_IN_RECORD = {*IMAGES, "labels", "lut", "seeds", *NOT_IN_RESULTS}  # checksums have the first
 PACKAGES = ("nibabel", "nilearn", "numpy", "pandas", "scikit-learn", "scipy")
-
-
-class Confounds(NamedTuple):
-    """What is removed from an image's series, and the volumes that are kept."""
-
-    table: object = None  # a pandas.DataFrame, or an array, with a row for each volume
-    sample_mask: object = None  # the numbers of the kept volumes, from 0, in increasing order
-    mean_fd: float = math.nan  # mean framewise displacement in mm
 
 
 class Run(NamedTuple):
