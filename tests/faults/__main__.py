@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import time
+from contextlib import suppress
 from datetime import date
 from itertools import islice
 
@@ -21,7 +22,7 @@ COLUMNS = ["trials", "survived", "violations", "not reached", "seconds"]
 
 
 def campaign(place, given):
-    """Run the trials that are asked for; return a table of their classes."""
+    """Run the trials that are asked for, or until Ctrl-C; return a table of their classes."""
     kinds = [given.kind] if given.kind else list(CLASSES)
     for kind in NEEDS_ROOT.intersection(kinds) if not place.is_private else ():
         print(f"{kind}: skipped; only root on Linux can mount the file systems that it needs.")
@@ -34,15 +35,16 @@ def campaign(place, given):
     seed, first = map(int, given.repeat.split(":")) if given.repeat else (given.seed, 0)
     todo = islice(trials(place, seed, kinds, names), first, None)
     numbers = range(first, first + (1 if given.repeat else given.trials))
-    for number in tqdm(numbers, unit="trial", disable=None):
-        start, (kind, trial) = time.monotonic(), next(todo)
-        happened, broken = run_trial(place, kind, trial)
-        row = [1, not broken, bool(broken), not happened, time.monotonic() - start]
-        table.loc[kind] += row
-        if broken:
-            report(kind, trial, broken, given, f"{seed}:{number}")
-            if given.stop:
-                break
+    with suppress(KeyboardInterrupt):
+        for number in tqdm(numbers, unit="trial", disable=None):
+            start, (kind, trial) = time.monotonic(), next(todo)
+            happened, broken = run_trial(place, kind, trial)
+            row = [1, not broken, bool(broken), not happened, time.monotonic() - start]
+            table.loc[kind] += row
+            if broken:
+                report(kind, trial, broken, given, f"{seed}:{number}")
+                if given.stop:
+                    break
     return table
 
 

@@ -161,7 +161,10 @@ class Place:
         pid = os.fork()
         if not pid:
             self.in_child(call, spec, note, target.is_command)
-        return self.wait(pid, note)
+        try:
+            return self.wait(pid, note)
+        finally:
+            kill_session(pid)
 
     def in_child(self, call, spec, note, is_command):
         """Make a call as a program of its own would, note its outcome, and end."""
@@ -221,7 +224,6 @@ class Place:
         deadline = time.monotonic() + SECONDS / 3
         while (left := session(pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        kill_session(pid)
         messages = (self.base / "log").read_text(errors="replace")
         if note.exists():
             return pickle.loads(note.read_bytes())._replace(details=messages), left
@@ -263,17 +265,18 @@ def kill_session(leader):
 def private_place():
     """Yield the folders of trials; with mounts and a /dev/shm of their own, if root allows it."""
     base = Path(tempfile.mkdtemp(prefix="faults-")).resolve()
-    is_private = has_mounts()
+    is_private, place = has_mounts(), None
     try:
         if is_private:
             for folder in (base, SHM):
                 subprocess.run(["mount", "-t", "tmpfs", "faults", folder], check=True)
         place = Place(base, is_private)
         yield place
-        place.unmount()
-        if place.group:
-            place.group.rmdir()
     finally:
+        if place:
+            place.unmount()
+        if place and place.group:
+            place.group.rmdir()
         if is_private:
             subprocess.run(["umount", "--lazy", base], check=False)
         shutil.rmtree(base, ignore_errors=True)
