@@ -60,21 +60,21 @@ def files(tmp_path):
         ({}, ".NII.GZ", False),
     ],
 )
-@pytest.mark.parametrize("load", [str, nib.load, load_in_memory], ids=["path", "lazy", "memory"])
 def test_a_copy_is_written_if_needed(
-    tmp_path, temporary, monkeypatch, function, image, suffix, can_be_mapped, load
+    tmp_path, temporary, monkeypatch, function, image, suffix, can_be_mapped
 ):
     """Threads write none, the joblib map always; the mapped file unless the file can be mapped."""
     img = make_image(**image)
     fmri_path, mask_paths = save_all(tmp_path, img, make_masks(img), suffix)
+    content, expected = fmri_path.read_bytes(), numpy_masker_threads(fmri_path, mask_paths, 1)
     copied, write = [], page.write_values
     monkeypatch.setattr(page, "write_values", lambda *args: copied.append(args) or write(*args))
-    content = fmri_path.read_bytes()
-    with parallel_config(backend="sequential"):
-        series = function(load(fmri_path), mask_paths, 2)
-        assert_same(series, numpy_masker_threads(fmri_path, mask_paths, 1))
-    mapped = can_be_mapped and load is not load_in_memory and function is FUNCTIONS[2]
-    assert len(copied) == (function in WITH_FILE and not mapped)
+    for load in (str, nib.load, load_in_memory):
+        with parallel_config(backend="sequential"):
+            assert_same(function(load(fmri_path), mask_paths, 2), expected)
+        mapped = can_be_mapped and load is not load_in_memory and function is FUNCTIONS[2]
+        assert len(copied) == (function in WITH_FILE and not mapped)
+        copied.clear()
     assert fmri_path.read_bytes() == content
 
 
@@ -116,11 +116,11 @@ def test_free_space_is_checked_first(temporary, monkeypatch, function):
 def test_nothing_is_left_when_writing_fails(files, temporary, monkeypatch, function):
     """A disk that fills up raises the system's error, and leaves nothing."""
 
-    def write_some(path, *_):
+    def touch_and_fail(path, *_):
         Path(path).touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page, "open", write_some, raising=False)
+    monkeypatch.setattr(page, "open", touch_and_fail, raising=False)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device"):
         function(files[".nii.gz"], files["masks"], 2)
 
@@ -168,10 +168,10 @@ def open_files(process):
 
 
 @by_function(FUNCTIONS)
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_files_are_closed(files, temporary, function, suffix):
+def test_files_are_closed(files, temporary, function):
     """No process keeps the image or its copy open or mapped, which would keep its disk space."""
-    function(files[suffix], files["masks"], 2)
+    for suffix in (".nii", ".nii.gz"):
+        function(files[suffix], files["masks"], 2)
     gc.collect()
     this = psutil.Process()
     assert open_files(this) == []

@@ -85,16 +85,11 @@ def test_block_is_closed_and_removed(blocks, files, monkeypatch, problem):
 
 def test_worker_closes_the_block_when_it_fails(blocks):
     """A worker that fails closes the block."""
-    block = SharedMemory(create=True, size=2**10)
-    try:
-        wrong_mask = np.ones((9, 9, 9), bool)
-        with pytest.raises(IndexError) as raised:
-            page.numpy_masker_shared_single(block.name, (2, 2, 2, 2), np.dtype("f4"), wrong_mask)
-        assert raised  # holds the traceback
-        assert [attached.buf for attached in blocks] == [None]
-    finally:
-        block.close()
-        block.unlink()
+    wrong_mask = np.ones((9, 9, 9), bool)
+    with orphans.shared_block(2**10) as block, pytest.raises(IndexError) as raised:
+        page.numpy_masker_shared_single(block.name, (2, 2, 2, 2), np.dtype("f4"), wrong_mask)
+    assert raised  # holds the traceback
+    assert [attached.buf for attached in blocks] == [None, None]
 
 
 def test_only_the_maker_tracks_the_block(blocks, monkeypatch):
@@ -145,12 +140,11 @@ def test_blocks_of_killed_processes_are_removed(blocks):
     assert not left.exists()
 
 
-def test_systems_without_dev_shm_can_share(monkeypatch):
+def test_systems_without_dev_shm_can_share(blocks, monkeypatch):
     """Where there is no /dev/shm, as on macOS, its free space is not checked."""
     monkeypatch.setattr(orphans, "SHM", Path("/missing"))
     monkeypatch.setattr(shutil, "disk_usage", {}.__getitem__)
-    with parallel_config(backend="sequential"):
-        series = page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
+    series = page.numpy_masker_shared_parallel(make_image(), make_masks(make_image())[:1], 1)
     assert series[0].shape[0] == 7
 
 
