@@ -177,3 +177,19 @@ def test_files_are_closed(files, temporary, function):
     assert open_files(this) == []
     for worker in this.children(recursive=True):  # they let go a moment after their results came
         assert eventually(lambda worker=worker: not open_files(worker))
+
+
+# Heavy work on each region
+# --------------------------
+
+bootstrap_first_component = load_page("plot_heavy_work").bootstrap_first_component
+
+
+def test_one_component_or_many():
+    """A region with a single time course has all variance in it; noise has little; none is 0."""
+    rng = np.random.default_rng(0)
+    one = np.outer(rng.normal(size=50), np.ones(8)).astype("float32")
+    np.testing.assert_allclose(bootstrap_first_component(one, 5), 1, rtol=1e-5)
+    noise = bootstrap_first_component(rng.normal(size=(2000, 8)), 5)
+    assert ((noise > 1 / 8) & (noise < 0.2)).all()
+    assert (bootstrap_first_component(np.ones((10, 3), "float32"), 2) == 0).all()

@@ -100,8 +100,8 @@ SCALINGS = [
 def test_every_type_with_scale_factors(tmp_path, scaling):
     """Every type gives NiftiMasker's values, in its precision, in both versions of NIfTI."""
     masks = masks_for(SHAPE, OBLIQUE)
-    for number, kind in enumerate(TYPES):
-        path, data = tmp_path / f"{kind}.nii", any_bits(SHAPE, "<>"[number // 2 % 2] + kind)
+    for number, (order, kind) in enumerate(itertools.product("<>", TYPES)):
+        path, data = tmp_path / f"{number}.nii", any_bits(SHAPE, order + kind)
         write(path, data, OBLIQUE, scaling, version=1 + number % 2)
         assert_same(stream_masks(path, masks), nifti_masker(path, masks))
 

@@ -21,7 +21,8 @@ this page you will
 from nilearn.image import load_img, new_img_like
 from nilearn.maskers import NiftiMasker
 
-from beyond_the_masker.checks import check_same_grid, damaged_file_named, read_mask
+from beyond_the_masker.checks import check_same_grid, read_mask
+from beyond_the_masker.streaming import damaged_file_named
 
 
 def nifti_masker_single(fmri, mask):

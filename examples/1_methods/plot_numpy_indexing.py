@@ -27,7 +27,8 @@ index the image's array with the mask's. On this page you will
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import check_same_grid, damaged_file_named, read_mask, take
+from beyond_the_masker.checks import check_same_grid, read_mask, take
+from beyond_the_masker.streaming import damaged_file_named
 
 
 def numpy_masker_single_inmemory(fmri_img, mask_img):

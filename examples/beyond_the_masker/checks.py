@@ -1,30 +1,25 @@
 """Check and read what every masking function gets, and return what NiftiMasker would.
 
-nibabel is imported where it is needed: a worker that only takes voxels loads NumPy alone.
+What `streaming` has, too, is imported from there, where it is needed: a worker that only takes
+voxels loads NumPy alone.
 """
 
-import os
-import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-IMAGES = r"\.(nii|img|hdr|mg[hz]|mnc|gii|par|rec|brik|head)\b"  # in names of files
-
 
 def check_same_grid(fmri_img, mask_img):
     """Raise a ValueError unless the image is 4D and the mask is 3D and on the same grid."""
+    from beyond_the_masker.streaming import is_same_grid
+
     check_numbers(fmri_img)
     check_numbers(mask_img)
+    is_4d = fmri_img.ndim == 4 and 0 not in fmri_img.shape
     is_3d = mask_img.ndim == 3 or mask_img.shape[3:] == (1,)
-    if (
-        fmri_img.ndim != 4
-        or 0 in fmri_img.shape
-        or not is_3d
-        or not is_same_grid(mask_img, fmri_img)
-    ):
+    if not is_4d or not is_3d or not is_same_grid(mask_img, fmri_img):
         raise ValueError(
             "A 4D image and a 3D mask on its grid are needed; the image has shape "
             f"{fmri_img.shape} and the mask {mask_img.shape}, and their affines are\n"
@@ -35,28 +30,11 @@ def check_same_grid(fmri_img, mask_img):
 
 def check_numbers(img, name=None):
     """Raise a ValueError unless an image has a grid and real numbers."""
-    from nibabel.spatialimages import SpatialImage
+    from beyond_the_masker.streaming import is_image
 
-    has_grid = isinstance(img, SpatialImage) and img.affine is not None and img.ndim > 2
-    if not has_grid or img.get_data_dtype().kind not in "fiub":
+    if not is_image(img):
         name = name or getattr(img, "get_filename", str)() or f"A {type(img).__name__}"
         raise ValueError(f"{name} is not an image of real numbers on a grid.")
-
-
-def is_same_grid(img, other):
-    """Return whether the grids of two images are the same, to a hundredth of a voxel.
-
-    Tools that save headers again round affines, so the corners of the grid are compared.
-    """
-    if img.shape[:3] != other.shape[:3]:
-        return False
-    corners = np.ones((4, 8))
-    corners[:3] = np.indices((2, 2, 2)).reshape(3, 8) * np.subtract(img.shape[:3], 1)[:, np.newaxis]
-    try:
-        moved = np.linalg.solve(other.affine, img.affine @ corners)
-    except np.linalg.LinAlgError:  # an affine that has no inverse
-        return np.array_equal(img.affine, other.affine)
-    return bool(np.abs(moved - corners).max() <= 0.01)
 
 
 def are_inside(places, shape, allowed=None):
@@ -71,66 +49,13 @@ def are_inside(places, shape, allowed=None):
 
 
 @contextmanager
-def damaged_file_named(path):
-    """Turn any error that reading a damaged file raises into one that names the file."""
-    try:
-        yield
-    except Exception as error:  # nibabel lets a damaged file raise almost anything
-        if problem := problem_of(path, error):
-            raise problem from error
-        raise
-
-
-def problem_of(path, error):
-    """Return why a file cannot be read; None if the error names the reason itself."""
-    place = os.path.expanduser(path) if isinstance(path, (str, Path)) else ""
-    if os.path.islink(place) and not os.path.exists(place):
-        link = f"{path} is a link to {os.readlink(place)}, where there is no file"
-        return FileNotFoundError(f"{link}: get it, for example with git annex get or datalad get.")
-    if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
-        return None if error.filename else OSError(error.errno, error.strerror, str(path))
-    if isinstance(error, (FileNotFoundError, Warning)):
-        return None
-    if isinstance(error, MemoryError):
-        return MemoryError(f"{path} is too large for memory, or its header is wrong.")
-    if isinstance(error, ImportError) or type(error).__name__ == "TripWireError":  # of nibabel
-        return OSError(f"{path} cannot be read without another package ({error}).")
-    return problem_in(path, place, error)
-
-
-def problem_in(path, place, error):
-    """Return what is wrong with the content of a file: most likely it is damaged."""
-    if os.path.exists(place) and not os.path.isfile(place):  # reading a pipe would wait
-        kind = IsADirectoryError if os.path.isdir(place) else OSError
-        return kind(f"{path} is a folder or a pipe; a file is needed.")
-    start = b""
-    if os.path.isfile(place):
-        try:
-            with open(place, "rb") as file:
-                start = file.read(200)
-        except OSError as problem:  # of the system: nibabel does not pass it on
-            return problem
-    if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
-        return OSError(f"{path} is not here yet: get it with git annex or git lfs.")
-    if start.startswith(b"\x1f\x8b") and not place.lower().endswith("gz"):
-        return OSError(f"{path} is compressed by gzip: its name has to end in .gz.")
-    if "Cannot work out" in str(error) and not re.search(IMAGES, place, re.IGNORECASE):
-        return ValueError(f"{path} is not an image: its name ends like that of another file.")
-    return OSError(f"{path} is incomplete or damaged ({error}): copy it again.")
-
-
-@contextmanager
 def unchanged(path):
     """Raise an OSError if a file is another one afterwards, or was written: never mix versions."""
+    from beyond_the_masker.streaming import check_version, version_of
 
-    def version():
-        stat = os.stat(path)
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-    before = path and version()  # an image from bytes has no file
+    before = version_of(path)
     yield
-    if path and version() != before:
-        raise OSError(f"{path} was changed while it was read. Run this again.")
+    check_version(path, before)
 
 
 def is_inside(values):
@@ -159,21 +84,13 @@ def read_mask(mask_img):
 
 def read_3d(img, name=None):
     """Return the values of a 3D image, or of one of shape (x, y, z, 1), as some tools write it."""
+    from beyond_the_masker.streaming import damaged_file_named, read_to_end
+
     with damaged_file_named(name or img.get_filename()):
         values = np.asanyarray(img.dataobj)
         if not isinstance(img.dataobj, np.ndarray):  # in a file
             read_to_end(img)
     return values[..., 0] if values.shape[3:] == (1,) else values
-
-
-def read_to_end(img, *parts):
-    """Read an image's compressed files, or only some, to their end, where gzip has a checksum."""
-    for part in parts or img.file_map:
-        holder = img.file_map.get(part)
-        if holder and str(holder.filename).lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
-            with holder.get_prepare_fileobj("rb") as file:
-                while file.read(2**20):
-                    pass
 
 
 def open_checked(fmri, masks):
@@ -190,12 +107,12 @@ def open_checked(fmri, masks):
 
 def open_image(item):
     """Return the image of a path, its data not read, or an image as it is; refuse other files."""
-    import nibabel as nib
+    from beyond_the_masker.streaming import damaged_file_named, load, read_to_end
 
     if not isinstance(item, (str, Path)):
         return item
-    with damaged_file_named(item):  # an absolute path: nibabel takes any ~ for a home folder
-        img = nib.load(os.path.abspath(os.path.expanduser(item)))
+    with damaged_file_named(item):
+        img = load(item)
         read_to_end(img, "header")  # of a pair of files
     check_numbers(img, item)
     return img
@@ -210,6 +127,8 @@ def to_grid(region, img):
     import nibabel as nib
     from nilearn.image import resample_img
     from nilearn.image.resampling import BoundingBoxError
+
+    from beyond_the_masker.streaming import is_same_grid
 
     data = np.asarray(region.dataobj)
     if is_same_grid(region, img):
@@ -244,14 +163,17 @@ def read_volumes(fmri_img, scaled=True):
     from nibabel.arrayproxy import ArrayProxy
     from nibabel.volumeutils import apply_read_scaling
 
+    from beyond_the_masker.streaming import damaged_file_named
+
     proxy, (*grid, n_volumes) = fmri_img.dataobj, fmri_img.shape
-    if not isinstance(proxy, ArrayProxy):  # in memory
+    path = fmri_img.get_filename()
+    if not path or not isinstance(proxy, ArrayProxy):  # in memory
         yield from (proxy[..., i] for i in range(n_volumes))
         return
     n_bytes, holder = int(np.prod(grid)) * proxy.dtype.itemsize, fmri_img.file_map["image"]
     with (
         unchanged(holder.filename),
-        damaged_file_named(fmri_img.get_filename()),
+        damaged_file_named(path),
         holder.get_prepare_fileobj("rb") as file,
     ):
         file.seek(proxy.offset)

@@ -18,9 +18,8 @@ from nilearn import signal
 from scipy import linalg
 
 from beyond_the_masker.bids import check_label
-from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.files import file_named
-from beyond_the_masker.streaming import unfinished_beside
+from beyond_the_masker.streaming import damaged_file_named, unfinished_beside
 from beyond_the_masker.tables import read_exactly
 
 LONG = 2048  # volumes; their matrix would need 32 MiB

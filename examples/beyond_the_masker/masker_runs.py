@@ -17,8 +17,8 @@ import numpy as np
 
 from beyond_the_masker.atlases import for_study, read_atlas, stored
 from beyond_the_masker.bids import check_label
-from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.running import ready_parallel
+from beyond_the_masker.streaming import damaged_file_named
 from beyond_the_masker.tables import read_exactly
 from beyond_the_masker.tasks import Task, absolute, absolute_paths, name_files, one_part, run_tasks
 from beyond_the_masker.work import (

@@ -19,10 +19,16 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
-from beyond_the_masker.checks import are_inside, damaged_file_named, is_same_grid, to_grid
+from beyond_the_masker.checks import are_inside, to_grid
 from beyond_the_masker.files import moved_into_place, stem
 from beyond_the_masker.results import ABOUT, is_undamaged, read_about, read_arrays, write_arrays
-from beyond_the_masker.streaming import is_alone, open_mask, regions_in
+from beyond_the_masker.streaming import (
+    damaged_file_named,
+    is_alone,
+    is_same_grid,
+    open_mask,
+    regions_in,
+)
 
 
 @dataclass(frozen=True)

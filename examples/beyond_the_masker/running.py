@@ -9,9 +9,10 @@ from threading import Lock
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import damaged_file_named, open_image
+from beyond_the_masker.checks import open_image
 from beyond_the_masker.files import file_named
 from beyond_the_masker.orphans import WORKERS
+from beyond_the_masker.streaming import damaged_file_named
 
 
 def load_in_memory(path):

@@ -6,6 +6,7 @@ It is put together from functions of the pages and of this package; `main` of th
 import argparse
 import ast
 import itertools
+import re
 import sys
 import tempfile
 import time
@@ -142,7 +143,8 @@ def short(source, node):
         doc = node.body[0]
         summary = f'    """{ast.get_docstring(node).splitlines()[0]}"""'
         code[doc.lineno - first : doc.end_lineno - first + 1] = [summary]
-    return "\n".join(code)
+    # What a function imports from this package is in the script, too.
+    return re.sub(r"\n\n? +from beyond_the_masker.*", "", "\n".join(code))
 
 
 def code_of_ways():

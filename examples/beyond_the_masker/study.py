@@ -12,12 +12,11 @@
 import warnings
 from textwrap import shorten
 
-from beyond_the_masker.checks import is_same_grid
 from beyond_the_masker.files import moved_into_place
 from beyond_the_masker.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.results import describe, is_undamaged, read_about, write_arrays
 from beyond_the_masker.running import ready_parallel
-from beyond_the_masker.streaming import in_file_order, open_series, stream_voxels
+from beyond_the_masker.streaming import in_file_order, is_same_grid, open_series, stream_voxels
 from beyond_the_masker.tasks import (
     Task,
     absolute,

@@ -25,12 +25,11 @@ from beyond_the_masker.atlases import (
     images_of,
     without_empty,
 )
-from beyond_the_masker.checks import damaged_file_named
 from beyond_the_masker.cleaning import Confounds
 from beyond_the_masker.files import files_of_image, sha256_of, unfinished_version
 from beyond_the_masker.maskers import check_sample_mask, stream_masker
 from beyond_the_masker.running import ONE_THREAD
-from beyond_the_masker.streaming import list_files, open_series
+from beyond_the_masker.streaming import damaged_file_named, list_files, open_series
 from beyond_the_masker.tables import is_whole, read_record, read_table, remove_pair, write_pair
 from beyond_the_masker.tasks import failed, refuse_other, refuse_third_try
 

@@ -14,7 +14,6 @@ import pages
 from beyond_the_masker.benchmark import print_ratios, read_benchmark
 from beyond_the_masker.model import METHODS
 from beyond_the_masker.report import PLACEHOLDER, written
-from small_site import N_REGIONS
 
 pytestmark = pytest.mark.extensive
 N_METHODS = len(METHODS)
@@ -39,7 +38,7 @@ def test_all_methods_are_measured_and_identical(site):
     mib = np.asanyarray(nib.load(site.fmri).dataobj).nbytes / 2**20
     for row in rows:
         assert float(row["image_mib"]) == pytest.approx(mib, abs=0.05)
-        assert int(row["n_masks"]) == (1 if row["mode"] == "single" else N_REGIONS)
+        assert int(row["n_masks"]) == (1 if row["mode"] == "single" else 2)
         model = METHODS[f"{row['method']}, {row['mode']}"]
         assert int(row["n_runs"]) == (3 if model.mode == "parallel" and model.imports else 1)
         assert 0 < float(row["before_mib"]) <= float(row["peak_mib"])
