@@ -70,6 +70,10 @@ class Study:
         """Return the command that does the study."""
         return [sys.executable, __file__, self.folder, str(n_jobs)]
 
+    def set(self, name, **parameters):
+        """Set parameters of a masker."""
+        self.maskers[name].set_params(**parameters)
+
     def file(self, number, name, ending="timeseries.tsv"):
         """Return a file of results."""
         return self.output / f"sub-{number:02d}_bold_atlas-{name}_{ending}"

@@ -197,6 +197,11 @@ def move(study):
     study.__init__(study.folder.rename(study.folder.with_name("moved")))
 
 
+def cut_mask():
+    """Return a mask in memory."""
+    return make_image(data=np.indices(SHAPE[:3])[0] > 0, dtype="u1", affine=AFFINE)
+
+
 EACH, ALL = (1, 2, 3), ("labels", "maps", "spheres")
 LABELS = "own_dseg.nii.gz"
 CHANGES = {  # a change, and the images and the atlases whose results depend on it
@@ -204,7 +209,11 @@ CHANGES = {  # a change, and the images and the atlases whose results depend on 
     "other confounds": (lambda study: edit(study.confounds[0], "csf", "wm"), [1], ALL),
     "other labels": (lambda study: turn(study.folder / LABELS), EACH, ["labels"]),
     "other name": (lambda study: edit(study.folder / "own_dseg.tsv", "a 2", "B"), EACH, ["labels"]),
-    "radius": (lambda study: study.maskers["spheres"].set_params(radius=4.5), EACH, ["spheres"]),
+    "seed": (lambda study: study.set("spheres", seeds=[(6, 9, 8), (3, 3, 8)]), EACH, ["spheres"]),
+    "strategy": (lambda study: study.set("labels", strategy="median"), EACH, ["labels"]),
+    "mask": (lambda study: study.set("spheres", mask_img=cut_mask()), EACH, ["spheres"]),
+    "cache": (lambda study: study.set("labels", memory=str(study.folder), verbose=1), [], []),
+    "radius": (lambda study: study.set("spheres", radius=4.5), EACH, ["spheres"]),
     "no record": (lambda study: study.file(3, "maps", "timeseries.json").unlink(), [3], ["maps"]),
     "half a record": (lambda study: halve(study.file(3, "maps", "timeseries.json")), [3], ["maps"]),
     "half a table": (lambda study: halve(study.file(2, "maps")), [2], ["maps"]),

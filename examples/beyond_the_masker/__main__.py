@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import warnings
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -93,7 +92,8 @@ def main(arguments=None):
     except (ValueError, OSError, EOFError, MemoryError) as error:
         sys.exit(str(error) or "Not enough memory.")  # Python's own MemoryError has no words
     except KeyboardInterrupt:
-        sys.exit("Interrupted.")
+        is_study = "part" in arguments
+        sys.exit(f"Interrupted.{' Run the same command again to continue.' if is_study else ''}")
 
 
 @command(
@@ -154,18 +154,8 @@ def run_study(arguments):
     names = ("relative_to", "resample", "part", "threshold", "verify")
     how = {name: getattr(arguments, name) for name in names}
     images, masks = list(chain(*arguments.images)), one_or_list(arguments.masks)
-    with say_how_to_continue():
-        table = mask_study(images, masks, arguments.output, arguments.jobs, **how)
+    table = mask_study(images, masks, arguments.output, arguments.jobs, **how)
     return report(table, arguments.output)
-
-
-@contextmanager
-def say_how_to_continue():
-    """End the command after Ctrl-C, and say that it can be continued."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Run the same command again to continue.")
 
 
 def report(table, folder):
@@ -296,8 +286,7 @@ def run_fmriprep(arguments):
 
     names = ("min_coverage", "relmat", "part", "verify")
     how |= {name: getattr(arguments, name) for name in names}
-    with say_how_to_continue():
-        table = fmriprep_study(*inputs, arguments.jobs, **how)
+    table = fmriprep_study(*inputs, arguments.jobs, **how)
     status = report(table, arguments.output_dir)
     if arguments.part == (1, 1):
         from beyond_the_masker.figures import save_study

@@ -6,7 +6,6 @@ atlas, and `coverage` returns how much of each region an image has.
 """
 
 import hashlib
-import json
 import os
 from collections import Counter
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from nibabel.spatialimages import SpatialImage
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
 from beyond_the_masker.checks import are_inside
-from beyond_the_masker.files import files_of_image, sha256_of, write_bytes
+from beyond_the_masker.files import write_bytes
 from beyond_the_masker.maskers import refuse
 from beyond_the_masker.masks import (
     check_table,
@@ -34,7 +33,6 @@ from beyond_the_masker.regions import finite, finite_values, on_grid, sphere_vox
 from beyond_the_masker.streaming import mask_volumes, open_mask
 
 IMAGES = {"labels_img": "dseg", "maps_img": "probseg", "mask_img": "mask"}  # and suffixes of files
-NOT_IN_RESULTS = ("memory", "memory_level", "verbose", "reports", "cmap")
 
 
 class Atlas(NamedTuple):
@@ -43,7 +41,6 @@ class Atlas(NamedTuple):
     name: str
     masker: object  # not fitted, and without the parameters of a study
     regions: list  # the names of all regions: the columns of every result
-    checksum: str  # of all that results take from the atlas: files, names, parameters
     numbers: list  # of each region the label; or the number of the map, sphere or voxel, from 1
 
 
@@ -51,7 +48,7 @@ class Atlas(NamedTuple):
 # ----------------
 
 
-def read_atlas(name, source, with_checksum=True, tables_in=tables_in):
+def read_atlas(name, source, tables_in=tables_in):
     """Return an `Atlas`. Its files are read to their ends, so that damage shows at once.
 
     The source is a 3D image of labels, a 4D image with a map in each volume, or a masker, which is
@@ -76,15 +73,11 @@ def read_atlas(name, source, with_checksum=True, tables_in=tables_in):
         check_regions(regions)
         if type(masker) is NiftiLabelsMasker:
             masker = copy_of(masker, lut=None, labels=None)  # their names are in `regions`
-        checksum = checksum_of(masker, regions) if with_checksum else ""
-        return Atlas(str(name), masker, regions, checksum, numbers)
+        return Atlas(str(name), masker, regions, numbers)
 
 
 def union_of(atlases):
-    """Return an atlas with the regions of several, for images that each have an atlas of their own.
-
-    Its checksum covers the columns alone: an image's own atlas is among the files of its record.
-    """
+    """Return an atlas with the regions of several, each of which is the atlas of some images."""
     first = atlases[0]
     kinds = {type(atlas.masker) for atlas in atlases}
     with atlas_named(first.name):
@@ -95,8 +88,7 @@ def union_of(atlases):
         numbers = sorted(names)
         regions = [names[number] for number in numbers]
         check_regions(regions)
-    checksum = hashlib.sha256(json.dumps([numbers, regions]).encode()).hexdigest()
-    return Atlas(first.name, first.masker, regions, checksum, numbers)
+    return Atlas(first.name, first.masker, regions, numbers)
 
 
 @contextmanager
@@ -212,31 +204,6 @@ def count_columns(masker, _):
     return [*range(1, fitted.n_elements_ + 1)], {}
 
 
-def checksum_of(masker, regions):
-    """Return a checksum of all that results take from a masker."""
-    parameters = masker.get_params(deep=False)
-    images = {name: checksums_of(image) for name, image in images_of(parameters).items()}
-    others = parameters.keys() - {*IMAGES, *NOT_IN_RESULTS}
-    about = [type(masker).__name__, {name: parameters[name] for name in others}, images, regions]
-    return hashlib.sha256(json.dumps(about, default=as_json, sort_keys=True).encode()).hexdigest()
-
-
-def as_json(value):
-    """Return an array as a list, and anything else that JSON does not have as text."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-
-def checksums_of(image):
-    """Return the checksums of an image's files, or one of its grid and its values."""
-    if isinstance(image, str | Path):
-        return [*map(sha256_of, files_of_image(image))]
-    about = image.shape, image.get_data_dtype(), image.affine.tolist()
-    digest = hashlib.sha256(repr(about).encode())
-    for values in read_volumes(image):
-        digest.update(values.tobytes())
-    return [digest.hexdigest()]
-
-
 # Maskers of a study
 # ------------------
 
@@ -265,9 +232,10 @@ def stored(atlas, folder):
             data = np.asanyarray(image.dataobj)
             img = nib.Nifti1Image(data, image.affine, dtype=data.dtype)
         if img is not None:
-            stem = f"atlas-{atlas.name}_desc-{atlas.checksum[:12]}_{IMAGES[name]}"
-            files[name] = Path(folder).absolute() / f"{stem}.nii"
-            write_bytes(files[name], img.to_bytes())
+            content = img.to_bytes()
+            start = f"atlas-{atlas.name}_desc-{hashlib.sha256(content).hexdigest()[:12]}"
+            files[name] = Path(folder).absolute() / f"{start}_{IMAGES[name]}.nii"
+            write_bytes(files[name], content)
     return atlas._replace(masker=copy_of(atlas.masker, **files))
 
 

@@ -410,8 +410,7 @@ def read_own(name, files):
     read, list_once = {}, lru_cache(maxsize=None)(tables_in)
     for file in tqdm(sorted({*files} - {None}), unit="atlas", delay=2):
         try:
-            # A record has the size and time of its file in place of a checksum.
-            read[file] = read_atlas(name, file, with_checksum=False, tables_in=list_once)
+            read[file] = read_atlas(name, file, list_once)
         except (ValueError, OSError) as error:
             read[file] = error
     if all(isinstance(one, Exception) for one in read.values()):

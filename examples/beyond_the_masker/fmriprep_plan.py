@@ -165,7 +165,7 @@ def count_regions(study):
     atlases = [*study.atlases.values()]
     for name, files in study.own.items():
         path = next(path for path in files.values() if path)
-        atlases.append(read_atlas(name, path, with_checksum=False))
+        atlases.append(read_atlas(name, path))
     maps = [atlas for atlas in atlases if hasattr(atlas.masker, "maps_img")]
     return tuple(sum(len(atlas.regions) for atlas in each) for each in (atlases, maps))
 

@@ -7,7 +7,6 @@
 * **A failed image does not stop the others.** Its rows of the table have the reason.
 """
 
-import hashlib
 import warnings
 from collections import Counter
 from functools import partial
@@ -25,6 +24,7 @@ from beyond_the_masker.work import (
     Confounds,
     Options,
     Run,
+    checksum_of,
     columns_of,
     do_run,
     marker_of,
@@ -136,13 +136,6 @@ def given(table, sample_mask):
         sample_mask = np.asarray(sample_mask)
         about["SampleMaskChecksum"] = checksum_of(sample_mask)
     return partial(read_given, table, sample_mask), sources, about
-
-
-def checksum_of(array, names=()):
-    """Return a checksum of an array and the names of its columns."""
-    digest = hashlib.sha256(repr((array.shape, array.dtype.str, *names)).encode())
-    digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def read_given(table, sample_mask):

@@ -4,6 +4,7 @@ A result has a record of all that it depends on. It is skipped if the record wou
 again, but for versions of packages.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -19,8 +20,6 @@ import numpy as np
 
 from beyond_the_masker.atlases import (
     IMAGES,
-    NOT_IN_RESULTS,
-    as_json,
     complete,
     images_of,
     without_empty,
@@ -33,7 +32,8 @@ from beyond_the_masker.streaming import damaged_file_named, list_files, open_ser
 from beyond_the_masker.tables import is_whole, read_record, read_table, remove_pair, write_pair
 from beyond_the_masker.tasks import failed, refuse_other, refuse_third_try
 
-NOT_IN_RECORD = {*IMAGES, "labels", "lut", "seeds", *NOT_IN_RESULTS}  # checksums have the first
+# Parameters of a masker: images have checksums, labels are regions, and no series depend on others.
+NOT_IN_RECORD = {*IMAGES, "labels", "lut", "memory", "memory_level", "verbose", "reports", "cmap"}
 PACKAGES = ("nibabel", "nilearn", "numpy", "pandas", "scikit-learn", "scipy")
 
 
@@ -107,10 +107,10 @@ def describe(run, atlas, inputs, options):
     """Return the record of everything that a result depends on, as it is read from a file."""
     masker = run.maskers[atlas.name]
     parameters = masker.get_params(deep=False)
-    checksums = file_checksums(images_of(parameters), run)
+    checksums = checksums_of(images_of(parameters), run)
     record = {
         **run.about,
-        "Atlas": {"Name": atlas.name, "Checksum": atlas.checksum, "Files": checksums},
+        "Atlas": {"Name": atlas.name, "Files": checksums},
         "Inputs": {
             role: inputs[role]
             for role in inputs  # only the atlas X depends on atlas-X
@@ -150,14 +150,28 @@ def portable(path, options, real=os.path.realpath):
     return os.path.relpath(path, folder) if is_near else path
 
 
-def file_checksums(images, run):
-    """Return the checksums of the files of a masker's images, but for sources of the run."""
-    sources = [str(path) for path in run.sources.values()]
-    return {
-        name: [sha256_at(file, **version_of(file)) for file in files_of_image(path)]
-        for name, path in images.items()
-        if isinstance(path, str | Path) and str(path) not in sources
-    }
+def checksums_of(images, run):
+    """Return the checksums of a masker's images, but for sources of the run."""
+    sources, checksums = [str(path) for path in run.sources.values()], {}
+    for name, image in images.items():
+        if not isinstance(image, str | Path):
+            checksums[name] = checksum_of(np.asanyarray(image.dataobj), image.affine.tolist())
+        elif str(image) not in sources:
+            files = files_of_image(image)
+            checksums[name] = [sha256_at(file, **version_of(file)) for file in files]
+    return checksums
+
+
+def as_json(value):
+    """Return an array as a list, and anything else that JSON does not have as text."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def checksum_of(array, about=()):
+    """Return a checksum of an array and what is said about it, such as names of columns."""
+    digest = hashlib.sha256(repr((array.shape, array.dtype.str, *about)).encode())
+    digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 @cache
