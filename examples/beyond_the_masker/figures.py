@@ -496,19 +496,17 @@ def plot_faults(table):
     ax.barh(range(len(table)), table.survived, height=0.5, color=BLUE, label="survived")
     broke = {"color": ORANGE, "hatch": "//", "label": "broke a promise"}
     ax.barh(range(len(table)), table.violations, left=table.survived, height=0.5, **broke)
-    for row, (name, counts) in enumerate(table.iterrows()):
-        words = f"{name}: {counts.survived:,} of {counts.trials:,}"
-        ax.text(0, row - 0.3, words, ha="left", va="bottom")
+    words = [f"{row.Index}: {row.survived:,} of {row.trials:,}" for row in table.itertuples()]
+    for row, text in enumerate(words):
+        ax.text(0, row - 0.3, text, ha="left", va="bottom")
     rows_from_the_top(ax, len(table))
     ax.set(xlabel="trials", xlim=(0, 1.02 * table.trials.max()))
     whole_numbers(ax.xaxis)
     figure.legend(loc="outside lower left", frameon=False, ncols=2)
-    described = "; ".join(
-        f"{name}: {counts.survived:,} of {counts.trials:,}" for name, counts in table.iterrows()
-    )
     figure.set_label(
         "Trials of each class of faults: those after which every promise held, and those that "
-        f"broke one.\n\nBar chart of {len(table)} classes, trials survived of all: {described}."
+        f"broke one.\n\nBar chart of {len(table)} classes, trials survived of all: "
+        f"{'; '.join(words)}."
     )
     return figure
 

@@ -250,16 +250,12 @@ def lose_a_worker(pid, folder, n_done, patience=120):
     Return its ``pid``, the ``time``, and when the image of each subject without a result was
     ``begun``.
     """
-    deadline, begun = time.time() + patience, {}
-    while time.time() < deadline and (not begun or n_finished(folder) < n_done):
+    deadline, begun, n_finished = time.time() + patience, {}, 0
+    while time.time() < deadline and (not begun or n_finished < n_done):
         time.sleep(0.005)
+        n_finished = len(list(folder.rglob("sub-*_timeseries.json")))
         with contextlib.suppress(FileNotFoundError):  # it is complete
             found = [(path.stat().st_mtime, path.name) for path in folder.rglob("*.unfinished")]
             begun = {name.partition("_")[0]: start for start, name in sorted(found, reverse=True)}
     psutil.Process(pid).kill()
     return {"pid": pid, "time": time.time(), "begun": begun}
-
-
-def n_finished(folder):
-    """Return how many tables of series are complete in a folder of results."""
-    return len(list(folder.rglob("sub-*_timeseries.json")))
