@@ -3,6 +3,7 @@
 import bz2
 import contextlib
 import gzip
+import json
 import math
 import os
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import psutil
 import pytest
 from nilearn.maskers import NiftiMasker
+
+from beyond_the_masker.files import write_bytes
+from beyond_the_masker.imports import TYPICAL, machine_path, versions
 
 SHAPE = (5, 6, 4, 7)
 STRAIGHT = np.array([[3.0, 0, 0, -7], [0, 3, 0, -9], [0, 0, 4, -6], [0, 0, 0, 1]])
@@ -162,6 +166,18 @@ def assert_same(series, reference, name=""):
     assert kinds[0] == kinds[1], name
     for a, b in zip(series, reference, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def use_own(monkeypatch, image, atlas):
+    """Choose an image, and two regions of an atlas, in the options of a build."""
+    for name, value in {"FMRI": image, "ATLAS": atlas, "N_REGIONS": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def keep_typical_imports():
+    """Let the memory of imports count as measured, which takes a while."""
+    machine = TYPICAL | {"measured": versions()}
+    write_bytes(machine_path(), json.dumps(machine).encode())
 
 
 def flip(path):

@@ -18,7 +18,7 @@ from joblib import parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
-from beyond_the_masker import budget, experiment, imports, sequence
+from beyond_the_masker import budget, experiment, sequence
 from beyond_the_masker.experiment import (
     COLUMNS,
     N_RUNS,
@@ -39,7 +39,7 @@ from beyond_the_masker.methods import Method, all_methods
 from beyond_the_masker.model import Image, predict
 from beyond_the_masker.pages import PAGES
 from good_figures import is_a_good_figure
-from made_images import flip
+from made_images import flip, keep_typical_imports, use_own
 
 FUNCTIONS = {method.function.__name__: method.function for method in all_methods()}
 nifti_masker_single = FUNCTIONS["nifti_masker_single"]
@@ -54,18 +54,12 @@ def measured(tmp_path, monkeypatch):
     """Options that choose a tiny image with two masks; the folder of measurements."""
     write_labels(tmp_path, 1, 2)
     write_image(tmp_path)
-    monkeypatch.setenv("FMRI", str(tmp_path / "fmri.nii"))
-    monkeypatch.setenv("ATLAS", str(tmp_path / "labels.nii.gz"))
-    monkeypatch.setenv("N_REGIONS", "2")
-    monkeypatch.setenv("MASKER_CACHE", str(tmp_path / "prepared"))
-    monkeypatch.setenv("MEASURED", str(tmp_path / "numbers"))
+    use_own(monkeypatch, tmp_path / "fmri.nii", tmp_path / "labels.nii.gz")
     # The tests must not depend on the machine's free memory.
     monkeypatch.setattr(budget, "available_mib", lambda: 2.0**16)
     monkeypatch.setattr(budget, "available_shm_mib", lambda: 2.0**16)
-    machine = TYPICAL | {"measured": "here"}  # to measure it takes a while
-    for module in (experiment, budget):
-        monkeypatch.setattr(module, "this_machine", lambda: machine)
-    return tmp_path / "numbers"
+    keep_typical_imports()
+    return tmp_path / "measured"
 
 
 def write_image(folder, n_volumes=7, seed=0):
@@ -407,9 +401,6 @@ print(experiment.prepare_all()[3])
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 def test_data_are_prepared_in_constant_memory(tmp_path):
     """An image of 120 MiB, and what it is compared with, are made in less than 80 MiB."""
-    imports.machine_path().parent.mkdir()
-    machine = TYPICAL | {"measured": imports.versions()}  # to measure it takes a while
-    imports.machine_path().write_text(json.dumps(machine))
     environ = {k: v for k, v in os.environ.items() if k not in ("FMRI", "ATLAS")}
     environ |= {"N_IMAGES": "20", "PYTHONPATH": str(PAGES)}
     command = [sys.executable, "-c", SMALL_SUBJECTS]

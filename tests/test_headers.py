@@ -156,9 +156,3 @@ def test_a_mask_on_another_grid_is_not_read(tmp_path):
     (tmp_path / "huge.nii.gz").write_bytes(gzip.compress(bytes(raw)))
     with pytest.raises(ValueError, match=r"(?s)huge.nii.gz .*32000.* \(5, 6, 4\)"):
         count_all([tmp_path / "huge.nii.gz"], SHAPE[:3])
-
-
-def test_missing_files_are_not_called_damaged(tmp_path):
-    """A file that does not exist raises the system's error."""
-    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
-        read_header(tmp_path / "none.nii")

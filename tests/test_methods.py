@@ -13,7 +13,6 @@ from joblib import parallel_config
 from nibabel.testing import data_path
 from nilearn.maskers import NiftiLabelsMasker
 
-from beyond_the_masker.checks import open_checked
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import AVERAGES
 from beyond_the_masker.pages import load_page
@@ -24,6 +23,7 @@ from made_images import (
     SHAPE,
     STRAIGHT,
     assert_same,
+    by_name,
     make_image,
     make_masks,
     nifti_masker,
@@ -38,11 +38,6 @@ ONE_ARRAY = (
     load_page("plot_mapped_file").numpy_masker_joblib_map,
     load_page("plot_mapped_file").numpy_masker_mapped,
 )
-
-
-def by_name(names, values):
-    """Parametrise with the values of a dict, its keys being the names of the tests."""
-    return pytest.mark.parametrize(names, values.values(), ids=values.keys())
 
 
 def lazy(path):
@@ -309,14 +304,3 @@ def test_error_comes_through_worker_processes(bad_files):
     """The error of a worker reaches the caller unchanged."""
     way, bad = WAYS["NumPy indexing, path, parallel"], BAD["compressed, cut in the last volume"]
     check_rejected(bad_files, way, bad)
-
-
-@by_name("bad", BAD)
-def test_shared_checks_reject_bad_input(bad_files, bad):
-    """The shared checks reject what they read; they do not read the image's data."""
-    way = open_checked, "one pass", Path
-    if bad[3] is DAMAGED:
-        img, (mask,) = open_checked(bad_files / bad[0], [bad_files / bad[1]])
-        assert (img.shape[:3], mask.dtype) == (mask.shape, bool)
-    else:
-        check_rejected(bad_files, way, bad)

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.text import Text
 from nibabel.testing import data_path
 
-from beyond_the_masker import imports, model, pages
+from beyond_the_masker import model, pages
 from beyond_the_masker.experiment import read_summary
 from beyond_the_masker.figures import plot_peaks
 from beyond_the_masker.methods import all_methods, find_method
 from beyond_the_masker.model import METHODS, as_json
 from beyond_the_masker.report import write_report
-from made_images import regions_of
+from made_images import keep_typical_imports, regions_of, use_own
 
 ROOT = Path(__file__).parent.parent
 NAME, MODE = "NumPy indexing, union of masks", "one pass"
@@ -51,12 +51,9 @@ def test_it_is_measured_and_shown(page, tmp_path, monkeypatch):
     """Its page runs, and its values are NiftiMasker's; chart, table and calculator show it."""
     fmri_path = Path(data_path, "example4d.nii.gz")
     regions_of(fmri_path).to_filename(tmp_path / "labels.nii.gz")
-    options = {"FMRI": fmri_path, "ATLAS": tmp_path / "labels.nii.gz", "N_REGIONS": 2}
-    for name, value in (options | {"MEMORY": "unlimited"}).items():
-        monkeypatch.setenv(name, str(value))
-    machine = imports.TYPICAL | {"measured": imports.versions()}  # to measure it takes a while
-    imports.machine_path().parent.mkdir()
-    imports.machine_path().write_text(json.dumps(machine))
+    use_own(monkeypatch, fmri_path, tmp_path / "labels.nii.gz")
+    monkeypatch.setenv("MEMORY", "unlimited")
+    keep_typical_imports()
     runpy.run_path(str(page))
     (row,) = read_summary()
     assert (row["method"], row["mode"], row["function"]) == (NAME, MODE, "numpy_masker_union")

@@ -25,7 +25,7 @@ from beyond_the_masker.workers import (
     storage_rate,
 )
 from good_figures import is_a_good_figure
-from made_images import make_image, regions_of
+from made_images import make_image, regions_of, use_own
 from small_study import write
 
 page = load_page("plot_study_plan")
@@ -36,9 +36,7 @@ def own_image(monkeypatch, tmp_path):
     """Choose an image of the reader's, and return its path."""
     image = Path(data_path, "example4d.nii.gz")
     regions_of(image).to_filename(tmp_path / "atlas.nii.gz")
-    monkeypatch.setenv("FMRI", str(image))
-    monkeypatch.setenv("ATLAS", str(tmp_path / "atlas.nii.gz"))
-    monkeypatch.setenv("N_REGIONS", "2")
+    use_own(monkeypatch, image, tmp_path / "atlas.nii.gz")
     return image
 
 
@@ -67,9 +65,7 @@ def long_image(monkeypatch, tmp_path):
     """Choose an image of the reader's, not compressed, with enough volumes to be cleaned."""
     image, atlas = write(tmp_path, 1, (5, 6, 4, 100), ".nii"), tmp_path / "labels.nii.gz"
     make_image(data=np.arange(120).reshape(5, 6, 4) % 3, dtype="<i2").to_filename(atlas)
-    monkeypatch.setenv("FMRI", str(image))
-    monkeypatch.setenv("ATLAS", str(atlas))
-    monkeypatch.setenv("N_REGIONS", "2")
+    use_own(monkeypatch, image, atlas)
     return image
 
 
