@@ -73,8 +73,7 @@ def write_values(fmri_img, path):
 
 import nibabel as nib
 
-from beyond_the_masker.checks import unchanged
-from beyond_the_masker.streaming import damaged_file_named
+from beyond_the_masker.streaming import damaged_file_named, unchanged
 
 
 def numpy_masker_mapped(fmri, masks, n_jobs):

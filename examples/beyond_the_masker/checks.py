@@ -5,7 +5,6 @@ voxels loads NumPy alone.
 """
 
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +45,6 @@ def are_inside(places, shape, allowed=None):
         last = np.subtract(shape, 1)[:, np.newaxis]
         inside[inside] = allowed[tuple(np.rint(places[:, inside]).astype(int).clip(0, last))]
     return inside
-
-
-@contextmanager
-def unchanged(path):
-    """Raise an OSError if a file is another one afterwards, or was written: never mix versions."""
-    from beyond_the_masker.streaming import check_version, version_of
-
-    before = version_of(path)
-    yield
-    check_version(path, before)
 
 
 def is_inside(values):
@@ -163,7 +152,7 @@ def read_volumes(fmri_img, scaled=True):
     from nibabel.arrayproxy import ArrayProxy
     from nibabel.volumeutils import apply_read_scaling
 
-    from beyond_the_masker.streaming import damaged_file_named
+    from beyond_the_masker.streaming import damaged_file_named, unchanged
 
     proxy, (*grid, n_volumes) = fmri_img.dataobj, fmri_img.shape
     path = fmri_img.get_filename()

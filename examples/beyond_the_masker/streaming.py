@@ -294,13 +294,10 @@ def mask_volumes(mask_img, name, alone):
     shape, proxy = mask_img.shape, mask_img.dataobj
     if len(shape) == 3 or shape[3:] == (1,):
         path = mask_img.get_filename() if nib.is_proxy(proxy) else None
-        before = path and version_of(path)
-        with damaged_file_named(name):
+        with unchanged(path), damaged_file_named(name):
             values = np.asanyarray(proxy)
             if path:
                 read_to_end(mask_img)
-        if path:
-            check_version(path, before)
         yield values.reshape(shape[:3])
     elif len(shape) != 4 or not alone:
         raise ValueError(
@@ -441,6 +438,15 @@ def check_version(path, before):
     """Raise an OSError if a file is another one, or was written, since its version was taken."""
     if version_of(path) != before:
         raise OSError(f"{path} was changed while it was read. Run this again.")
+
+
+@contextmanager
+def unchanged(path):
+    """Raise an OSError if a file, if there is one, is another one afterwards, or was written."""
+    before = path and version_of(path)
+    yield
+    if path:
+        check_version(path, before)
 
 
 def read_ahead(items):
