@@ -21,6 +21,7 @@ from beyond_the_masker.checks import (
     open_image,
     read_mask,
     read_volumes,
+    size_in_bytes,
     to_grid,
 )
 from beyond_the_masker.data import atlas_to_labels, atlas_to_masks
@@ -52,6 +53,18 @@ EXPECTED = VALUES[INSIDE != 0].T
 def shifted(affine, *voxels):
     """Return an affine whose grid begins some voxels later."""
     return affine @ nib.affines.from_matvec(np.eye(3), voxels)
+
+
+def test_an_error_of_the_disk_names_the_image(fmri_path, monkeypatch):
+    """Also while only the type of its values is found."""
+
+    def fails(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    img = nib.load(fmri_path)
+    monkeypatch.setattr("nibabel.arrayproxy.fileslice", fails)
+    with pytest.raises(OSError, match=rf"Input/output error: '{fmri_path}'"):
+        size_in_bytes(img)
 
 
 @pytest.fixture

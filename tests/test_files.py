@@ -4,10 +4,13 @@ import contextlib
 import errno
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from beyond_the_masker import files as module
+from beyond_the_masker import results
 from beyond_the_masker.files import moved_into_place, remove_abandoned, stem
+from beyond_the_masker.results import read_arrays, write_arrays
 
 
 def test_files_are_complete_or_absent(tmp_path):
@@ -85,6 +88,19 @@ def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"Input.*file\.txt"), moved_into_place(file) as unfinished:
         unfinished.write_text("new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_an_error_of_the_disk_while_arrays_are_read_is_named(tmp_path, monkeypatch):
+    """The message has the file and the reason, which zipfile would hide."""
+
+    def fails(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_arrays(tmp_path / "file.npz", ["a"], [np.ones(3)], {})
+    monkeypatch.setattr(results, "is_undamaged", lambda file: True)
+    monkeypatch.setattr("zipfile._EndRecData", fails)
+    with pytest.raises(OSError, match=r"file\.npz cannot be read: .*Input/output error"):
+        read_arrays(tmp_path / "file.npz")
 
 
 def test_abandoned_files_are_removed(tmp_path):

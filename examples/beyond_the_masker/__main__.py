@@ -80,6 +80,8 @@ def main(arguments=None):
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
             signal.signal(number, signal.default_int_handler)  # clean up as after Ctrl-C
+    if "part" in arguments:  # a study, whose sums are of one thread
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no others start, for which memory may be short
     try:
         if arguments.pages:
             check_pages()

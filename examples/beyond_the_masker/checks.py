@@ -134,8 +134,11 @@ def to_grid(region, img):
 
 
 def value_type(img):
-    """Return the type of an image's values, scale factors applied, without reading them."""
-    return img.dataobj[..., :0].dtype
+    """Return the type of an image's values, scale factors applied, without reading them all."""
+    from beyond_the_masker.streaming import damaged_file_named
+
+    with damaged_file_named(img.get_filename()):
+        return img.dataobj[..., :0].dtype
 
 
 def size_in_bytes(img):

@@ -45,11 +45,14 @@ def is_undamaged(file):
 
 def read_arrays(file):
     """Return the arrays in a file by their names; an OSError names a file that is damaged."""
-    open(file, "rb").close()  # an error of the system is no damage
-    if not is_undamaged(file):
-        raise OSError(f"{file} is damaged: run its study again, with verify=True.")
-    with file_named(file), np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files if name != ABOUT}
+    with file_named(file), open(file, "rb") as content:  # an error of the system is no damage
+        if not is_undamaged(file):
+            raise OSError(f"{file} is damaged: run its study again, with verify=True.")
+        try:
+            with np.load(content) as arrays:
+                return {name: arrays[name] for name in arrays.files if name != ABOUT}
+        except zipfile.BadZipFile as error:  # zipfile's word for an error of the disk, too
+            raise OSError(f"{file} cannot be read: {error.__context__ or error}") from error
 
 
 def describe(image, masks, options):
