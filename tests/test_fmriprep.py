@@ -32,10 +32,16 @@ from small_fmriprep import (
 )
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small folder of fMRIPrep, to read."""
+    return make_fmriprep(tmp_path_factory.mktemp("fmriprep"))
+
+
 @pytest.fixture
-def folder(tmp_path):
-    """A small folder of fMRIPrep."""
-    return make_fmriprep(tmp_path / "fmriprep")
+def folder(made, tmp_path):
+    """A small folder of fMRIPrep, to change."""
+    return shutil.copytree(made, tmp_path / "fmriprep")
 
 
 @pytest.fixture
@@ -185,11 +191,11 @@ AT_ONCE = {
 
 
 @pytest.mark.parametrize(("change", "message"), AT_ONCE.values(), ids=AT_ONCE)
-def test_errors_at_once(folder, atlas, tmp_path, change, message):
+def test_errors_at_once(made, atlas, tmp_path, change, message):
     """What is wrong for all images is refused before any is processed."""
     change = {"atlases": {"A": atlas}} | change
     with pytest.raises(ValueError, match=message):
-        fmriprep_study(folder, change.pop("atlases"), tmp_path / "out", **change)
+        fmriprep_study(made, change.pop("atlases"), tmp_path / "out", **change)
     assert not [*tmp_path.glob("out/sub-*")]
 
 
@@ -414,9 +420,9 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize(("arguments", "function"), ARGUMENTS.values(), ids=ARGUMENTS)
-def test_confounds_are_those_of_nilearn(folder, arguments, function):
+def test_confounds_are_those_of_nilearn(made, arguments, function):
     """Confounds are loaded as by nilearn, also for an image without compression."""
-    image, start = one_image(folder)
+    image, start = one_image(made)
     tables = {"confounds": start.with_name(f"{start.name}_desc-confounds_timeseries.tsv")}
     found = read_confounds(image.with_suffix(""), tables, arguments, 2.0)
     confounds, sample_mask = function(str(image), **arguments)
