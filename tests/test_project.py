@@ -34,10 +34,13 @@ def imported(path, everywhere=True):
 
 
 def test_nothing_imports_a_page():
-    """Pages import the package; neither the package nor a page nor a test imports a page."""
+    """Pages import the package; a module to take along imports nothing of either."""
     pages = {path.stem for path in PAGES}
     for path in [*PAGES, *MODULES.values(), *ROOT.glob("tests/**/*.py")]:
-        assert not pages & {name.split(".")[0] for name in imported(path)}, path.name
+        names = {name.split(".")[0] for name in imported(path)}
+        assert not pages & names, path.name
+        if path in (MODULES["streaming"], MODULES["meter"]):
+            assert "beyond_the_masker" not in names
 
 
 def test_the_package_has_no_import_circle():
@@ -56,30 +59,30 @@ def test_public_names_are_no_modules():
         assert getattr(beyond_the_masker, name) is getattr(module, name)
 
 
-@pytest.mark.parametrize("name", ["streaming", "meter"])
-def test_a_module_to_take_along_stands_alone(name):
-    """It imports nothing of the package."""
-    assert not [m for m in imported(MODULES[name]) if m.startswith("beyond_the_masker")]
-
-
-@pytest.mark.parametrize("name", ["blocks", "checks", "running", "streaming", "study"])
-def test_a_measured_process_imports_only_what_it_needs(name):
+def test_a_measured_process_imports_only_what_it_needs():
     """The modules that extract series load neither nilearn nor pandas nor matplotlib."""
-    code = f"import sys, beyond_the_masker.{name}; print(*sys.modules)"
+    modules = ", ".join(f"beyond_the_masker.{name}" for name in ("blocks", "running", "study"))
     environ = os.environ | {"PYTHONPATH": str(ROOT / "examples")}
-    loaded = subprocess.check_output([sys.executable, "-c", code], env=environ, text=True).split()
-    assert {"nilearn", "pandas", "matplotlib", "sklearn"}.isdisjoint(loaded)
+    for names, unwanted in (
+        (modules, {"nilearn", "pandas", "matplotlib", "sklearn"}),
+        ("beyond_the_masker.checks", {"nibabel", "tqdm"}),
+    ):
+        code = f"import sys, {names}; print(*sys.modules)"
+        loaded = subprocess.check_output([sys.executable, "-c", code], env=environ, text=True)
+        assert unwanted.isdisjoint(loaded.split()), names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_a_page_runs_top_to_bottom_and_leads_to_others(page):
-    """It has no `__main__` guard, and its last words link pages that exist."""
-    text = page.read_text()
-    assert "__main__" not in text
-    _, _, ending = text.rpartition("Recommended next")
-    links = re.findall(r"sphx_glr_auto_examples_(\w+\.py)", ending)
-    assert links
-    assert set(links) <= {f"{p.parent.name}_{p.name}" for p in PAGES if p != page}
+def test_pages_run_top_to_bottom_and_lead_to_others():
+    """They have no `__main__` guard, and their last words link pages that exist."""
+    names = {f"{page.parent.name}_{page.name}" for page in PAGES}
+    for page in PAGES:
+        text = page.read_text()
+        assert "__main__" not in text, page.name
+        links = re.findall(
+            r"sphx_glr_auto_examples_(\w+\.py)", text.rpartition("Recommended next")[2]
+        )
+        assert links, page.name
+        assert set(links) <= names - {f"{page.parent.name}_{page.name}"}, page.name
 
 
 # -- Releases and commands ---------------------------------------------------------------------
@@ -114,12 +117,3 @@ def test_commands_of_make_exist(path):
     for target, given in found:
         assert target in targets
         assert set(re.findall(r"([A-Z_]+)=", given)) <= set(" ".join(options).split())
-
-
-def test_only_tests_of_chance_are_repeated(request):
-    """Failures of tests marked `chance` are repeated twice, no others."""
-    assert not request.config.option.reruns
-    for item in request.session.items:
-        repeated = item.get_closest_marker("flaky")
-        assert bool(repeated) == bool(item.get_closest_marker("chance")), item.name
-        assert not repeated or repeated.kwargs == {"reruns": 2}
