@@ -1,17 +1,15 @@
 """Figures of examples are saved with their words, and shown with them; warnings are errors."""
 
-import os
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import gallery_helpers
 import matplotlib.pyplot as plt
 import pictures
 import pytest
+from sphinx.cmd.build import build_main
 from sphinx.errors import ExtensionError
+from sphinx_gallery.scrapers import ImagePathIterator
 
 SVG = (
     '<svg xmlns="x" width="72pt" viewBox="0 0 72 36"><metadata><dc:description>{label}'
@@ -21,8 +19,6 @@ SVG = (
 
 def scrape(folder):
     """Call the scraper as sphinx-gallery does; return the text."""
-    from sphinx_gallery.scrapers import ImagePathIterator
-
     (folder / "images").mkdir()
     paths = ImagePathIterator(folder / "images" / "page_{0:03}.png")
     return pictures.scraper(None, {"image_path_iterator": paths}, {"src_dir": str(folder)})
@@ -52,24 +48,21 @@ def test_a_figure_needs_its_words(label, tmp_path):
 
 def test_picture_in_a_page(tmp_path):
     """A picture has both layouts, alternative text and a caption, and follows its file."""
-    source, page = tmp_path / "index.rst", tmp_path / "out" / "index.html"
-    source.write_text("Page\n====\n\n.. picture:: /a.svg\n   :tall: b.svg\n")
+    (tmp_path / "index.rst").write_text("Page\n====\n\n.. picture:: /a.svg\n   :tall: b.svg\n")
     (tmp_path / "conf.py").write_text('extensions = ["pictures"]\nhtml_theme = "basic"\n')
     for words in ("3 MiB", "4 MiB"):
         label = f"Its caption.\n\nB &lt; {words}."
         for name, color in (("a.svg", "#ffffff"), ("b.svg", "#000000")):
             (tmp_path / name).write_text(SVG.format(label=label, behind=color))
-        folder = str(Path(pictures.__file__).parent)
-        command = [sys.executable, "-m", "sphinx", "-q", "-W", ".", "out"]
-        env = os.environ | {"PYTHONPATH": folder}
-        subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=300)
-        images = re.findall(r"<img [^>]*>", page.read_text())
+        assert build_main(["-q", "-W", str(tmp_path), str(tmp_path / "out")]) == 0
+        page = (tmp_path / "out" / "index.html").read_text()
+        images = re.findall(r"<img [^>]*>", page)
         assert [f'alt="B &lt; {words}."' in image for image in images] == [True, True]
         classes = [set(re.search(r'class="([^"]*)"', image)[1].split()) for image in images]
         assert ["on-white" in names for names in classes] == [True, False]
         assert "picture-wide" in classes[0]
         assert "picture-narrow" in classes[1]
-        assert "Its caption." in page.read_text()
+        assert "Its caption." in page
 
 
 def test_only_warnings_about_the_code_stop_an_example():
