@@ -117,3 +117,12 @@ def test_commands_of_make_exist(path):
     for target, given in found:
         assert target in targets
         assert set(re.findall(r"([A-Z_]+)=", given)) <= set(" ".join(options).split())
+
+
+def test_only_tests_of_chance_are_repeated(request):
+    """Failures of tests marked `chance` are repeated twice, no others."""
+    assert not request.config.option.reruns
+    for item in request.session.items:
+        repeated = item.get_closest_marker("flaky")
+        assert bool(repeated) == bool(item.get_closest_marker("chance")), item.name
+        assert not repeated or repeated.kwargs == {"reruns": 2}

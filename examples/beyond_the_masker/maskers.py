@@ -277,9 +277,8 @@ def check_sample_mask(sample_mask, n_volumes, runs=None):
 def not_finite(confounds):
     """Return the names of columns of tables and arrays that have values that are not finite."""
     tables = [pd.DataFrame(c) for c in confounds or [] if isinstance(c, pd.DataFrame | np.ndarray)]
-    is_bad = [~np.isfinite(table.to_numpy(float)).all(axis=0) for table in tables]
-    columns = (table.columns[bad] for table, bad in zip(tables, is_bad, strict=True))
-    return [str(name) for names in columns for name in names]
+    columns = (column for table in tables for column in table.astype(float).items())
+    return [str(name) for name, values in columns if not np.isfinite(values).all()]
 
 
 def as_volumes(stored, fmri):
@@ -377,22 +376,22 @@ class StreamedMasker:
         Spheres and maps are not compared: for them, nilearn needs seconds and much memory.
         """
         masker = self.masker
+        if self.regions is None:
+            return
         makes_frames = hasattr(masker, "_sklearn_output_config")
         makes_frames |= get_config()["transform_output"] != "default"
         is_slow = self.is_spheres
         if type(masker) is NiftiMapsMasker:  # unless nilearn has to warn, or to raise an error
-            warns = not self.regions or not self.regions.is_whole or masker.keep_masked_maps
+            warns = not self.regions.is_whole or masker.keep_masked_maps
             is_slow = masker.allow_overlap and not (masker.mask_img is not None and warns)
-        if self.regions is None or (is_slow and not makes_frames):
+        if is_slow and not makes_frames:
             return
-        volume = self.block_image(as_volumes(self.first, self.fmri), None)
-        expected = self.transform(volume)[:1]
+        expected = self.transform(self.block_image(self.first, None))[:1]
         n_voxels = len(self.regions.positions)
         self.place(np.arange(n_voxels), n_voxels)
         found = self.reduce(self.first[:, self.regions.positions])
         is_exact = type(masker) in (NiftiMasker, NiftiLabelsMasker)
-        largest = np.abs(expected).max(initial=0)
-        atol = 0 if is_exact else 1e-4 * largest
+        atol = 0 if is_exact else 1e-4 * np.abs(expected).max(initial=0)
         if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=atol):
             self.regions = None
 
@@ -405,8 +404,7 @@ class StreamedMasker:
         if self.regions:
             series = self.reduce(stored)
         else:
-            block_img = self.block_image(as_volumes(stored, self.fmri), envelope)
-            series = self.transform(block_img)[: len(stored)]
+            series = self.transform(self.block_image(stored, envelope))[: len(stored)]
         if self.series is None:
             self.series = np.empty((self.fmri.shape[3], series.shape[1]), series.dtype)
         self.series[start : start + len(series)] = series
@@ -430,13 +428,13 @@ class StreamedMasker:
             text = f"Non-finite values detected in {self.fmri.name}: they become zero."
             self.warn(text, UserWarning)
 
-    def block_image(self, block, envelope):
+    def block_image(self, stored, envelope):
         """Return a copy of a block as an image, with volumes that make it like the whole image.
 
         Resampling clips values to the range of the image, and crops where it is zero. A mean over
         a sphere is summed in another order for a single volume.
         """
-        alone = False
+        block, alone = as_volumes(stored, self.fmri), False
         if self.is_spheres:
             self.refuse_infinite(block)
             alone = block.shape[3] == 1 < self.fmri.shape[3]
