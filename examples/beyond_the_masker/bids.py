@@ -78,30 +78,12 @@ def check_label(label, what):
 
 
 def find_images(folder, filters=None, participants=None):
-    """Find the images in a folder that fMRIPrep wrote.
+    """Return the images in a folder that fMRIPrep wrote, sorted by name.
 
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-        The folder that has ``sub-01`` and others.
-    filters : dict, optional
-        Entities and the labels to keep: one, or a list, such as ``{"task": "rest", "run": [1,
-        2]}``. None, or an empty text, stands for images without the entity. Unless it names another
-        one, ``desc`` is ``preproc``.
-    participants : str or list of str, optional
-        Labels of subjects, with or without ``sub-``; by default all.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Sorted by name.
-
-    Raises
-    ------
-    ValueError
-        It is no folder of fMRIPrep, a subject is missing, or no image is left after a filter.
-    FileNotFoundError
-        There is no such folder.
+    Filters have for each entity the labels to keep: one, or a list, where None or an empty text
+    stands for images without the entity; ``desc`` is ``preproc`` unless it has a filter.
+    Participants are labels of subjects, with or without ``sub-``. A ValueError names what no image
+    has.
     """
     folder = Path(folder)
     names = {path: entities_of(path) for path in list_images(folder)}
