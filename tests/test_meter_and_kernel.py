@@ -216,19 +216,8 @@ def map_a_file(path):
     return found
 
 
-def live_briefly(mib):
-    """Let a child allocate and live for 20 ms more."""
-    child = os.fork()
-    if not child:
-        block = np.ones(mib * MIB, "uint8")
-        time.sleep(0.02)
-        os._exit(int(block[-1]) - 1)
-    os.waitpid(child, 0)
-    time.sleep(0.1)
-
-
 FAST = [fork_and_write, start_slowly, write_closed_file, map_anonymously]
-SLOW = [fork_often, share_a_block, write_removed_file, write_to_memfd, make_segment, live_briefly]
+SLOW = [fork_often, share_a_block, write_removed_file, write_to_memfd, make_segment]
 CALLS = [*FAST, *(pytest.param(call, marks=pytest.mark.extensive) for call in SLOW)]
 
 
