@@ -43,8 +43,7 @@ def is_constant(node):
 
 
 def imported_names(node):
-    """Return the names that an import binds, also one that is tried."""
-    node = node.body[0] if isinstance(node, ast.Try) else node
+    """Return the names that an import binds."""
     if not isinstance(node, IMPORTS):
         return set()
     return {(alias.asname or alias.name).split(".")[0] for alias in node.names}

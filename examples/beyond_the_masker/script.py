@@ -23,11 +23,11 @@ from beyond_the_masker.data import (
     write_synthetic_atlas,
 )
 from beyond_the_masker.model import METHODS
-from beyond_the_masker.pages import DEFINITIONS, IMPORTS, definitions, imported_names, page_path
+from beyond_the_masker.pages import DEFINITIONS, IMPORTS, definitions, page_path
 from beyond_the_masker.running import run_method
 
 PAGES = ("plot_nifti_masker", "plot_numpy_indexing", "plot_shared_memory")
-DEFINES = ("def ", "class ", "@", "try:")
+DEFINES = ("def ", "class ", "@")
 PARTS = ("streaming", "files", "checks", "orphans", "cache", "synthetic", "data")
 PARTS += (*PAGES, "running", "script")  # what several of them define is that of the last
 NINE = {
@@ -94,44 +94,38 @@ def parse_arguments():
 
 def write_script(path):
     """Write the script to a file."""
-    here = Path(__file__).parent
-    sources = [page_path(p) if p in PAGES else here / f"{p}.py" for p in PARTS]
-    parts = [Part(source.read_text()) for source in sources]
-    for number, part in enumerate(parts):
-        for later in parts[number + 1 :]:
-            part.code = {name: part.code[name] for name in part.code if name not in later.code}
-    parts[-1].code["WAYS"] = code_of_ways()
-    needed = find_needed(parts, {"main", "parse_arguments"})
-    blocks = [merge_imports(parts, needed)]
-    for part in parts:
-        kept = [code for name, code in part.code.items() if name in needed]
-        for defines, group in itertools.groupby(kept, lambda code: code.startswith(DEFINES)):
-            codes = list(group)  # functions and classes, or constants
-            blocks += codes if defines else ["\n".join(codes)]
+    code, imports = read_parts()
+    code["WAYS"] = code_of_ways()
+    needed = find_needed(code, {"main", "parse_arguments"})
+    kept = [text for name, text in code.items() if name in needed]
+    used = set().union(*map(names_in, kept))
+    blocks = [import_lines({imports[name] for name in used & imports.keys()})]
+    for defines, group in itertools.groupby(kept, lambda text: text.startswith(DEFINES)):
+        texts = list(group)  # functions and classes, or constants
+        blocks += texts if defines else ["\n".join(texts)]
     blocks.append('if __name__ == "__main__":\n    main(**parse_arguments())')
-    text = HEADER.format(name=Path(path).name) + "\n" + "\n\n\n".join(filter(None, blocks)) + "\n"
+    text = HEADER.format(name=Path(path).name) + "\n" + "\n\n\n".join(blocks) + "\n"
     for option, argument in ARGUMENTS.items():
         text = text.replace(option, argument)
     Path(path).write_text(text)
 
 
-class Part:
-    """The imports of a module or a page, and the code of its definitions by name."""
-
-    def __init__(self, source):
-        self.imports, self.code = [], {}
+def read_parts():
+    """Return the code of each definition by its name, and module and name of each import by it."""
+    code, imports, here = {}, {}, Path(__file__).parent
+    for part in PARTS:
+        source = (page_path(part) if part in PAGES else here / f"{part}.py").read_text()
         for node in definitions(source):
-            if isinstance(node, IMPORTS):
-                self.imports.append(node)
-            else:
-                self.code[defined_name(node)] = short(source, node)
-
-
-def defined_name(node):
-    """Return the name of a function, a class or a constant, or of an import that is tried."""
-    if isinstance(node, ast.Assign):
-        return node.targets[0].id
-    return node.name if isinstance(node, DEFINITIONS) else min(imported_names(node))
+            module = getattr(node, "module", "")
+            if not isinstance(node, IMPORTS):
+                name = node.name if isinstance(node, DEFINITIONS) else node.targets[0].id
+                code.pop(name, None)  # that of an earlier part
+                code[name] = short(source, node)
+            elif not module.startswith("beyond_the_masker"):
+                for alias in node.names:
+                    name = (alias.asname or alias.name).split(".")[0]
+                    imports[name] = module, ast.unparse(alias)
+    return code, imports
 
 
 def short(source, node):
@@ -161,9 +155,8 @@ def names_in(code):
     return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
 
 
-def find_needed(parts, names):
+def find_needed(code, names):
     """Return the names, and those of all definitions that they need."""
-    code = {name: text for part in parts for name, text in part.code.items()}
     found, new = set(), set(names)
     while new:
         found |= new
@@ -171,21 +164,13 @@ def find_needed(parts, names):
     return found
 
 
-def merge_imports(parts, needed):
-    """Return the import statements that the needed definitions use: standard library first."""
-    found = {"": set()}  # for each module the names from it, and the modules themselves
-    for part in parts:
-        used = {name for key in part.code if key in needed for name in names_in(part.code[key])}
-        for node in part.imports:
-            module = getattr(node, "module", "")
-            if not module.startswith("beyond_the_masker"):
-                found.setdefault(module, set()).update(
-                    ast.unparse(alias)
-                    for alias in node.names
-                    if (alias.asname or alias.name).split(".")[0] in used
-                )
-    lines = [f"import {name}" for name in found.pop("")]
-    lines += [f"from {m} import {', '.join(sorted(names))}" for m, names in found.items() if names]
+def import_lines(imports):
+    """Return the statements that import some names from modules: standard library first."""
+    lines = [f"import {name}" for module, name in imports if not module]
+    modules = {module for module, _ in imports if module}
+    for module in modules:
+        names = sorted(name for one, name in imports if one == module)
+        lines.append(f"from {module} import {', '.join(names)}")
     lines.sort(key=lambda line: (line.startswith("from"), line.lower()))
     standard = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
     return "\n".join([*standard, "", *(line for line in lines if line not in standard)])
