@@ -44,7 +44,7 @@ def test_call_and_limit_are_timed_in_turns(monkeypatch):
     ]
     rows = benchmark.time_pairs(todo, 2)
     assert events == ["a", *["file a", "a"] * 2, "b", *["file b", "b"] * 2]
-    assert [row[:4] for row in rows] == [
+    assert [tuple(row[:4]) for row in rows.to_numpy()] == [
         ("masks", name, x, repeat) for x, name in enumerate("ab", start=1) for repeat in (1, 2)
     ]
 

@@ -6,7 +6,6 @@ slows a machine down usually slows both. Each method first runs once without bei
 are done, workers are started and the file is in the page cache.
 """
 
-import csv
 import datetime
 import gzip
 import json
@@ -40,7 +39,7 @@ from beyond_the_masker.data import (
 )
 from beyond_the_masker.experiment import describe_machine, identical, show_progress
 from beyond_the_masker.figures import short
-from beyond_the_masker.files import moved_into_place, write_bytes
+from beyond_the_masker.files import write_bytes
 from beyond_the_masker.meter import MIB, measure
 from beyond_the_masker.methods import all_methods
 from beyond_the_masker.model import METHODS
@@ -94,8 +93,8 @@ def benchmark(folder, sizes=SMALL, n_repeats=3, with_memory=("length", "masks"))
     todo = questions(sizes)
     times = time_pairs(todo, n_repeats)
     memory = measure_memory([one for one in todo if one.key[0] in with_memory])
-    write_table(Path(folder, "benchmark.csv"), COLUMNS, times)
-    write_table(Path(folder, "benchmark_memory.csv"), MEMORY_COLUMNS, memory)
+    for name, table in (("benchmark.csv", times), ("benchmark_memory.csv", memory)):
+        write_bytes(Path(folder, name), table.to_csv(index=False).encode())
     about = {
         "shape": nib.load(cut_image(sizes["volumes"])).shape,
         "averaged": nib.load(images(sizes)[0]).shape,
@@ -196,7 +195,7 @@ def images(sizes):
 
 
 def time_pairs(todo, n_repeats):
-    """Time each call right after the limit, several times; return rows of ``benchmark.csv``."""
+    """Time each call right after the limit, several times; return ``benchmark.csv`` as a table."""
     rows = []
     for number, one in enumerate(todo, start=1):
         show_progress(f"[{number} of {len(todo)}] {', '.join(map(str, one.key))}")
@@ -209,7 +208,7 @@ def time_pairs(todo, n_repeats):
             seconds, limit = time.perf_counter() - middle, middle - start
             rows.append((*one.key, repeat, f"{seconds:.4f}", f"{limit:.4f}"))
         get_reusable_executor().shutdown(wait=True)
-    return rows
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def read_and_discard(path):
@@ -221,14 +220,14 @@ def read_and_discard(path):
 
 
 def measure_memory(todo):
-    """Measure the memory of each call; return rows of ``benchmark_memory.csv``."""
+    """Measure the memory of each call; return ``benchmark_memory.csv`` as a table."""
     rows = []
     for one in todo:
         trace = measure(call_and_stay, one.call)
         if not isinstance(trace.exception, MemoryError):
             output_mib = sum(series.nbytes for series in trace.result()) / MIB
             rows.append((*one.key, f"{trace.above_mib:.1f}", f"{output_mib:.1f}"))
-    return rows
+    return pd.DataFrame(rows, columns=MEMORY_COLUMNS)
 
 
 def call_and_stay(call):
@@ -236,12 +235,6 @@ def call_and_stay(call):
     result = call()
     time.sleep(0.1)
     return result
-
-
-def write_table(path, columns, rows):
-    """Write a table with a header."""
-    with moved_into_place(path) as unfinished, open(unfinished, "w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
 
 
 def read_benchmark(folder):

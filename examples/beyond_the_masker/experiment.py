@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import psutil
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
@@ -34,7 +35,7 @@ from beyond_the_masker.data import (
     n_volumes_within,
     prepare_fmri,
 )
-from beyond_the_masker.files import moved_into_place, write_bytes
+from beyond_the_masker.files import write_bytes
 from beyond_the_masker.headers import read_header
 from beyond_the_masker.imports import TYPICAL, calibrate, this_machine
 from beyond_the_masker.meter import HAS_PSS, MIB, in_seconds, measure_within
@@ -298,11 +299,9 @@ def keep_row(row):
     """Write a method's row into ``summary.csv``, in the order of METHODS."""
     rows = {(r["method"], r["mode"]): r for r in (*read_summary(), row)}
     keys = [(method.name, method.mode) for method in all_methods()]
+    table = pd.DataFrame([rows[key] for key in keys if key in rows], columns=COLUMNS)
     path = Path(read_options().measured) / "summary.csv"
-    with moved_into_place(path) as unfinished, open(unfinished, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows[key] for key in keys if key in rows)
+    write_bytes(path, table.to_csv(index=False).encode())
 
 
 def describe_image(options, fmri_path, mask_imgs):
