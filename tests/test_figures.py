@@ -43,9 +43,9 @@ def _close_figures():
 
 def test_words_for_a_peak():
     """A peak is measured, predicted, or reached before the method was stopped."""
-    assert peak_text("measured", 1234.5, 2000) == "1,234 MiB"
-    assert peak_text("predicted", 5, 1999.6) == "predicted 2,000 MiB"
-    assert peak_text("stopped", 1234, 2000) == "stopped at 1,234 MiB"
+    assert peak_text("measured", 1234.5) == "1,234 MiB"
+    assert peak_text("predicted", 1999.6) == "predicted 2,000 MiB"
+    assert peak_text("stopped", 1234) == "stopped at 1,234 MiB"
 
 
 def test_saved_figure_has_its_description(tmp_path):
@@ -203,7 +203,7 @@ def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     for text, row in zip(texts, shown, strict=True):
         name, peak = re.split(r":\s", text.get_text())
         assert name == f"{row['method'].replace(' image', '')}, {row['mode']}"
-        assert peak == peak_text(row["status"], 123456, 123456)
+        assert peak == peak_text(row["status"], 123456)
     assert image.get_text().strip() == f"the image: {image_mib:,} MiB"
     label = figure.axes[0].xaxis.label
     assert ("predicted" in label.get_text()) == ("predicted" in {row["status"] for row in shown})

@@ -57,7 +57,7 @@ def test_numbers_and_list_are_inside_and_apart(seconds, status, tall):
     ]
     for text, phase in zip(listed, phases[2], strict=True):
         assert name_of(phase) in text.get_text()
-        assert text.get_text().endswith(peak_text(phase["status"], 112345, 112345))
+        assert text.get_text().endswith(peak_text(phase["status"], 112345))
     hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
     assert len(hatched) == sum(phase["status"] == "predicted" for phase in phases[2])
 

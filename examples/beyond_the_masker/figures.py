@@ -56,13 +56,10 @@ def name_of(phase):
     return f"{phase['method'].replace(' image', '')}, {phase['mode']}"
 
 
-def peak_text(status, measured_mib, predicted_mib):
+def peak_text(status, mib):
     """Return a peak as text: measured, predicted, or reached before the method was stopped."""
-    return {
-        "measured": f"{measured_mib:,.0f} MiB",
-        "predicted": f"predicted {predicted_mib:,.0f} MiB",
-        "stopped": f"stopped at {measured_mib:,.0f} MiB",
-    }[status]
+    words = {"measured": "", "predicted": "predicted ", "stopped": "stopped at "}
+    return f"{words[status]}{mib:,.0f} MiB"
 
 
 def short(number):
@@ -303,7 +300,7 @@ def plot_peaks(rows):
 
 def _peak_of(row, with_range=False):
     """Return the peak of a method as text, with the range of its runs or without it."""
-    peak = peak_text(row["status"], *[float(row["peak_mib"])] * 2)
+    peak = peak_text(row["status"], float(row["peak_mib"]))
     low, high = (f"{float(row[f'peak_mib_{end}']):,.0f}" for end in ("min", "max"))
     return f"{peak} ({low} to {high})" if with_range and int(row["n_runs"]) > 1 else peak
 

@@ -83,7 +83,8 @@ def _style(phase):
 
 def peak_of(phase):
     """Return a phase's peak as text."""
-    return peak_text(phase["status"], phase["peak_mib"], phase["predicted_mib"])
+    which = "predicted_mib" if phase["status"] == "predicted" else "peak_mib"
+    return peak_text(phase["status"], phase[which])
 
 
 def spread(positions, distance, low, high):
