@@ -15,7 +15,7 @@ from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker
 from sklearn import clone
 
-from beyond_the_masker import fmriprep_study, synthetic, synthetic_fmriprep
+from beyond_the_masker import fmriprep, fmriprep_study, synthetic, synthetic_fmriprep
 from beyond_the_masker.cleaning import read_confounds, read_strategy
 from beyond_the_masker.fmriprep import DEFAULTS, space_of
 from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
@@ -348,14 +348,17 @@ def test_space_of_the_atlas(folder, atlas, tmp_path):
 # -- Atlases of each subject -------------------------------------------------------------------
 
 
-def test_parts_are_of_images(folder, atlas, tmp_path):
-    """An image of which one atlas fails and another does not is in one part, with both."""
+def test_parts_are_of_images(folder, atlas, tmp_path, monkeypatch):
+    """An image is in one part with all its atlases, and only there its files are found."""
+    found, find_run = [], fmriprep.find_run
+    spy = lambda study, image: found.append(str(image)) or find_run(study, image)  # noqa: E731
+    monkeypatch.setattr(fmriprep, "find_run", spy)
     unfit = atlas.rename(atlas.with_name("space-T1w_dseg.nii.gz"))
     shutil.copy(unfit, atlas)
     atlases, out = {"A": atlas, "B": unfit}, tmp_path / "out"
     first, second = (fmriprep_study(folder, atlases, out, part=(k, 2)) for k in (1, 2))
     assert [*first.atlas] == ["A", "B"] * first.image.nunique()
-    assert not {*first.image} & {*second.image}
+    assert sorted(found) == sorted([*first.image.unique(), *second.image.unique()])
     assert {*first.status} == {*second.status} == {"done", "failed"}
 
 

@@ -36,20 +36,6 @@ def test_image_in_memory_holds_an_array(tmp_path, suffix, image):
         np.testing.assert_array_equal(same.affine, make_image(**image).affine)
 
 
-@pytest.mark.parametrize("name", ["fmri.nii.gz", "fmri.nii"])
-def test_damaged_image_is_named(name, tmp_path):
-    """A file that is not a whole image is named, and so is a missing one."""
-    make_image().to_filename(tmp_path / name)
-    content = (tmp_path / name).read_bytes()
-    for damaged in (content[:-1000], b"not an image", b""):
-        (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(OSError, match=rf"{name} is incomplete or damaged \("):
-            load_in_memory(tmp_path / name)
-    (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name):
-        load_in_memory(tmp_path / name)
-
-
 def test_workers_are_together():
     """There is a time at which all workers are there; without processes there is none."""
     before = time.time()

@@ -198,6 +198,16 @@ def test_parts_at_the_same_time(study, monkeypatch):
     assert seen[0].name.startswith("masks-")
 
 
+def test_masks_are_read_once(study, monkeypatch):
+    """A worker, here the calling process, reads the masks for the first image alone."""
+    original, seen = masks_module.read_arrays, []
+    monkeypatch.setattr(
+        masks_module, "read_arrays", lambda file: seen.append(file) or original(file)
+    )
+    assert list(study.run().status) == ["done"] * 6
+    assert len(seen) == 1
+
+
 def test_changed_while_it_is_read(study, monkeypatch):
     """An image that changes while it is read fails."""
 
