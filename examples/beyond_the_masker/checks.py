@@ -152,10 +152,12 @@ def read_volumes(fmri_img, scaled=True):
     Scale factors are applied, unless the values of a file are wanted as they are stored. A file is
     read to its end, where gzip stores its checksum.
     """
-    from nibabel.arrayproxy import ArrayProxy
-    from nibabel.volumeutils import apply_read_scaling
-
-    from beyond_the_masker.streaming import damaged_file_named, unchanged
+    from beyond_the_masker.streaming import (
+        ArrayProxy,
+        apply_read_scaling,
+        damaged_file_named,
+        unchanged,
+    )
 
     proxy, (*grid, n_volumes) = fmri_img.dataobj, fmri_img.shape
     path = fmri_img.get_filename()

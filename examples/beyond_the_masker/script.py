@@ -138,7 +138,7 @@ def short(source, node):
         summary = f'    """{ast.get_docstring(node).splitlines()[0]}"""'
         code[doc.lineno - first : doc.end_lineno - first + 1] = [summary]
     # What a function imports from this package is in the script, too.
-    return re.sub(r"\n\n? +from beyond_the_masker.*", "", "\n".join(code))
+    return re.sub(r"\n\n? +from beyond_the_masker\S+ import (\([^)]*\)|.*)", "", "\n".join(code))
 
 
 def code_of_ways():
