@@ -53,8 +53,7 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, threshold=None):
         A file is missing, incomplete or damaged.
     """
     fmri_img = open_image(fmri_path)
-    part, n_voxels = Part.of(fmri_img), math.prod(fmri_img.shape[:3])
-    part = part._replace(path=os.path.abspath(part.path))  # workers may be in another folder
+    part, n_voxels = Part.of(fmri_img), math.prod(fmri_img.shape[:3])  # its path is absolute
     check_file(part, n_voxels)
     positions = find_voxels(masks, fmri_img, part.path, threshold)
     sizes = [len(one) for one in positions]
