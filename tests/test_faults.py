@@ -145,8 +145,8 @@ def test_nothing_breaks_a_promise():
 @pytest.mark.chance
 @needs_linux
 def test_a_few_trials():
-    """A few trials of each class end as promised."""
-    ended = run("", "--trials=18", "--target=stream_masks to files")
+    """A few trials of each class end as promised, two at a time."""
+    ended = run("", "--trials=18", "--jobs=2", "--target=stream_masks to files")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert re.search(r"all +18 +18 +0 ", ended.stdout)
 

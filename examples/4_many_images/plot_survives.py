@@ -42,7 +42,7 @@ undisturbed run. On this page you will see
 # A trial gets a fresh folder with three small images, and a process of its own. A hook counts the
 # calls of this process, and of its workers, that open, read, write, flush, rename or link a file.
 # At one of them, something happens; over the campaign, at each of them. The list names the classes.
-# When the memory of a container or a job runs out, Linux kills one of its processes: ``kill``.
+# ``memory`` also limits a control group, as containers and clusters do: Linux then kills a process.
 
 from pathlib import Path
 
@@ -78,13 +78,13 @@ plt.show()
 #
 # Break it yourself
 # -----------------
-# ``make faults`` in the repository runs a thousand trials, always the same ones. A trial that
-# breaks a promise prints the line that repeats it:
+# ``make faults`` in the repository runs a thousand trials, always the same ones. A broken promise
+# prints the line that repeats its trial:
 #
 # .. code-block:: bash
 #
 #    make faults
-#    make faults FAULTS="--trials 5000 --seed 7"
+#    make faults FAULTS="--trials 5000 --seed 7 --jobs 8"
 #    python -m tests.faults --class=calls --target=mask_study --trials=100
 #
 # Does the campaign find anything at all? ``tests/test_faults.py`` puts a fault into the functions

@@ -4,11 +4,14 @@ import argparse
 import platform
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from itertools import islice
+from multiprocessing import active_children, get_context
 
 import pandas as pd
 from tqdm import tqdm
@@ -19,33 +22,54 @@ from .targets import TARGETS
 from .trial import private_place
 
 COLUMNS = ["trials", "survived", "violations", "not reached", "seconds"]
+STOPPED = threading.Event()
 
 
-def campaign(place, given):
-    """Run the trials that are asked for, or until Ctrl-C; return a table of their classes."""
-    kinds = [given.kind] if given.kind else list(CLASSES)
-    for kind in NEEDS_ROOT.intersection(kinds) if not place.is_private else ():
-        print(f"{kind}: skipped; only root on Linux can mount the file systems that it needs.")
-        kinds.remove(kind)
-    if "memory" in kinds and not place.group:
-        print("memory: without control groups, which root can make where the kernel has them.")
-    names = [given.target] if given.target else list(TARGETS)
-    table = pd.DataFrame(0, index=kinds, columns=COLUMNS).astype({"seconds": float})
-    tqdm.monitor_interval = 0  # no thread, because trials are forked
-    seed, first = map(int, given.repeat.split(":")) if given.repeat else (given.seed, 0)
-    todo = islice(trials(place, seed, kinds, names), first, None)
-    numbers = range(first, first + (1 if given.repeat else given.trials))
-    with suppress(KeyboardInterrupt):
-        for number in tqdm(numbers, unit="trial", disable=None):
+def campaign(given, first=0):
+    """Run every trial of one job, until Ctrl-C; return a table of their classes."""
+    table = pd.DataFrame(0, index=list(CLASSES), columns=COLUMNS).astype({"seconds": float})
+    with private_place() as place:
+        kinds, names = chosen(place, given), [given.target] if given.target else list(TARGETS)
+        seed, number = map(int, given.repeat.split(":")) if given.repeat else (given.seed, first)
+        numbers = range(number, number + 1 if given.repeat else given.trials, given.jobs)
+        todo = islice(trials(place, seed, kinds, names), number, None, given.jobs)
+        for number in tqdm(numbers, unit="trial", position=first, disable=None):
             start, (kind, trial) = time.monotonic(), next(todo)
             happened, broken = run_trial(place, kind, trial)
             row = [1, not broken, bool(broken), not happened, time.monotonic() - start]
             table.loc[kind] += row
             if broken:
                 report(kind, trial, broken, given, f"{seed}:{number}")
-                if given.stop:
-                    break
+            if STOPPED.is_set() or (broken and given.stop):
+                break
     return table
+
+
+def chosen(place, given):
+    """Return the classes that are asked for; say which can only be tried in part, or not at all."""
+    kinds = [given.kind] if given.kind else list(CLASSES)
+    for kind in NEEDS_ROOT.intersection(kinds) if not place.is_private else ():
+        print(f"{kind}: skipped; only root on Linux can mount the file systems that it needs.")
+        kinds.remove(kind)
+    if "memory" in kinds and not place.group:
+        print("memory: without control groups, which root can make where the kernel has them.")
+    return kinds
+
+
+def campaigns(given):
+    """Run some jobs, each in a process; return their table."""
+    if given.jobs == 1:
+        return campaign(given)
+    with ProcessPoolExecutor(given.jobs, get_context("fork")) as pool:
+        jobs = [pool.submit(campaign, given, first) for first in range(given.jobs)]
+        return sum(job.result() for job in jobs)
+
+
+def stop_soon(*_):
+    """End after the present trial, in all jobs; an interruption between could harm a fork."""
+    STOPPED.set()
+    for child in active_children():
+        child.terminate()
 
 
 def report(kind, trial, broken, given, repeat):
@@ -70,14 +94,17 @@ def main(arguments=None):
     parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="another order of the trials")
     parser.add_argument("--trials", type=int, default=1000, metavar="N")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time")
     parser.add_argument("--class", dest="kind", choices=CLASSES, help="only this class of faults")
     parser.add_argument("--target", choices=TARGETS, help="only this function")
     parser.add_argument("--repeat", metavar="SEED:TRIAL", help="only this trial, as it is printed")
     parser.add_argument("--stop", action="store_true", help="stop at the first violation")
     parser.add_argument("--record", metavar="FILE", help="write the table, with date and machine")
     given = parser.parse_args(arguments)
-    with private_place() as place:
-        table = campaign(place, given)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_soon)
+    tqdm.monitor_interval = 0  # no thread, because trials are forked
+    table = campaigns(given)
     table = table[table.trials > 0]
     both = pd.concat([table, table.sum().to_frame("all").T])
     print(both.round(1).to_string(float_format="{:g}".format))
