@@ -16,7 +16,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMask
 from sklearn import clone
 
 from beyond_the_masker import fmriprep, fmriprep_study, synthetic, synthetic_fmriprep
-from beyond_the_masker.cleaning import read_confounds, read_strategy
+from beyond_the_masker.confounds import read_confounds, read_strategy
 from beyond_the_masker.fmriprep import DEFAULTS, space_of
 from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
 from beyond_the_masker.tables import read_table

@@ -32,7 +32,7 @@ from beyond_the_masker.bids import (
     read_json,
     write_dataset,
 )
-from beyond_the_masker.cleaning import Strategy, read_confounds, read_strategy
+from beyond_the_masker.confounds import Strategy, read_confounds, read_strategy
 from beyond_the_masker.masker_runs import Run, do_runs
 from beyond_the_masker.masks import tables_in
 from beyond_the_masker.running import ready_parallel

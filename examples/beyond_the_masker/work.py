@@ -24,7 +24,7 @@ from beyond_the_masker.atlases import (
     images_of,
     without_empty,
 )
-from beyond_the_masker.cleaning import Confounds
+from beyond_the_masker.confounds import Confounds
 from beyond_the_masker.files import files_of_image, sha256_of, unfinished_version
 from beyond_the_masker.maskers import check_sample_mask, stream_masker
 from beyond_the_masker.running import ONE_THREAD
