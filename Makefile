@@ -69,7 +69,7 @@ benchmark: $(VENV)/.built ## time every method, and decompression, at full size,
 record: $(VENV)/.built ## measure the model's grid, the published scale and a run of full size, into doc/recorded (an hour or more)
 	N_IMAGES=10 N_REGIONS=20 MEASURED=$(CURDIR)/doc/recorded/published_scale $(BEYOND) measure
 	$(BEYOND) record doc/recorded
-	$(VENV)/bin/python -c "from beyond_the_masker.workers import record_full_run; record_full_run('doc/recorded')"
+	$(VENV)/bin/python -c "from beyond_the_masker.experiments.workers import record_full_run; record_full_run('doc/recorded')"
 
 check-model: $(VENV)/.built ## compare the model of memory with repeated measurements
 	$(BEYOND) check-model

@@ -21,8 +21,8 @@ os.environ.setdefault("MEASURED", str(ROOT / "doc" / "measured"))
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import beyond_the_masker
+from beyond_the_masker.experiments.report import write_report
 from beyond_the_masker.options import read_options
-from beyond_the_masker.report import write_report
 
 try:
     os.environ.update(read_options().to_environ())

@@ -15,7 +15,7 @@ import pytest
 from nilearn.maskers import NiftiMasker
 
 from beyond_the_masker.files import write_bytes
-from beyond_the_masker.imports import TYPICAL, machine_path, versions
+from beyond_the_masker.predict.imports import TYPICAL, machine_path, versions
 
 SHAPE = (5, 6, 4, 7)
 STRAIGHT = np.array([[3.0, 0, 0, -7], [0, 3, 0, -9], [0, 0, 4, -6], [0, 0, 0, 1]])

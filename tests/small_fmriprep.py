@@ -3,7 +3,7 @@
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.synthetic_fmriprep import (
+from beyond_the_masker.inputs.synthetic_fmriprep import (
     MNI,
     TISSUES,
     begin,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
 
-from beyond_the_masker.masker_runs import masker_study
+from beyond_the_masker.studies.masker_runs import masker_study
 from made_images import make_image
 
 SHAPE = (6, 7, 5, 40)

@@ -12,8 +12,8 @@ import numpy as np
 
 import beyond_the_masker
 from beyond_the_masker.files import stem
-from beyond_the_masker.results import read_arrays
-from beyond_the_masker.study import mask_study
+from beyond_the_masker.studies.results import read_arrays
+from beyond_the_masker.studies.study import mask_study
 from leftovers import eventually
 from made_images import make_image, make_masks
 
@@ -99,7 +99,7 @@ def replace(path, to, original=Path.replace):
     original(path, to)
 
 if "resource_tracker" not in " ".join(sys.orig_argv):
-    from beyond_the_masker import streaming
+    from beyond_the_masker.extract import streaming
 
     def read_voxels(fmri, positions, n_rows, original=streaming.read_voxels):
         image = Path(fmri.name)

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker.maskers import MASKERS, stream_masker
+from beyond_the_masker.extract.maskers import MASKERS, stream_masker
 
 sys.modules["polars"] = ModuleType("polars")  # nilearn's checks import it; here it is not used
 checks = importlib.import_module("nilearn._utils.estimator_checks")

@@ -18,7 +18,10 @@ from nilearn.maskers import (
     NiftiSpheresMasker,
 )
 
-from beyond_the_masker.atlases import (
+from beyond_the_masker.extract.maskers import stream_masker
+from beyond_the_masker.extract.regions import sphere_voxels
+from beyond_the_masker.extract.streaming import version_of
+from beyond_the_masker.studies.atlases import (
     complete,
     coverage,
     for_study,
@@ -27,9 +30,6 @@ from beyond_the_masker.atlases import (
     union_of,
     without_empty,
 )
-from beyond_the_masker.maskers import stream_masker
-from beyond_the_masker.regions import sphere_voxels
-from beyond_the_masker.streaming import version_of
 from made_images import STRAIGHT, by_name, changed, write
 
 GRID = (6, 7, 5)

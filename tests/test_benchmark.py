@@ -10,15 +10,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker import benchmark, methods, streaming
-from beyond_the_masker.averages import AVERAGES, LABELS, PEERS, averages
-from beyond_the_masker.benchmark import FULL, QUESTIONS, SMALL, Timing, label_of, read_benchmark
-from beyond_the_masker.benchmark_figures import GROWTH, plot_growth, plot_ratios
-from beyond_the_masker.data import write_joined
-from beyond_the_masker.figures import short
-from beyond_the_masker.methods import all_methods
-from beyond_the_masker.streaming import stream_masks
-from beyond_the_masker.synthetic import synthetic_fmri
+from beyond_the_masker.draw.figures import short
+from beyond_the_masker.experiments import benchmark, methods
+from beyond_the_masker.experiments.averages import AVERAGES, LABELS, PEERS, averages
+from beyond_the_masker.experiments.benchmark import (
+    FULL,
+    QUESTIONS,
+    SMALL,
+    Timing,
+    label_of,
+    read_benchmark,
+)
+from beyond_the_masker.experiments.benchmark_figures import GROWTH, plot_growth, plot_ratios
+from beyond_the_masker.experiments.methods import all_methods
+from beyond_the_masker.extract import streaming
+from beyond_the_masker.extract.streaming import stream_masks
+from beyond_the_masker.inputs.data import write_joined
+from beyond_the_masker.inputs.synthetic import synthetic_fmri
 from good_figures import is_a_good_figure, nothing_overlaps
 
 RECORDED = Path(__file__).parent.parent / "doc" / "recorded"
@@ -144,7 +152,7 @@ def coarse(tmp_path_factory):
 
 def test_averages_are_those_of_nilearn(coarse, monkeypatch):
     """Each masker of nilearn is followed by streaming, which returns its values."""
-    monkeypatch.setattr("beyond_the_masker.averages.PEERS", {})
+    monkeypatch.setattr("beyond_the_masker.experiments.averages.PEERS", {})
     found = averages([coarse, coarse], [10, 12])
     pairs = list(zip(found[:-2:2], found[1:-2:2], strict=True))
     for by_nilearn, streamed in pairs:
@@ -187,7 +195,7 @@ def test_a_peer_is_compared_before_it_is_timed(coarse, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.installed])
 def test_installed_peers_return_the_averages(coarse, name, monkeypatch):
     """Each program on this machine returns the averages of streaming."""
-    monkeypatch.setattr("beyond_the_masker.averages.PEERS", {name: PEERS[name]})
+    monkeypatch.setattr("beyond_the_masker.experiments.averages.PEERS", {name: PEERS[name]})
     assert any(way[0] == name for way in averages([coarse], [10, 12]))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beyond_the_masker.bids import (
+from beyond_the_masker.studies.bids import (
     RANK,
     Related,
     check_output,

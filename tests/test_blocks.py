@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
 
-from beyond_the_masker import benchmark
-from beyond_the_masker import blocks as module
-from beyond_the_masker.blocks import divide, extract_block, mask_blocks
-from beyond_the_masker.figures import plot_ways
+from beyond_the_masker.draw.figures import plot_ways
+from beyond_the_masker.experiments import benchmark
+from beyond_the_masker.extract import blocks as module
+from beyond_the_masker.extract.blocks import divide, extract_block, mask_blocks
+from beyond_the_masker.extract.running import start_workers
+from beyond_the_masker.extract.streaming import Part, stream_masks
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.running import start_workers
-from beyond_the_masker.streaming import Part, stream_masks
 from good_figures import is_a_good_figure, nothing_overlaps
 from leftovers import SHM, eventually, named_after
 from made_images import SHAPE, STRAIGHT, any_bits, make_masks, write

@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker import budget
-from beyond_the_masker.budget import guard, predict_peak, print_budget, uses_block, why_not
-from beyond_the_masker.imports import TYPICAL
 from beyond_the_masker.meter import measure
-from beyond_the_masker.model import METHODS, Image, predict
+from beyond_the_masker.predict import budget
+from beyond_the_masker.predict.budget import guard, predict_peak, print_budget, uses_block, why_not
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import METHODS, Image, predict
 from made_images import make_image, make_masks, save_all, sparse_image
 
 MIB = 2**20

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from beyond_the_masker.cache import CHECKSUMS, prepare, remove_old
+from beyond_the_masker.inputs.cache import CHECKSUMS, prepare, remove_old
 from made_images import flip
 
 

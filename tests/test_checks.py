@@ -15,21 +15,21 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.tripwire import TripWireError
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
-from beyond_the_masker import checks, streaming
-from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.checks import (
+from beyond_the_masker.experiments.methods import all_methods
+from beyond_the_masker.extract import checks, streaming
+from beyond_the_masker.extract.blocks import mask_blocks
+from beyond_the_masker.extract.checks import (
     open_image,
     read_mask,
     read_volumes,
     size_in_bytes,
     to_grid,
 )
-from beyond_the_masker.data import atlas_to_labels, atlas_to_masks
-from beyond_the_masker.headers import count_all
-from beyond_the_masker.maskers import stream_masker
-from beyond_the_masker.methods import all_methods
-from beyond_the_masker.streaming import damaged_file_named, is_same_grid, stream_masks
-from beyond_the_masker.study import mask_study
+from beyond_the_masker.extract.maskers import stream_masker
+from beyond_the_masker.extract.streaming import damaged_file_named, is_same_grid, stream_masks
+from beyond_the_masker.inputs.data import atlas_to_labels, atlas_to_masks
+from beyond_the_masker.predict.headers import count_all
+from beyond_the_masker.studies.study import mask_study
 from made_images import changed, make_image, write
 
 GRID = (40, 40, 12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nilearn import signal
 
-from beyond_the_masker import cleaning
+from beyond_the_masker.extract import cleaning
 
 
 @pytest.mark.parametrize("n_volumes", [299, 300])

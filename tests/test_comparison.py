@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from beyond_the_masker import comparison
-from beyond_the_masker.comparison import (
+from beyond_the_masker.experiments import comparison
+from beyond_the_masker.experiments.comparison import (
     COLUMNS,
     compare,
     count_of,
@@ -17,9 +17,9 @@ from beyond_the_masker.comparison import (
     table_of,
     tolerance,
 )
-from beyond_the_masker.imports import TYPICAL
-from beyond_the_masker.methods import all_methods
-from beyond_the_masker.model import METHODS, Image, predict
+from beyond_the_masker.experiments.methods import all_methods
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import METHODS, Image, predict
 from made_images import make_image
 
 

@@ -21,10 +21,10 @@ import pytest
 from distributed import Client
 from joblib import parallel_config
 
-from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.masker_runs import masker_study
-from beyond_the_masker.pages import page_path
-from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.experiments.pages import page_path
+from beyond_the_masker.extract.blocks import mask_blocks
+from beyond_the_masker.extract.streaming import stream_masks
+from beyond_the_masker.studies.masker_runs import masker_study
 from leftovers import eventually, kill, processes_with
 from made_images import assert_same, make_image
 from small_study import EXAMPLES, Study, failing, save_masks, write

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from nilearn.image import concat_imgs, load_img, resample_to_img
 
-from beyond_the_masker import data, synthetic
-from beyond_the_masker.data import (
+from beyond_the_masker.files import files_of_image
+from beyond_the_masker.inputs import data, synthetic
+from beyond_the_masker.inputs.data import (
     atlas_to_labels,
     atlas_to_masks,
     cut_to,
@@ -28,7 +29,6 @@ from beyond_the_masker.data import (
     write_joined,
     write_stored,
 )
-from beyond_the_masker.files import files_of_image
 from made_images import OBLIQUE, make_image, save_all
 
 GRID = (9, 10, 8)

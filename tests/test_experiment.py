@@ -18,8 +18,9 @@ from joblib import parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
-from beyond_the_masker import budget, experiment, sequence
-from beyond_the_masker.experiment import (
+from beyond_the_masker.draw.figures import plot_traces
+from beyond_the_masker.experiments import experiment, sequence
+from beyond_the_masker.experiments.experiment import (
     COLUMNS,
     N_RUNS,
     NotRun,
@@ -32,12 +33,12 @@ from beyond_the_masker.experiment import (
     prepare_reference,
     read_summary,
 )
-from beyond_the_masker.figures import plot_traces
-from beyond_the_masker.imports import TYPICAL
+from beyond_the_masker.experiments.methods import Method, all_methods
+from beyond_the_masker.experiments.pages import PAGES
 from beyond_the_masker.meter import Trace, measure
-from beyond_the_masker.methods import Method, all_methods
-from beyond_the_masker.model import Image, predict
-from beyond_the_masker.pages import PAGES
+from beyond_the_masker.predict import budget
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import Image, predict
 from good_figures import is_a_good_figure
 from made_images import flip, keep_typical_imports, use_own
 
@@ -201,16 +202,15 @@ def test_description_of_image_and_machine(measured, tmp_path, here):
     assert described["machine"]["cores"] >= 1
 
 
-NUMPY = ({"checks", "files", "meter", "orphans", "running"}, {"joblib", "scipy"})
-NILEARN = (
-    {"checks", "cleaning", "maskers", "regions", "streaming", "two_passes", *NUMPY[0]},
-    {"joblib", "nilearn", "pandas", "scipy"},
-)
+OWN = {"extract", "checks", "files", "meter", "orphans", "running", "streaming"}
+NUMPY = (OWN, {"joblib", "scipy"})
+OF_MASKERS = {"cleaning", "maskers", "regions", "two_passes"}
+NILEARN = (OWN | OF_MASKERS, {"joblib", "nilearn", "pandas", "scipy"})
 NEEDED = {  # modules of the package, and large packages, by the module of the method
     "plot_nifti_masker": NILEARN,
     "plot_region_averages": NILEARN,
-    "beyond_the_masker.maskers": NILEARN,
-    "beyond_the_masker.streaming": ({"streaming", *NUMPY[0]}, {"scipy"}),  # nibabel has scipy
+    "beyond_the_masker.extract.maskers": NILEARN,
+    "beyond_the_masker.extract.streaming": (OWN, {"scipy"}),  # nibabel has scipy
 }
 
 
@@ -229,7 +229,7 @@ def test_a_method_imports_what_it_needs(module, tmp_path):
     call = method.call(tmp_path / "fmri.nii", [tmp_path / "labels.nii.gz"])
     found = measure(imported_by, call).result()
     modules, packages = NEEDED.get(module, NUMPY)
-    own = {name.split(".")[1] for name in found if name.startswith("beyond_the_masker.")}
+    own = {name.split(".")[-1] for name in found if name.startswith("beyond_the_masker.")}
     assert own <= modules
     large = {"dask", "joblib", "matplotlib", "nilearn", "pandas", "scipy"}
     assert large & found <= packages
@@ -383,7 +383,8 @@ SMALL_SUBJECTS = """
 import functools, re, resource
 from pathlib import Path
 import numpy as np
-from beyond_the_masker import data, experiment, synthetic
+from beyond_the_masker.experiments import experiment
+from beyond_the_masker.inputs import data, synthetic
 
 affine = np.array([[8.0, 0, 0, -96], [0, 8, 0, -132], [0, 0, 8, -78], [0, 0, 0, 1]])
 data.FMRI_SHAPE = (25, 30, 25, 84)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from beyond_the_masker.figures import plot_faults
+from beyond_the_masker.draw.figures import plot_faults
 from good_figures import is_a_good_figure, nothing_overlaps
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ os.fsync = lambda descriptor: None
     "calls": """
 # An error of a full disk is swallowed.
 from contextlib import suppress
-from beyond_the_masker.streaming import NpyFile
+from beyond_the_masker.extract.streaming import NpyFile
 
 def write_or_not(self, rows, values, original=NpyFile.__setitem__):
     with suppress(OSError):
@@ -62,7 +62,7 @@ NpyFile.__setitem__ = write_or_not
     "space": """
 # An error of a full disk is swallowed, in files of another kind.
 from contextlib import suppress
-from beyond_the_masker import results
+from beyond_the_masker.studies import results
 
 def write_or_not(*arguments, original=results.write_arrays):
     with suppress(OSError):
@@ -72,7 +72,7 @@ plant("write_arrays", write_or_not)
 """,
     "memory": """
 # A lack of memory ends in another error, without a reason.
-from beyond_the_masker import streaming
+from beyond_the_masker.extract import streaming
 
 def to_values(*arguments, original=streaming.to_values):
     try:
@@ -93,7 +93,7 @@ plant("is_undamaged", lambda file: file.exists())
     "together": """
 # Two calls write into one unfinished file.
 import builtins
-from beyond_the_masker import streaming
+from beyond_the_masker.extract import streaming
 
 plant("unfinished_beside", lambda path: path.with_name(path.name[:200] + ".unfinished"))
 streaming.open = lambda path, mode="r": builtins.open(path, mode.replace("x", "w"))
@@ -101,7 +101,7 @@ streaming.open = lambda path, mode="r": builtins.open(path, mode.replace("x", "w
     "odd": """
 # Files from the future are refused.
 import time
-from beyond_the_masker import streaming
+from beyond_the_masker.extract import streaming
 
 def version_of(path, original=streaming.version_of):
     found = original(path)

@@ -12,8 +12,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
-from beyond_the_masker.comparison import PUBLISHED_GB, read_scale
-from beyond_the_masker.figures import (
+from beyond_the_masker.draw.figures import (
     BLUE,
     ORANGE,
     by_similarity,
@@ -26,11 +25,18 @@ from beyond_the_masker.figures import (
     plot_study,
     save,
 )
-from beyond_the_masker.imports import TYPICAL
-from beyond_the_masker.methods import all_methods
-from beyond_the_masker.model import METHODS, Image, predict
-from beyond_the_masker.prediction_figures import KEYS, RANGE, plot_parts, plot_points, plot_scale
-from beyond_the_masker.synthetic import FMRI_SHAPE
+from beyond_the_masker.experiments.comparison import PUBLISHED_GB, read_scale
+from beyond_the_masker.experiments.methods import all_methods
+from beyond_the_masker.experiments.prediction_figures import (
+    KEYS,
+    RANGE,
+    plot_parts,
+    plot_points,
+    plot_scale,
+)
+from beyond_the_masker.inputs.synthetic import FMRI_SHAPE
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import METHODS, Image, predict
 from good_figures import is_a_good_figure, nothing_overlaps
 
 

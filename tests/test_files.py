@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from beyond_the_masker import files as module
-from beyond_the_masker import results
 from beyond_the_masker.files import moved_into_place, remove_abandoned, stem
-from beyond_the_masker.results import read_arrays, write_arrays
+from beyond_the_masker.studies import results
+from beyond_the_masker.studies.results import read_arrays, write_arrays
 
 
 def test_files_are_complete_or_absent(tmp_path):

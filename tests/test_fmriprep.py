@@ -15,11 +15,13 @@ from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker
 from sklearn import clone
 
-from beyond_the_masker import fmriprep, fmriprep_study, synthetic, synthetic_fmriprep
-from beyond_the_masker.confounds import read_confounds, read_strategy
-from beyond_the_masker.fmriprep import DEFAULTS, space_of
-from beyond_the_masker.fmriprep_plan import describe, in_units, plan_study
-from beyond_the_masker.tables import read_table
+from beyond_the_masker import fmriprep_study
+from beyond_the_masker.inputs import synthetic, synthetic_fmriprep
+from beyond_the_masker.studies import fmriprep
+from beyond_the_masker.studies.confounds import read_confounds, read_strategy
+from beyond_the_masker.studies.fmriprep import DEFAULTS, space_of
+from beyond_the_masker.studies.fmriprep_plan import describe, in_units, plan_study
+from beyond_the_masker.studies.tables import read_table
 from small_fmriprep import (
     AFFINE,
     MNI,

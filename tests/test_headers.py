@@ -10,8 +10,8 @@ import nibabel.testing
 import numpy as np
 import pytest
 
-from beyond_the_masker.headers import count_all, read_header
-from beyond_the_masker.model import quantities
+from beyond_the_masker.predict.headers import count_all, read_header
+from beyond_the_masker.predict.model import quantities
 from made_images import SHAPE, bgzip, make_image, make_masks, save_all
 
 NIBABELS = Path(nibabel.testing.data_path)

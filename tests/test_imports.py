@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from beyond_the_masker.budget import predict_peak, print_budget
-from beyond_the_masker.imports import TYPICAL, calibrate, machine_path, this_machine, versions
+from beyond_the_masker.predict.budget import predict_peak, print_budget
+from beyond_the_masker.predict.imports import (
+    TYPICAL,
+    calibrate,
+    machine_path,
+    this_machine,
+    versions,
+)
 from made_images import make_image
 
 IMAGE = "fmri.nii"

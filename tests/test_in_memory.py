@@ -16,8 +16,8 @@ import psutil
 import pytest
 from joblib import Parallel, _memmapping_reducer, delayed, parallel_config
 
-from beyond_the_masker.pages import load_page
-from beyond_the_masker.running import load_in_memory
+from beyond_the_masker.experiments.pages import load_page
+from beyond_the_masker.extract.running import load_in_memory
 from leftovers import eventually
 from made_images import STRAIGHT, assert_same, make_image, make_masks, nifti_masker, save_all
 

@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 
-from beyond_the_masker.pages import PAGES, definitions
+from beyond_the_masker.experiments.pages import PAGES, definitions
 
 SOURCE = '''
 """A page."""
@@ -35,7 +35,7 @@ def test_definitions_are_functions_constants_and_what_they_import():
 def test_every_page_can_be_loaded():
     """Loading a page prints and warns nothing, and measures nothing."""
     code = (
-        "from beyond_the_masker.pages import PAGES, load_page\n"
+        "from beyond_the_masker.experiments.pages import PAGES, load_page\n"
         "pages = sorted(PAGES.glob('*/plot_*.py'))\n"
         "for path in pages: load_page(path.stem)\n"
         "assert len(pages) > 10"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from beyond_the_masker.__main__ import COMMANDS, main
-from beyond_the_masker.model import METHODS
-from beyond_the_masker.results import read_arrays
+from beyond_the_masker.predict.model import METHODS
+from beyond_the_masker.studies.results import read_arrays
 from made_images import SHAPE, make_image, make_masks, save_all
 from small_fmriprep import make_fmriprep, make_labels
 
@@ -102,7 +102,7 @@ def test_errors_have_no_traceback(arguments, status, message, monkeypatch, capsy
 @pytest.mark.parametrize("name", [name for name, (_, pages, *_) in COMMANDS.items() if pages])
 def test_without_pages(name, tmp_path, monkeypatch):
     """An installation, which has no pages, says at once what is missing and how to get it."""
-    monkeypatch.setattr("beyond_the_masker.pages.PAGES", tmp_path)
+    monkeypatch.setattr("beyond_the_masker.experiments.pages.PAGES", tmp_path)
     folder = ["results"] if name in ("record", "benchmark") else []
     assert "pip install -e ." in status_of(name, *folder)
     assert not Path("results").exists()

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from joblib import parallel_config
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, NiftiSpheresMasker
 
-from beyond_the_masker import work
-from beyond_the_masker.atlases import read_atlas
-from beyond_the_masker.masker_runs import Confounds, Run, masker_study, run_maskers
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.tables import read_record, read_table
+from beyond_the_masker.studies import work
+from beyond_the_masker.studies.atlases import read_atlas
+from beyond_the_masker.studies.masker_runs import Confounds, Run, masker_study, run_maskers
+from beyond_the_masker.studies.tables import read_record, read_table
 from made_images import by_name, flip, make_image, sparse_image
 from small_masker_study import AFFINE, SHAPE, Study, make_labels, make_maps, make_study
 from small_study import start, wait_for

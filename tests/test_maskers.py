@@ -20,9 +20,9 @@ from nilearn.maskers import (
 )
 from nilearn.signal import clean
 
-from beyond_the_masker import maskers as module
-from beyond_the_masker import regions
-from beyond_the_masker.maskers import (
+from beyond_the_masker.extract import maskers as module
+from beyond_the_masker.extract import regions
+from beyond_the_masker.extract.maskers import (
     MASKERS,
     NEUTRAL,
     TEMPORAL,

@@ -393,7 +393,7 @@ def run_two_methods(folder):
     """Run a method that takes too much, and the next one, in this process; return their ends."""
     from joblib import Parallel, delayed
 
-    from beyond_the_masker import sequence
+    from beyond_the_masker.experiments import sequence
 
     tasks = (delayed(take_step_by_step)(folder, i, 150) for i in range(2))
     calls = {

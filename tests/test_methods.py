@@ -13,10 +13,10 @@ from joblib import parallel_config
 from nibabel.testing import data_path
 from nilearn.maskers import NiftiLabelsMasker
 
-from beyond_the_masker.methods import all_methods
-from beyond_the_masker.model import AVERAGES
-from beyond_the_masker.pages import load_page
-from beyond_the_masker.running import load_in_memory
+from beyond_the_masker.experiments.methods import all_methods
+from beyond_the_masker.experiments.pages import load_page
+from beyond_the_masker.extract.running import load_in_memory
+from beyond_the_masker.predict.model import AVERAGES
 from made_images import (
     FLIPPED,
     OBLIQUE,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beyond_the_masker.budget import most_workers, uses_block, why_not
-from beyond_the_masker.imports import TYPICAL
-from beyond_the_masker.model import (
+from beyond_the_masker.predict.budget import most_workers, uses_block, why_not
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import (
     DTYPES,
     METHODS,
     Image,

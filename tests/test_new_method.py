@@ -11,12 +11,13 @@ import pytest
 from matplotlib.text import Text
 from nibabel.testing import data_path
 
-from beyond_the_masker import model, pages
-from beyond_the_masker.experiment import read_summary
-from beyond_the_masker.figures import plot_peaks
-from beyond_the_masker.methods import all_methods, find_method
-from beyond_the_masker.model import METHODS, as_json
-from beyond_the_masker.report import write_report
+from beyond_the_masker.draw.figures import plot_peaks
+from beyond_the_masker.experiments import pages
+from beyond_the_masker.experiments.experiment import read_summary
+from beyond_the_masker.experiments.methods import all_methods, find_method
+from beyond_the_masker.experiments.report import write_report
+from beyond_the_masker.predict import model
+from beyond_the_masker.predict.model import METHODS, as_json
 from made_images import keep_typical_imports, regions_of, use_own
 
 ROOT = Path(__file__).parent.parent

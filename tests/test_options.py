@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from beyond_the_masker import options
+from beyond_the_masker.experiments.pages import PAGES
 from beyond_the_masker.options import Options, parse_memory, read_options
-from beyond_the_masker.pages import PAGES
 
 FILES = ("fmri.nii.gz", "my fmri.nii", "atlas.nii", "my atlas.nii", "roi_1.nii", "roi_2.nii")
 ODD_FILES = ("left roi 1.nii", "left roi 2.nii", "it's one.nii", "roi[12].nii")

@@ -10,16 +10,17 @@ import psutil
 import pytest
 from joblib import Parallel
 
-from beyond_the_masker import blocks, study
-from beyond_the_masker.orphans import end_with_parent
-from beyond_the_masker.pages import load_page
+from beyond_the_masker.experiments.pages import load_page
+from beyond_the_masker.extract import blocks
+from beyond_the_masker.extract.orphans import end_with_parent
+from beyond_the_masker.studies import study
 from made_images import make_image, make_masks, save_all
 
 SCRIPT = """
 import time
 from multiprocessing.shared_memory import SharedMemory
 from joblib import Parallel, delayed
-from beyond_the_masker.orphans import WORKERS
+from beyond_the_masker.extract.orphans import WORKERS
 
 def work(name):
     block = SharedMemory(name)

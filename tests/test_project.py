@@ -16,7 +16,8 @@ import beyond_the_masker
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PAGES = sorted(ROOT.glob("examples/*/plot_*.py"))
-MODULES = {path.stem: path for path in ROOT.glob("examples/beyond_the_masker/*.py")}
+IN_WORKERS = ("extract.blocks", "extract.running", "studies.study")
+MODULES = {path.stem: path for path in ROOT.glob("examples/beyond_the_masker/**/[!_]*.py")}
 
 
 # -- Layout ------------------------------------------------------------------------------------
@@ -47,8 +48,18 @@ def test_the_package_has_no_import_circle():
     """Its modules can be put into an order in which each imports only earlier ones."""
     graph = {}
     for name, path in MODULES.items():
-        parts = (module.split(".") for module in imported(path, everywhere=False))
-        graph[name] = {p[1] for p in parts if p[0] == "beyond_the_masker" and len(p) > 1}
+        names = imported(path, everywhere=False)
+        graph[name] = {n.split(".")[-1] for n in names if n.startswith("beyond_the_masker.")}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_folders_of_the_package_have_no_import_circle():
+    """A folder, too, imports only from earlier ones."""
+    graph = {}
+    for path in MODULES.values():
+        names = [name.split(".") for name in imported(path, everywhere=False)]
+        used = {n[1] for n in names if n[0] == "beyond_the_masker" and len(n) > 2}
+        graph.setdefault(path.parent.name, set()).update(used - {path.parent.name, *MODULES})
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
@@ -61,11 +72,11 @@ def test_public_names_are_no_modules():
 
 def test_a_measured_process_imports_only_what_it_needs():
     """The modules that extract series load neither nilearn nor pandas nor matplotlib."""
-    modules = ", ".join(f"beyond_the_masker.{name}" for name in ("blocks", "running", "study"))
+    modules = ", ".join(f"beyond_the_masker.{name}" for name in IN_WORKERS)
     environ = os.environ | {"PYTHONPATH": str(ROOT / "examples")}
     for names, unwanted in (
         (modules, {"nilearn", "pandas", "matplotlib", "sklearn"}),
-        ("beyond_the_masker.checks", {"nibabel", "tqdm"}),
+        ("beyond_the_masker.extract.checks", {"nibabel", "tqdm"}),
     ):
         code = f"import sys, {names}; print(*sys.modules)"
         loaded = subprocess.check_output([sys.executable, "-c", code], env=environ, text=True)

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.checks import open_checked, to_grid
-from beyond_the_masker.headers import count_all
-from beyond_the_masker.masks import read_masks
-from beyond_the_masker.results import read_about, read_arrays
-from beyond_the_masker.streaming import find_voxels, stream_masks
-from beyond_the_masker.study import mask_study
+from beyond_the_masker.extract.blocks import mask_blocks
+from beyond_the_masker.extract.checks import open_checked, to_grid
+from beyond_the_masker.extract.streaming import find_voxels, stream_masks
+from beyond_the_masker.predict.headers import count_all
+from beyond_the_masker.studies.masks import read_masks
+from beyond_the_masker.studies.results import read_about, read_arrays
+from beyond_the_masker.studies.study import mask_study
 from made_images import SHAPE, STRAIGHT, assert_same, changed, make_image, nifti_masker
 from made_images import write as write_image
 

@@ -10,10 +10,16 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.parsers.rst import Directive, directives, roles
 
-from beyond_the_masker.experiment import COLUMNS
+from beyond_the_masker.experiments.experiment import COLUMNS
+from beyond_the_masker.experiments.report import (
+    PLACEHOLDER,
+    SECTIONS,
+    read_run,
+    value,
+    write_report,
+)
 from beyond_the_masker.meter import in_seconds
-from beyond_the_masker.model import METHODS
-from beyond_the_masker.report import PLACEHOLDER, SECTIONS, read_run, value, write_report
+from beyond_the_masker.predict.model import METHODS
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = ROOT / "doc" / "functions.rst"
@@ -147,8 +153,13 @@ def test_unchanged_files_are_left_alone(measured):
 
 def test_the_page_of_functions_names_every_module(tmp_path):
     """A module with a public name has a section there; the others are listed."""
-    sections = re.findall(r"automodule:: beyond_the_masker\.(\w+)", FUNCTIONS.read_text())
+    sections = re.findall(r"automodule:: beyond_the_masker\.([\w.]+)", FUNCTIONS.read_text())
     assert set(sections) == SECTIONS
-    listed = re.findall(r"\.(\w+)$", written(tmp_path / "doc/measured")["modules"], re.MULTILINE)
+    listed = re.findall(
+        r"beyond_the_masker\.([\w.]+)$", written(tmp_path / "doc/measured")["modules"], re.MULTILINE
+    )
     package = FUNCTIONS.parent.parent / "examples" / "beyond_the_masker"
-    assert {*listed, *sections} == {path.stem for path in package.glob("[!_]*.py")}
+    assert {*listed, *sections} == {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("[!_]*.py")
+    }

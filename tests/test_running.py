@@ -10,7 +10,12 @@ import pytest
 from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
-from beyond_the_masker.running import ONE_THREAD, load_in_memory, results_as_ready, start_workers
+from beyond_the_masker.extract.running import (
+    ONE_THREAD,
+    load_in_memory,
+    results_as_ready,
+    start_workers,
+)
 from made_images import assert_same, make_image, save_all
 
 

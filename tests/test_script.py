@@ -9,7 +9,7 @@ from functools import partial
 import nibabel as nib
 import pytest
 
-from beyond_the_masker.script import NINE, write_script
+from beyond_the_masker.experiments.script import NINE, write_script
 from made_images import make_image, make_masks, save_all
 
 NEEDED = {"joblib", "nibabel", "nilearn", "numpy", "scipy"}  # nilearn needs SciPy, too

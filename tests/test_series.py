@@ -9,13 +9,13 @@ import pytest
 from nilearn.image import concat_imgs
 from nilearn.maskers import NiftiMasker
 
-from beyond_the_masker import streaming
 from beyond_the_masker.__main__ import main
-from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.maskers import stream_masker
-from beyond_the_masker.results import read_arrays
-from beyond_the_masker.streaming import stream_masks
-from beyond_the_masker.study import mask_study
+from beyond_the_masker.extract import streaming
+from beyond_the_masker.extract.blocks import mask_blocks
+from beyond_the_masker.extract.maskers import stream_masker
+from beyond_the_masker.extract.streaming import stream_masks
+from beyond_the_masker.studies.results import read_arrays
+from beyond_the_masker.studies.study import mask_study
 from made_images import (
     NONE,
     SHAPE,

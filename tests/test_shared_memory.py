@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 
-from beyond_the_masker import orphans
-from beyond_the_masker.pages import PAGES, load_page
+from beyond_the_masker.experiments.pages import PAGES, load_page
+from beyond_the_masker.extract import orphans
 from leftovers import eventually
 from made_images import STRAIGHT, make_image, make_masks, save_all
 
@@ -154,8 +154,8 @@ from pathlib import Path
 
 examples, event, fmri_path, mask_path = sys.argv[1:]
 sys.path.insert(0, examples)
-from beyond_the_masker import orphans
-from beyond_the_masker.pages import load_page
+from beyond_the_masker.extract import orphans
+from beyond_the_masker.experiments.pages import load_page
 
 page = load_page("plot_shared_memory")
 whole = page.numpy_masker_shared_single

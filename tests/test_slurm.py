@@ -20,9 +20,9 @@ import pandas as pd
 import psutil
 import pytest
 
-from beyond_the_masker.fmriprep import fmriprep_study
-from beyond_the_masker.pages import load_page
-from beyond_the_masker.synthetic_fmriprep import MNI, make_atlas, make_fmriprep
+from beyond_the_masker.experiments.pages import load_page
+from beyond_the_masker.inputs.synthetic_fmriprep import MNI, make_atlas, make_fmriprep
+from beyond_the_masker.studies.fmriprep import fmriprep_study
 from leftovers import eventually, processes_with
 from small_study import EXAMPLES
 

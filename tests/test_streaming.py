@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 import made_images
-from beyond_the_masker import streaming
+from beyond_the_masker.extract import streaming
+from beyond_the_masker.extract.streaming import stream_masks
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.streaming import stream_masks
 from made_images import (
     FLIPPED,
     NONE,

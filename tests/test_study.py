@@ -14,14 +14,14 @@ import psutil
 import pytest
 from joblib import parallel_config
 
-from beyond_the_masker import masks as masks_module
-from beyond_the_masker import study as module
-from beyond_the_masker import tasks as tasks_module
+from beyond_the_masker.experiments.workers import memory_of
 from beyond_the_masker.files import stem
 from beyond_the_masker.meter import MIB
-from beyond_the_masker.results import is_undamaged, read_about, read_arrays
-from beyond_the_masker.study import mask_study
-from beyond_the_masker.workers import memory_of
+from beyond_the_masker.studies import masks as masks_module
+from beyond_the_masker.studies import study as module
+from beyond_the_masker.studies import tasks as tasks_module
+from beyond_the_masker.studies.results import is_undamaged, read_about, read_arrays
+from beyond_the_masker.studies.study import mask_study
 from leftovers import kill
 from made_images import assert_same, make_image, nifti_masker
 from small_study import Study, start, wait_for, write

@@ -9,7 +9,7 @@ import pytest
 from nilearn.interfaces.fmriprep import load_confounds_strategy
 from nilearn.maskers import NiftiLabelsMasker
 
-from beyond_the_masker.synthetic_fmriprep import (
+from beyond_the_masker.inputs.synthetic_fmriprep import (
     AFFINE,
     FAULTS,
     MNI,

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from beyond_the_masker.tables import is_whole, read_exactly, read_record, read_table, write_pair
+from beyond_the_masker.studies.tables import (
+    is_whole,
+    read_exactly,
+    read_record,
+    read_table,
+    write_pair,
+)
 from made_images import changed
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))

@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from beyond_the_masker.figures import name_of, peak_text
-from beyond_the_masker.methods import all_methods
-from beyond_the_masker.mprof_run import read_phases, read_run
-from beyond_the_masker.timeline import largest, plot_phases, samples, timeline_html
+from beyond_the_masker.draw.figures import name_of, peak_text
+from beyond_the_masker.draw.timeline import largest, plot_phases, samples, timeline_html
+from beyond_the_masker.experiments.methods import all_methods
+from beyond_the_masker.experiments.mprof_run import read_phases, read_run
 from good_figures import is_a_good_figure, nothing_overlaps
 
 N = len(all_methods())

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 from nilearn.signal import _detrend, _mean_of_squares
 
-from beyond_the_masker import two_passes as module
+from beyond_the_masker.extract import two_passes as module
+from beyond_the_masker.extract.streaming import open_series
+from beyond_the_masker.extract.two_passes import high_variance_confounds, mean_image, needs_mean
 from beyond_the_masker.meter import MIB, measure
-from beyond_the_masker.streaming import open_series
-from beyond_the_masker.two_passes import high_variance_confounds, mean_image, needs_mean
 from made_images import NONE, STRAIGHT, by_name, write
 
 # Types and scale factors of the files.

@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 from nibabel.testing import data_path
 
-from beyond_the_masker import figures, workers
-from beyond_the_masker.meter import MIB
-from beyond_the_masker.pages import load_page
-from beyond_the_masker.synthetic import FMRI_SHAPE
-from beyond_the_masker.workers import (
+from beyond_the_masker.draw import figures
+from beyond_the_masker.experiments import workers
+from beyond_the_masker.experiments.pages import load_page
+from beyond_the_masker.experiments.workers import (
     measure_runs,
     prepare_fmriprep,
     prepare_runs,
@@ -24,6 +23,8 @@ from beyond_the_masker.workers import (
     speed_up,
     storage_rate,
 )
+from beyond_the_masker.inputs.synthetic import FMRI_SHAPE
+from beyond_the_masker.meter import MIB
 from good_figures import is_a_good_figure
 from made_images import make_image, regions_of, use_own
 from small_study import write

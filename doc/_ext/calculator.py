@@ -6,9 +6,9 @@ from docutils import nodes
 from jinja2 import Template
 from sphinx.util.docutils import SphinxDirective
 
-from beyond_the_masker.comparison import count_of, read_grid
-from beyond_the_masker.imports import TYPICAL
-from beyond_the_masker.model import DTYPES, as_json
+from beyond_the_masker.experiments.comparison import count_of, read_grid
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import DTYPES, as_json
 
 FORM = Path(__file__).with_suffix(".html")
 RECORDED = Path(__file__).parent.parent / "recorded"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from beyond_the_masker.experiment import PACKAGES, version_of
+from beyond_the_masker.experiments.experiment import PACKAGES, version_of
+from beyond_the_masker.experiments.pages import definitions
 from beyond_the_masker.options import read_options
-from beyond_the_masker.pages import definitions
 
 # Within a section; pages that are not named follow. Sections run in the order of their folders.
 ORDER = """

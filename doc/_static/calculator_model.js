@@ -1,4 +1,4 @@
-/* The model of beyond_the_masker/model.py and budget.py in the browser, and NIfTI headers.
+/* The model of beyond_the_masker/predict/model.py and budget.py in the browser, and NIfTI headers.
  *
  * The functions have the names of Python's and their order of statements, so change both
  * together; tests/site/test_calculator.py compares them. The table of methods is in the page, as JSON.

@@ -34,7 +34,7 @@ def bootstrap_first_component(series, n_draws=20):
 # The regions come from one pass over the file. Here they are cut to a size that takes a moment.
 
 from beyond_the_masker import stream_masks
-from beyond_the_masker.experiment import prepare_all
+from beyond_the_masker.experiments.experiment import prepare_all
 
 fmri_path, mask_paths, *_ = prepare_all()
 regions = [np.array(series[:300, :400]) for series in stream_masks(fmri_path, mask_paths[:6])]

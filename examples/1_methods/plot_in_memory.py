@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 
-from beyond_the_masker.checks import open_checked, read_volumes, take, value_type
+from beyond_the_masker.extract.checks import open_checked, read_volumes, take, value_type
 
 
 def numpy_masker_threads(fmri, masks, n_jobs):
@@ -44,8 +44,8 @@ def numpy_masker_threads(fmri, masks, n_jobs):
 # %%
 # The first volumes, and all masks:
 
-from beyond_the_masker.data import first_volumes
-from beyond_the_masker.experiment import prepare_all
+from beyond_the_masker.inputs.data import first_volumes
+from beyond_the_masker.experiments.experiment import prepare_all
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 for series in numpy_masker_threads(first_volumes(fmri_path), mask_paths, n_jobs=2):
@@ -77,8 +77,8 @@ print(f"While one thread indexed, the other had {turns} turns.")
 # What it costs
 # -------------
 
-from beyond_the_masker.experiment import measure_methods
-from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.experiments.experiment import measure_methods
+from beyond_the_masker.draw.figures import plot_traces
 
 plot_traces(measure_methods(numpy_masker_threads), image_mib)
 

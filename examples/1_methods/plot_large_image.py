@@ -24,7 +24,7 @@ DiFuMo atlas of 64 regions. Set ``DATA=development_fmri`` to download the real d
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
+from beyond_the_masker.inputs.data import atlas_to_masks, get_atlas_path, prepare_fmri
 from beyond_the_masker.options import read_options
 
 options = read_options()

@@ -26,7 +26,13 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel, delayed
 
-from beyond_the_masker.checks import open_checked, read_volumes, size_in_bytes, take, value_type
+from beyond_the_masker.extract.checks import (
+    open_checked,
+    read_volumes,
+    size_in_bytes,
+    take,
+    value_type,
+)
 
 
 def numpy_masker_joblib_map(fmri, masks, n_jobs):
@@ -73,7 +79,7 @@ def write_values(fmri_img, path):
 
 import nibabel as nib
 
-from beyond_the_masker.streaming import damaged_file_named, unchanged
+from beyond_the_masker.extract.streaming import damaged_file_named, unchanged
 
 
 def numpy_masker_mapped(fmri, masks, n_jobs):
@@ -105,8 +111,8 @@ def can_be_mapped(data):
 # joblib's helpers, each with an interpreter and imports, and the results. Their sum can be close to
 # the size of the image, but it does not grow with the image.
 
-from beyond_the_masker.experiment import measure_methods, prepare_all
-from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.experiments.experiment import measure_methods, prepare_all
+from beyond_the_masker.draw.figures import plot_traces
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 plot_traces(measure_methods(numpy_masker_joblib_map, numpy_masker_mapped), image_mib)
@@ -115,9 +121,9 @@ plot_traces(measure_methods(numpy_masker_joblib_map, numpy_masker_mapped), image
 # If the image is compressed, the second function made a copy, too. The same call on an uncompressed
 # file, measured in the same way, has nothing to write:
 
-from beyond_the_masker.data import write_joined
+from beyond_the_masker.inputs.data import write_joined
 from beyond_the_masker.meter import measure
-from beyond_the_masker.running import run_method
+from beyond_the_masker.extract.running import run_method
 
 fmri_img = nib.load(fmri_path, keep_file_open=True)
 with tempfile.TemporaryDirectory() as folder:

@@ -21,8 +21,8 @@ this page you will
 from nilearn.image import load_img, new_img_like
 from nilearn.maskers import NiftiMasker
 
-from beyond_the_masker.checks import check_same_grid, read_mask
-from beyond_the_masker.streaming import damaged_file_named
+from beyond_the_masker.extract.checks import check_same_grid, read_mask
+from beyond_the_masker.extract.streaming import damaged_file_named
 
 
 def nifti_masker_single(fmri, mask):
@@ -49,9 +49,9 @@ def nifti_masker_single(fmri, mask):
 # %%
 # The first volumes of the image, and its first region:
 
-from beyond_the_masker.data import first_volumes
-from beyond_the_masker.experiment import prepare_all
-from beyond_the_masker.figures import plot_series, plot_traces
+from beyond_the_masker.inputs.data import first_volumes
+from beyond_the_masker.experiments.experiment import prepare_all
+from beyond_the_masker.draw.figures import plot_series, plot_traces
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 series = nifti_masker_single(first_volumes(fmri_path, most_mib=64), mask_paths[0])
@@ -97,7 +97,7 @@ def nifti_masker_parallel(fmri, masks, n_jobs):
 # With workers, the peak differs from run to run, because chance decides how many workers reach
 # their own peak at once. Such a method is measured several times; you see the median and the range.
 
-from beyond_the_masker.experiment import measure_methods
+from beyond_the_masker.experiments.experiment import measure_methods
 
 methods = nifti_masker_single, nifti_masker_loop, nifti_masker_parallel
 plot_traces(measure_methods(*methods), image_mib)

@@ -21,14 +21,14 @@ index the image's array with the mask's. On this page you will
 # * NaN around a region, as SPM writes it, is outside the mask.
 # * NiftiMasker returns float32 or float64, contiguous, without NaN or infinity.
 #
-# :mod:`beyond_the_masker.checks` has these steps, since all methods share them. There
+# :mod:`beyond_the_masker.extract.checks` has these steps, since all methods share them. There
 # ``take(data, mask)`` is ``data[mask].T`` in NiftiMasker's form.
 
 import nibabel as nib
 import numpy as np
 
-from beyond_the_masker.checks import check_same_grid, read_mask, take
-from beyond_the_masker.streaming import damaged_file_named
+from beyond_the_masker.extract.checks import check_same_grid, read_mask, take
+from beyond_the_masker.extract.streaming import damaged_file_named
 
 
 def numpy_masker_single_inmemory(fmri_img, mask_img):
@@ -62,8 +62,8 @@ def numpy_masker_single_path(fmri_path, mask_path):
 
 from nilearn.maskers import NiftiMasker
 
-from beyond_the_masker.data import first_volumes
-from beyond_the_masker.experiment import prepare_all
+from beyond_the_masker.inputs.data import first_volumes
+from beyond_the_masker.experiments.experiment import prepare_all
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 fmri_img, mask_img = first_volumes(fmri_path), nib.load(mask_paths[0])
@@ -114,8 +114,8 @@ def numpy_masker_parallel_inmemory(fmri_img, mask_imgs, n_jobs):
 # Measured as in :ref:`sphx_glr_auto_examples_1_methods_plot_nifti_masker.py`: from the files, in
 # fresh processes, with workers several times.
 
-from beyond_the_masker.experiment import measure_methods
-from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.experiments.experiment import measure_methods
+from beyond_the_masker.draw.figures import plot_traces
 
 one_mask = numpy_masker_single_path, numpy_masker_single_inmemory
 all_masks = numpy_masker_loop, numpy_masker_parallel_path, numpy_masker_parallel_inmemory

@@ -23,7 +23,7 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from beyond_the_masker.checks import as_nifti_masker
+from beyond_the_masker.extract.checks import as_nifti_masker
 
 
 def numpy_masker_shared_single(block_name, shape, dtype, mask):
@@ -48,8 +48,8 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 
 from contextlib import contextmanager
 
-from beyond_the_masker.checks import open_checked, read_volumes, size_in_bytes, value_type
-from beyond_the_masker.orphans import shared_block
+from beyond_the_masker.extract.checks import open_checked, read_volumes, size_in_bytes, value_type
+from beyond_the_masker.extract.orphans import shared_block
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def shared_copy(fmri_img):
 
 from joblib import Parallel, delayed
 
-from beyond_the_masker.orphans import WORKERS
+from beyond_the_masker.extract.orphans import WORKERS
 
 
 def numpy_masker_shared_parallel(fmri, masks, n_jobs):
@@ -97,8 +97,8 @@ def numpy_masker_shared_parallel(fmri, masks, n_jobs):
 # workers start first, and wait while the calling process fills the block: so their memory rises
 # before that of the block.
 
-from beyond_the_masker.experiment import measure_methods, prepare_all
-from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.experiments.experiment import measure_methods, prepare_all
+from beyond_the_masker.draw.figures import plot_traces
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 traces = measure_methods(numpy_masker_shared_parallel)
@@ -132,7 +132,7 @@ print_copies(*traces.values())
 # second full copy in shared memory, and the workers never use the block.
 
 
-from beyond_the_masker.checks import take
+from beyond_the_masker.extract.checks import take
 
 
 def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
@@ -150,7 +150,7 @@ def shared_array_as_argument(fmri_path, mask_paths, n_jobs):
 # Both copies must fit into ``/dev/shm``. In this call the workers start when the block is full, as
 # in a script of your own:
 
-from beyond_the_masker.budget import available_shm_mib, guard
+from beyond_the_masker.predict.budget import available_shm_mib, guard
 from beyond_the_masker.meter import measure
 
 like = "NumPy indexing, in-memory image, parallel"

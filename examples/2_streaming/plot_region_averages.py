@@ -53,8 +53,8 @@ def average_regions(fmri_path, labels_path):
 # Call it with the image of this build and a label image, here made of the masks, and compare with
 # NiftiLabelsMasker:
 
-from beyond_the_masker.data import atlas_to_labels
-from beyond_the_masker.experiment import prepare_all, prepare_reference
+from beyond_the_masker.inputs.data import atlas_to_labels
+from beyond_the_masker.experiments.experiment import prepare_all, prepare_reference
 
 fmri_path, mask_paths, _, image_mib = prepare_all()
 averages = average_regions(fmri_path, atlas_to_labels(mask_paths, fmri_path))
@@ -65,11 +65,11 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 # %%
 # The function for real data
 # --------------------------
-# :func:`~beyond_the_masker.maskers.stream_masker` does the same for a NiftiLabelsMasker, with all
-# its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. It adds the
-# voxels in the same order, but with a sparse matrix, which is faster, and decompresses the next
-# volume on a second core meanwhile. When it has read all volumes, it cleans the averages with the
-# function that ``fit_transform`` itself calls. It comes with :ref:`the package <install>`.
+# :func:`~beyond_the_masker.stream_masker` does the same for a NiftiLabelsMasker,
+# with all its options: another ``strategy``, a ``mask_img``, labels on another grid, smoothing. It
+# adds the voxels in the same order, but with a sparse matrix, which is faster, and decompresses the
+# next volume on a second core meanwhile. When it has read all volumes, it cleans the averages with
+# the function that ``fit_transform`` itself calls. It comes with :ref:`the package <install>`.
 #
 # Here it averages all regions of the build's atlas. The :term:`confounds` are random walks, which
 # drift like head motion:
@@ -77,8 +77,8 @@ print(f"equal to NiftiLabelsMasker, bit for bit: {np.array_equal(averages, refer
 from nilearn.maskers import NiftiLabelsMasker
 from nilearn.signal import clean
 
-from beyond_the_masker.data import atlas_to_labels, get_atlas_path
-from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.inputs.data import atlas_to_labels, get_atlas_path
+from beyond_the_masker.extract.maskers import stream_masker
 
 labels_path = atlas_to_labels(get_atlas_path(), fmri_path)
 n_timepoints = len(reference)
@@ -100,7 +100,7 @@ print(f"equal to averages that are cleaned afterwards: {np.array_equal(series, c
 # figure, regions with similar series are next to each other, so that groups become visible. (A
 # region without variance has no correlation and is left out.)
 
-from beyond_the_masker.figures import by_similarity, plot_correlations, plot_lanes
+from beyond_the_masker.draw.figures import by_similarity, plot_correlations, plot_lanes
 
 names, varying = np.array([*masker.region_names_.values()]), series.std(axis=0) > 0
 names, series = names[varying], series[:, varying]
@@ -125,8 +125,8 @@ if enough:
 # Measured like the other methods, each in a fresh process, with the masks of this build as one
 # label image:
 
-from beyond_the_masker.experiment import measure_methods
-from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.experiments.experiment import measure_methods
+from beyond_the_masker.draw.figures import plot_traces
 
 
 def nifti_labels_masker(fmri_path, labels_path):
@@ -158,7 +158,7 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 import json
 from pathlib import Path
 
-from beyond_the_masker.benchmark import print_ratios, read_benchmark
+from beyond_the_masker.experiments.benchmark import print_ratios, read_benchmark
 from beyond_the_masker.options import read_options
 
 WAYS = "NiftiLabelsMasker", "Streaming, region averages", "apply_mask, mask by mask"

@@ -13,7 +13,7 @@ at a time. The temporal part (detrending, filtering, confounds, standardising) n
 series, which is small. On this page you will
 
 1. compare cleaning each chunk on its own with cleaning the whole series once,
-2. use :func:`~beyond_the_masker.maskers.stream_masker`, which does the latter, and
+2. use :func:`~beyond_the_masker.stream_masker`, which does the latter, and
 3. look up how it handles each parameter of a masker.
 """
 
@@ -55,11 +55,11 @@ def clean_once(masker, fmri_path, confounds, n_blocks=4, **cleaning):
 
 from nilearn.maskers import NiftiLabelsMasker
 
-from beyond_the_masker.budget import guard
-from beyond_the_masker.data import atlas_to_labels
-from beyond_the_masker.experiment import prepare_all
-from beyond_the_masker.figures import plot_series
-from beyond_the_masker.maskers import stream_masker
+from beyond_the_masker.predict.budget import guard
+from beyond_the_masker.inputs.data import atlas_to_labels
+from beyond_the_masker.experiments.experiment import prepare_all
+from beyond_the_masker.draw.figures import plot_series
+from beyond_the_masker.extract.maskers import stream_masker
 
 fmri_path, mask_paths, reference, image_mib = prepare_all()
 labels_img = atlas_to_labels(mask_paths, fmri_path)
@@ -137,7 +137,7 @@ else:
 
 import pandas as pd
 
-from beyond_the_masker.maskers import treatment_table
+from beyond_the_masker.extract.maskers import treatment_table
 
 pd.set_option("display.max_colwidth", None)
 
@@ -149,9 +149,9 @@ treatment_table()
 # -------------
 # Measured with NiftiMaskers that only extract, so that the work is that of the other methods:
 
-from beyond_the_masker.experiment import measure_methods
-from beyond_the_masker.figures import plot_traces
-from beyond_the_masker.maskers import stream_nifti_maskers
+from beyond_the_masker.experiments.experiment import measure_methods
+from beyond_the_masker.draw.figures import plot_traces
+from beyond_the_masker.extract.maskers import stream_nifti_maskers
 
 plot_traces(measure_methods(stream_nifti_maskers), image_mib)
 

@@ -50,8 +50,8 @@ def stream_without_checks(fmri_path, mask_paths):
 # Call it with the image and the masks of this build, and compare with NiftiMasker. The arrays are
 # equal if all voxels are finite; NiftiMasker replaces the others by zero:
 
-from beyond_the_masker.experiment import prepare_all
-from beyond_the_masker.figures import plot_series
+from beyond_the_masker.experiments.experiment import prepare_all
+from beyond_the_masker.draw.figures import plot_series
 
 fmri_path, mask_paths, reference, image_mib = prepare_all()
 every_series = stream_without_checks(fmri_path, mask_paths)
@@ -68,7 +68,7 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 # %%
 # The function for real data
 # --------------------------
-# :func:`~beyond_the_masker.streaming.stream_masks` is the same loop in small functions. In
+# :func:`~beyond_the_masker.stream_masks` is the same loop in small functions. In
 # addition, it
 #
 # * refuses a mask that is empty or on another grid, which would select the wrong voxels
@@ -88,14 +88,14 @@ plot_series(means, "Region means", "mean (arbitrary units)")
 # * writes into your own arrays or files (``prepare_results``).
 #
 # It is one file, and it needs nibabel, NumPy and tqdm: save :download:`streaming.py
-# <../../../examples/beyond_the_masker/streaming.py>` next to your script and write
+# <../../../examples/beyond_the_masker/extract/streaming.py>` next to your script and write
 # ``from streaming import stream_masks``, or :ref:`install the package <install>`.
 #
 # .. dropdown:: The whole file
 #
-#     .. literalinclude:: ../../../examples/beyond_the_masker/streaming.py
+#     .. literalinclude:: ../../../examples/beyond_the_masker/extract/streaming.py
 
-from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.extract.streaming import stream_masks
 
 every_series = stream_masks(fmri_path, mask_paths)
 
@@ -121,8 +121,8 @@ with tempfile.TemporaryDirectory() as folder:
 # Measured like the other methods: in a fresh process, sampled from outside. There are no workers,
 # and most of the time goes into :term:`decompression`.
 
-from beyond_the_masker.experiment import measure_methods
-from beyond_the_masker.figures import plot_traces
+from beyond_the_masker.experiments.experiment import measure_methods
+from beyond_the_masker.draw.figures import plot_traces
 
 plot_traces(measure_methods(stream_masks), image_mib)
 
@@ -142,8 +142,8 @@ print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8
 # image changes while it is read, you get an error.
 #
 # One image needs no workers. For many images, use one task per image:
-# :mod:`beyond_the_masker.study` does that, on one machine or on a cluster, and continues where it
-# was interrupted.
+# :mod:`beyond_the_masker.studies.study` does that, on one machine or on a cluster, and continues
+# where it was interrupted.
 #
 # Recommended next
 # ----------------

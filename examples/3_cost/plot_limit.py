@@ -28,7 +28,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from beyond_the_masker.benchmark import SMALL, print_ratios, read_benchmark
+from beyond_the_masker.experiments.benchmark import SMALL, print_ratios, read_benchmark
 from beyond_the_masker.options import read_options
 
 measured = Path(read_options().measured)
@@ -45,7 +45,7 @@ print_ratios(times, memory)
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.benchmark_figures import plot_growth, plot_ratios
+from beyond_the_masker.experiments.benchmark_figures import plot_growth, plot_ratios
 
 plot_ratios(times, f"Time and the limit, {small}")
 plt.show()
@@ -72,7 +72,7 @@ plt.show()
 # Other programs average regions too. They are timed only if their averages agree with those of
 # streaming to five digits. Programs that take one mask at a time read the file again for each.
 
-from beyond_the_masker.benchmark import print_peers
+from beyond_the_masker.experiments.benchmark import print_peers
 
 print_ratios(times, memory, "regions")
 print()
@@ -97,8 +97,8 @@ plt.show()
 # volumes, as its name shows; the rows that extract voxels use the image and the masks of
 # :ref:`the published scale <sphx_glr_auto_examples_3_cost_plot_published_scale.py>`.
 
-from beyond_the_masker.benchmark import FULL
-from beyond_the_masker.model import METHODS
+from beyond_the_masker.experiments.benchmark import FULL
+from beyond_the_masker.predict.model import METHODS
 
 recorded = measured.parent / "recorded"
 exists = (recorded / "benchmark.json").exists()
@@ -141,7 +141,7 @@ else:
 # ----------------
 # How streaming compares with the limit, and how it grows:
 
-from beyond_the_masker.benchmark import print_conclusions
+from beyond_the_masker.experiments.benchmark import print_conclusions
 
 print(f"Recorded on {about['date']}:" if exists else "This build:")
 print_conclusions(times, memory)
@@ -157,7 +157,7 @@ print_conclusions(times, memory)
 #
 # Recommended next
 # ----------------
-# * :mod:`beyond_the_masker.benchmark`: how to time the methods on your machine.
+# * :mod:`beyond_the_masker.experiments.benchmark`: how to time the methods on your machine.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_region_averages.py`: averages of regions, from the
 #   idea to the correlations.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: all masks in one pass, as a

@@ -23,8 +23,8 @@ with each method labelled, and compare the :term:`peaks <peak>` of all methods.
 
 from pathlib import Path
 
-from beyond_the_masker.experiment import complete_summary
-from beyond_the_masker.mprof_run import run_under_mprof
+from beyond_the_masker.experiments.experiment import complete_summary
+from beyond_the_masker.experiments.mprof_run import run_under_mprof
 from beyond_the_masker.options import read_options
 
 rows = complete_summary()  # measures the methods that no page has measured yet
@@ -38,9 +38,9 @@ finished = run_under_mprof(measured)
 # did not run, the figure has a hatched area, and the label shows the model's prediction. First the
 # default metric, as in ``mprof plot``, then PSS of the same run:
 
-from beyond_the_masker.figures import save
-from beyond_the_masker.mprof_run import read_run
-from beyond_the_masker.timeline import plot_phases
+from beyond_the_masker.draw.figures import save
+from beyond_the_masker.experiments.mprof_run import read_run
+from beyond_the_masker.draw.timeline import plot_phases
 
 runs = read_run(measured) if finished else {}
 for metric, run in reversed(runs.items()):  # for a wide screen, and for a narrow one
@@ -55,7 +55,7 @@ for metric, run in reversed(runs.items()):  # for a wide screen, and for a narro
 # RSS, because mprof records child processes as RSS, with any backend. A child that outlives a
 # method is not a worker but a resource tracker, which removes what other processes leave behind.
 
-from beyond_the_masker.timeline import timeline_html
+from beyond_the_masker.draw.timeline import timeline_html
 
 if finished:
     (measured / "timeline.html").write_text(timeline_html(runs))
@@ -72,7 +72,7 @@ if finished:
 # much on top of the faint part. A method with workers is measured several times, and the line goes
 # from the smallest peak to the largest.
 
-from beyond_the_masker.figures import plot_peaks
+from beyond_the_masker.draw.figures import plot_peaks
 
 save(plot_peaks(rows), measured / "peaks.svg")
 

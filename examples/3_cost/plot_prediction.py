@@ -23,9 +23,9 @@ each peak consists of, and compare the predictions with measurements. For your o
 # is for one of them, the upper end for all. The likely peak lies in between, so for two workers it
 # can count less than twice the memory of one.
 
-from beyond_the_masker.budget import predict_peak
-from beyond_the_masker.experiment import complete_summary, prepare_all
-from beyond_the_masker.model import REASONS
+from beyond_the_masker.predict.budget import predict_peak
+from beyond_the_masker.experiments.experiment import complete_summary, prepare_all
+from beyond_the_masker.predict.model import REASONS
 
 fmri_path, mask_paths, *_ = prepare_all()
 prediction = predict_peak("NiftiMasker, path, parallel", fmri_path, mask_paths, n_jobs=2)
@@ -42,7 +42,7 @@ for part in prediction.parts:
 # only if the upper end of its range fits; otherwise it shows the prediction. With ``--explain``,
 # the command ``budget`` also prints the parts, and the reason for each.
 
-from beyond_the_masker.budget import print_budget
+from beyond_the_masker.predict.budget import print_budget
 
 budget_rows = print_budget(fmri_path, mask_paths)
 
@@ -52,7 +52,7 @@ budget_rows = print_budget(fmri_path, mask_paths)
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.prediction_figures import plot_parts, plot_points
+from beyond_the_masker.experiments.prediction_figures import plot_parts, plot_points
 
 summary = complete_summary()
 measured = {
@@ -70,9 +70,9 @@ plt.show()
 # the imports usually takes; here each prediction starts from the memory measured before the call.
 # So a method's prediction can differ by a few MiB between the two tables.
 
-from beyond_the_masker.comparison import compare_summary, count_of, is_outside, table_of
-from beyond_the_masker.headers import count_all, read_header
-from beyond_the_masker.imports import this_machine
+from beyond_the_masker.experiments.comparison import compare_summary, count_of, is_outside, table_of
+from beyond_the_masker.predict.headers import count_all, read_header
+from beyond_the_masker.predict.imports import this_machine
 
 image = read_header(fmri_path)
 points = compare_summary(summary, image, count_all(mask_paths, image.shape[:3]), this_machine())
@@ -99,7 +99,7 @@ print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 
 from pathlib import Path
 
-from beyond_the_masker.comparison import distances, read_grid
+from beyond_the_masker.experiments.comparison import distances, read_grid
 from beyond_the_masker.options import read_options
 
 recorded = Path(read_options().measured).parent / "recorded"

@@ -32,9 +32,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.comparison import read_scale, table_of_scale
+from beyond_the_masker.experiments.comparison import read_scale, table_of_scale
 from beyond_the_masker.options import read_options
-from beyond_the_masker.prediction_figures import plot_scale
+from beyond_the_masker.experiments.prediction_figures import plot_scale
 
 recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
 table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
@@ -62,4 +62,4 @@ else:
 # Recommended next
 # ----------------
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: one pass, as a function to copy.
-# * :mod:`beyond_the_masker.budget`: whether your own image fits, before anything is loaded.
+# * :mod:`beyond_the_masker.predict.budget`: whether your own image fits, before anything is loaded.

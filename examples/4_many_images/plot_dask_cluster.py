@@ -24,8 +24,8 @@ cluster you start them with the same commands.
 import tempfile
 from pathlib import Path
 
-from beyond_the_masker.fmriprep_plan import plan_study
-from beyond_the_masker.workers import prepare_fmriprep
+from beyond_the_masker.studies.fmriprep_plan import plan_study
+from beyond_the_masker.experiments.workers import prepare_fmriprep
 
 n_images = 12
 folder = tempfile.TemporaryDirectory()
@@ -96,7 +96,7 @@ import filecmp
 from joblib import parallel_config
 
 from beyond_the_masker import fmriprep_study
-from beyond_the_masker.tasks import peak_rss_mib
+from beyond_the_masker.studies.tasks import peak_rss_mib
 
 fmriprep_study(derivatives, atlases, alone)
 
@@ -128,7 +128,7 @@ print(f"limit          {limit_mib:4.0f} MiB")
 
 from concurrent.futures import ThreadPoolExecutor
 
-from beyond_the_masker.workers import lose_a_worker
+from beyond_the_masker.experiments.workers import lose_a_worker
 
 series = Path(folder.name, "series")
 pid = min(client.run(os.getpid).values())
@@ -148,7 +148,7 @@ print(table.status.value_counts().to_dict())
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.figures import plot_work
+from beyond_the_masker.draw.figures import plot_work
 
 plot_work(table, lost)
 plt.show()

@@ -12,7 +12,7 @@ you will
 3. look at one result, at the study as a whole, and at all series together, and
 4. compare time, memory and values with nilearn alone.
 
-For images of other programs there is :func:`~beyond_the_masker.masker_runs.masker_study`.
+For images of other programs there is :func:`~beyond_the_masker.masker_study`.
 """
 
 # %%
@@ -25,7 +25,7 @@ For images of other programs there is :func:`~beyond_the_masker.masker_runs.mask
 import tempfile
 from pathlib import Path
 
-from beyond_the_masker.synthetic_fmriprep import make_atlas, make_fmriprep
+from beyond_the_masker.inputs.synthetic_fmriprep import make_atlas, make_fmriprep
 
 folder = tempfile.TemporaryDirectory()
 derivatives = make_fmriprep(Path(folder.name, "fmriprep"))
@@ -84,8 +84,8 @@ for name, reason in reasons[reasons != ""].items():
 # result depends on.
 
 import json
-from beyond_the_masker.figures import plot_lanes
-from beyond_the_masker.tables import read_table
+from beyond_the_masker.draw.figures import plot_lanes
+from beyond_the_masker.studies.tables import read_table
 
 file = Path(table.file[0])
 series, record = read_table(file), json.loads(file.with_suffix(".json").read_text())
@@ -105,7 +105,7 @@ plot_lanes(first, "Four regions of one network", "signal (SD)")
 # Which regions does the study have in every image, and how much did head motion leave? The command
 # writes this picture, too, as ``study_atlas-Networks.svg``.
 
-from beyond_the_masker.figures import plot_study
+from beyond_the_masker.draw.figures import plot_study
 
 plot_study(table, "Networks")
 
@@ -130,7 +130,7 @@ print(f"{every_series.index.levshape[0]} runs, {every_series.shape[1]} regions")
 # %%
 # The mean of all runs' correlations shows the seven networks:
 
-from beyond_the_masker.figures import plot_correlations
+from beyond_the_masker.draw.figures import plot_correlations
 
 correlations = every_series.groupby("run").corr().groupby(level=1, sort=False).mean()
 plot_correlations(correlations.to_numpy(), "Mean correlations of all runs")
@@ -147,7 +147,7 @@ from nilearn.interfaces.fmriprep import load_confounds_strategy
 from nilearn.maskers import NiftiLabelsMasker
 
 from beyond_the_masker.meter import measure
-from beyond_the_masker.workers import prepare_fmriprep
+from beyond_the_masker.experiments.workers import prepare_fmriprep
 
 
 def with_nilearn(images, atlas, **cleaning):

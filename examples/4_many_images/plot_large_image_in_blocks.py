@@ -7,8 +7,8 @@ divided? In an uncompressed NIfTI file, yes: all volumes have the same size, so 
 :term:`block` of volumes follows from the header, and each worker reads only its own part. On this
 page you will
 
-1. write the function that a worker runs, and use :func:`~beyond_the_masker.blocks.mask_blocks`,
-   which returns the arrays of
+1. write the function that a worker runs, and use :func:`~beyond_the_masker.mask_blocks`, which
+   returns the arrays of
    :ref:`one pass <sphx_glr_auto_examples_2_streaming_plot_stream_masks.py>`,
 2. see why a ``.nii.gz`` cannot be divided, and
 3. measure what workers gain.
@@ -43,12 +43,12 @@ def extract_block(fmri_path, positions, start, stop):
 # Two workers share the image of this build, uncompressed. In the file x changes fastest (Fortran
 # order), in NiftiMasker's arrays z does.
 
-from beyond_the_masker.benchmark import prepare_both
-from beyond_the_masker.data import atlas_to_masks, get_atlas_path, prepare_fmri
-from beyond_the_masker.experiment import identical
-from beyond_the_masker.figures import plot_series
+from beyond_the_masker.experiments.benchmark import prepare_both
+from beyond_the_masker.inputs.data import atlas_to_masks, get_atlas_path, prepare_fmri
+from beyond_the_masker.experiments.experiment import identical
+from beyond_the_masker.draw.figures import plot_series
 from beyond_the_masker.options import read_options
-from beyond_the_masker.streaming import stream_masks
+from beyond_the_masker.extract.streaming import stream_masks
 
 options = read_options()
 packed, plain = prepare_both(prepare_fmri(options.n_images))
@@ -68,9 +68,9 @@ plot_series(means, "A region, half from each worker", "mean (arbitrary units)")
 # %%
 # The whole function
 # ------------------
-# :func:`~beyond_the_masker.blocks.mask_blocks` takes any number of masks, with joblib's processes
-# or threads, or a Dask cluster. Before the first task it checks that the file has all volumes of
-# its header, and after each block that the file has not changed.
+# :func:`~beyond_the_masker.mask_blocks` takes any number of masks, with joblib's
+# processes or threads, or a Dask cluster. Before the first task it checks that the file has all
+# volumes of its header, and after each block that the file has not changed.
 
 from beyond_the_masker import mask_blocks
 
@@ -92,8 +92,8 @@ print(f"identical to one pass: {identical(found, one_pass)}")
 # file in the page cache: otherwise the disk sets the limit. Memory is the :term:`peak` of all
 # processes above the start, the imports of the workers included.
 
-from beyond_the_masker.benchmark import measure_ways
-from beyond_the_masker.figures import plot_ways
+from beyond_the_masker.experiments.benchmark import measure_ways
+from beyond_the_masker.draw.figures import plot_ways
 
 ways = measure_ways(packed, plain, mask_paths)
 ratios = {name: way["ratio"] for name, way in ways.items()}

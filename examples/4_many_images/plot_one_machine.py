@@ -5,8 +5,8 @@ Many images on one machine
 One image needs no worker: its file is decompressed from beginning to end, which cannot be
 parallelised. A study has hundreds of images, and they can be decompressed at the same time, one
 per :term:`worker`. On this page you will mask a study with one call,
-:func:`beyond_the_masker.study.mask_study`, measure how much faster several workers are and how much
-memory they need, and see what limits them.
+:func:`beyond_the_masker.mask_study`, measure how much faster several workers are and
+how much memory they need, and see what limits them.
 
 :ref:`Install the package <install>` to use the function in your own code.
 """
@@ -20,7 +20,7 @@ memory they need, and see what limits them.
 import tempfile
 
 from beyond_the_masker import mask_study
-from beyond_the_masker.workers import prepare_study
+from beyond_the_masker.experiments.workers import prepare_study
 
 images, masks = prepare_study()
 folder = tempfile.TemporaryDirectory()
@@ -43,7 +43,7 @@ print(table[["status", "volumes", "seconds", "peak_rss_mib", "pid"]].round(2).to
 import matplotlib.pyplot as plt
 import numpy as np
 
-from beyond_the_masker.figures import plot_series
+from beyond_the_masker.draw.figures import plot_series
 
 with np.load(table.file[0]) as results:
     *names, _ = results.files
@@ -74,7 +74,7 @@ folder.cleanup()
 # * **Images on another grid than the masks**: ``resample=True`` brings the masks to the grid of
 #   each image. The column ``incomplete`` then lists regions that are partly outside it.
 #
-# :func:`~beyond_the_masker.study.mask_study` describes all of its arguments and columns.
+# :func:`~beyond_the_masker.mask_study` describes all of its arguments and columns.
 
 # %%
 # The gain and the cost of workers
@@ -86,8 +86,8 @@ folder.cleanup()
 import os
 import statistics
 
-from beyond_the_masker.figures import plot_workers
-from beyond_the_masker.workers import measure_workers, speed_up
+from beyond_the_masker.draw.figures import plot_workers
+from beyond_the_masker.experiments.workers import measure_workers, speed_up
 
 n_pairs = int(np.clip(20 / table.seconds.sum(), 1, 2))
 speed = {2: speed_up(images, masks, 2, n_pairs), 4: speed_up(images, masks, 4, 1)}
@@ -116,7 +116,7 @@ print(f"and the calling process has {worker['caller_mib']:.0f}.")
 # **The storage.** How much of a compressed file does a worker read in a second, and how much does
 # the storage deliver, if the file is not in the system's cache?
 
-from beyond_the_masker.workers import storage_rate
+from beyond_the_masker.experiments.workers import storage_rate
 
 print(f"a worker reads         {worker['mib_s']:7,.0f} MiB/s of the compressed file")
 if hasattr(os, "posix_fadvise"):  # not on macOS
@@ -141,11 +141,11 @@ if hasattr(os, "posix_fadvise"):  # not on macOS
 # ``mask_study`` extracts voxels. For the averages of an atlas' regions, cleaned or not, there are
 # two functions with the same workers and the same table:
 #
-# * :func:`~beyond_the_masker.fmriprep.fmriprep_study` for a folder that fMRIPrep wrote: it finds
-#   images and confounds itself (:ref:`its page
+# * :func:`~beyond_the_masker.fmriprep_study` for a folder that fMRIPrep wrote: it finds images and
+#   confounds itself (:ref:`its page
 #   <sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py>`).
-# * :func:`~beyond_the_masker.masker_runs.masker_study` for all other images: give it a list of
-#   them, maskers or atlases, and your own confounds.
+# * :func:`~beyond_the_masker.masker_study` for all other images: give it a list of them, maskers or
+#   atlases, and your own confounds.
 #
 # What to conclude
 # ----------------

@@ -32,7 +32,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from beyond_the_masker.workers import prepare_fmriprep
+from beyond_the_masker.experiments.workers import prepare_fmriprep
 
 folder = tempfile.TemporaryDirectory()
 _, atlas = prepare_fmriprep(Path(folder.name, "fmriprep"), n_images=40)
@@ -168,4 +168,4 @@ print(job.job_script())
 # Recommended next
 # ----------------
 # * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how many tasks and nodes to use.
-# * :mod:`beyond_the_masker.budget`: how much memory a script of your own needs.
+# * :mod:`beyond_the_masker.predict.budget`: how much memory a script of your own needs.

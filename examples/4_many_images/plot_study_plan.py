@@ -50,7 +50,7 @@ def plan(
 # replaced by a made-up one. The file was in the system's cache. The rate depends on how well the
 # image compresses.
 
-from beyond_the_masker.workers import measure_runs, prepare_runs
+from beyond_the_masker.experiments.workers import measure_runs, prepare_runs
 
 here = measure_runs(*prepare_runs(n_images=3, n_regions=400))
 worker_mib_s = here["file"] / here["seconds"]
@@ -110,7 +110,7 @@ if many:
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.figures import plot_plan
+from beyond_the_masker.draw.figures import plot_plan
 from beyond_the_masker.meter import MIB
 
 STUDY = {"n_images": 4452, "image_mib": 1e9 / MIB, "result_mib": 10}

@@ -63,7 +63,7 @@ for name, text in table["what happens"].items():
 
 import matplotlib.pyplot as plt
 
-from beyond_the_masker.figures import plot_faults
+from beyond_the_masker.draw.figures import plot_faults
 
 print(f"Recorded on {table.date.iloc[0]}: {table.machine.iloc[0]}.\n")
 counts = table[["trials", "survived", "violations", "not reached", "seconds"]]

@@ -6,15 +6,15 @@ Names are imported when they are first used: a process that only streams does no
 from importlib import import_module
 
 HOMES = {
-    "stream_masks": "streaming",
-    "stream_masker": "maskers",
-    "mask_blocks": "blocks",
-    "mask_study": "study",
-    "masker_study": "masker_runs",
-    "fmriprep_study": "fmriprep",
+    "stream_masks": "extract.streaming",
+    "stream_masker": "extract.maskers",
+    "mask_blocks": "extract.blocks",
+    "mask_study": "studies.study",
+    "masker_study": "studies.masker_runs",
+    "fmriprep_study": "studies.fmriprep",
     "measure": "meter",
     "measure_within": "meter",
-    "predict_peak": "budget",
+    "predict_peak": "predict.budget",
 }
 __all__ = list(HOMES)
 

@@ -10,7 +10,7 @@ import warnings
 from itertools import chain
 from pathlib import Path
 
-from beyond_the_masker.pages import check_pages
+from beyond_the_masker.experiments.pages import check_pages
 
 COMMANDS = {}  # name: function, whether it needs the pages, its arguments, options of its parser
 AT_FILE = "; @FILE reads their paths from FILE's lines"
@@ -110,8 +110,8 @@ def main(arguments=None):
 )
 def run_budget(arguments):
     """Predict every method's peak memory from an image's header and its masks."""
-    from beyond_the_masker.budget import print_budget
-    from beyond_the_masker.imports import calibrate
+    from beyond_the_masker.predict.budget import print_budget
+    from beyond_the_masker.predict.imports import calibrate
 
     if arguments.measure:
         calibrate()
@@ -151,7 +151,7 @@ AGAIN = "Run the same command again to continue. The exit status is 1 if an imag
 )
 def run_study(arguments):
     """Extract the voxel time series of several masks from every image of a study."""
-    from beyond_the_masker.study import mask_study
+    from beyond_the_masker.studies.study import mask_study
 
     names = ("relative_to", "resample", "part", "threshold", "verify")
     how = {name: getattr(arguments, name) for name in names}
@@ -278,20 +278,20 @@ def run_fmriprep(arguments):
     how = {"filters": filters, "masker": masker}
     how |= {name: getattr(arguments, name) for name in ("participants", "strategy", "brain_mask")}
     if arguments.dry_run:
-        from beyond_the_masker.fmriprep_plan import describe, plan_study
+        from beyond_the_masker.studies.fmriprep_plan import describe, plan_study
 
         words = [word for word in arguments.words if word != "--dry-run"]
         words = shlex.join(["python", "-m", "beyond_the_masker", *map(str, words)])
         print(describe(plan_study(*inputs, **how), words, arguments.jobs))
         return 0
-    from beyond_the_masker.fmriprep import fmriprep_study
+    from beyond_the_masker.studies.fmriprep import fmriprep_study
 
     names = ("min_coverage", "relmat", "part", "verify")
     how |= {name: getattr(arguments, name) for name in names}
     table = fmriprep_study(*inputs, arguments.jobs, **how)
     status = report(table, arguments.output_dir)
     if arguments.part == (1, 1):
-        from beyond_the_masker.figures import save_study
+        from beyond_the_masker.draw.figures import save_study
 
         for file in save_study(table, arguments.output_dir, arguments.min_coverage):
             print(f"{file.name} shows coverage and head motion.")
@@ -315,7 +315,7 @@ def run_measure(arguments):
     """Measure every method in fresh processes; results that are complete are kept."""
     from nibabel.filebasedimages import ImageFileError
 
-    from beyond_the_masker.experiment import complete_summary, prepare_all
+    from beyond_the_masker.experiments.experiment import complete_summary, prepare_all
 
     try:
         (prepare_all if arguments.prepare else complete_summary)()
@@ -330,8 +330,8 @@ def run_measure(arguments):
 )
 def run_experiment(arguments):
     """Run all methods one after the other, for mprof to record."""
+    from beyond_the_masker.experiments.sequence import run_all
     from beyond_the_masker.options import read_options
-    from beyond_the_masker.sequence import run_all
 
     options = read_options()
     run_all(options.n_images, options.n_regions, options.pause, arguments.phases)
@@ -340,12 +340,12 @@ def run_experiment(arguments):
 @command(pages=True)
 def run_check_model(arguments):
     """Compare the model of memory with repeated measurements."""
-    from beyond_the_masker.comparison import check
+    from beyond_the_masker.experiments.comparison import check
 
     if check():
         return (
             "The model is wrong for the marked methods. If a library now makes more or fewer "
-            "copies, change the moments of these methods in beyond_the_masker/model.py."
+            "copies, change the moments of these methods in beyond_the_masker/predict/model.py."
         )
     return 0
 
@@ -353,7 +353,7 @@ def run_check_model(arguments):
 @command(argument("folder", help="folder of prediction.csv and prediction.json"), pages=True)
 def run_record(arguments):
     """Measure every method for the model's whole grid of images, which takes half an hour."""
-    from beyond_the_masker.comparison import record
+    from beyond_the_masker.experiments.comparison import record
 
     record(arguments.folder)
 
@@ -367,7 +367,7 @@ def run_benchmark(arguments):
     """Time the methods with the default data, and compare them with decompression alone."""
     for name in ("FMRI", "ATLAS", "DATA"):
         os.environ.pop(name, None)
-    from beyond_the_masker.benchmark import FULL, QUESTIONS, benchmark
+    from beyond_the_masker.experiments.benchmark import FULL, QUESTIONS, benchmark
 
     if arguments.full:
         benchmark(arguments.folder, FULL, 5, with_memory=QUESTIONS)
@@ -381,7 +381,7 @@ def run_benchmark(arguments):
 )
 def run_script(arguments):
     """Write the nine ways of the chapter as one script."""
-    from beyond_the_masker.script import write_script
+    from beyond_the_masker.experiments.script import write_script
 
     write_script(arguments.path)
 

@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from nilearn.maskers import NiftiLabelsMasker
 
-from beyond_the_masker import cache
-from beyond_the_masker.blocks import mask_blocks
-from beyond_the_masker.fmriprep import fmriprep_study
-from beyond_the_masker.masker_runs import masker_study
-from beyond_the_masker.maskers import stream_masker
-from beyond_the_masker.pages import load_page
-from beyond_the_masker.results import ABOUT, OF_DAMAGE
-from beyond_the_masker.streaming import open_image, stream_masks
-from beyond_the_masker.study import mask_study
-from beyond_the_masker.synthetic_fmriprep import MNI, link_fmriprep
+from beyond_the_masker.experiments.pages import load_page
+from beyond_the_masker.extract.blocks import mask_blocks
+from beyond_the_masker.extract.maskers import stream_masker
+from beyond_the_masker.extract.streaming import open_image, stream_masks
+from beyond_the_masker.inputs import cache
+from beyond_the_masker.inputs.synthetic_fmriprep import MNI, link_fmriprep
+from beyond_the_masker.studies.fmriprep import fmriprep_study
+from beyond_the_masker.studies.masker_runs import masker_study
+from beyond_the_masker.studies.results import ABOUT, OF_DAMAGE
+from beyond_the_masker.studies.study import mask_study
 
 OF_COMMANDS = {
     "traceback": RuntimeError,

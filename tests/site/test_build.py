@@ -11,9 +11,9 @@ import pytest
 from bs4 import BeautifulSoup
 
 import pages
-from beyond_the_masker.benchmark import print_ratios, read_benchmark
-from beyond_the_masker.model import METHODS
-from beyond_the_masker.report import PLACEHOLDER, written
+from beyond_the_masker.experiments.benchmark import print_ratios, read_benchmark
+from beyond_the_masker.experiments.report import PLACEHOLDER, written
+from beyond_the_masker.predict.model import METHODS
 
 pytestmark = pytest.mark.extensive
 N_METHODS = len(METHODS)

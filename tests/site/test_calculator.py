@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from beyond_the_masker.budget import Row, most_workers, recommend, sbatch_lines, why_not
-from beyond_the_masker.headers import read_header
-from beyond_the_masker.imports import TYPICAL
-from beyond_the_masker.model import DTYPES, METHODS, REASONS, Image, predict, quantities
 from beyond_the_masker.options import parse_memory
+from beyond_the_masker.predict.budget import Row, most_workers, recommend, sbatch_lines, why_not
+from beyond_the_masker.predict.headers import read_header
+from beyond_the_masker.predict.imports import TYPICAL
+from beyond_the_masker.predict.model import DTYPES, METHODS, REASONS, Image, predict, quantities
 from made_images import make_image, make_masks, save_all
 
 ROOT = Path(__file__).parent.parent.parent

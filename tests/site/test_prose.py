@@ -15,7 +15,7 @@ import gallery_helpers
 import pytest
 
 import pages
-from beyond_the_masker.report import PLACEHOLDER
+from beyond_the_masker.experiments.report import PLACEHOLDER
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = {path.stem: path for path in sorted(ROOT.glob("examples/*/plot_*.py"))}
@@ -148,7 +148,7 @@ def test_the_page_for_what_is_not_found_works_at_any_depth(prose):
 @pytest.mark.parametrize(
     ("path", "addition", "again"),
     [
-        ("examples/beyond_the_masker/synthetic.py", "# a remark", True),
+        ("examples/beyond_the_masker/inputs/synthetic.py", "# a remark", True),
         ("examples/1_methods/plot_shared_memory.py", "# a remark", False),
         ("examples/1_methods/plot_shared_memory.py", "def a_method():\n    pass", True),
         ("recorded/measurements.csv", "1,2", True),

@@ -1,0 +1,1 @@
+"""What each method has in memory, and whether it fits."""

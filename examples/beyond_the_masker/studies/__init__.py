@@ -1,0 +1,1 @@
+"""Many images: resume, skip, report; fMRIPrep's folders, atlases, confounds, tables."""
