@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
+from tqdm import tqdm
 
 from beyond_the_masker.draw.figures import plot_ways
 from beyond_the_masker.experiments import benchmark
@@ -160,7 +161,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
         assert all(left())  # positions of voxels, more than 1 MiB
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.tqdm, "update", interrupt)
+    monkeypatch.setattr(tqdm, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mask_blocks(fmri_path, [mask_img], n_jobs=2, block_mib=0)
     assert eventually(lambda: not any(left()), 60)

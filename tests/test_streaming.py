@@ -4,6 +4,7 @@ import errno
 import gc
 import gzip
 import importlib.util
+import io
 import itertools
 import operator
 import os
@@ -25,7 +26,6 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tqdm import tqdm
 
 import made_images
 from beyond_the_masker.extract import streaming
@@ -588,10 +588,8 @@ def test_memory_does_not_grow_with_the_image(tmp_path, n_files):
 
 
 def test_volumes_are_read_ahead_where_many_voxels_are_taken(tmp_path, monkeypatch):
-    """A thread reads ahead for many voxels, not for few, nor in a worker, which shows no bar."""
-    threads, bars, own = [], [], streaming.read_ahead
-    bar = lambda **how: bars.append(not how["disable"]) or tqdm(**how)  # noqa: E731
-    monkeypatch.setattr(streaming, "tqdm", bar)
+    """A thread reads ahead for many voxels, not for few, nor in a worker."""
+    threads, own = [], streaming.read_ahead
     monkeypatch.setattr(streaming, "read_ahead", lambda items: threads.append(1) or own(items))
     fmri_path = write(tmp_path / "fmri.nii.gz", any_bits(SHAPE, "<f4"))
     region = np.zeros(SHAPE[:3], "u1")
@@ -604,7 +602,17 @@ def test_volumes_are_read_ahead_where_many_voxels_are_taken(tmp_path, monkeypatc
     monkeypatch.setattr(streaming, "is_worker", lambda: True)
     assert_same(stream_masks(fmri_path, [mask] * 9), expected * 9)
     assert threads == [1]
-    assert bars == [True, True, False]
+
+
+def test_progress_is_shown_where_someone_watches(monkeypatch):
+    """There is a bar on a terminal and in a notebook, but none in a log, nor of a worker."""
+    kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    terminal = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})
+    for stream, shown in ((io.StringIO, False), (kernel, True), (terminal, True)):
+        monkeypatch.setattr("sys.stderr", stream())
+        assert streaming.progress_bar(2, "volume").disable is not shown
+    monkeypatch.setattr(streaming, "is_worker", lambda: True)
+    assert streaming.progress_bar(2, "volume").disable
 
 
 def test_reading_ahead_ends_with_its_reader():

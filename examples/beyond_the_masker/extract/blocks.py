@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from joblib import delayed
 from nibabel.openers import ImageOpener
-from tqdm import tqdm
 
 from beyond_the_masker.extract.running import results_as_ready
 from beyond_the_masker.extract.streaming import (
@@ -17,6 +16,7 @@ from beyond_the_masker.extract.streaming import (
     empty_arrays,
     find_voxels,
     open_image,
+    progress_bar,
     result_dtype,
     to_values,
 )
@@ -61,8 +61,10 @@ def mask_blocks(fmri_path, masks, n_jobs=None, *, block_mib=32, threshold=None):
     positions, ends = np.concatenate(positions), np.cumsum(sizes)
     blocks = divide(part.n_volumes, block_mib * 2**20 / (n_voxels * part.dtype.itemsize))
     tasks = [delayed(extract_block)(part, n_voxels, positions, *block) for block in blocks]
-    progress = tqdm(total=part.n_volumes, unit="volume", delay=2)
-    with progress, results_as_ready(tasks, n_jobs) as results:
+    with (
+        progress_bar(part.n_volumes, "volume") as progress,
+        results_as_ready(tasks, n_jobs) as results,
+    ):
         for start, rows in results:
             parts = np.split(rows, ends[:-1], axis=1)
             for series, values in zip(every_series, parts, strict=True):

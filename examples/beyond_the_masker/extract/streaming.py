@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
@@ -381,8 +382,7 @@ def read_voxels(fmri, positions, n_rows):
     n_voxels, n_volumes = math.prod(fmri.shape[:3]), fmri.shape[3]
     block, in_worker = np.empty((n_rows, len(positions)), fmri.dtype), is_worker()
     with ExitStack() as stack:
-        progress = tqdm(total=n_volumes, unit="volume", delay=2, disable=in_worker)
-        stack.enter_context(progress)
+        progress = stack.enter_context(progress_bar(n_volumes, "volume"))
         volumes = stack.enter_context(closing(read_volumes(fmri)))
         # With few voxels, extraction takes too little time for a thread to gain any.
         if len(positions) > n_voxels / 8 and not in_worker and n_cores() > 1:
@@ -402,6 +402,13 @@ def take(part, volume, fmri, positions, row):
         volume.take(positions, out=row, mode="clip")
     else:
         row[:] = scale(volume.take(positions), part, row.dtype)
+
+
+def progress_bar(total, unit):
+    """Return a bar: shown on a terminal and in a notebook, neither in a log nor by a worker."""
+    stream = sys.stderr  # that of a notebook is no terminal, either
+    is_seen = getattr(stream, "isatty", bool)() or type(stream).__module__.startswith("ipykernel")
+    return tqdm(total=total, unit=unit, delay=2, disable=is_worker() or not is_seen)
 
 
 def is_worker():

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from beyond_the_masker.extract.running import ready_parallel
-from beyond_the_masker.extract.streaming import remove_left
+from beyond_the_masker.extract.streaming import progress_bar, remove_left
 from beyond_the_masker.studies.atlases import (
     IMAGES,
     for_study,
@@ -412,14 +412,15 @@ def read_own(name, files):
 
     Every part of a study reads all of them, because their regions together are the columns.
     """
-    from tqdm import tqdm
-
     read, list_once = {}, lru_cache(maxsize=None)(tables_in)
-    for file in tqdm(sorted({*files} - {None}), unit="atlas", delay=2):
-        try:
-            read[file] = read_atlas(name, file, list_once)
-        except (ValueError, OSError) as error:
-            read[file] = error
+    files = sorted({*files} - {None})
+    with progress_bar(len(files), "atlas") as progress:
+        for file in files:
+            try:
+                read[file] = read_atlas(name, file, list_once)
+            except (ValueError, OSError) as error:
+                read[file] = error
+            progress.update()
     if all(isinstance(one, Exception) for one in read.values()):
         raise read[file]
     return read

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from joblib import Parallel, delayed, parallel_config
-from tqdm import tqdm
 
 from beyond_the_masker.extract.orphans import WORKERS
 from beyond_the_masker.extract.running import results_as_ready
-from beyond_the_masker.extract.streaming import list_files
+from beyond_the_masker.extract.streaming import list_files, progress_bar
 from beyond_the_masker.files import (
     find_unfinished,
     moved_into_place,
@@ -132,7 +131,7 @@ def refuse_third_try(marker):
 def show_progress(results, total):
     """Yield results as they come, and show how many images failed and the largest peak."""
     n_failed, peak_mib = 0, 0
-    with tqdm(total=total, unit="image", delay=2) as progress:
+    with progress_bar(total, "image") as progress:
         for number, rows in results:
             yield number, rows
             n_failed += any(row["status"] == "failed" for row in rows)
