@@ -77,6 +77,8 @@ def test_options_need_only_the_standard_library(tmp_path):
         ("budget fmri.nii.gz", 2, "masks"),
         ("study fmri.nii.gz", 2, "--masks"),
         ("study @none.txt", 2, "none.txt"),
+        ("study fmri.nii.gz --masks mask_0.nii.gz --part 3/2", 2, "'3/2' is not K/N"),
+        ("study fmri.nii.gz --masks mask_0.nii.gz --part x", 2, "'x' is not K/N"),
         ("fmriprep none out participant --atlas A=b.nii", 1, "none is not a folder"),
         ("fmriprep none out participant", 2, "--atlas"),
         ("fmriprep none out participant --atlas a.nii", 2, "'a.nii' has no ="),
@@ -159,10 +161,11 @@ def test_fmriprep(tmp_path, capsys):
     make_labels(tmp_path / "atlas.nii.gz")
     command = "fmriprep fmriprep out participant --atlas A=atlas.nii.gz"
     arguments = (*command.split(), "--task", "rest")
-    assert status_of(*arguments, "--ses", 1, "--dry-run") == 0
+    assert status_of(*arguments, "--ses", 1, "--jobs", 2, "--part=1/2", "--dry-run") == 0
     out, err = capsys.readouterr()
     assert "2 images of" in out
-    assert f"beyond_the_masker {command} --task rest --ses 1" in out
+    assert f"beyond_the_masker {command} --task rest --ses 1 \\\n    --jobs 1 --part" in out
+    assert "time with 2 workers" in out
     assert "--dry-run" not in out
     assert err == ""
     assert not Path("out").exists()

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -122,7 +123,10 @@ def run_budget(arguments):
 
 def part_of(text):
     """Read ``3/10`` as the third of ten parts."""
-    return tuple(int(word) for word in text.split("/"))
+    found = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N, such as 3/10, with a K of 1 to N")
+    return int(found[1]), int(found[2])
 
 
 OF_STUDIES = (
@@ -143,7 +147,7 @@ AGAIN = "Run the same command again to continue. The exit status is 1 if an imag
     ),
     argument("--masks", nargs="+", type=paths_in, required=True, help=MASKS),
     THRESHOLD,
-    argument("--output", metavar="FOLDER", default="series", help="folder of the results"),
+    argument("--output", metavar="FOLDER", default="series", help="of results; series by default"),
     argument("--relative-to", metavar="FOLDER", help="keep the folders below this one"),
     argument("--resample", action="store_true", help="resample masks to the images' grids"),
     *OF_STUDIES,
@@ -280,8 +284,7 @@ def run_fmriprep(arguments):
     if arguments.dry_run:
         from beyond_the_masker.studies.fmriprep_plan import describe, plan_study
 
-        words = [word for word in arguments.words if word != "--dry-run"]
-        words = shlex.join(["python", "-m", "beyond_the_masker", *map(str, words)])
+        words = shlex.join(["python", "-m", "beyond_the_masker", *of_every_part(arguments.words)])
         print(describe(plan_study(*inputs, **how), words, arguments.jobs))
         return 0
     from beyond_the_masker.studies.fmriprep import fmriprep_study
@@ -296,6 +299,16 @@ def run_fmriprep(arguments):
         for file in save_study(table, arguments.output_dir, arguments.min_coverage):
             print(f"{file.name} shows coverage and head motion.")
     return status
+
+
+def of_every_part(words):
+    """Yield the words of a command, without those that the script of a plan sets itself."""
+    words = iter(words)
+    for word in words:
+        if word in ("--jobs", "--part"):
+            next(words)
+        elif word != "--dry-run" and not word.startswith(("--jobs=", "--part=")):
+            yield word
 
 
 @command(epilog=FROM_ENVIRONMENT)
