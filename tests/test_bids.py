@@ -165,6 +165,8 @@ def test_folders_that_fmriprep_did_not_write(tmp_path):
     with pytest.raises(ValueError, match=r"has no images sub-\*/func.*fMRIPrep wrote is needed\.$"):
         find_images(tmp_path)
     below = make(tmp_path / "raw/derivatives/fmriprep", f"sub-1_task-rest_{BOLD}")
+    results = make(tmp_path / "raw/derivatives/series", "sub-1_task-rest_timeseries.tsv")
+    (results / "study.tsv").touch()
     for folder in (below.parent, below.parent.parent):
         with pytest.raises(ValueError, match=re.escape(f"Perhaps it is one of these: {below}.")):
             find_images(folder)

@@ -175,7 +175,7 @@ AT_ONCE = {
     "pattern": ({"atlases": {"A": "desc-x_dseg.nii.gz"}}, "neither a file nor a pattern"),
     "braces": ({"atlases": {"A": "{sub}.nii.gz"}}, "neither a file nor a pattern"),
     "brace": ({"atlases": {"A": "{sub.nii"}}, "The path .*sub.nii cannot be used: expected '}'"),
-    "strategy": ({"strategy": "simpel"}, "strategy simpel cannot be used"),
+    "strategy": ({"strategy": "simpel"}, r"no strategy 'simpel'; there are simple, .* None \(on"),
     "kind_of_strategy": ({"strategy": ["motion"]}, "strategy is .*; it needs the name of one"),
     "two_strategies": ({"strategy": {"a": {}, "b": {}}}, "strategy is .*; it needs the name"),
     "no_strategy": ({"strategy": {"a": {"strategy": []}}}, "a is empty. To remove no confounds"),

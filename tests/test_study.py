@@ -120,14 +120,14 @@ def other_grid(study):
     [
         (other_grid, ValueError, "region_1.nii.gz is on .*grid .3, 3, 3"),
         (lambda s: os.truncate(s.masks[2], 60), OSError, "region_2.nii.gz is incomplete"),
-        (lambda s: s.masks[3].unlink(), FileNotFoundError, "region_3"),
+        (lambda s: s.masks[3].unlink(), FileNotFoundError, "There is no file .*region_3"),
         (lambda s: s.masks.clear(), ValueError, "At least one mask"),
         (lambda s: s.masks.append(s.masks[0]), ValueError, "a file name of its own"),
         (lambda s: setattr(s, "masks", {"a.npy": s.masks[0]}), ValueError, "one of these names"),
         (lambda s: s.images.clear(), ValueError, "at least one image"),
-        (lambda s: s.images.append(s.images[0]), ValueError, "none twice"),
+        (lambda s: s.images.append(s.images[0]), ValueError, "nii.gz is given twice"),
         (lambda s: s.images.append("sub-00_bold.nii"), ValueError, "would both become"),
-        (lambda s: s.output.touch(), OSError, "series"),
+        (lambda s: s.output.touch(), NotADirectoryError, "series is a file. Give a folder"),
     ],
 )
 def test_errors_that_concern_all_images_are_raised_first(study, change, error, message):
@@ -161,7 +161,7 @@ def test_parts_are_all_images_and_none_twice(study):
     assert {path.name for path in study.output.glob("*.tsv")} == names
     assert len(study.run(part=(7, 8))) == 0
     for part in ((0, 3), (4, 3), (1,)):
-        with pytest.raises(ValueError, match="part is"):
+        with pytest.raises(ValueError, match=r"part is .* a K of 1 to N"):
             study.run(part=part)
     study.images.append(study.folder / "other" / study.images[0].name)
     with pytest.raises(ValueError, match="would both become"):

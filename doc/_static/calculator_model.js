@@ -328,8 +328,8 @@ window.memoryCalculator = (() => {
         ? `no gzip file holds more than ${DEFLATE_AT_MOST} times its size, which is ${file.size}`
         : `it has ${file.size}`;
       throw new Error(
-        `${file.name} is incomplete, or its header is wrong: by its header, ${written} of ` +
-          `${dtype}, it should hold ${promised} bytes, and ${says}.`,
+        `${file.name} is incomplete or damaged, or its header is wrong: by its header, ${written} of ` +
+          `${dtype}, it should hold ${promised} bytes, but ${says}.`,
       );
     }
     return {

@@ -13,6 +13,12 @@ MOST_OF_NAME = 200  # bytes; with the ending of an unfinished file, a name has a
 CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # some file systems of networks
 
 
+def check_folder(folder):
+    """Raise a NotADirectoryError if there is a file in the place of a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file. Give a folder for results.")
+
+
 def stem(path):
     """Return a file's name without its folder, ``.nii`` and ``.gz``."""
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")

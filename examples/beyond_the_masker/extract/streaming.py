@@ -279,8 +279,8 @@ def regions_in(mask_img, name, threshold=None, alone=False):
         positions, values = np.flatnonzero(inside).astype("int32"), values[inside]
         source = f"Volume {number} of {name}" if is_4d else name
         if not len(values):
-            more = f"above {threshold}" if threshold else "that are not zero"
-            raise ValueError(f"{source} has 0 voxels {more}; a region has some.")
+            kind = "non-zero" if threshold is None else f"above {threshold}"
+            raise ValueError(f"{source} is empty: no voxel is {kind}.")
         equal = threshold is not None or (values == values[0]).all()
         if not equal and alone and not is_4d and not (values % 1).any():
             yield from by_label(values, positions)
@@ -677,6 +677,8 @@ def problem_of(path, error):
         return FileNotFoundError(f"{link}: get it, for example with git annex get or datalad get.")
     if getattr(error, "errno", None):  # of the system: missing, not allowed, too many open
         return None if error.filename else OSError(error.errno, error.strerror, str(path))
+    if isinstance(error.__context__, FileNotFoundError):  # of nibabel, in words of its own
+        return FileNotFoundError(f"There is no file {path}.")
     if isinstance(error, (FileNotFoundError, Warning)):
         return None
     if isinstance(error, MemoryError):

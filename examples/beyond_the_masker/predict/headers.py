@@ -45,8 +45,8 @@ def check_size(part, shape):
     needed = int(part.offset) + math.prod(shape) * part.dtype.itemsize
     if problem := _too_small(Path(part.path), needed):
         raise OSError(
-            f"{part.path} is incomplete, or its header is wrong: by its header, {shape} of "
-            f"{part.dtype.name}, it should hold {needed} bytes, and {problem}."
+            f"{part.path} is incomplete or damaged, or its header is wrong: by its header, "
+            f"{shape} of {part.dtype.name}, it should hold {needed} bytes, but {problem}."
         )
 
 
@@ -68,7 +68,7 @@ def _too_small(path, needed):
         with gzip.open(path) as file:
             size = file.seek(0, os.SEEK_END)
     except (EOFError, OSError, zlib.error):
-        return "it is damaged, or cut off"
+        return "it cannot be decompressed to its end"
     return f"it unpacks to {size}" if size < needed else ""
 
 

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from beyond_the_masker.files import file_named, write_bytes
+from beyond_the_masker.files import check_folder, file_named, write_bytes
 
 VERSION = "1.11.0"  # of BIDS
 ORDER = (
@@ -116,7 +116,8 @@ def list_images(folder):
     else:
         return images
     subjects = [*folder.glob("*/sub-*"), *folder.glob("*/*/sub-*")]
-    below = sorted({str(subject.parent) for subject in subjects if subject.is_dir()})
+    parents = {subject.parent for subject in subjects if subject.is_dir()}
+    below = sorted(str(one) for one in parents if not any(one.glob("study*.tsv")))  # not results
     hint = f" Perhaps it is one of these: {', '.join(below[:5])}." if below else ""
     raise ValueError(f"{folder} {problem}; the folder that fMRIPrep wrote is needed.{hint}")
 
@@ -240,8 +241,7 @@ def read_json(path):
 
 def check_output(output_dir, source):
     """Raise an error if results would mix with the source or another program's, or for a file."""
-    if Path(output_dir).exists() and not Path(output_dir).is_dir():
-        raise NotADirectoryError(f"{output_dir} is a file. Give a folder for results.")
+    check_folder(Path(output_dir))
     if Path(output_dir).resolve() == Path(source).resolve():
         raise ValueError(f"{output_dir} is the folder of the images. Give another one for results.")
     description = read_description(output_dir)

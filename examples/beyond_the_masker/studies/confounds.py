@@ -73,6 +73,14 @@ def needs_of(arguments):
 
 def check_arguments(strategy):
     """Raise a ValueError for arguments that nilearn refuses, before it looks for any file."""
+    from nilearn.interfaces.fmriprep.load_confounds_strategy import preset_strategies
+
+    name = strategy.arguments.get("denoise_strategy", "simple")
+    if name not in [*preset_strategies]:
+        raise ValueError(
+            f"There is no strategy {name!r}; there are {', '.join(preset_strategies)} and None (on "
+            "the command line none), or a dict (there a .json file) with a name and arguments."
+        )
     try:
         load(f"{os.devnull}/sub-none_desc-{strategy.image}_bold.nii.gz", strategy.arguments)
     except (ValueError, TypeError, KeyError) as error:

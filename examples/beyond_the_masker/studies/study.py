@@ -19,7 +19,7 @@ from beyond_the_masker.extract.streaming import (
     open_series,
     stream_voxels,
 )
-from beyond_the_masker.files import moved_into_place
+from beyond_the_masker.files import check_folder, moved_into_place
 from beyond_the_masker.studies.masks import load_masks, read_masks, save_masks
 from beyond_the_masker.studies.results import describe, is_undamaged, read_about, write_arrays
 from beyond_the_masker.studies.tasks import (
@@ -118,7 +118,7 @@ def mask_study(
     as before. Results of another image that still exists are never overwritten.
     """
     ready_parallel(n_jobs)
-    output_dir = absolute(output_dir)
+    check_folder(output_dir := absolute(output_dir))
     files = name_files(absolute_paths(images), output_dir, ".npz", relative_to)
     pairs, table = one_part(files.items(), part)
     masks, options = read_masks(masks, threshold), {"resample": bool(resample)}
@@ -177,8 +177,9 @@ def place(masks, fmri, resample):
     if not resample:
         raise ValueError(
             f"The masks are on the grid {masks.shape}\n{masks.affine}\nThe image is on the grid "
-            f"{fmri.shape[:3]}\n{fmri.affine}\nSet resample, or see "
-            "nilearn.image.resample_to_img, interpolation='nearest'."
+            f"{fmri.shape[:3]}\n{fmri.affine}\nResample the masks: "
+            "resample=True, on the command line --resample; or nilearn.image.resample_to_img, "
+            "interpolation='nearest'."
         )
     positions, inside = masks.resampled(fmri), masks.inside(fmri)
     left = {

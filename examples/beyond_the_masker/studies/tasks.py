@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from glob import has_magic
@@ -175,8 +176,11 @@ def name_files(images, output_dir, ending, relative_to=None):
     for image in images:
         below = place_below(image, absolute(relative_to)) if relative_to else Path(image.name)
         files[image] = output_dir / below.with_name(f"{name_of(image)}{ending}")
-    if len(files) < max(len(images), 1):
-        raise ValueError(f"Give at least one image, and none twice; there are {len(images)}.")
+    if not files:
+        raise ValueError("Give at least one image.")
+    if len(files) < len(images):
+        [(twice, _)] = Counter(images).most_common(1)
+        raise ValueError(f"{twice} is given twice. Give each image once.")
     hint = "If they are in different folders, set relative_to to a folder above all images."
     check_apart(files.items(), hint)
     return files
@@ -227,7 +231,9 @@ def place_below(image, folder):
 def one_part(items, part):
     """Return one part of some items, and the name of its table."""
     if len(part) != 2 or not 1 <= part[0] <= part[1]:
-        raise ValueError(f"part is {part}; it needs two numbers, such as (3, 10).")
+        raise ValueError(
+            f"part is {part}; (3, 10) is the third of ten parts, so (K, N) needs a K of 1 to N."
+        )
     number, n_parts = part
     table = f"study_{number}_of_{n_parts}.tsv" if n_parts > 1 else "study.tsv"
     return list(items)[number - 1 :: n_parts], table
