@@ -1,6 +1,7 @@
 """The command line: help, results and errors."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,17 @@ def test_output_that_is_not_read():
     process.stdout.close()
     assert (process.stderr.read(), process.wait(600)) == ("", 1)
     process.stderr.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others do not limit memory so")
+def test_a_lack_of_memory_is_named():
+    """Also if packages cannot be imported: without a traceback, by the command or by OpenBLAS."""
+    command = 'ulimit -v $1; exec "$0" -m beyond_the_masker study none.nii --masks none.nii'
+    for mib in range(40, 130, 15):
+        words = ["sh", "-c", command, sys.executable, str(mib * 1024)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert re.search("[Mm]emory|There is no file", done.stderr), (mib, done.stderr)
+        assert "Traceback" not in done.stderr, mib
 
 
 def test_options_need_only_the_standard_library(tmp_path):

@@ -94,6 +94,10 @@ def main(arguments=None):
         sys.exit(1)
     except (ValueError, OSError, EOFError, MemoryError) as error:
         sys.exit(str(error) or "Not enough memory.")  # Python's own MemoryError has no words
+    except ImportError as error:
+        if "failed to map" not in str(error):
+            raise
+        sys.exit("Not enough memory to import packages.")
     except KeyboardInterrupt:
         is_study = "part" in arguments
         sys.exit(f"Interrupted.{' Run the same command again to continue.' if is_study else ''}")
