@@ -100,7 +100,7 @@ PAUSE = "a number, 0 to 3600."
         ],
         *[
             ({"MEMORY": v}, f"MEMORY is '{v}'; allowed: unlimited, or a size. '{v}' is not")
-            for v in ("0", "nan", "16 X", "Unlimited")
+            for v in ("0M", "16", "nan", "16 X", "Unlimited")
         ],
         ({"FMRI": "fmri.nii.gz"}, "FMRI and ATLAS go together"),
         (OWN | {"N_IMAGES": "2"}, "N_IMAGES chooses prepared data and FMRI an own image"),
@@ -205,11 +205,12 @@ def test_runs_with_the_standard_library_alone():
     ("size", "mib"), [("16G", 2**14), ("1.5 tib", 1.5 * 2**20), (" 512kB", 0.5), (0.001, 0.001)]
 )
 def test_size_of_memory(size, mib):
-    """A size may have a unit, in any case; without, it is in MiB."""
+    """A text has a unit, in any case; a number is in MiB."""
     assert parse_memory(size) == mib
 
 
-NO_SIZES = ["16X", "G", "1.2.3G", "1e3", "+5", "-5", "5 0", "1_000", "٣G", "inf", "", 0, math.nan]
+NO_SIZES = ["16", "16X", "G", "1.2.3G", "1e3", "+5G", "-5G", "5 0M", "1_000M", "٣G", "inf", "", 0]
+NO_SIZES += [math.nan]
 
 
 @pytest.mark.parametrize("size", NO_SIZES)

@@ -12,6 +12,7 @@ from beyond_the_masker.predict.model import DTYPES, as_json
 
 FORM = Path(__file__).with_suffix(".html")
 RECORDED = Path(__file__).parent.parent / "recorded"
+HEADING = "What each method needs"
 SCRIPTS = ("calculator_model.js", "calculator.js")
 
 
@@ -32,7 +33,12 @@ class MemoryCalculator(SphinxDirective):
     def run(self):
         """Return the form as it is in HTML."""
         self.env.metadata[self.env.docname]["calculator"] = True
-        return [nodes.raw("", form(), format="html")]
+        before, inside, after = (
+            nodes.raw("", html, format="html") for html in form().split("<!-- section -->")
+        )
+        # As a section of the page it is in the list of its headings.
+        ids = [nodes.make_id(HEADING)]
+        return [before, nodes.section("", nodes.title("", HEADING), inside, ids=ids), after]
 
 
 def load_scripts(app, pagename, templatename, context, doctree):

@@ -4,7 +4,7 @@
 (() => {
   const model = window.memoryCalculator;
   const { MODEL: { methods: METHODS, reasons: REASONS }, MIB, grouped } = model;
-  const MOST_MASKS = 1000;
+  const MOST_MASKS = 10000;
   const USUAL = "NiftiMasker, path, parallel";
   const STREAMING = "Streaming, masks, one pass";
   const SHAPE = ["x", "y", "z", "t"];
@@ -85,7 +85,7 @@
     try {
       return model.parseMemory(value(field));
     } catch {
-      const example = "a positive size such as 16G or 500M";
+      const example = "a positive size with a unit, such as 16G or 500M";
       throw new Error(`The ${NAMES[field]} is '${value(field)}'; allowed: ${example}.`);
     }
   };

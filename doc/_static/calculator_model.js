@@ -229,12 +229,12 @@ window.memoryCalculator = (() => {
   // -- options.py ----------------------------------------------------------------------------
 
   function parseMemory(size) {
-    const found = /^([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?$/i.exec(size.trim());
+    const found = /^([0-9]+\.?[0-9]*|\.[0-9]+) *([KMGT])(?:i?B)?$/i.exec(size.trim());
     const mib = found
-      ? Number(found[1]) * 1024.0 ** ("KMGT".indexOf((found[2] || "M").toUpperCase()) - 1)
+      ? Number(found[1]) * 1024.0 ** ("KMGT".indexOf(found[2].toUpperCase()) - 1)
       : 0;
     if (!(0 < mib && mib < Infinity)) {
-      throw new Error(`'${size}' is not a positive size of memory, such as 16G or 500M.`);
+      throw new Error(`'${size}' is not a positive size of memory with a unit, such as 16G or 500M.`);
     }
     return mib;
   }

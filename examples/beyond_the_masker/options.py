@@ -111,7 +111,7 @@ def read_number(given, wrong, name, default, kind, lowest, highest):
 def wrong_texts(memory, cache):
     """Yield what is wrong with the limit of memory, and the folder of what nilearn reads."""
     try:
-        parse_memory("1" if memory in ("", "unlimited") else memory)
+        parse_memory("1M" if memory in ("", "unlimited") else memory)
     except ValueError as error:
         yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
     if glob.has_magic(absolute(cache)):
@@ -140,11 +140,12 @@ def wrong_data(data, given, fmri, atlas):
 
 def parse_memory(size):
     """Return a size of memory in MiB: a number of MiB, or text such as ``"16G"``, ``"1.5 TiB"``."""
-    text = f"{size:f}" if isinstance(size, float) else str(size).strip()  # not 1e+20
-    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([KMGT])(?:i?B)?)?", text, re.I | re.A)
-    mib = float(found[1]) * 1024.0 ** ("KMGT".index((found[2] or "M").upper()) - 1) if found else 0
+    text = size.strip() if isinstance(size, str) else f"{size:f}M"  # not 1e+20
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *([KMGT])(?:i?B)?", text, re.I | re.A)
+    mib = float(found[1]) * 1024.0 ** ("KMGT".index(found[2].upper()) - 1) if found else 0
     if not 0 < mib < math.inf:
-        raise ValueError(f"{size!r} is not a positive size of memory, such as 16G or 500M.")
+        words = "is not a positive size of memory with a unit, such as 16G or 500M."
+        raise ValueError(f"{size!r} {words}")
     return mib
 
 

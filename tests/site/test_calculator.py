@@ -160,13 +160,13 @@ def test_the_page_computes_what_python_computes(page):
 
 def test_sizes_and_thousands_are_written_and_read_as_in_python(page):
     """Sizes of memory have one grammar; numbers are rounded in one way."""
-    sizes = ["16G", "1.5 TiB", "900M", "512", ".5g", "7kb", " 3 GB ", "2."]
+    sizes = ["16G", "1.5 TiB", "900M", "512m", ".5g", "7kb", " 3 GB ", "2.M"]
     found = page.evaluate("sizes => sizes.map(window.memoryCalculator.parseMemory)", sizes)
     assert found == pytest.approx([parse_memory(text) for text in sizes], rel=1e-15)
     refused = """size => {
         try { return window.memoryCalculator.parseMemory(size); } catch { return null; }
     }"""
-    for text in ("", "0", "-1G", "16 X", "G", "inf", "9" * 400, "1,5G", "0.0T", "16GiBi"):
+    for text in ("", "0M", "512", "-1G", "16 X", "G", "inf", "9" * 400, "1,5G", "0.0T", "16GiBi"):
         assert page.evaluate(refused, text) is None
         with pytest.raises(ValueError, match="is not a positive size of memory"):
             parse_memory(text)
@@ -309,7 +309,7 @@ def test_the_summary_says_what_the_results_are_based_on(page):
     half = text_of(page, "results")
     fill(page, shm="3G")
     assert text_of(page, "results") != half
-    fill(page, shm="8192")
+    fill(page, shm="8192M")
     assert text_of(page, "results") == half
     fill(page, dtype="int16")
     assert "as int16, the time series" in text_of(page, "summary")
@@ -350,8 +350,8 @@ def test_entries_give_the_results_of_python(page):
 
 WRONG = [  # field, text, words of the message, group of fields
     *(("workers", text, f"'{text}'", "workers") for text in ("0", "2.5", "")),
-    *(("memory", text, f"'{text}'", "memory") for text in ("-4G", "0")),
-    *(("masks", text, f"'{text}'", "masks") for text in ("0", "1001")),
+    *(("memory", text, f"'{text}'", "memory") for text in ("-4G", "16")),
+    *(("masks", text, f"'{text}'", "masks") for text in ("0", "10001")),
     *(("t", text, f"'{text}'", "shape") for text in ("0", "1e3", "<b>", "")),
     ("t", "99999999999999", "99999999999999", "shape"),
     ("shm", "-1", "'-1'", "shm"),
@@ -458,6 +458,7 @@ def test_the_page_fits_a_phone(open_page):
 def test_the_page_names_the_command_line_and_its_tolerance(open_page):
     """Without JavaScript there is no dead form, but the command to run instead."""
     page = open_page("calculator.html", java_script_enabled=False)
+    assert "What each method needs" in page.locator(".page-toc").inner_text()
     text = page.locator("main").inner_text()
     assert "needs JavaScript" in text
     assert "beyond-the-masker budget image.nii.gz masks/*.nii.gz" in text
