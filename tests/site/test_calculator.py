@@ -458,7 +458,7 @@ def test_the_page_fits_a_phone(open_page):
 def test_the_page_names_the_command_line_and_its_tolerance(open_page):
     """Without JavaScript there is no dead form, but the command to run instead."""
     page = open_page("calculator.html", java_script_enabled=False)
-    assert "What each method needs" in page.locator(".page-toc").inner_text()
+    assert "What each method needs" in page.locator("nav.page-toc").inner_text()
     text = page.locator("main").inner_text()
     assert "needs JavaScript" in text
     assert "beyond-the-masker budget image.nii.gz masks/*.nii.gz" in text
