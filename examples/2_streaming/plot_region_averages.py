@@ -156,14 +156,13 @@ plot_traces(measure_methods(nifti_labels_masker, stream_labels_masker), image_mi
 # <sphx_glr_auto_examples_3_cost_plot_limit.py>` also compares other maskers and other programs.
 
 import json
-from pathlib import Path
 
 from beyond_the_masker.experiments.benchmark import print_ratios, read_benchmark
-from beyond_the_masker.options import read_options
+from beyond_the_masker.experiments.pages import recorded_folder
 
 WAYS = "NiftiLabelsMasker", "Streaming, region averages", "apply_mask, mask by mask"
 
-recorded = Path(read_options().measured).parent / "recorded"
+recorded = recorded_folder()
 times, memory = read_benchmark(recorded) if recorded.exists() else ({}, {})
 regions = {key: pairs for key, pairs in times.items() if key[0] == "regions"}
 ways = {key: pairs for key, pairs in regions.items() if key[1].removesuffix(", cleaned") in WAYS}

@@ -98,9 +98,10 @@ plt.show()
 # :ref:`the published scale <sphx_glr_auto_examples_3_cost_plot_published_scale.py>`.
 
 from beyond_the_masker.experiments.benchmark import FULL
+from beyond_the_masker.experiments.pages import recorded_folder
 from beyond_the_masker.predict.model import METHODS
 
-recorded = measured.parent / "recorded"
+recorded = recorded_folder()
 exists = (recorded / "benchmark.json").exists()
 if exists:
     about = json.loads((recorded / "benchmark.json").read_text())["benchmark"]

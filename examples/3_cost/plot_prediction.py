@@ -97,12 +97,10 @@ print(f"likely peak / measured peak: {min(ratios):.2f} to {max(ratios):.2f}")
 # of this build's model, with the memory of imports as on the machine that measured. The table lists
 # only the points that are outside:
 
-from pathlib import Path
-
 from beyond_the_masker.experiments.comparison import distances, read_grid
-from beyond_the_masker.options import read_options
+from beyond_the_masker.experiments.pages import recorded_folder
 
-recorded = Path(read_options().measured).parent / "recorded"
+recorded = recorded_folder()
 grid, about = read_grid(recorded) if (recorded / "prediction.csv").exists() else ([], {})
 if grid:
     print(f"Recorded on {about['date']}: {about['system']}, {about['cores']} cores,")

@@ -28,15 +28,13 @@ with measurements on a machine of known size, with the model's predictions, and 
 # both predicted and measured. Sums of RSS are only measured: compare them with the published
 # numbers, not with the prediction, because they count shared memory once for each process.
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 
 from beyond_the_masker.experiments.comparison import read_scale, table_of_scale
-from beyond_the_masker.options import read_options
+from beyond_the_masker.experiments.pages import recorded_folder
 from beyond_the_masker.experiments.prediction_figures import plot_scale
 
-recorded = Path(read_options().measured).parent / "recorded" / "published_scale"
+recorded = recorded_folder() / "published_scale"
 table, about = read_scale(recorded) if (recorded / "summary.csv").exists() else ([], {})
 if table:
     print(table_of_scale(table, about))

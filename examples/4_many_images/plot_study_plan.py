@@ -65,11 +65,10 @@ print(f"at its peak it has {here['peak']:6,.0f} MiB in use, {here['before']:,.0f
 # it from what the rate of the small image predicts?
 
 import json
-from pathlib import Path
 
-from beyond_the_masker.options import read_options
+from beyond_the_masker.experiments.pages import recorded_folder
 
-record = Path(read_options().measured).parent / "recorded" / "full_run.json"
+record = recorded_folder() / "full_run.json"
 full = json.loads(record.read_text()) if record.exists() else None
 if full:
     predicted = full["file"] / worker_mib_s

@@ -44,13 +44,11 @@ undisturbed run. On this page you will see
 # At one of them, something happens; over the campaign, at each of them. The list names the classes.
 # ``memory`` also limits a control group, as containers and clusters do: Linux then kills a process.
 
-from pathlib import Path
-
 import pandas as pd
 
-from beyond_the_masker.options import read_options
+from beyond_the_masker.experiments.pages import recorded_folder
 
-table = pd.read_csv(Path(read_options().measured).parent / "recorded" / "faults.csv", index_col=0)
+table = pd.read_csv(recorded_folder() / "faults.csv", index_col=0)
 for name, text in table["what happens"].items():
     print(f"{name:9} {text}")
 

@@ -48,12 +48,12 @@ def test_the_archive_is_the_project(prose):
 
 
 def test_pages_offer_their_script(prose):
-    """The script is the page's source, and a note has a link to the package."""
+    """The script is the page's source, and a note says how to run it."""
     for name, source in EXAMPLES.items():
         (script,) = prose.html.glob(f"_downloads/*/{name}.py")
         assert script.read_bytes() == source.read_bytes()
         page = prose.page(f"auto_examples/{source.parent.name}/{name}")
-        assert "download it with all examples" in page
+        assert "unpack the whole project" in page
         assert "sphx-glr-download-zip" not in page  # of the script alone
 
 
@@ -73,12 +73,14 @@ def test_the_archive_can_be_installed(prose, tmp_path):
 def test_an_example_runs_as_a_script(name, prose):
     """Each script runs in the unpacked archive on a small image; warnings are errors.
 
-    Methods that need much memory are predicted; test_build.py measures them all.
+    It finds the recordings, although it measures into another folder than a build does. Methods
+    that need much memory are predicted; test_build.py measures them all.
     """
-    options = prose.options | {"PAUSE": "0", "MEMORY": "250M"}
+    options = prose.options | {"PAUSE": "0", "MEMORY": "250M", "MEASURED": ""}
     script = EXAMPLES[name].relative_to(ROOT)
     ignored = "ignore:FigureCanvasAgg is non-interactive:UserWarning"
-    run_in(prose.folder, sys.executable, "-W", "error", "-W", ignored, script, **options)
+    python = sys.executable, "-W", "error", "-W", ignored
+    assert "doc/recorded" not in run_in(prose.folder, *python, script, **options)  # none is missing
 
 
 def run_in(folder, *command, **environ):

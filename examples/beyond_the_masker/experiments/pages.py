@@ -1,4 +1,4 @@
-"""Take the functions of a page without running the page."""
+"""Find the pages and their recordings; take the functions of a page without running it."""
 
 import ast
 import functools
@@ -17,6 +17,12 @@ def check_pages():
             "This needs the pages of the project, which pip does not install. Download or clone "
             "the whole project, run 'pip install -e .' in its folder, and try again."
         )
+
+
+def recorded_folder():
+    """Return the project's folder of recordings, wherever this build writes its measurements."""
+    check_pages()
+    return PAGES.parent / "doc" / "recorded"
 
 
 def page_path(name):
