@@ -1,9 +1,9 @@
 """Figures are whole and legible, and show the numbers that they were given."""
 
 import csv
+import itertools
 import json
 import re
-from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -105,7 +105,7 @@ def test_lanes():
     low, high = series["region 3"].min(), series["region 3"].max()
     is_a_good_figure(figure, "4 series over 50 volumes", f"region 3 from {low:.3g} to {high:.3g}")
     lines = [line.get_ydata() for line in figure.axes[0].lines]
-    for (above, below), values in zip(pairwise(lines), series.values(), strict=False):
+    for (above, below), values in zip(itertools.pairwise(lines), series.values(), strict=False):
         assert above.min() > below.max()
         np.testing.assert_allclose(np.diff(above), np.diff(values))
     assert [text.get_text() for text in figure.axes[0].texts] == list(series)
@@ -176,8 +176,12 @@ def test_plan():
     hours = pd.DataFrame(hours, index=[2, 320, 3200]).assign(hours=[60.0, 0.5, 0.3])
     figure = plot_plan(hours)
     is_a_good_figure(figure, "3,200 workers: processors 0.04 h, storage 0.3 h")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["60 h", "0.5 h", "0.3 h"]
-    nothing_overlaps(figure.axes[0].texts)
+    ax = figure.axes[0]
+    assert [text.get_text() for text in ax.texts] == ["60 h", "0.5 h", "0.3 h"]
+    nothing_overlaps(ax.texts)
+    for line, text in itertools.product(ax.lines, ax.texts):
+        path = line.get_path().transformed(line.get_transform())
+        assert not path.intersects_bbox(text.get_window_extent(), filled=False), (line, text)
 
 
 def rows_of(status, image_mib=300, **values):
@@ -215,6 +219,9 @@ def test_chart_of_peaks_has_every_label_inside(status, image_mib):
     assert ("predicted" in label.get_text()) == ("predicted" in {row["status"] for row in shown})
     is_a_good_figure(figure, "123,456 MiB", "NiftiMasker, path", f"{image_mib:,} MiB as a line")
     nothing_overlaps([*texts, image])
+    labels = [text.get_bbox_patch().get_window_extent() for text in texts]
+    bars = [bar.get_window_extent() for bar in figure.axes[0].patches]
+    assert not any(label.overlaps(bar) for label in labels for bar in bars)
 
 
 def test_chart_of_peaks_shows_the_numbers():

@@ -25,7 +25,7 @@ from beyond_the_masker.experiments.workers import (
 )
 from beyond_the_masker.inputs.synthetic import FMRI_SHAPE
 from beyond_the_masker.meter import MIB
-from good_figures import is_a_good_figure
+from good_figures import is_a_good_figure, nothing_overlaps
 from made_images import make_image, regions_of, use_own
 from small_study import write
 
@@ -133,17 +133,21 @@ def test_a_worker_is_killed_in_the_middle_of_an_image(tmp_path):
 
 
 def test_figure_of_a_lost_worker():
-    """The figure has a bar for each image, and its description names what each worker did."""
+    """Each image has a bar and its number; the description names what each worker did."""
+    works = [(7, 0, 0.3), (8, 0.36, 0.02), (7, 0.3, 0.3), (8, 0.7, 0.3), (8, 0.4, 0.02)]
     rows = [
-        {"image": f"sub-{n:02d}_bold.nii.gz", "pid": pid, "started": 1e9 + start, "seconds": 0.3}
-        for n, (pid, start) in enumerate([(7, 0), (8, 0), (7, 0.3), (8, 0.7), (8, 0.4), (9, 1.2)])
+        {"image": f"sub-{n:02d}_bold.nii.gz", "pid": pid, "started": 1e9 + start, "seconds": s}
+        for n, (pid, start, s) in enumerate([*works, (9, 1.2, 0.7)])
     ]
     begun = {"sub-03": 1e9 + 0.6, "sub-04": 1e9 + 0.4}
     lost = {"pid": 7, "time": 1e9 + 0.66, "begun": begun}
     figure = figures.plot_work(pd.DataFrame(rows), lost)
     each = "worker 1 did 1, 3; worker 2 did 2, 5, 4 for the second time; worker 3 did 6."
-    is_a_good_figure(figure, "1.5 seconds", "after 0.7 seconds", each)
-    assert len([bar for bar in figure.gca().patches if bar.get_width()]) == 7
+    is_a_good_figure(figure, "1.9 seconds", "after 0.7 seconds", each)
+    ax = figure.gca()
+    assert len([bar for bar in ax.patches if bar.get_width()]) == 7
+    assert "".join(text.get_text() for text in ax.texts) == "1342546"
+    nothing_overlaps(ax.texts)
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,9 @@ def whole_numbers(axis, n_ticks=4):
 
 
 def label_above(ax, x, y, text):
-    """Write a label above a bar or a dot, on white."""
-    ax.text(x, y, text, va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
+    """Write a label above a bar or a dot, on white that leaves the bar whole."""
+    on_white = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
+    ax.annotate(text, (x, y), (0, 2), textcoords="offset points", va="bottom", bbox=on_white)
 
 
 def legend_above(ax, **options):
@@ -117,14 +118,22 @@ def draw_ratios(ax, ratios, x, color):
         ax.plot([low, high], [y, y], color=color(name), lw=3, solid_capstyle="butt", alpha=0.5)
         ax.plot(middle, y, "o", color=color(name), ms=7)
         label_above(ax, x, y - 0.2, f"{name}: {short(middle)}")
-    draw_reference(ax, len(found))
+    draw_reference(ax, 1)
     return found
 
 
-def draw_reference(ax, n_rows, x=1):
-    """Draw a dashed line beside the dots or bars of all rows, leaving out their labels."""
-    rows, look = np.arange(n_rows), {"colors": "black", "linestyles": "--", "lw": 1, "zorder": 0.5}
-    ax.vlines(np.full(n_rows, x), rows - 0.15, rows + 0.35, **look)
+def draw_reference(ax, x):
+    """Draw a dashed line on the bars and behind the dots of all rows; labels cover it."""
+    ax.axvline(x, color="black", ls="--", lw=1.2, zorder=1.5)
+
+
+def spread(positions, distance, low, high):
+    """Move sorted positions so that they are at least `distance` apart, within limits."""
+    distance = min(distance, (high - low) / len(positions))
+    steps = distance * np.arange(len(positions))
+    moved = np.maximum.accumulate(np.maximum(positions, low + distance / 2) - steps)
+    moved = np.minimum(moved, high - distance / 2 - steps[-1])
+    return moved + steps
 
 
 def plot_series(series, title, unit, borders=()):
@@ -279,12 +288,13 @@ def plot_peaks(rows):
     rows = [row for row in rows if row["mode"] != "single"]
     image_mib = float(rows[0]["image_mib"])
     title = f"Peak memory for {rows[0]['n_masks']} masks"
-    figure, ax = column_figure(1.5 + 0.6 * len(rows), title)
+    height = 0.6 if {row["status"] for row in rows} == {"measured"} else 0.8  # labels of two lines
+    figure, ax = column_figure(1.5 + height * len(rows), title)
     for y, row in enumerate(rows):
         _draw_bars(ax, row, y)
         gap = " " if row["status"] == "measured" else "\n"
         label_above(ax, 0, y - 0.14, f"{name_of(row)}:{gap}{_peak_of(row)}")
-    draw_reference(ax, len(rows), image_mib)
+    draw_reference(ax, image_mib)
     left = image_mib <= ax.dataLim.x1 / 2
     words = f" the image: {image_mib:,.0f} MiB "
     ax.text(image_mib, len(rows) - 0.4, words, va="center", ha="left" if left else "right")
@@ -399,15 +409,14 @@ def plot_plan(hours):
     for name, (color, style) in looks.items():
         ax.plot(hours.index, hours[name], style, color=color, label=name)
     ax.plot(hours.index, hours.hours, color="black", lw=7, alpha=0.15, label="the study")
-    sides = {hours.index[0]: "left", hours.index[-1]: "right"}
-    for n, row in hours.iterrows():
-        place = {"ha": sides.get(n, "center"), "textcoords": "offset points"}
-        ax.annotate(f"{row.hours:.3g} h", (n, row.hours), (0, 9), **place)
+    for n, row in hours.iterrows():  # to the right of a point, all lines are below it
+        ax.annotate(f"{row.hours:.3g} h", (n, row.hours), (3, 7), textcoords="offset points")
     ax.set(xscale="log", yscale="log", xlabel="workers", ylabel="hours", xticks=hours.index)
     ax.xaxis.minorticks_off()
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:,g}")
     ax.margins(0.12)
+    ax.set_xlim(right=5 * hours.index[-1])  # space for the last label
     hide_frame(ax)
     legend_above(ax, ncols=2)
     described = "; ".join(
@@ -524,15 +533,17 @@ def plot_work(table, lost):
     figure, ax = column_figure(1.7 + 0.6 * len(lanes), "A worker is lost (×)")
     ax.set(xlabel="seconds", xlim=(0, end - zero), ylim=(len(lanes) + 0.5, 0.4))
     ax.plot(lost["time"] - zero, 1, "x", color=ORANGE, ms=10, mew=3, zorder=3)
-    done = {pid: [] for pid in lanes}
+    done, bars = {pid: [] for pid in lanes}, {lane: [] for lane in lanes.values()}
     for row in table.itertuples():
         begun = lost["begun"].get(Path(row.image).name.partition("_")[0])
         repeated = begun is not None and row.started > lost["time"]
         if repeated:
-            _draw_work(ax, "begun, and lost", 1, row.number, begun - zero, lost["time"] - begun)
-        place = lanes[row.pid], row.number, row.started - zero, row.seconds
-        _draw_work(ax, "done again" if repeated else "done", *place)
+            bars[1].append(("begun, and lost", row.number, begun, lost["time"] - begun))
+        kind = "done again" if repeated else "done"
+        bars[lanes[row.pid]].append((kind, row.number, row.started, row.seconds))
         done[row.pid].append(f"{row.number}{' for the second time' * repeated}")
+    for lane, own in bars.items():
+        _draw_work(ax, lane, own, zero)
     ax.set_yticks([*lanes.values()], [f"worker {lane}" for lane in lanes.values()])
     ax.tick_params(axis="y", length=0)
     hide_frame(ax, "left")
@@ -548,8 +559,13 @@ def plot_work(table, lost):
     return figure
 
 
-def _draw_work(ax, kind, lane, number, start, seconds):
-    """Draw the bar of an image in the lane of its worker."""
-    ax.barh(lane, seconds, left=start, height=0.5, **KINDS_OF_WORK[kind])
-    if seconds > 0.065 * ax.get_xlim()[1]:  # there is space for two digits
-        ax.text(start + seconds / 2, lane - 0.27, number, ha="center", va="bottom")
+def _draw_work(ax, lane, bars, zero):
+    """Draw the bars of a worker's images, with their numbers, moved where two would overlap."""
+    middles = {}
+    for kind, number, start, seconds in sorted(bars, key=lambda bar: bar[2]):
+        ax.barh(lane, seconds, left=start - zero, height=0.5, **KINDS_OF_WORK[kind])
+        middles[number] = start - zero + seconds / 2
+    end = ax.get_xlim()[1]
+    places = spread([*middles.values()], 0.065 * end, 0, end) if bars else []
+    for number, place in zip(middles, places, strict=True):
+        ax.text(place, lane - 0.27, number, ha="center", va="bottom")

@@ -17,6 +17,7 @@ from beyond_the_masker.draw.figures import (
     hide_frame,
     name_of,
     peak_text,
+    spread,
     whole_numbers,
 )
 
@@ -92,15 +93,6 @@ def peak_of(phase):
     """Return a phase's peak as text."""
     which = "predicted_mib" if phase["status"] == "predicted" else "peak_mib"
     return peak_text(phase["status"], phase[which])
-
-
-def spread(positions, distance, low, high):
-    """Move sorted positions so that they are at least `distance` apart, within limits."""
-    distance = min(distance, (high - low) / len(positions))
-    steps = distance * np.arange(len(positions))
-    moved = np.maximum.accumulate(np.maximum(positions, low + distance / 2) - steps)
-    moved = np.minimum(moved, high - distance / 2 - steps[-1])
-    return moved + steps
 
 
 def largest(mib, n_parts=1500):
