@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from beyond_the_masker.draw.figures import name_of, peak_text
-from beyond_the_masker.draw.timeline import largest, plot_phases, samples, timeline_html
+from beyond_the_masker.draw.timeline import (
+    _explorable,
+    largest,
+    plot_phases,
+    samples,
+    timeline_html,
+)
 from beyond_the_masker.experiments.methods import all_methods
 from beyond_the_masker.experiments.mprof_run import read_phases, read_run
 from good_figures import is_a_good_figure, nothing_overlaps
@@ -141,6 +147,18 @@ def test_samples_name_method_and_processes(tmp_path):
     methods = {row["method"] for row in rows}
     assert "NumPy indexing, path, parallel (predicted 777 MiB)" in methods
     assert "between the methods" in methods
+
+
+def test_each_process_has_its_colour(tmp_path):
+    """The legend names each area and the line, each in its own colour, on a narrow screen too."""
+    write_run(tmp_path)
+    plot = _explorable(read_run(tmp_path))
+    glyphs = {item.label.value: item.renderers[0].glyph for item in plot.legend.items}
+    line = glyphs.pop("all processes, PSS")
+    processes = {"calling process", "resource trackers", "worker 1", "worker 2"}
+    assert set(glyphs) == processes | {"a method runs"}
+    assert len({glyph.fill_color for glyph in glyphs.values()} | {line.line_color}) == 6
+    assert len(plot.title.text) < 30
 
 
 @pytest.fixture(scope="module")

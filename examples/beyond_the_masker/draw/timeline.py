@@ -1,17 +1,18 @@
 """Draw memory over time while all methods run: as a picture, and to explore in a browser."""
 
 import json
-from itertools import cycle, islice
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, NumeralTickFormatter
+from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
 from bokeh.palettes import Colorblind
 from bokeh.plotting import figure as bokeh_figure
 from matplotlib.patches import Patch
 
 from beyond_the_masker.draw.figures import (
+    GREY,
     WIDTH,
     color_of,
     hide_frame,
@@ -136,42 +137,42 @@ def timeline_html(runs):
 
 
 def _explorable(runs):
-    """Return a bokeh figure: RSS of each process stacked, the other metric as a line, phases."""
+    """Return a bokeh figure: RSS of each process stacked, the other metric as a line.
+
+    Phases are grey, and named where the pointer is: numbers would overlap on a narrow screen.
+    """
     (metric, other), (_, (times, mib, phases, children)) = runs.items()
     columns = samples(times, mib, phases, children)
     processes, source = list(columns)[3:], ColumnDataSource(columns)
     plot = bokeh_figure(
-        title=f"RSS of each process, stacked; line: {metric} of all",
+        title="RSS of each process, stacked",
         x_axis_label="seconds",
         y_axis_label="MiB",
-        height=350,
+        height=480,
         sizing_mode="stretch_width",
         tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset",
         active_drag="xbox_zoom",
     )
-    colors = islice(cycle(Colorblind[8]), len(processes))
-    plot.varea_stack(processes, x="seconds", color=list(colors), source=source)
+    palette = cycle(Colorblind[7])  # without black, the colour of the line
+    colors = [GREY if name == "resource trackers" else next(palette) for name in processes]
+    plot.varea_stack(processes, x="seconds", color=colors, legend_label=processes, source=source)
     total = plot.line("seconds", "RSS", color="black", alpha=0.2, source=source)
     kept = largest(other[1])
-    plot.line(other[0][kept].tolist(), other[1][kept].tolist(), color="black")
-    _explorable_phases(plot, phases, max(mib))
+    line = other[0][kept].tolist(), other[1][kept].tolist()
+    plot.line(*line, color="white", line_width=3.5)
+    plot.line(*line, color="black", line_width=1.5, legend_label=f"all processes, {metric}")
+    ends = ([phase[end] for phase in phases] for end in ("began", "ended"))
+    look = {"fill_color": "#e5e5e5", "line_color": "white", "level": "underlay"}
+    plot.vstrip(*ends, legend_label="a method runs", **look)
+    plot.add_layout(plot.legend[0], "below")
+    look = {"location": "left", "border_line_alpha": 0, "label_text_font_size": "0.8em"}
+    plot.legend.update(ncols=2, **look)
     shown = [(name, f"@{{{name}}}{{0,0}} MiB") for name in ("RSS", *processes)]
     read = [("time", "@seconds{0.0} s"), ("method", "@method"), *shown]
     plot.add_tools(HoverTool(renderers=[total], mode="vline", tooltips=read))
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.x_range.start = plot.y_range.start = 0
     return plot
-
-
-def _explorable_phases(plot, phases, height):
-    """Draw the phases behind a bokeh figure, with their numbers at the top."""
-    for phase in phases:
-        span = {"left": phase["began"], "right": phase["ended"], "level": "underlay"}
-        look = {"fill_color": color_of(phase["method"]), "fill_alpha": 0.25, "line_alpha": 0}
-        plot.add_layout(BoxAnnotation(**span, **look))
-    middles = [(phase["began"] + phase["ended"]) / 2 for phase in phases]
-    numbers = [str(number) for number in range(1, len(phases) + 1)]
-    plot.text(middles, height, numbers, text_align="center", text_font_size="0.8em")
 
 
 def samples(times, mib, phases, children):
