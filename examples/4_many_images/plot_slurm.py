@@ -10,8 +10,8 @@ submits nothing; the tests do both on a Slurm cluster of one node, and compare t
 """
 
 # %%
-# Ask the headers
-# ---------------
+# Memory and time, from the headers
+# ---------------------------------
 # Slurm kills a job that takes more memory than it requested, and a job that requests too much waits
 # longer. For :ref:`a folder of fMRIPrep
 # <sphx_glr_auto_examples_4_many_images_plot_fmriprep_study.py>` the command predicts both. It reads
@@ -39,7 +39,8 @@ _, atlas = prepare_fmriprep(Path(folder.name, "fmriprep"), n_images=40)
 command = "-m beyond_the_masker fmriprep fmriprep series participant --atlas atlas=atlas.nii.gz"
 Path(folder.name, "atlas.nii.gz").symlink_to(atlas.absolute())
 asked = [sys.executable, *command.split(), "--dry-run"]
-print(subprocess.check_output(asked, cwd=folder.name, text=True).replace(f"{folder.name}/", ""))
+printed = subprocess.check_output(asked, cwd=folder.name, text=True)
+print(printed.replace(f"{folder.name}/", ""))
 folder.cleanup()
 
 # %%
@@ -139,17 +140,19 @@ def workers_on_slurm(n_jobs, *, mib, minutes, options=None):
 
 
 # %%
-# In such a block, any of the functions for studies runs on the cluster. Memory and minutes are
-# those of the script above:
+# In such a block, any of the functions for studies runs on the cluster:
 #
 # .. code-block:: python
 #
-#     with workers_on_slurm(20, mib=500, minutes=65):
+#     with workers_on_slurm(20, mib=mib, minutes=minutes):
 #         fmriprep_study("derivatives/fmriprep", {"Schaefer400": "atlas_dseg.nii.gz"}, "series")
 #
-# One such job is submitted for each worker:
+# Memory and minutes are those of the script above. One such job is submitted for each worker:
 
-options = worker_options(500, 65) | {"python": "python"}
+import re
+
+mib, minutes = (int(re.search(rf"--{option}=(\d+)", printed)[1]) for option in ("mem", "time"))
+options = worker_options(mib, minutes) | {"python": "python"}
 job = import_jobqueue().slurm.SLURMJob("tcp://scheduler:8786", "series", **options)
 print(job.job_script())
 
