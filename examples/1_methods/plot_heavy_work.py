@@ -2,8 +2,8 @@
 Heavy work on each region: when workers are worth it
 ====================================================
 
-Taking voxels out of an image is quick; starting a worker takes longer. This changes when each
-region needs much computation. On this page you will
+Taking voxels out of an image is quick; starting a worker takes longer. Workers pay off only if each
+region needs a lot of computation. On this page you will
 
 1. extract all regions first, in one process, since their :term:`time series` are small,
 2. give each region to a :term:`worker`, and receive results as they become ready, and
@@ -31,7 +31,8 @@ def bootstrap_first_component(series, n_draws=20):
 
 
 # %%
-# The regions come from one pass over the file. Here they are cut to a size that takes a moment.
+# The regions come from one pass over the file. They are cropped here so that the example
+# runs quickly.
 
 from beyond_the_masker import stream_masks
 from beyond_the_masker.experiments.experiment import prepare_all
@@ -42,9 +43,9 @@ regions = [np.array(series[:300, :400]) for series in stream_masks(fmri_path, ma
 # %%
 # One after the other
 # -------------------
-# Linear algebra has threads of its own: BLAS already uses all cores for one region. Several workers
-# that each do so slow each other down. So BLAS gets one thread, here by ``threadpool_limits``, and
-# in the workers below by ``inner_max_num_threads``.
+# BLAS, the library that does NumPy's linear algebra, already uses all cores for one region. Several
+# workers that each do so slow each other down. So we limit it to one thread, here by
+# ``threadpool_limits``, and in the workers below by ``inner_max_num_threads``.
 
 import time
 
@@ -88,6 +89,8 @@ print(f"{n_workers} workers: {parallel_seconds:.2f} s, and {start_seconds:.2f} s
 print(f"once they have started, {serial_seconds / parallel_seconds:.2f} times as fast")
 ratio = serial_seconds / (start_seconds + parallel_seconds)
 print(f"with their start, {ratio:.2f} times as fast")
+if ratio < 1:
+    print("So they were not worth it here: the work is too short, or the cores were busy.")
 
 # %%
 # What to conclude

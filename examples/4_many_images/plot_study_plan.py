@@ -74,6 +74,9 @@ if full:
     predicted = full["file"] / worker_mib_s
     print(f"{' x '.join(map(str, full['shape']))} values, {full['file']:,.0f} MiB compressed")
     print(f"it took {full['seconds']:.0f} s on {full['date']}; predicted {predicted:.0f} s")
+    if not 1 / 2 < predicted / full["seconds"] < 2:
+        print("The machines differ, or one was busy. At the recorded rate, processors would need")
+        print(f"{full['seconds'] / predicted:.2f} times the hours of the plan below.")
     print(f"peak {full['peak']:,.0f} MiB in use, {full['before']:,.0f} of them imports")
     print(f"results {full['results']:.1f} MiB")
 else:
@@ -87,7 +90,8 @@ else:
 # ---------------------------
 # Do workers slow each other down? ``fmriprep_study`` was timed on a machine with many cores: two
 # images of the full size for each worker, all links to one file in the system's cache. A process
-# without workers decompresses on a second core; a worker leaves the other cores to the others.
+# without workers decompresses on a second core; a worker uses one core and leaves the rest to the
+# other workers.
 
 import pandas as pd
 
