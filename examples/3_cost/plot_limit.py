@@ -75,7 +75,7 @@ plt.show()
 from beyond_the_masker.experiments.benchmark import print_peers
 
 print_ratios(times, memory, "regions")
-print()
+print("\nOther programs:")
 print_peers(about)
 
 # %%
@@ -91,8 +91,8 @@ plt.show()
 # ---------
 # ``make benchmark`` in the repository measures the methods on a longer image, and streaming on
 # images of several lengths, and writes the results into ``doc/recorded``. The figures of growth are
-# again measurements of their own. Repeated measurements of methods with workers agree less well in
-# memory than in time, because chance decides how many workers reach their peak at the same moment.
+# again measurements of their own. With workers, memory varies more between runs than time does,
+# because chance decides how many of them reach their peak at the same moment.
 # The averages are computed from a larger image, on MNI152's grid of 2 mm, and in one row from more
 # volumes, as its name shows; the rows that extract voxels use the image and the masks of
 # :ref:`the published scale <sphx_glr_auto_examples_3_cost_plot_published_scale.py>`.
@@ -117,21 +117,36 @@ if exists:
     print_ratios(times, memory)
     missing = set(METHODS) - {name for question, name, _ in times if question == "methods"}
     print(*(f"Not recorded: {name}" for name in sorted(missing)), sep="\n")
+else:
+    print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
+
+# %%
+# The ratios as dots, and how time and memory grow:
+
+if exists:
     plot_ratios(times, f"Time and the limit, {full}")
     plot_growth(times, "How time grows, full sizes", FULL)
     plot_growth(memory, "How memory grows, full sizes", FULL, about["metric"])
-    if "averaged" in about:
-        *grid, n_volumes = about["averaged"]
-        print(f"\n{n_volumes} volumes of {' x '.join(map(str, grid))}, averages over regions:\n")
-        print_ratios(times, memory, "regions")
-        print()
-        print_peers(about)
-        plot_ratios(times, f"Regions and the limit, {n_volumes} volumes", "regions")
-    else:
-        print("\nThis recording has no averages over regions: run 'make benchmark'.")
     plt.show()
-else:
-    print("Nothing was recorded in doc/recorded: run 'make benchmark'.")
+
+# %%
+# Averages over regions:
+
+if exists and "averaged" in about:
+    *grid, n_volumes = about["averaged"]
+    print(f"{n_volumes} volumes of {' x '.join(map(str, grid))}:\n")
+    print_ratios(times, memory, "regions")
+    print("\nOther programs:")
+    print_peers(about)
+elif exists:
+    print("This recording has no averages over regions: run 'make benchmark'.")
+
+# %%
+# As dots:
+
+if exists and "averaged" in about:
+    plot_ratios(times, f"Regions and the limit, {n_volumes} volumes", "regions")
+    plt.show()
 
 # %%
 # To download: :download:`benchmark.csv </recorded/benchmark.csv>`,
