@@ -86,9 +86,9 @@ plot_traces(measure_methods(numpy_masker_threads), image_mib)
 # What to conclude
 # ----------------
 # For taking voxels from an image in memory, threads are the simplest way: one array, one process,
-# no file, and next to no memory beyond the array. Python code of your own keeps the lock, though:
-# it needs processes, which can share an image, too. If you take voxels only once, the image need
-# not be in memory at all.
+# no file, and next to no memory beyond the array. Your own Python code holds the lock, so run it
+# in processes; they can share an image too. If you take voxels only once, the image need not be in
+# memory at all.
 #
 # Recommended next
 # ----------------

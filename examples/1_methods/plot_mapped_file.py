@@ -74,8 +74,8 @@ def write_values(fmri_img, path):
 # An uncompressed NIfTI file without scale factors holds the very bytes of the array. nibabel maps
 # such a file when you ask for its data as a whole, and joblib lets the workers map it, too. They
 # read only the pages that they touch. A compressed file must be decompressed first, and scaled
-# integers multiplied. For these, the function writes a copy. A file that is written meanwhile would
-# mix two versions in the results, so that raises an error.
+# integers multiplied. For these, the function writes a copy. If the file changes during extraction,
+# an error is raised, because the results could mix two versions.
 
 import nibabel as nib
 

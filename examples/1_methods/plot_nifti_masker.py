@@ -110,8 +110,8 @@ plot_traces(measure_methods(*methods), image_mib)
 #
 # In parallel from a path, each worker reads the file and makes the masker's copy, so memory grows
 # with the number of workers. With an image in memory the file is read once, but each worker still
-# makes a full copy. That copy serves everything else that the masker can do. Here we only want
-# voxels, and still pay for it.
+# makes a full copy. The masker's other steps use that copy; extracting voxels does not need it, but
+# we still pay for it.
 #
 # Recommended next
 # ----------------

@@ -130,13 +130,12 @@ plot_traces(measure_methods(*one_mask, *all_masks), image_mib)
 # grows with the number of workers. (A file that is neither compressed nor scaled is mapped, and
 # costs little.)
 #
-# From memory, the workers share one copy, in joblib's file, and the calling process has its own.
-# The loop has no second copy after reading, and where reading the file takes most of the time, it
-# is faster. When work on each region does need workers, one copy is enough for all, as the next
-# page shows.
+# With an in-memory image, the workers share the copy in joblib's file, and the calling process has
+# its own. The loop keeps one copy, and is faster when reading takes most of the time. When work on
+# each region does need workers, one copy is enough for all, as the next page shows.
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_1_methods_plot_shared_memory.py`: one copy of the image for all
-#   workers.
+# * :ref:`sphx_glr_auto_examples_1_methods_plot_shared_memory.py`: all workers share a single
+#   copy of the image.
 # * :ref:`sphx_glr_auto_examples_2_streaming_plot_stream_masks.py`: no copy at all, and no workers.

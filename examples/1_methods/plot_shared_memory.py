@@ -1,6 +1,6 @@
 """
-Shared memory: one copy of the image for all
-============================================
+Shared memory: all workers use one copy of the image
+====================================================
 
 :term:`Workers <worker>` on one machine can access the same memory. An image in
 :term:`shared memory` exists once, however many workers there are. On this page you will
@@ -42,9 +42,9 @@ def numpy_masker_shared_single(block_name, shape, dtype, mask):
 # One copy of the image
 # ---------------------
 # A NIfTI file stores one volume after the other, so the image is read once, in order. Linux kills a
-# process that writes to ``/dev/shm`` when it is full, so ``shared_block`` takes all the space
-# first. It removes the block whatever happens: a region fails, you press Ctrl-C, a worker or your
-# script is killed.
+# process that writes to ``/dev/shm`` when it is full, so ``shared_block`` reserves all the space
+# before writing. It removes the block whatever happens: a region fails, you press Ctrl-C, a worker
+# or your script is killed.
 
 from contextlib import contextmanager
 

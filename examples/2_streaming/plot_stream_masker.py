@@ -131,9 +131,9 @@ else:
 # whole image, and may crop it to where the image is not zero. So ``stream_masker`` first reads the
 # file once to find the range, and adds a volume with this range to every block.
 #
-# Two options need the whole image before the first block, and so further passes over the file: a
-# mask that nilearn computes from the mean of all volumes, and ``high_variance_confounds``, which
-# needs the variance of each voxel, then the series of the voxels with the highest.
+# Two options need extra passes over the file: a mask that nilearn computes from the mean of all
+# volumes, and ``high_variance_confounds``, which first computes each voxel's variance, then reads
+# the most variable voxels.
 
 import pandas as pd
 

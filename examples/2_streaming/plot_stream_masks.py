@@ -137,8 +137,8 @@ print(f"the result                   {sum(s.nbytes for s in reference) / 2**20:8
 # ----------------
 # For the voxels of any number of masks, this function is enough on any machine and for an image of
 # any length: memory grows only with the result, and a result too large for memory can go into
-# files. The function does not resample masks. One whose affine was rounded in another way than
-# the image's is taken as it is; NiftiMasker resamples the image then, and can lose a slice. If the
+# files. The function does not resample masks. A mask whose affine differs only by rounding is used
+# unchanged; NiftiMasker would resample the image, which can lose a slice. If the
 # image changes while it is read, you get an error.
 #
 # One image needs no workers. For many images, use one task per image:

@@ -1,6 +1,6 @@
 """
-At the scale of the published figure
-====================================
+Ten subjects, twenty regions: published and measured
+====================================================
 
 A figure in a draft chapter for nilearn's user guide shows a peak of about 110 GB, for ten subjects
 in one image, twenty regions and twenty workers. On this page you will compare the published numbers

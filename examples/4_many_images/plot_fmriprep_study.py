@@ -18,9 +18,9 @@ For images of other programs there is :func:`~beyond_the_masker.masker_study`.
 # %%
 # A folder to work on
 # -------------------
-# The folder of this page is made up: a few subjects with two sessions each, and small images in
-# which seven networks of regions are active. It has what makes real folders difficult: images in
-# several spaces, a wrong repetition time in every header, and runs that cannot be used.
+# The folder of this page is made up: several subjects, most of them with two sessions, and small
+# images in which seven networks of regions are active. It has what makes real folders difficult:
+# images in several spaces, a wrong repetition time in every header, and runs that cannot be used.
 
 import tempfile
 from pathlib import Path
@@ -67,7 +67,8 @@ print(shown.set_index([names]).replace(r":.*", "", regex=True).round(2).to_strin
 # %%
 # The table is also in ``study.tsv``. ``confounds`` counts columns that were removed, ``mean_fd`` is
 # the mean :term:`framewise displacement` of what was kept, and ``below_coverage`` counts (``table``
-# also names) regions of which less than half is inside. An image that fails stops no other:
+# also names) regions of which less than half is inside. A failed image does not stop the
+# others:
 
 reasons = pd.Series([*table.reason], names)
 for name, reason in reasons[reasons != ""].items():
@@ -96,13 +97,13 @@ first = {name: series[name].to_numpy() for name in series.columns[:28:7]}
 plot_lanes(first, "Four regions of one network", "signal (SD)")
 
 # %%
-# Each number has as many digits as it takes to read back the same bits. ``read_table`` does so, and
-# restores float32. ``pandas.read_csv(file, sep="\t", na_values="n/a")`` reads float64, exactly from
-# pandas 3 on; before, it needs ``float_precision="round_trip"``.
+# Numbers have just enough digits to be restored exactly; ``read_table`` restores them as float32.
+# ``pandas.read_csv(file, sep="\t", na_values="n/a")`` reads float64, exactly from pandas 3 on;
+# before, it needs ``float_precision="round_trip"``.
 #
 # The study as a whole
 # --------------------
-# Which regions does the study have in every image, and how much did head motion leave? The command
+# Which regions are covered in every image, and how many volumes remain after scrubbing? The command
 # writes this picture, too, as ``study_atlas-Networks.svg``.
 
 from beyond_the_masker.draw.figures import plot_study
@@ -184,8 +185,8 @@ for name, trace in {"nilearn": usual, "fmriprep_study": ours}.items():
 # * **Detrending stays on**, because the cosines contain no straight line.
 # * **No smoothing**: an average is smooth already, and a kernel would mix neighbouring regions.
 # * **No filter**, since the cosines are one. If you set one, the repetition time comes from the
-#   :term:`sidecar`, because headers often have a wrong one. Then take no strategy that scrubs:
-#   nilearn 0.14.1 does not replace every scrubbed volume before it filters.
+#   :term:`sidecar`, because headers often have a wrong one. In that case, choose a strategy without
+#   scrubbing: nilearn 0.14.1 does not replace every scrubbed volume before it filters.
 # * **Only the brain counts**: voxels outside the image's brain mask are left out, and a region
 #   with less than half of its volume inside is ``n/a``, not an average of what is left.
 #

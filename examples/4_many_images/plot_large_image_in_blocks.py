@@ -66,8 +66,8 @@ means = {"region 1": series.mean(axis=1)}
 plot_series(means, "A region, half from each worker", "mean (arbitrary units)")
 
 # %%
-# The whole function
-# ------------------
+# Any number of masks: mask_blocks
+# --------------------------------
 # :func:`~beyond_the_masker.mask_blocks` takes any number of masks, with joblib's
 # processes or threads, or a Dask cluster. Before the first task it checks that the file has all
 # volumes of its header, and after each block that the file has not changed.
@@ -112,8 +112,8 @@ for name, way in ways.items():
 # %%
 # What to conclude
 # ----------------
-# If you read an image more than once, decompress it once. On one machine, workers then have little
-# to do, because extracting voxels is little work. On the uncompressed file here:
+# If you read an image more than once, decompress it once. On one machine, workers then gain little,
+# because extracting voxels is fast. On the uncompressed file here:
 
 many = ways["blocks, 2 workers, .nii"]
 alone = np.median(ways["blocks, 1 process, .nii"]["seconds"])
@@ -127,7 +127,7 @@ print(f"{many['first']:.3f} s the first time, when they were started")
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how long ten thousand images
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: how long thousands of images
 #   take, and where the storage is the limit.
 # * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: a cluster, to which blocks can
 #   be given as well.

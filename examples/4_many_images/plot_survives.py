@@ -1,10 +1,10 @@
 """
-What it survives
-================
+What a study survives
+=====================
 
-A study runs overnight, and in the morning you believe its results. So we break runs on purpose, in
-thousands of ways, start them again, and compare every file and every array with those of an
-undisturbed run. On this page you will see
+A study runs overnight, and in the morning you believe its results. So we break runs on purpose,
+start them again, and compare every file and every array with those of an undisturbed run. On this
+page you will see
 
 1. what the functions promise, and what they do not,
 2. how a campaign of faults breaks them, and
@@ -24,8 +24,8 @@ undisturbed run. On this page you will see
 # * After that, no process, no shared memory and no temporary file is left.
 # * Nothing hangs.
 #
-# A study believes finished results by their records. With ``verify=True``, or ``--verify`` on the
-# command line, it reads them again, and those that are damaged are computed anew.
+# A study trusts a finished result if its record is intact. With ``verify=True``, or ``--verify`` on
+# the command line, it reads them again, and those that are damaged are computed anew.
 #
 # What is not promised
 # --------------------
@@ -37,12 +37,13 @@ undisturbed run. On this page you will see
 # * **A kill of everything at once**, with joblib's helper process, which removes what others leave:
 #   semaphores and copies of arguments of joblib's workers stay in ``/dev/shm``.
 #
-# How it is broken
-# ----------------
+# How a trial breaks a run
+# ------------------------
 # A trial gets a fresh folder with three small images, and a process of its own. A hook counts the
 # calls of this process, and of its workers, that open, read, write, flush, rename or link a file.
-# At one of them, something happens; over the campaign, at each of them. The list names the classes.
-# ``memory`` also limits a control group, as containers and clusters do: Linux then kills a process.
+# Each trial injects one fault, at one of these calls or before the first; a longer campaign covers
+# more of the calls. The list names the kinds of fault. ``memory`` also limits a control group, as
+# containers and clusters do: Linux then kills a process.
 
 import pandas as pd
 
@@ -98,7 +99,7 @@ plt.show()
 #
 # Recommended next
 # ----------------
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_one_machine.py`: a study, and what happens when
-#   a worker is lost.
-# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: the hours that ten thousand
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_dask_cluster.py`: what happens when a worker is
+#   lost.
+# * :ref:`sphx_glr_auto_examples_4_many_images_plot_study_plan.py`: the hours that thousands of
 #   images take.
