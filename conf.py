@@ -141,6 +141,8 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "doc_module": (),
     "image_scrapers": ("pictures.scraper",),
+    "thumbnail_size": (400, 400),
+    "default_thumb_file": str(ROOT / "doc" / "_static" / "favicon.svg"),  # of pages without figures
     # Text in notebooks is Markdown: references, figures and what pages include would be lost.
     "notebook_extensions": set(),
     "min_reported_time": 0,

@@ -5,8 +5,10 @@ import warnings
 
 import gallery_helpers
 import matplotlib.pyplot as plt
+import numpy as np
 import pictures
 import pytest
+from matplotlib.colors import to_rgba
 from sphinx.cmd.build import build_main
 from sphinx.errors import ExtensionError
 from sphinx_gallery.scrapers import ImagePathIterator
@@ -35,6 +37,17 @@ def test_scraper(tmp_path):
     assert plt.get_fignums() == []
     svg = (tmp_path / "images" / "page_002.svg").read_text()
     assert pictures.caption_and_description(svg) == ("B & C.", "Second: 1 < 2.")
+
+
+@pytest.mark.parametrize(("height", "ends"), [(4.9, "blue"), (9, "white")])
+def test_a_thumbnail_is_the_whole_figure_or_fades(height, ends, tmp_path):
+    """A thumbnail shows a figure to its end, or fades to white."""
+    figure = plt.figure(figsize=(4, height), facecolor="blue")
+    pictures.save_thumbnail(figure, tmp_path / "a.png")
+    pixels = plt.imread(tmp_path / "a.png")
+    assert len(pixels) == 150 * min(height, 5)
+    for row, color in ((0, "blue"), (-1, ends)):
+        np.testing.assert_allclose(pixels[row, 0], to_rgba(color))
 
 
 @pytest.mark.parametrize("label", ["", "A caption alone.", "\n\nA description alone."])

@@ -15,6 +15,7 @@ from itertools import groupby
 from os.path import relpath
 from pathlib import Path
 
+import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import directives
 from matplotlib import pyplot as plt
@@ -49,10 +50,14 @@ def scraper(block, block_vars, gallery_conf):
 
 
 def save_thumbnail(figure, path):
-    """Save the upper part of a figure, in the shape of a thumbnail."""
+    """Save a figure for its thumbnail; of a tall one the upper part, which fades to white."""
     figure.savefig(path, dpi=150)
     pixels = plt.imread(path)
-    plt.imsave(path, pixels[: round(0.7 * pixels.shape[1])])
+    width, height = pixels.shape[1], round(1.25 * pixels.shape[1])
+    if len(pixels) > height:
+        pixels, fade = pixels[:height].copy(), np.linspace(1, 0, width // 4)[:, None, None]
+        pixels[-len(fade) :] = 1 - fade * (1 - pixels[-len(fade) :])
+        plt.imsave(path, pixels)
 
 
 def caption_and_description(svg):
