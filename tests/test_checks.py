@@ -5,6 +5,7 @@ import gzip
 import itertools
 import os
 import resource
+import tempfile
 from functools import partial
 from types import SimpleNamespace
 
@@ -75,7 +76,8 @@ def fmri_path(tmp_path):
 
 def series_of_study(fmri_path, mask, **options):
     """Return the series that `mask_study` writes."""
-    table = mask_study([fmri_path], {"one": mask}, fmri_path.parent / "series", **options)
+    folder = tempfile.mkdtemp(dir=fmri_path.parent)
+    table = mask_study([fmri_path], {"one": mask}, folder, **options)
     assert list(table.status) == ["done"], table.reason[0]
     return [np.load(table.file[0])["one"]]
 

@@ -160,11 +160,12 @@ def test_regions_of_one_image(files, capsys):
     ):
         assert not status_of("budget", "fmri.nii.gz", *masks)
         assert "\n2 masks, " in capsys.readouterr().out
-        assert status_of("study", "@images.txt", "--masks", *masks) == 1
+        output = names[0]
+        assert status_of("study", "@images.txt", "--masks", *masks, "--output", output) == 1
         printed = capsys.readouterr().out
         assert "none.nii\n    FileNotFoundError" in printed
         assert "\n1 done, 1 failed\n" in printed
-        assert [*read_arrays(Path("series", odd[:-7] + ".npz"))] == names
+        assert [*read_arrays(Path(output, odd[:-7] + ".npz"))] == names
 
 
 def test_fmriprep(tmp_path, capsys):

@@ -30,7 +30,7 @@ LABELS = np.digitize(CHANCE, [0.4, 0.6, 0.8]) * [[[-7, 3, 12, 400]]]  # varies a
 
 def study_arrays(fmri_path, masks, **options):
     """Return the arrays and names that `mask_study` writes."""
-    table = mask_study([fmri_path], masks, fmri_path.parent / "series", **options)
+    table = mask_study([fmri_path], masks, tempfile.mkdtemp(dir=fmri_path.parent), **options)
     assert table.status[0] in ("done", "skipped"), table.reason[0]
     return read_arrays(table.file[0])
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -273,9 +274,15 @@ def test_only_changed_images_are_repeated(study, change):
     """Only images whose results are missing or out of date are computed again."""
     study.run()
     repeated = set(change(study))
-    table = study.run()
+    reason, warns = "", nullcontext()
+    if change in (other_mask, other_name):
+        reason = "replaced those of region_0, region_1, region_2, region_3"
+        warns = pytest.warns(UserWarning, match=f"^6 of 6 images had .*: {reason}")
+    with warns:
+        table = study.run()
     expected = ["done" if number in repeated else "skipped" for number in range(6)]
     assert list(table.status) == expected
+    assert {*table.reason} == {reason}
     for image in study.images:
         assert_same(study.results(image), nifti_masker(image, study.masks))
 

@@ -91,7 +91,8 @@ def mask_study(
     pandas.DataFrame
         A row per image, in their order; also written to ``study.tsv`` in the output folder, or
         to ``study_3_of_10.tsv``. Columns: ``image``, ``file`` (empty if there are no results),
-        ``status`` (done, skipped, failed; after an interruption also not done), ``reason``,
+        ``status`` (done, skipped, failed; after an interruption also not done), ``reason`` (why it
+        failed, or which other masks' results were replaced; a warning names them, too),
         ``incomplete`` (regions that, resampled, are partly outside the image, or vanish on a
         coarser grid, and how many of their voxels are left; a warning names them, too),
         ``volumes``, ``seconds``, ``peak_rss_mib`` (of the worker process during this image; on
@@ -115,7 +116,8 @@ def mask_study(
     arrays.
 
     An image is skipped if its file, size and time of change, the masks and `resample` are the same
-    as before. Results of another image that still exists are never overwritten.
+    as before. Otherwise its results are replaced: give other masks another output folder. Results
+    of another image that still exists are never overwritten.
     """
     ready_parallel(n_jobs)
     check_folder(output_dir := absolute(output_dir))
@@ -130,18 +132,21 @@ def mask_study(
         arguments = image, file, masks_file, options, verify
         tasks.append(Task(mask_image, arguments, [row], marker=file, files=[]))
     frame = run_tasks(tasks, output_dir / table, COLUMNS, n_jobs)
-    warn_of_incomplete(frame, output_dir / table)
+    what = "incomplete", "lack voxels of regions"
+    warn_of(frame, frame.incomplete != "", *what, output_dir / table)
+    what = "reason", "had results of other masks"
+    warn_of(frame, (frame.status == "done") & (frame.reason != ""), *what, output_dir / table)
     return frame
 
 
-def warn_of_incomplete(frame, table):
-    """Warn of regions that are incomplete, or vanished, in some images."""
-    rows = frame[frame.incomplete != ""]
+def warn_of(frame, affected, column, what, table):
+    """Warn of images, for which a column of the table has the particulars."""
+    rows = frame[affected]
     if len(rows):
-        image, incomplete = rows.iloc[0][["image", "incomplete"]]
+        image, found = rows.iloc[0][["image", column]]
         warnings.warn(
-            f"{len(rows)} of {len(frame)} images lack voxels of regions, for example {image}: "
-            f"{shorten(incomplete, 500)}. The column incomplete of {table} names all.",
+            f"{len(rows)} of {len(frame)} images {what}, for example {image}: "
+            f"{shorten(found, 500)}. The column {column} of {table} names all.",
             stacklevel=3,
         )
 
@@ -167,7 +172,10 @@ def mask_image(image, file, masks_file, options, verify):
         about["voxels"] = dict(zip(masks.names, map(len, positions), strict=True))
         about["shape"] = fmri.shape
         write_arrays(unfinished, masks.names, every_series, about)
-    return [summary("done", about)]
+    row = summary("done", about)
+    if found.get("checksum", masks.checksum) != masks.checksum:
+        row["reason"] = f"replaced those of {shorten(', '.join(found['masks']), 200)}"
+    return [row]
 
 
 def place(masks, fmri, resample):
