@@ -137,16 +137,17 @@ def test_figure_of_a_lost_worker():
     works = [(7, 0, 0.3), (8, 0.36, 0.02), (7, 0.3, 0.3), (8, 0.7, 0.3), (8, 0.4, 0.02)]
     rows = [
         {"image": f"sub-{n:02d}_bold.nii.gz", "pid": pid, "started": 1e9 + start, "seconds": s}
-        for n, (pid, start, s) in enumerate([*works, (9, 1.2, 0.7)])
+        for n, (pid, start, s) in enumerate([*works, (9, 1.2, 0.7), (9, 1.1, 0.001)])
     ]
-    begun = {"sub-03": 1e9 + 0.6, "sub-04": 1e9 + 0.4}
+    statuses = ["done"] * 6 + ["skipped"]  # the lost worker had done the last image
+    begun = {"sub-03": 1e9 + 0.6, "sub-04": 1e9 + 0.4, "sub-06": 1e9 + 0.62}
     lost = {"pid": 7, "time": 1e9 + 0.66, "begun": begun}
-    figure = figures.plot_work(pd.DataFrame(rows), lost)
-    each = "worker 1 did 1, 3; worker 2 did 2, 5, 4 for the second time; worker 3 did 6."
+    figure = figures.plot_work(pd.DataFrame(rows).assign(status=statuses), lost)
+    each = "worker 1 did 1, 3, 7; worker 2 did 2, 5, 4 for the second time; worker 3 did 6."
     is_a_good_figure(figure, "1.9 seconds", "after 0.7 seconds", each)
     ax = figure.gca()
-    assert len([bar for bar in ax.patches if bar.get_width()]) == 7
-    assert "".join(text.get_text() for text in ax.texts) == "1342546"
+    assert len([bar for bar in ax.patches if bar.get_width()]) == 8
+    assert "".join(text.get_text() for text in ax.texts) == "13472546"
     nothing_overlaps(ax.texts)
 
 

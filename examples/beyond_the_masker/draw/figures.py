@@ -537,8 +537,13 @@ def plot_work(table, lost):
     for row in table.itertuples():
         begun = lost["begun"].get(Path(row.image).name.partition("_")[0])
         repeated = begun is not None and row.started > lost["time"]
+        skipped = row.status == "skipped"  # its file was complete when the worker was lost
         if repeated:
-            bars[1].append(("begun, and lost", row.number, begun, lost["time"] - begun))
+            kind = "done" if skipped else "begun, and lost"
+            bars[1].append((kind, row.number, begun, lost["time"] - begun))
+        if skipped:
+            done[lost["pid"]].append(f"{row.number}")
+            continue
         kind = "done again" if repeated else "done"
         bars[lanes[row.pid]].append((kind, row.number, row.started, row.seconds))
         done[row.pid].append(f"{row.number}{' for the second time' * repeated}")
