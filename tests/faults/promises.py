@@ -133,4 +133,4 @@ def is_of_helper(trial, name):
     fault = trial.fault
     is_killed = fault.get("who") == "group" and fault["signal"] in OF_HELPERS
     is_killed = is_killed or fault["what"] == "limit_group"  # Linux chooses whom it kills
-    return is_killed and name.startswith(("sem.loky", "joblib_memmapping"))
+    return is_killed and name.startswith(("sem.", "joblib_memmapping"))

@@ -202,6 +202,7 @@ class Place:
         """Make the same call in another process, and wait for its end."""
         pid = os.fork()
         if not pid:
+            tempfile.tempdir = str(self.tmp)  # to look for it takes a lock, which may be held now
             try:
                 outcome = outcome_of(call, None)
                 (self.base / "other").write_bytes(pickle.dumps(outcome))
