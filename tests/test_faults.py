@@ -74,13 +74,10 @@ plant("write_arrays", write_or_not)
 # A lack of memory ends in another error, without a reason.
 from beyond_the_masker.extract import streaming
 
-def to_values(*arguments, original=streaming.to_values):
-    try:
-        return original(*arguments)
-    except MemoryError:
-        raise RuntimeError from None
+def problem_of(path, error, original=streaming.problem_of):
+    return RuntimeError() if isinstance(error, MemoryError) else original(path, error)
 
-plant("to_values", to_values)
+plant("problem_of", problem_of)
 """,
     "image": """
 # An image that changes while it is read is not noticed.

@@ -104,6 +104,7 @@ def main(arguments=None):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_soon)
     tqdm.monitor_interval = 0  # no thread, because trials are forked
+    tqdm.set_lock(threading.RLock())  # not shared with a trial, which may be killed while it has it
     table = campaigns(given)
     table = table[table.trials > 0]
     both = pd.concat([table, table.sum().to_frame("all").T])
