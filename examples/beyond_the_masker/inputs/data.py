@@ -146,13 +146,13 @@ def on_grid_of(fmri_path, make, *arguments):
     return prepare_file(make.__name__.replace("_", "-"), depends_on, "atlas.nii.gz", write)
 
 
-def write_joined(imgs, n_volumes, path):
-    """Write 4D images of one grid as float32, one after the other, with one image in memory."""
+def write_joined(imgs, n_volumes, path, dtype="float32"):
+    """Write the values of 4D images of one grid, one after the other, with one image in memory."""
     with nib.openers.ImageOpener(path, "wb") as file:
         header = None
         for img in imgs:
             if header is None:
-                header = write_header(file, img, n_volumes, "float32")
+                header = write_header(file, img, n_volumes, dtype)
             if img.shape[:3] != header.get_data_shape()[:3]:
                 raise ValueError(f"{img.get_filename()} has another shape than the first image.")
             write_volumes(file, read_volumes(img), header)
