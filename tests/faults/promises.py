@@ -13,8 +13,7 @@ OF_FILES = ("OSError", "ValueError", "MemoryError", "FileNotFoundError", "FileEx
 OF_FILES += ("PermissionError", "IsADirectoryError", "NotADirectoryError", "ImageFileError")
 WITHOUT_A_FILE = {
     "kill": ("KeyboardInterrupt", "TerminatedWorkerError", "BrokenProcessPool"),
-    # OpenBLAS interrupts a process that was forked and in which it cannot start its threads.
-    "memory": ("MemoryError", "KeyboardInterrupt", "TerminatedWorkerError", "BrokenProcessPool"),
+    "memory": ("MemoryError", "TerminatedWorkerError", "BrokenProcessPool"),
 }
 
 

@@ -101,6 +101,12 @@ class Place:
         while self.mounted:
             subprocess.run(["umount", "--lazy", self.mounted.pop()], check=True)
 
+    def close(self):
+        """Remove what is outside the folders."""
+        self.unmount()
+        if self.group:
+            self.group.rmdir()
+
     def reference(self, name):
         """Return the undisturbed run of a target, made when it is first needed."""
         if name not in self.references:
@@ -161,10 +167,7 @@ class Place:
         pid = os.fork()
         if not pid:
             self.in_child(call, spec, note, target.is_command)
-        try:
-            return self.wait(pid, note)
-        finally:
-            kill_session(pid)
+        return self.wait(pid, note)
 
     def in_child(self, call, spec, note, is_command):
         """Make a call as a program of its own would, note its outcome, and end."""
@@ -178,6 +181,7 @@ class Place:
             faulthandler.register(signal.SIGUSR1, file=2)  # to see where it hangs
             sys.modules["__main__"] = types.ModuleType("__main__")  # workers import no harness
             os.chdir(self.work)
+            os.environ.pop("OPENBLAS_NUM_THREADS", None)  # what is started anew has its own threads
             os.environ |= {"TMPDIR": str(self.tmp), "PYTHONPATH": os.pathsep.join(PATHS)}
             if spec:
                 os.environ["FAULT"] = json.dumps(spec)
@@ -225,6 +229,7 @@ class Place:
         deadline = time.monotonic() + SECONDS / 3
         while (left := session(pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
+        kill_session(pid)
         messages = (self.base / "log").read_text(errors="replace")
         if note.exists():
             return pickle.loads(note.read_bytes())._replace(details=messages), left
@@ -275,9 +280,7 @@ def private_place():
         yield place
     finally:
         if place:
-            place.unmount()
-        if place and place.group:
-            place.group.rmdir()
+            place.close()
         if is_private:
             subprocess.run(["umount", "--lazy", base], check=False)
         shutil.rmtree(base, ignore_errors=True)
