@@ -72,7 +72,7 @@ def read_options(environ=None):
     most_images, most_regions = DATA_SETS.get(data, DATA_SETS["synthetic"])
     if fmri or atlas:
         most_regions = math.inf  # known when the reader's atlas is read
-    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_texts(memory, cache)]
+    wrong = [*wrong_data(data, given, fmri, atlas), *wrong_memory(memory), *wrong_cache(cache)]
     number = functools.partial(read_number, given, wrong)
     options = Options(
         n_images=number("N_IMAGES", 2, int, 1, most_images),
@@ -108,12 +108,18 @@ def read_number(given, wrong, name, default, kind, lowest, highest):
     return value
 
 
-def wrong_texts(memory, cache):
-    """Yield what is wrong with the limit of memory, and the folder of what nilearn reads."""
+def wrong_memory(memory):
+    """Yield what is wrong with the limit of memory."""
+    if memory in ("", "unlimited"):
+        return
     try:
-        parse_memory("1M" if memory in ("", "unlimited") else memory)
+        parse_memory(memory)
     except ValueError as error:
         yield f"MEMORY is {memory!r}; allowed: unlimited, or a size. {error}"
+
+
+def wrong_cache(cache):
+    """Yield what is wrong with the folder of the masks, which nilearn reads."""
     if glob.has_magic(absolute(cache)):
         yield (
             f"MASKER_CACHE is {cache!r}; allowed: a folder without *, ? or [ in its path, "
