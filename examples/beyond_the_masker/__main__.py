@@ -81,8 +81,9 @@ def main(arguments=None):
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
             signal.signal(number, signal.default_int_handler)  # clean up as after Ctrl-C
-    if "part" in arguments:  # a study, whose sums are of one thread
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no others start, for which memory may be short
+    is_study = "part" in arguments
+    if is_study and "numpy" not in sys.modules:  # its sums are of one thread, so no others start
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # when NumPy is imported: memory may be short
     try:
         if arguments.pages:
             check_pages()
@@ -99,7 +100,6 @@ def main(arguments=None):
             raise
         sys.exit("Not enough memory to import packages.")
     except KeyboardInterrupt:
-        is_study = "part" in arguments
         sys.exit(f"Interrupted.{' Run the same command again to continue.' if is_study else ''}")
 
 
